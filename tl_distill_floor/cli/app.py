@@ -1,0 +1,180 @@
+"""`tl-floor`: the commands. Their modules, and torch with them, are imported only when a command runs."""
+
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tl_distill_floor.cli.outcome import one_sentence
+
+if TYPE_CHECKING:
+    from tl_distill_floor.prediction import FloorPrediction
+
+app = typer.Typer(
+    name="tl-floor",
+    help="Predict the loss floor of a distilled language model from its teacher's sparse autoencoder.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Cost = StrEnum("Cost", ["energy"])
+Dtype = StrEnum("Dtype", ["fp32", "bf16"])
+Architecture = StrEnum("Architecture", ["batchtopk", "topk"])
+
+Model = Annotated[
+    str,
+    typer.Argument(
+        help="A TransformerLens or Hugging Face name, a model's directory, a .gguf file, tiny-prose, or smollm2-135m."
+    ),
+]
+Layer = Annotated[int | None, typer.Option(help="Layer after which the residual stream is read.")]
+Text = Annotated[
+    str | None,
+    typer.Option(help="A .txt or .jsonl file (also .gz), a Hugging Face dataset, or cached activations."),
+]
+Device = Annotated[str, typer.Option(help="torch device, such as cpu, cuda or mps.")]
+Context = Annotated[int | None, typer.Option(help="Tokens a sequence.  [default: as the SAE was trained]")]
+BatchSize = Annotated[int, typer.Option(help="Sequences a batch.", min=1)]
+Seed = Annotated[int, typer.Option(help="Seed of everything that is drawn at random.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+
+@app.command()
+@one_sentence
+def measure(
+    model: Model = "tiny-prose",
+    layer: Layer = None,
+    sae: Annotated[
+        str | None,
+        typer.Option(help="release:sae_id of SAELens, a Hub repository, a SAELens directory, or a .pt or .safetensors."),
+    ] = None,
+    text: Text = None,
+    tokens: Annotated[int, typer.Option(help="Tokens to read.", min=1)] = 200_000,
+    cost: Annotated[Cost, typer.Option(help="What a feature is worth: energy is squared error.")] = Cost.energy,
+    widths: Annotated[str | None, typer.Option(help="Student widths, such as 64,128,256.")] = None,
+    min_count: Annotated[int, typer.Option(help="Times that a feature must fire to be alive.", min=1)] = 1,
+    out: Annotated[Path | None, typer.Option(help="Directory of the results.  [default: runs/MODEL]")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where an interrupted run stopped.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+    device: Device = "cpu",
+    dtype: Annotated[Dtype, typer.Option(help="Of the teacher.")] = Dtype.fp32,
+    context_size: Context = None,
+    batch_size: BatchSize = 16,
+    seed: Seed = 0,
+    debug: Debug = False,  # noqa: ARG001
+) -> None:
+    """Measure a teacher's features and predict the loss floor of its students."""
+    from tl_distill_floor.cli.measuring import Run, parsed_widths, run_measure
+
+    run = Run(out or default_out(model, layer), resume=resume, quiet=as_json)
+    where = {"layer": layer, "device": device, "dtype": dtype.value, "context_size": context_size}
+    floor = run_measure(
+        run,
+        model,
+        sae,
+        text,
+        cost=cost.value,
+        n_tokens=tokens,
+        batch_size=batch_size,
+        predict={"widths": parsed_widths(widths), "min_count": min_count, "seed": seed},
+        **where,
+    )
+    show(floor, run.directory, as_json)
+
+
+@app.command()
+@one_sentence
+def saes(
+    model: Model,
+    layer: Layer = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON array and nothing else.")] = False,
+    debug: Debug = False,  # noqa: ARG001
+) -> None:
+    """List the SAEs that are known for a model."""
+    import dataclasses
+
+    from rich.console import Console
+
+    from tl_distill_floor.errors import InputError
+    from tl_distill_floor.present.terminal import saes_view
+    from tl_distill_floor.sources.saes import find_saes
+
+    found = find_saes(model, layer)
+    if as_json:
+        print(json.dumps([dataclasses.asdict(entry) for entry in found]))
+    elif found:
+        Console().print(saes_view(model, found))
+    else:
+        raise InputError(f"no SAE is known for {model}; train one: tl-floor train-sae {model} --layer {layer or 'L'}")
+
+
+@app.command("train-sae")
+@one_sentence
+def train_sae(
+    model: Model,
+    layer: Annotated[int, typer.Option(help="Layer after which the residual stream is read.")],
+    text: Text = None,
+    out: Annotated[Path | None, typer.Option(help="Directory to write.  [default: MODEL-layerL-sae]")] = None,
+    features: Annotated[int | None, typer.Option(help="Features of the SAE.  [default: 8 times the width]")] = None,
+    k: Annotated[int, typer.Option(help="Active features per token.", min=1)] = 32,
+    tokens: Annotated[int, typer.Option(help="Tokens to train on.", min=8192)] = 4_000_000,
+    architecture: Annotated[Architecture, typer.Option(help="SAELens architecture.")] = Architecture.batchtopk,
+    lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 4e-4,
+    device: Device = "cpu",
+    dtype: Annotated[Dtype, typer.Option(help="Of the teacher.")] = Dtype.fp32,
+    context_size: Annotated[int, typer.Option(help="Tokens a sequence.", min=2)] = 256,
+    batch_size: BatchSize = 16,
+    seed: Seed = 0,
+    debug: Debug = False,  # noqa: ARG001
+) -> None:
+    """Train an SAE where none exists, with SAELens's trainer, and save it as a SAELens directory."""
+    from tl_distill_floor.cli.measuring import train
+
+    train(
+        model,
+        text,
+        layer=layer,
+        out=out or Path(f"{short_name(model)}-layer{layer}-sae"),
+        d_sae=features,
+        k=k,
+        n_tokens=tokens,
+        architecture=architecture.value,
+        lr=lr,
+        device=device,
+        dtype=dtype.value,
+        context_size=context_size,
+        batch_size=batch_size,
+        seed=seed,
+    )
+
+
+def short_name(model: str) -> str:
+    """The last part of a name or path, without its suffix."""
+    return Path(model).name.removesuffix(".gguf") or "model"
+
+
+def default_out(model: str, layer: int | None) -> Path:
+    return Path("runs") / (short_name(model) if layer is None else f"{short_name(model)}-layer{layer}")
+
+
+def show(floor: "FloorPrediction", directory: Path, as_json: bool) -> None:
+    """The prediction on stdout: one JSON object, or a table and where it was saved."""
+    from rich.console import Console
+
+    from tl_distill_floor.present.machine import floor_json
+    from tl_distill_floor.present.terminal import floor_view
+
+    if as_json:
+        print(json.dumps(floor_json(floor)))
+        return
+    console = Console()
+    console.print(floor_view(floor))
+    console.print(f"Saved in {directory}", style="dim", highlight=False)
+
+
+def main() -> Any:
+    """The entry point `tl-floor`."""
+    return app()

@@ -1,0 +1,121 @@
+"""The work of `tl-floor measure` and `tl-floor train-sae`: a run directory, a progress bar, quiet libraries."""
+
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from tl_distill_floor.errors import InputError
+from tl_distill_floor.prediction import FloorPrediction
+from tl_distill_floor.records import write_atomically
+
+PARTIAL_FILE = "partial.safetensors"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A directory of results; each command reads what the earlier ones left there."""
+
+    directory: Path
+    resume: bool = False
+    quiet: bool = False
+
+    @property
+    def partial(self) -> Path:
+        return self.directory / PARTIAL_FILE
+
+    def prepare(self) -> None:
+        """See that the directory can be written and that nothing measured would be lost.
+
+        Raises:
+            InputError: it cannot be written, or an interrupted measurement lies in it and `--resume` was not given.
+        """
+        write_atomically(self.directory / ".writable", b"")
+        (self.directory / ".writable").unlink()
+        if self.partial.exists() and not self.resume:
+            raise InputError(
+                f"{self.partial} holds an interrupted measurement; add --resume to go on, delete it to start again,"
+                " or name another directory with --out"
+            )
+
+
+def run_measure(run: Run, model: Any, sae: Any, text: Any, *, predict: dict[str, Any], **options: Any) -> FloorPrediction:
+    """Measure into a run directory and predict; the interrupted sums go once the result is saved."""
+    run.prepare()
+    with quiet_libraries():
+        from tl_distill_floor.measuring.features import measure
+        from tl_distill_floor.sources.text import is_cached_activations
+        from tl_distill_floor.theory.floor import floor_from_stats
+
+        teacher = None if text is not None and is_cached_activations(Path(text)) else model
+        with _bar(run.quiet) as progress:
+            stats = measure(
+                teacher, sae, text, checkpoint=run.partial, resume=run.resume, progress=progress, **options
+            )
+        floor = floor_from_stats(stats, **predict)
+        floor.save(run.directory)
+    run.partial.unlink(missing_ok=True)
+    return floor
+
+
+def train(model: str, text: str | None, *, out: Path, layer: int, **options: Any) -> None:
+    """Train an SAE and say what to type next."""
+    with quiet_libraries():
+        from tl_distill_floor.sources.train_sae import train_sae
+
+        train_sae(model, text, out=out, layer=layer, **options)
+    Console().print(f"Saved in {out}. Next: tl-floor measure {model} --layer {layer} --sae {out}", highlight=False)
+
+
+def parsed_widths(widths: str | None) -> list[int] | None:
+    """The whole numbers of "64,128,256".
+
+    Raises:
+        InputError: it holds something else.
+    """
+    if widths is None:
+        return None
+    try:
+        return [int(width) for width in widths.split(",")]
+    except ValueError as error:
+        raise InputError(f"widths must be whole numbers with commas between, got {widths!r}; try 64,128,256") from error
+
+
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Keep the loaders' own bars, notes and warnings off the terminal; what matters is in our own results."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    level = logging.root.level
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(logging.NOTSET)
+        logging.root.setLevel(level)
+
+
+@contextmanager
+def _bar(quiet: bool) -> Iterator[Any]:
+    """A progress bar on stderr, in tokens."""
+    if quiet or not sys.stderr.isatty():
+        yield None
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("tokens"), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("loading", total=None)
+        yield lambda done, total: bar.update(task, description="measuring", completed=done, total=total)

@@ -1,0 +1,35 @@
+"""How a command ends: an error is one sentence on stderr and exit status 2, a traceback only with `--debug`."""
+
+import functools
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import typer
+
+from tl_distill_floor.errors import InputError
+
+INTERRUPTED = 130
+
+
+def one_sentence(command: Callable[..., None]) -> Callable[..., None]:
+    """Wrap a command so that what goes wrong is said in one sentence."""
+
+    @functools.wraps(command)
+    def run(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except KeyboardInterrupt:
+            _end("interrupted; what was measured is kept, --resume goes on from there", INTERRUPTED)
+        except (InputError, ValueError, OSError) as error:
+            if kwargs.get("debug"):
+                traceback.print_exc()
+            _end(str(error) if isinstance(error, InputError) else f"{error}; --debug shows where", 2)
+
+    return run
+
+
+def _end(sentence: str, status: int) -> None:
+    print(f"tl-floor: {' '.join(sentence.split())}", file=sys.stderr)
+    raise typer.Exit(status)

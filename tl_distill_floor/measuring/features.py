@@ -1,0 +1,180 @@
+"""One pass over a teacher: activations at a hook point, through the SAE's encoder, into mergeable sums.
+
+Nothing that is kept grows with the number of tokens. Codes are reduced batch by batch to the entries that are not 0,
+and these to integer counts and float64 moments, so that sums are exact whatever the dtype of the codes.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float64, Int64
+from torch import Tensor
+
+from tl_distill_floor.errors import InputError
+from tl_distill_floor.measuring.subject import Batch, Subject, subject_of
+from tl_distill_floor.records import MAX_BLOCKS, Blocks, FeatureStats
+
+COSTS = ("energy",)
+SAMPLE_EVERY = 32
+"""One token in so many is decoded to measure what the SAE leaves unexplained."""
+Progress = Callable[[int, int], None]
+
+
+def measure(
+    model: Any,
+    sae: Any = None,
+    text: Any = None,
+    *,
+    cost: str = "energy",
+    n_tokens: int = 200_000,
+    checkpoint: str | Path | None = None,
+    resume: bool = False,
+    progress: Progress | None = None,
+    **where: Any,
+) -> FeatureStats:
+    """Measure an SAE's features on a teacher's activations: how often each fires, how strongly, and what it is worth.
+
+    The forward pass stops at the hook point, the SAE is called but never attached, and the model leaves as it came.
+    Special tokens (by id) and the first position of every sequence do not count.
+
+    Args:
+        model: a HookedTransformer or TransformerBridge, or what `load_teacher` takes; None for cached activations.
+        sae: a SAELens SAE, or what `load_sae` takes; None takes the one that is known for the model and layer.
+        text: what `load_text` takes; None is the embedded text.
+        cost: "energy": E[a²] · ‖w‖² per feature, w its decoder row (the paper's I · E[x²]), in squared error per
+            token summed over the dimensions of the hook point.
+        n_tokens: tokens to read, those that do not count included; fewer where the text ends before.
+        checkpoint: a file that holds the sums so far after every block, for `resume`.
+        resume: go on from `checkpoint` where it exists; the result is the same to the last bit.
+        progress: called after every batch with the tokens read so far and in all.
+        where: `layer`, `hook_name`, `context_size`, `batch_size` (sequences), `device`, `dtype` ("fp32", "bf16"); see
+            `subject_of`.
+
+    Raises:
+        InputError: something cannot be loaded or does not belong together, the text is too short, or an activation is
+            not finite.
+    """
+    if cost not in COSTS:
+        raise InputError(f"cost must be one of {', '.join(COSTS)}, got {cost}")
+    if n_tokens < 1:
+        raise InputError(f"the number of tokens must be at least 1, got {n_tokens}")
+    subject = subject_of(model, sae, text, **where)
+    file = Path(checkpoint) if checkpoint else None
+    stats = FeatureStats.load(file) if file and resume and file.exists() else None
+    done = 0 if stats is None else stats.n_tokens + stats.n_masked
+    with subject.batches(done, n_tokens) as batches:
+        reported = _reported(batches, done, n_tokens, progress)
+        for size in _block_sizes(done // subject.tokens_per_batch):
+            block = block_stats(subject, islice(reported, size))
+            if block is None:
+                break
+            stats = _joined(stats, block, file)
+            if file:
+                stats.save(file)
+    if stats is None:
+        raise InputError(
+            f"{subject.text_name} is too short: it fills no sequence of {subject.context_size} tokens with one that"
+            " counts; give more text, or set --context-size lower"
+        )
+    return dataclasses.replace(stats, warnings=tuple(subject.warnings()))
+
+
+def block_stats(subject: Subject, batches: Iterator[Batch]) -> FeatureStats | None:
+    """The statistics of one block of text, which nothing but its own batches decides; None where there are none."""
+    total: dict[str, Any] = {}
+    for batch in batches:
+        sums = batch_sums(subject.sae, batch)
+        total = {name: total[name] + value for name, value in sums.items()} if total else sums
+    if not total.get("n_tokens"):
+        return None
+    norm = decoder_norm(subject.sae)
+    energy = total["sum_act_sq"] * norm**2
+    return FeatureStats(
+        **subject.identity(),
+        **total,
+        decoder_norm=norm,
+        sum_cost=energy,
+        cost_unit="mse",
+        blocks=Blocks(np.array([total["n_tokens"]]), total["firing_count"][None], energy[None]),
+    )
+
+
+@torch.no_grad()
+def batch_sums(sae: Any, batch: Batch) -> dict[str, Any]:
+    """Everything that is summed over the tokens of one batch, under the names of `FeatureStats`."""
+    acts = batch.activation
+    codes = sae.encode(acts).flatten(1)
+    token_feature = codes.flatten().nonzero().squeeze(1)
+    values = codes.flatten()[token_feature].double()
+    if not values.isfinite().all():
+        raise InputError("the SAE's codes hold NaN or Inf; load the SAE in fp32, or name another with --sae")
+    feature, n = token_feature % codes.shape[1], codes.shape[1]
+    seen = acts[::SAMPLE_EVERY].flatten(1).double()
+    missed = seen - sae.decode(codes[::SAMPLE_EVERY]).flatten(1).to(seen)
+    return {
+        "n_tokens": len(acts),
+        "n_masked": batch.n_masked,
+        "firing_count": _count(feature, n),
+        "sum_act": _sum(feature, values, n),
+        "sum_act_sq": _sum(feature, values.square(), n),
+        "sampled_tokens": len(seen),
+        "sampled_sum": seen.sum(0).cpu().numpy(),
+        "sampled_sum_sq": seen.square().sum().item(),
+        "sampled_error_sq": missed.square().sum().item(),
+    }
+
+
+def decoder_norm(sae: Any) -> Float64[np.ndarray, " feature"]:
+    """‖w_i‖ of every decoder row: SAEs need not have rows of norm 1."""
+    norms: np.ndarray = sae.W_dec.detach().double().norm(dim=-1).cpu().numpy()
+    return norms
+
+
+def _count(feature: Tensor, n: int) -> Int64[np.ndarray, " feature"]:
+    counts: np.ndarray = torch.bincount(feature, minlength=n).cpu().numpy()
+    return counts
+
+
+def _sum(feature: Tensor, values: Float[Tensor, " entry"], n: int) -> Float64[np.ndarray, " feature"]:
+    sums: np.ndarray = torch.bincount(feature, weights=values, minlength=n).cpu().numpy()
+    return sums
+
+
+def _block_sizes(batches_done: int) -> Iterator[int]:
+    """Batches a block: 64 times one, then 32 times two, 32 times four, ..., without the first `batches_done`.
+
+    `FeatureStats.merge` joins blocks two by two beyond 64, so that all but the last are always of one size.
+    """
+    size, blocks = 1, 0
+    while True:
+        if batches_done <= 0:
+            yield size
+        batches_done -= size
+        blocks += 1
+        if blocks == MAX_BLOCKS:
+            size, blocks = 2 * size, MAX_BLOCKS // 2
+
+
+def _joined(before: FeatureStats | None, block: FeatureStats, checkpoint: Path | None) -> FeatureStats:
+    if before is None:
+        return block
+    try:
+        return before.merge(block)
+    except ValueError as error:
+        raise InputError(
+            f"{checkpoint} is of another measurement ({error}); use the same options, or delete it to start again"
+        ) from error
+
+
+def _reported(batches: Iterator[Batch], done: int, total: int, progress: Progress | None) -> Iterator[Batch]:
+    """The batches, each reported when the next is asked for."""
+    for batch in batches:
+        yield batch
+        done += len(batch.activation) + batch.n_masked
+        if progress:
+            progress(done, max(total, done))

@@ -1,0 +1,24 @@
+"""`predict_floor`: from a teacher and its SAE to the floor of every student width, in one call."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from tl_distill_floor.measuring.features import measure
+from tl_distill_floor.prediction import FloorPrediction
+from tl_distill_floor.theory.floor import floor_from_stats
+
+
+def predict_floor(
+    model: Any, sae: Any = None, text: Any = None, *, widths: Sequence[int] | None = None, **measure_options: Any
+) -> FloorPrediction:
+    """Measure the teacher's features and predict the loss floor of its students.
+
+    Args:
+        model, sae, text: see `measure`.
+        widths: student widths in dimensions; shares of the teacher's width when left out.
+        measure_options: see `measure`.
+
+    Raises:
+        InputError: see `measure` and `floor_from_stats`.
+    """
+    return floor_from_stats(measure(model, sae, text, **measure_options), widths)

@@ -1,0 +1,114 @@
+"""Predictions as rich tables, for the terminal and for notebooks."""
+
+import io
+import math
+from typing import TYPE_CHECKING
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from tl_distill_floor.prediction import FloorPrediction, Interval
+from tl_distill_floor.records import UNIT_IN_WORDS
+
+if TYPE_CHECKING:
+    from tl_distill_floor.sources.saes import SaeEntry
+
+
+def floor_view(floor: FloorPrediction) -> RenderableType:
+    """What was measured, the floor of every width, and what to be careful about."""
+    parts = [_measured(floor), Text(), _widths(floor), Text(_verdict(floor))]
+    parts += [Text(f"! {warning}", style="yellow") for warning in floor.warnings]
+    return Group(*parts)
+
+
+def floor_html(floor: FloorPrediction) -> str:
+    """The same as an HTML fragment, for notebooks."""
+    console = Console(record=True, width=100, file=io.StringIO(), force_jupyter=False)
+    console.print(floor_view(floor))
+    return console.export_html(inline_styles=True, code_format="<pre>{code}</pre>")
+
+
+def saes_view(model_name: str, entries: "list[SaeEntry]") -> RenderableType:
+    """The SAEs that are known for a model."""
+    table = Table(title=f"SAEs of {model_name}", title_justify="left", box=None, pad_edge=False)
+    for heading in ("layer", "hook point", "L0", "--sae"):
+        table.add_column(heading, justify="right" if heading in ("layer", "L0") else "left", overflow="fold")
+    for entry in entries:
+        layer = "" if entry.layer is None else str(entry.layer)
+        l0 = "" if entry.expected_l0 is None else f"{entry.expected_l0:.0f}"
+        table.add_row(layer, entry.hook_name or "", l0, entry.spec)
+    return table
+
+
+def _measured(floor: FloorPrediction) -> Table:
+    stats = floor.stats
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    rows = [
+        ("teacher", f"{stats.model_name}, {stats.hook_name} ({stats.d_model:,} dimensions)"),
+        ("SAE", f"{stats.sae_name}, {len(stats.firing_count):,} features"),
+        ("text", f"{stats.text_name}, {stats.n_tokens:,} tokens counted ({stats.n_masked:,} special or first left out)"),
+        ("L0", _l0(floor)),
+        ("unexplained", f"{stats.fvu:.4f} of the variance (on {stats.sampled_tokens:,} tokens), not in the floor"),
+        ("F", f"{floor.n_features:,} alive features{_range(floor.n_features_interval, ',.0f')}{_growth(floor)}"),
+        ("sparsity α", f"{floor.alpha:.5f}{_range(floor.alpha_interval, '.5f')}"),
+        ("g(α)", f"{floor.capacity:.2f} features per dimension"),
+        ("d*", f"{floor.critical_width:.1f} dimensions{_range(floor.critical_width_interval, '.1f')}"),
+    ]
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _widths(floor: FloorPrediction) -> Table:
+    unit = "MSE" if floor.unit == "mse" else "nats/token"
+    table = Table(title=f"Loss floor, {UNIT_IN_WORDS[floor.unit]}", title_justify="left", box=None, pad_edge=False)
+    for heading in ("width", "features kept", "lost", f"theorem ({unit})", "95 % interval", "of all"):
+        table.add_column(heading, justify="right")
+    curves = {"independent": floor.independent, "simulated": floor.simulated}
+    shown = {name: curve for name, curve in curves.items() if curve is not None}
+    for name in shown:
+        table.add_column(f"{name} ({unit})", justify="right")
+    for i, width in enumerate(floor.widths.tolist()):
+        lost = len(floor.lost(width))
+        low, high = floor.interval[i]
+        table.add_row(
+            f"{width:,}",
+            f"{floor.n_features - lost:,}",
+            f"{lost / floor.n_features:.0%}",
+            f"{floor.theorem[i]:.4g}",
+            "" if math.isnan(high) else f"{low:.4g} to {high:.4g}",
+            f"{floor.theorem[i] / floor.total:.1%}" if floor.total else "",
+            *(f"{curve[i]:.4g}" for curve in shown.values()),
+        )
+    return table
+
+
+def _verdict(floor: FloorPrediction) -> str:
+    stats = floor.stats
+    needed = math.ceil(floor.critical_width)
+    held = "holds" if needed <= stats.d_model else "would hold"
+    sentence = f"A student of {needed:,} dimensions {held} every feature by Theorem 1; the teacher has {stats.d_model:,}."
+    if floor.teacher_floor > 0:
+        sentence += f" The teacher's own width has a floor of {floor.teacher_floor:.4g}."
+    return sentence
+
+
+def _l0(floor: FloorPrediction) -> str:
+    stats = floor.stats
+    expected = "" if stats.expected_l0 is None else f" (its publisher: {stats.expected_l0:.1f})"
+    return f"{stats.l0:.1f} active features per token{expected}"
+
+
+def _growth(floor: FloorPrediction) -> str:
+    """F at half the tokens: a number that still grows says that more tokens would find more features."""
+    tokens, alive = floor.stats.growth(floor.min_count)
+    half = int((tokens >= tokens[-1] / 2).argmax())
+    return f"; {alive[half]:,} after {tokens[half]:,} tokens" if len(tokens) > 1 else ""
+
+
+def _range(interval: Interval, form: str) -> str:
+    low, high = interval
+    return "" if math.isnan(high) else f" ({low:{form}} to {high:{form}})"

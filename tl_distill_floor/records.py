@@ -1,0 +1,259 @@
+"""What the package measures and predicts: frozen results, with shapes, units, validation, `save` and `load`.
+
+Files are safetensors for arrays and JSON for the rest, carry a format name and a version, and are written to a
+temporary file beside the target and then renamed, so that a reader sees the old file or the new one, never half.
+"""
+
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+from jaxtyping import Bool, Float64, Int64
+
+from tl_distill_floor.errors import InputError
+
+STATS_FILE, FLOOR_FILE = "stats.safetensors", "floor.json"
+VERSION = 1
+MAX_BLOCKS = 64
+CostUnit = Literal["mse", "nats"]
+SUMS = (
+    *("n_tokens", "n_masked", "firing_count", "sum_act", "sum_act_sq", "sum_cost"),
+    *("sampled_tokens", "sampled_sum", "sampled_sum_sq", "sampled_error_sq"),
+)
+UNIT_IN_WORDS = {
+    "mse": "squared error per token, summed over the dimensions of the hook point",
+    "nats": "nats per token",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Allocation:
+    """Which features a student of one width holds."""
+
+    capacity: Float64[np.ndarray, " feature"]
+    """Dimensions given to each feature; they sum to at most the width."""
+    kept: Bool[np.ndarray, " feature"]
+    floor: float
+    """Summed cost of what is lost, in the unit of the costs."""
+
+
+@dataclass(frozen=True, eq=False)
+class Blocks:
+    """Sums over consecutive stretches of text, which the bootstrap resamples and F against tokens is read from."""
+
+    n_tokens: Int64[np.ndarray, " block"]
+    firing_count: Int64[np.ndarray, "block feature"]
+    cost: Float64[np.ndarray, "block feature"]
+    """Summed over the block's tokens, not per token."""
+
+    def coarser(self) -> "Blocks":
+        """Neighbours joined two by two: half the blocks, the same sums."""
+        pairs = np.arange(0, len(self.n_tokens), 2)
+        join = lambda sums: np.add.reduceat(sums, pairs, axis=0)  # noqa: E731
+        return Blocks(join(self.n_tokens), join(self.firing_count), join(self.cost))
+
+    def followed_by(self, other: "Blocks") -> "Blocks":
+        return Blocks(*(np.concatenate([getattr(b, f.name) for b in (self, other)]) for f in dataclasses.fields(self)))
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureStats:
+    """What was measured of an SAE's features on a teacher's activations. One feature is one SAE latent."""
+
+    model_name: str
+    hook_name: str
+    sae_name: str
+    text_name: str
+    d_model: int
+    """Dimensions of the teacher's activation at the hook point."""
+    n_tokens: int
+    """Tokens that counted; special tokens and first positions do not."""
+    n_masked: int
+    """Tokens read but not counted."""
+    firing_count: Int64[np.ndarray, " feature"]
+    """Tokens on which the feature's activation is not 0."""
+    sum_act: Float64[np.ndarray, " feature"]
+    sum_act_sq: Float64[np.ndarray, " feature"]
+    decoder_norm: Float64[np.ndarray, " feature"]
+    sum_cost: Float64[np.ndarray, " feature"]
+    """Summed over tokens: what the loss gains when the feature is dropped, in `cost_unit`."""
+    cost_unit: CostUnit
+    sampled_tokens: int
+    """Tokens, evenly spaced among those that counted, on which the SAE was decoded to see what it leaves out."""
+    sampled_sum: Float64[np.ndarray, " d_model"]
+    """Summed activation of the sampled tokens."""
+    sampled_sum_sq: float
+    """Summed squared norm of the sampled tokens' activations."""
+    sampled_error_sq: float
+    """Summed squared norm of what the SAE's reconstruction of the sampled tokens misses."""
+    blocks: Blocks
+    expected_l0: float | None = None
+    """Mean number of active features per token that the SAE's publisher states, where one is known."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """What else decides the numbers: dtype, context, mask, how the teacher was loaded."""
+    warnings: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        n = len(self.firing_count)
+        per_feature = (self.sum_act, self.sum_act_sq, self.decoder_norm, self.sum_cost)
+        if any(a.shape != (n,) for a in per_feature) or self.blocks.cost.shape[1:] != (n,):
+            raise ValueError(f"every array of the statistics must have {n} features")
+        if any(not np.isfinite(a).all() for a in (*per_feature, self.blocks.cost, self.sampled_sum)):
+            raise ValueError("the statistics hold a number that is not finite")
+        if min(self.sum_cost.min(initial=0), self.sum_act_sq.min(initial=0), self.firing_count.min(initial=0)) < 0:
+            raise ValueError("counts, squares and costs must be at least 0")
+        if self.n_tokens < 1 or self.firing_count.max(initial=0) > self.n_tokens:
+            raise ValueError("the number of tokens must be at least 1 and at least every firing count")
+        if int(self.blocks.n_tokens.sum()) != self.n_tokens:
+            raise ValueError("the blocks' tokens must add up to the number of tokens")
+
+    @property
+    def firing_rate(self) -> Float64[np.ndarray, " feature"]:
+        return self.firing_count / self.n_tokens
+
+    @property
+    def l0(self) -> float:
+        """Mean number of active features per token."""
+        return float(self.firing_count.sum() / self.n_tokens)
+
+    @property
+    def cost(self) -> Float64[np.ndarray, " feature"]:
+        """What the loss gains per token when the feature is dropped, in `cost_unit`."""
+        return self.sum_cost / self.n_tokens
+
+    @property
+    def fvu(self) -> float:
+        """Fraction of the activation's variance that the SAE leaves unexplained: that part is not in the floor."""
+        variance = self.sampled_sum_sq - float(self.sampled_sum @ self.sampled_sum) / max(self.sampled_tokens, 1)
+        return self.sampled_error_sq / variance if variance > 0 else math.nan
+
+    def alive(self, min_count: int = 1) -> Bool[np.ndarray, " feature"]:
+        """Features that fired on at least `min_count` of the tokens."""
+        return self.firing_count >= min_count
+
+    def growth(self, min_count: int = 1) -> tuple[Int64[np.ndarray, " block"], Int64[np.ndarray, " block"]]:
+        """(tokens, F): how many features had fired `min_count` times after that many tokens."""
+        seen = np.cumsum(self.blocks.firing_count, axis=0) >= min_count
+        return np.cumsum(self.blocks.n_tokens), seen.sum(axis=1, dtype=np.int64)
+
+    def merge(self, other: "FeatureStats") -> "FeatureStats":
+        """The statistics of both stretches of text together, `other` after `self`.
+
+        Raises:
+            ValueError: they are of another model, hook point, SAE, unit or setting.
+        """
+        for name in ("model_name", "hook_name", "sae_name", "d_model", "cost_unit", "settings"):
+            if getattr(self, name) != getattr(other, name):
+                raise ValueError(f"{name} differs: {getattr(self, name)!r} and {getattr(other, name)!r}")
+        if not np.array_equal(self.decoder_norm, other.decoder_norm):
+            raise ValueError("the decoders differ, so the features are not the same")
+        blocks = self.blocks.followed_by(other.blocks)
+        while len(blocks.n_tokens) > MAX_BLOCKS:
+            blocks = blocks.coarser()
+        return dataclasses.replace(
+            self,
+            **{name: getattr(self, name) + getattr(other, name) for name in SUMS},
+            text_name=" + ".join(dict.fromkeys([self.text_name, other.text_name])),
+            blocks=blocks,
+            warnings=tuple(dict.fromkeys([*self.warnings, *other.warnings])),
+        )
+
+    def save(self, path: str | Path) -> Path:
+        """Write one safetensors file; a directory gets `stats.safetensors`. Returns the file's path."""
+        arrays = {f.name: v for f in dataclasses.fields(self) if isinstance(v := getattr(self, f.name), np.ndarray)}
+        arrays |= {f"blocks.{f.name}": getattr(self.blocks, f.name) for f in dataclasses.fields(self.blocks)}
+        scalars = {
+            f.name: getattr(self, f.name)
+            for f in dataclasses.fields(self)
+            if f.name not in arrays and f.name != "blocks"
+        }
+        return save_arrays(file_in(path, STATS_FILE), "feature-stats", arrays, scalars)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read what `save` wrote, from the file or its directory.
+
+        Raises:
+            InputError: the file is missing, truncated, foreign, or of a newer version.
+        """
+        file = file_in(path, STATS_FILE)
+        arrays, scalars = load_arrays(file, "feature-stats")
+        try:
+            blocks = Blocks(**{f.name: arrays.pop(f"blocks.{f.name}") for f in dataclasses.fields(Blocks)})
+            scalars["warnings"] = tuple(scalars["warnings"])
+            return cls(**arrays, **scalars, blocks=blocks)
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+            raise InputError(f"{file} does not hold complete feature statistics ({error}); measure again") from error
+
+
+def file_in(path: str | Path, name: str) -> Path:
+    """`path` itself, or the file `name` in it where it is a directory or has no suffix."""
+    path = Path(path)
+    return path / name if path.is_dir() or not path.suffix else path
+
+
+def write_atomically(path: Path, data: bytes) -> Path:
+    """Write `data` so that `path` holds all of it or what it held before.
+
+    Raises:
+        InputError: the directory cannot be written or the disk is full.
+    """
+    partial = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+            partial = file.name
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(partial).replace(path)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise InputError(f"cannot write {path}: {reason}; free some space or name another place with --out") from error
+    finally:
+        if partial is not None:
+            with contextlib.suppress(OSError):
+                Path(partial).unlink(missing_ok=True)
+    return path
+
+
+def save_arrays(path: Path, kind: str, arrays: dict[str, np.ndarray], scalars: dict[str, Any]) -> Path:
+    """One safetensors file whose header carries `kind`, the version and the scalars as JSON."""
+    from safetensors.numpy import save
+
+    header = {"format": f"tl-distill-floor/{kind}", "version": str(VERSION), "scalars": json.dumps(scalars)}
+    contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    return write_atomically(path, save(contiguous, metadata=header))
+
+
+def load_arrays(path: Path, kind: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """What `save_arrays` wrote.
+
+    Raises:
+        InputError: the file is missing, truncated, foreign, or of a newer version.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            header = file.metadata() or {}
+            check_format(path, kind, header.get("format"), header.get("version"))
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        return arrays, json.loads(header["scalars"])
+    except (OSError, SafetensorError, KeyError, json.JSONDecodeError) as error:
+        raise InputError(f"{path} is missing or is no complete file of ours ({error}); run tl-floor measure") from error
+
+
+def check_format(path: Path, kind: str, found: Any, version: Any) -> None:
+    """Raise an InputError unless a file says that it is a `kind` of ours, of a version that is known here."""
+    if found != f"tl-distill-floor/{kind}":
+        raise InputError(f"{path} says it is {found!r}, not tl-distill-floor/{kind}; name a file that measure wrote")
+    if str(version) != str(VERSION):
+        raise InputError(f"{path} is of version {version}, this package reads {VERSION}; upgrade tl-distill-floor")

