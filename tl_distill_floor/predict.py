@@ -1,6 +1,5 @@
 """`predict_floor`: from a teacher and its SAE to the floor of every student width, in one call."""
 
-from collections.abc import Sequence
 from typing import Any
 
 from tl_distill_floor.measuring.features import measure
@@ -9,13 +8,13 @@ from tl_distill_floor.theory.floor import floor_from_stats
 
 
 def predict_floor(
-    model: Any, sae: Any = None, text: Any = None, *, widths: Sequence[int] | None = None, **measure_options: Any
+    model: Any, sae: Any = None, text: Any = None, *, widths: Any = None, **measure_options: Any
 ) -> FloorPrediction:
     """Measure the teacher's features and predict the loss floor of its students.
 
     Args:
         model, sae, text: see `measure`.
-        widths: student widths in dimensions; shares of the teacher's width when left out.
+        widths: [width] student widths in dimensions; shares of the teacher's width when left out.
         measure_options: see `measure`.
 
     Raises:

@@ -5,7 +5,7 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
@@ -20,9 +20,8 @@ from tl_distill_floor.records import (
     file_in,
     write_atomically,
 )
-
 from tl_distill_floor.theory.allocation import by_cost, tail_costs
-from tl_distill_floor.theory.capacity import n_held
+from tl_distill_floor.theory.capacity import Number, n_held
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -88,17 +87,17 @@ class FloorPrediction:
         """Theorem 1's floor at the teacher's own width, which holds its features in superposition too."""
         return float(self._tail_costs()[self._n_held(self.stats.d_model)])
 
-    def kept(self, width: float) -> Bool[np.ndarray, " feature"]:
+    def kept(self, width: Number) -> Bool[np.ndarray, " feature"]:
         """The features that a student of `width` dimensions holds by Theorem 1."""
         mask = np.zeros(len(self.stats.firing_count), dtype=bool)
         mask[self._by_cost()[: self._n_held(width)]] = True
         return mask
 
-    def lost(self, width: float) -> Int64[np.ndarray, " lost"]:
+    def lost(self, width: Number) -> Int64[np.ndarray, " lost"]:
         """Indices of the alive features that a student of `width` dimensions loses, the most costly first."""
         return self._by_cost()[self._n_held(width) :]
 
-    def width_for(self, max_loss: float) -> int:
+    def width_for(self, max_loss: Number) -> int:
         """The narrowest student whose Theorem 1 floor is at most `max_loss` (in `unit`), in dimensions, at least 1.
 
         Raises:
@@ -125,7 +124,7 @@ class FloorPrediction:
         return write_atomically(directory / FLOOR_FILE, json.dumps(found, indent=1, allow_nan=False).encode())
 
     @classmethod
-    def load(cls, path: str | Path) -> Self:
+    def load(cls, path: str | Path) -> "FloorPrediction":
         """Read what `save` wrote into a directory.
 
         Raises:
@@ -137,12 +136,12 @@ class FloorPrediction:
             check_format(file, "floor", found.get("format"), found.get("version"))
             stats = FeatureStats.load(file.parent / STATS_FILE)
             if found["n_tokens"] != stats.n_tokens or found["unit"] != stats.cost_unit:
-                raise InputError(f"{file} was not computed from the {STATS_FILE} beside it; run tl-floor measure again")
+                raise ValueError(f"it was not computed from the {STATS_FILE} beside it")  # noqa: TRY301
             return cls(stats=stats, **{f.name: _decode(f.name, found[f.name]) for f in _stored_fields(cls)})
         except InputError:
             raise
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"{file} is missing or incomplete ({error}); run tl-floor measure") from error
+            raise InputError(f"{file} is missing or does not fit ({error}); run tl-floor measure") from error
 
     def plot(self) -> "go.Figure":
         """Floor against width, as a plotly figure."""
@@ -158,7 +157,7 @@ class FloorPrediction:
     def _by_cost(self) -> Int64[np.ndarray, " alive"]:
         return by_cost(self.stats.cost, self.stats.alive(self.min_count))
 
-    def _n_held(self, width: float) -> int:
+    def _n_held(self, width: Number) -> int:
         if not width > 0:
             raise ValueError(f"width must be a number of dimensions above 0, got {width}")
         return n_held(width, self.capacity, self.n_features)

@@ -12,7 +12,7 @@ import os
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
@@ -56,8 +56,7 @@ class Blocks:
     def coarser(self) -> "Blocks":
         """Neighbours joined two by two: half the blocks, the same sums."""
         pairs = np.arange(0, len(self.n_tokens), 2)
-        join = lambda sums: np.add.reduceat(sums, pairs, axis=0)  # noqa: E731
-        return Blocks(join(self.n_tokens), join(self.firing_count), join(self.cost))
+        return Blocks(*(np.add.reduceat(getattr(self, f.name), pairs, axis=0) for f in dataclasses.fields(self)))
 
     def followed_by(self, other: "Blocks") -> "Blocks":
         return Blocks(*(np.concatenate([getattr(b, f.name) for b in (self, other)]) for f in dataclasses.fields(self)))
@@ -177,7 +176,7 @@ class FeatureStats:
         return save_arrays(file_in(path, STATS_FILE), "feature-stats", arrays, scalars)
 
     @classmethod
-    def load(cls, path: str | Path) -> Self:
+    def load(cls, path: str | Path) -> "FeatureStats":
         """Read what `save` wrote, from the file or its directory.
 
         Raises:
@@ -187,8 +186,8 @@ class FeatureStats:
         arrays, scalars = load_arrays(file, "feature-stats")
         try:
             blocks = Blocks(**{f.name: arrays.pop(f"blocks.{f.name}") for f in dataclasses.fields(Blocks)})
-            scalars["warnings"] = tuple(scalars["warnings"])
-            return cls(**arrays, **scalars, blocks=blocks)
+            found: dict[str, Any] = {**arrays, **scalars, "blocks": blocks, "warnings": tuple(scalars["warnings"])}
+            return cls(**found)
         except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
             raise InputError(f"{file} does not hold complete feature statistics ({error}); measure again") from error
 

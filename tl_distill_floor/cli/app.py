@@ -49,7 +49,9 @@ def measure(
     layer: Layer = None,
     sae: Annotated[
         str | None,
-        typer.Option(help="release:sae_id of SAELens, a Hub repository, a SAELens directory, or a .pt or .safetensors."),
+        typer.Option(
+            help="release:sae_id of SAELens, a Hub repository, a SAELens directory, or a .pt or .safetensors."
+        ),
     ] = None,
     text: Text = None,
     tokens: Annotated[int, typer.Option(help="Tokens to read.", min=1)] = 200_000,

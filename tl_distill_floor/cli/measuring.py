@@ -47,7 +47,9 @@ class Run:
             )
 
 
-def run_measure(run: Run, model: Any, sae: Any, text: Any, *, predict: dict[str, Any], **options: Any) -> FloorPrediction:
+def run_measure(
+    run: Run, model: Any, sae: Any, text: Any, *, predict: dict[str, Any], **options: Any
+) -> FloorPrediction:
     """Measure into a run directory and predict; the interrupted sums go once the result is saved."""
     run.prepare()
     with quiet_libraries():
@@ -57,9 +59,7 @@ def run_measure(run: Run, model: Any, sae: Any, text: Any, *, predict: dict[str,
 
         teacher = None if text is not None and is_cached_activations(Path(text)) else model
         with _bar(run.quiet) as progress:
-            stats = measure(
-                teacher, sae, text, checkpoint=run.partial, resume=run.resume, progress=progress, **options
-            )
+            stats = measure(teacher, sae, text, checkpoint=run.partial, resume=run.resume, progress=progress, **options)
         floor = floor_from_stats(stats, **predict)
         floor.save(run.directory)
     run.partial.unlink(missing_ok=True)
@@ -115,7 +115,13 @@ def _bar(quiet: bool) -> Iterator[Any]:
     if quiet or not sys.stderr.isatty():
         yield None
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("tokens"), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("tokens"),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("loading", total=None)
         yield lambda done, total: bar.update(task, description="measuring", completed=done, total=total)

@@ -57,8 +57,8 @@ def name_in(model: Any, hook_name: str) -> str:
     if layer.isdigit() and int(layer) >= model.cfg.n_layers:
         raise InputError(f"the model has layers 0 to {model.cfg.n_layers - 1}, got layer {layer}; set --layer")
     raise InputError(
-        f"the model has no hook point {hook_name!r}; it has {', '.join(_residual_points(model))} and {len(model.hook_dict)}"
-        " others (model.hook_dict lists them)"
+        f"the model has no hook point {hook_name!r}; it has {', '.join(_residual_points(model))} and"
+        f" {len(model.hook_dict)} others (model.hook_dict lists them)"
     )
 
 
@@ -112,4 +112,6 @@ def _split(hook_name: str) -> tuple[str, str]:
 
 
 def _residual_points(model: Any) -> list[str]:
-    return [name for name in model.hook_dict if name.endswith((".hook_resid_post", ".hook_out")) and name.count(".") == 2]
+    return [
+        name for name in model.hook_dict if name.endswith((".hook_resid_post", ".hook_out")) and name.count(".") == 2
+    ]

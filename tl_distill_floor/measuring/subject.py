@@ -144,12 +144,16 @@ def subject_of(
         raise InputError(f"the batch size must be at least 1 sequence, got {batch_size}")
     name = model if model is None or not hasattr(model, "cfg") else getattr(model.cfg, "model_name", None)
     source = load_sae(sae, model_name=None if name is None else str(name), layer=layer, device=device)
-    teacher = None if model is None else load_teacher(model, device=device, dtype=dtype, model_kwargs=source.model_kwargs)
+    teacher = (
+        None if model is None else load_teacher(model, device=device, dtype=dtype, model_kwargs=source.model_kwargs)
+    )
     hook = _hook_name(source, layer, hook_name)
     if teacher is None:
         loaded = load_text(text, None)
         if loaded.read_cached is None:
-            raise InputError(f"{loaded.name} is text, which needs a teacher; name one, or a directory of cached activations")
+            raise InputError(
+                f"{loaded.name} is text, which needs a teacher; name one, or a directory of cached activations"
+            )
     else:
         _check_model(teacher, source)
         loaded = _text_for(teacher.model, source, text, context_size)
@@ -179,7 +183,9 @@ def _hook_name(source: SaeSource, layer: int | None, given: str | None) -> str:
         raise InputError(f"the SAE {source.name} does not say which layer it reads; set --layer")
     of_hook = extract_layer_from_tlens_hook_name(name)
     if layer is not None and of_hook is not None and layer != of_hook:
-        raise InputError(f"the SAE {source.name} reads {name}, not layer {layer}; set --layer {of_hook}, or another --sae")
+        raise InputError(
+            f"the SAE {source.name} reads {name}, not layer {layer}; set --layer {of_hook}, or another --sae"
+        )
     return name
 
 
@@ -195,7 +201,9 @@ def _check_model(teacher: Teacher, source: SaeSource) -> None:
 def _text_for(model: Any, source: SaeSource, text: Any, context_size: int | None) -> TextSource:
     longest = int(model.cfg.n_ctx)
     if context_size is not None and not 2 <= context_size <= longest:
-        raise InputError(f"the teacher reads sequences of 2 to {longest} tokens, got {context_size}; set --context-size")
+        raise InputError(
+            f"the teacher reads sequences of 2 to {longest} tokens, got {context_size}; set --context-size"
+        )
     tokenizer = getattr(model, "tokenizer", None)
     has_bos = tokenizer is not None and tokenizer.bos_token_id is not None
     loaded = load_text(

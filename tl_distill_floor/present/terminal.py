@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def floor_view(floor: FloorPrediction) -> RenderableType:
     """What was measured, the floor of every width, and what to be careful about."""
-    parts = [_measured(floor), Text(), _widths(floor), Text(_verdict(floor))]
+    parts: list[RenderableType] = [_measured(floor), Text(), _widths(floor), Text(_verdict(floor))]
     parts += [Text(f"! {warning}", style="yellow") for warning in floor.warnings]
     return Group(*parts)
 
@@ -49,7 +49,10 @@ def _measured(floor: FloorPrediction) -> Table:
     rows = [
         ("teacher", f"{stats.model_name}, {stats.hook_name} ({stats.d_model:,} dimensions)"),
         ("SAE", f"{stats.sae_name}, {len(stats.firing_count):,} features"),
-        ("text", f"{stats.text_name}, {stats.n_tokens:,} tokens counted ({stats.n_masked:,} special or first left out)"),
+        (
+            "text",
+            f"{stats.text_name}, {stats.n_tokens:,} tokens counted ({stats.n_masked:,} special or first left out)",
+        ),
         ("L0", _l0(floor)),
         ("unexplained", f"{stats.fvu:.4f} of the variance (on {stats.sampled_tokens:,} tokens), not in the floor"),
         ("F", f"{floor.n_features:,} alive features{_range(floor.n_features_interval, ',.0f')}{_growth(floor)}"),
@@ -90,7 +93,9 @@ def _verdict(floor: FloorPrediction) -> str:
     stats = floor.stats
     needed = math.ceil(floor.critical_width)
     held = "holds" if needed <= stats.d_model else "would hold"
-    sentence = f"A student of {needed:,} dimensions {held} every feature by Theorem 1; the teacher has {stats.d_model:,}."
+    sentence = (
+        f"A student of {needed:,} dimensions {held} every feature by Theorem 1; the teacher has {stats.d_model:,}."
+    )
     if floor.teacher_floor > 0:
         sentence += f" The teacher's own width has a floor of {floor.teacher_floor:.4g}."
     return sentence

@@ -90,7 +90,11 @@ def _load(name: str, device: str, dtype: str, processing: dict[str, Any]) -> Tea
             raise InputError(f"directory {path} has no config.json, so it is no Hugging Face model; name another")
         return _bridge(name, name, device, dtype, named=False)
     official = official_name(name)
-    return _hooked(official, name, device, dtype, processing) if processing else _bridge(official, name, device, dtype, named=True)
+    return (
+        _hooked(official, name, device, dtype, processing)
+        if processing
+        else _bridge(official, name, device, dtype, named=True)
+    )
 
 
 def _bridge(source: str, name: str, device: str, dtype: str, *, named: bool, **given: Any) -> Teacher:
@@ -105,7 +109,9 @@ def _hooked(official: str, name: str, device: str, dtype: str, processing: dict[
     import transformer_lens
 
     if not hasattr(transformer_lens, "HookedTransformer"):
-        raise InputError(f"the SAE wants {processing}, which needs TransformerLens below 4; pip install 'transformer-lens<4'")
+        raise InputError(
+            f"the SAE wants {processing}, which needs TransformerLens below 4; pip install 'transformer-lens<4'"
+        )
     model = transformer_lens.HookedTransformer.from_pretrained_no_processing(
         official, device=device, dtype=dtype, **processing
     )

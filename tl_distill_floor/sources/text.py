@@ -66,12 +66,13 @@ def load_text(
 
         start = tokenizer.bos_token_id if bos is None else bos
         ids = (torch.tensor(tokenize(tokenizer, document)) for document in documents())
-        return concat_and_batch_sequences(
+        packed: Iterator[Tensor] = concat_and_batch_sequences(
             (i for i in ids if len(i)),
             size,
             begin_batch_token_id=start if prepend_bos else None,
             sequence_separator_token_id=start,
         )
+        return packed
 
     return TextSource(name, fingerprint, size, read)
 
@@ -168,11 +169,9 @@ def _dataset(name: str) -> Iterator[str]:
     try:
         rows = load_dataset(repository, config or None, split="train", streaming=True)
         for row in rows:
-            if not isinstance(row.get("text"), str):
-                raise InputError(f"dataset {name} has columns {sorted(row)}, none of them a text; name another")
             yield row["text"]
-    except InputError:
-        raise
+    except KeyError as error:
+        raise InputError(f"dataset {name} has no column {error}; name a dataset with texts, or a file") from error
     except Exception as error:  # every failure of a remote dataset, of which there are many kinds
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(
@@ -191,10 +190,10 @@ def _from_store(store: Any) -> TextSource:
     def read() -> Iterator[Tensor]:
         while True:
             try:
-                batch = store.get_batch_tokens(raise_at_epoch_end=True)
+                batch = store.get_batch_tokens(1, raise_at_epoch_end=True)
             except StopIteration:
                 return
-            yield from batch
+            yield batch[0]
 
     return TextSource("ActivationsStore", "ActivationsStore", store.context_size, read)
 

@@ -110,7 +110,7 @@ def _trainer_sae(architecture: str, d_in: int, d_sae: int, k: int, device: str) 
     from sae_lens import BatchTopKTrainingSAEConfig, TopKTrainingSAEConfig
 
     config = {"batchtopk": BatchTopKTrainingSAEConfig, "topk": TopKTrainingSAEConfig}[architecture]
-    # The activations' scale is folded into the weights when training ends, so that the saved SAE reads them as they are.
+    # SAELens folds the scale into the weights when training ends: the saved SAE reads activations as they are.
     return config(d_in=d_in, d_sae=d_sae, k=k, normalize_activations="expected_average_only_in", device=device)
 
 

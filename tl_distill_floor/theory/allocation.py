@@ -6,12 +6,12 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
 from tl_distill_floor.records import Allocation
-from tl_distill_floor.theory.capacity import capacity, n_held
+from tl_distill_floor.theory.capacity import Number, capacity, n_held
 
 METHODS = ("top_k",)
 
 
-def allocate(cost: Any, firing_rate: Any, width: float, method: str = "top_k") -> Allocation:
+def allocate(cost: Any, firing_rate: Any, width: Number, method: str = "top_k") -> Allocation:
     """Spend `width` dimensions on features, the most costly first.
 
     `top_k` is Theorem 1: with α = 1 − the mean firing rate of the features that fire, the student keeps the
@@ -49,8 +49,9 @@ def allocate(cost: Any, firing_rate: Any, width: float, method: str = "top_k") -
 
 def by_cost(cost: Float64[np.ndarray, " feature"], alive: Bool[np.ndarray, " feature"]) -> Int64[np.ndarray, " alive"]:
     """Indices of the alive features, the most costly first, ties by index."""
-    order = np.argsort(-cost, kind="stable").astype(np.int64)
-    return order[alive[order]]
+    order = np.argsort(-cost, kind="stable")
+    found: np.ndarray = order[alive[order]]
+    return found
 
 
 def tail_costs(sorted_cost: Float64[np.ndarray, " rank"]) -> Float64[np.ndarray, " ranks"]:
@@ -58,7 +59,9 @@ def tail_costs(sorted_cost: Float64[np.ndarray, " rank"]) -> Float64[np.ndarray,
     return np.concatenate([np.cumsum(sorted_cost[::-1])[::-1], [0.0]])
 
 
-def check_features(cost: Any, firing_rate: Any) -> tuple[Float64[np.ndarray, " feature"], Float64[np.ndarray, " feature"]]:
+def check_features(
+    cost: Any, firing_rate: Any
+) -> tuple[Float64[np.ndarray, " feature"], Float64[np.ndarray, " feature"]]:
     """`cost` and `firing_rate` as float64 arrays of one length, or a ValueError that says what is wrong."""
     costs = np.asarray(cost, dtype=np.float64)
     if costs.ndim != 1 or not len(costs):

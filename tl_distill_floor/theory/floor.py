@@ -1,6 +1,5 @@
 """From measured features to the floor of every student width (Sarkar and Deka 2026, Theorem 1), with intervals."""
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,6 +12,7 @@ from tl_distill_floor.theory.allocation import by_cost, check_features, tail_cos
 from tl_distill_floor.theory.capacity import capacity, n_held
 
 SHARES_OF_TEACHER = (1 / 16, 1 / 8, 1 / 4, 3 / 8, 1 / 2, 3 / 4, 1)
+Z95 = 1.96
 DENSE = 1 - 1 / np.e
 """Below this sparsity g(α) rises again and Theorem 1 says nothing."""
 
@@ -52,7 +52,7 @@ def theorem_floor(cost: Any, firing_rate: Any, widths: Any) -> Float64[np.ndarra
 
 def floor_from_stats(
     stats: FeatureStats,
-    widths: Sequence[int] | np.ndarray | None = None,
+    widths: Any = None,
     *,
     min_count: int = 1,
     n_bootstrap: int = 400,
@@ -62,7 +62,7 @@ def floor_from_stats(
 
     Args:
         stats: what `measure` returned.
-        widths: student widths in dimensions, whole numbers; shares of the teacher's width when left out.
+        widths: [width] student widths in dimensions, whole numbers; shares of the teacher's width when left out.
         min_count: a feature is alive when it fired on at least this many tokens.
         n_bootstrap: resamplings of the blocks of text behind the 95 % intervals.
         seed: of the resampling.
@@ -129,14 +129,13 @@ def _intervals(
         _redraw(stats, widths, min_count, np.bincount(random.integers(n_blocks, size=n_blocks), minlength=n_blocks))
         for _ in range(n_bootstrap)
     ]
-    errors = [1.96 * np.std(np.stack(drawn), axis=0) for drawn in zip(*draws, strict=True)]
-    pairs = list(zip(point, errors, strict=True))
-    return Geometry(*(np.maximum(v - e, 0.0) for v, e in pairs)), Geometry(*(np.asarray(v + e) for v, e in pairs))
+    errors = [Z95 * np.std(np.stack(drawn), axis=0) for drawn in zip(*draws, strict=True)]
+    low = [np.maximum(value - error, 0.0) for value, error in zip(point, errors, strict=True)]
+    high = [value + error for value, error in zip(point, errors, strict=True)]
+    return Geometry._make(low), Geometry._make(high)
 
 
-def _redraw(
-    stats: FeatureStats, widths: np.ndarray, min_count: int, times: Int64[np.ndarray, " block"]
-) -> Geometry:
+def _redraw(stats: FeatureStats, widths: np.ndarray, min_count: int, times: Int64[np.ndarray, " block"]) -> Geometry:
     """The geometry of a text in which block b stands `times[b]` times."""
     drawn = times > 0
     tokens = int(times @ stats.blocks.n_tokens)
@@ -149,11 +148,11 @@ def _pair(low: Any, high: Any) -> Interval:
     return float(low), float(high)
 
 
-def _widths(widths: Sequence[int] | np.ndarray | None, d_model: int) -> Int64[np.ndarray, " width"]:
+def _widths(widths: Any, d_model: int) -> Int64[np.ndarray, " width"]:
     if widths is None:
         return np.unique([max(1, round(d_model * share)) for share in SHARES_OF_TEACHER]).astype(np.int64)
     sizes = np.unique(np.asarray(widths, dtype=np.float64))
-    if sizes.ndim != 1 or not len(sizes) or not ((sizes >= 1) & (sizes == np.floor(sizes))).all():
+    if not len(sizes) or not ((sizes >= 1) & (sizes == np.floor(sizes))).all():
         raise InputError(f"widths must be whole numbers of dimensions above 0, got {widths}; try --widths 64,128,256")
     return sizes.astype(np.int64)
 

@@ -1,0 +1,104 @@
+"""Small random models and SAEs, made here: nothing is downloaded."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+WIDTH, LAYERS, VOCABULARY, CONTEXT, FEATURES = 24, 3, 300, 32, 96
+PROSE = (
+    "It is a truth universally acknowledged, that a single man in possession of a good fortune, must be in want of a"
+    " wife. Call me Ishmael. Some years ago, never mind how long precisely, having little or no money in my purse, and"
+    " nothing particular to interest me on shore, I thought I would sail about a little and see the watery part of the"
+    " world. "
+)
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Any:
+    from transformers import PreTrainedTokenizerFast
+
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    bpe.train_from_iterator(
+        [PROSE], trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=["<|end|>"], initial_alphabet=alphabet)
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bpe, bos_token="<|end|>", eos_token="<|end|>", name_or_path="tiny", model_max_length=10**6
+    )
+
+
+@pytest.fixture(scope="session")
+def teacher_dir(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Path:
+    """A random GPT-NeoX as a Hugging Face directory."""
+    from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+
+    torch.manual_seed(0)
+    config = GPTNeoXConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=WIDTH,
+        intermediate_size=48,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=3,
+        max_position_embeddings=64,
+        bos_token_id=0,
+        eos_token_id=0,
+        initializer_range=0.3,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5},
+    )
+    directory = tmp_path_factory.mktemp("models") / "tiny-neox"
+    GPTNeoXForCausalLM(config).save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def bridge(teacher_dir: Path) -> Any:
+    from transformer_lens.model_bridge import TransformerBridge
+
+    return TransformerBridge.boot_transformers(str(teacher_dir), device="cpu")
+
+
+@pytest.fixture(scope="session")
+def sae() -> Any:
+    """A random ReLU SAE of the residual stream after layer 1; decoder rows of unequal norm."""
+    from sae_lens import StandardSAE, StandardSAEConfig
+    from sae_lens.saes.sae import SAEMetadata
+
+    metadata = SAEMetadata(
+        model_name="tiny-neox", hook_name="blocks.1.hook_resid_post", context_size=CONTEXT, prepend_bos=True
+    )
+    made = StandardSAE(StandardSAEConfig(d_in=WIDTH, d_sae=FEATURES, metadata=metadata))
+    random = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for weights, scale in ((made.W_enc, 0.5), (made.W_dec, 0.2), (made.b_dec, 0.1)):
+            weights.copy_(scale * torch.randn(weights.shape, generator=random))
+        made.b_enc.copy_(-torch.rand(FEATURES, generator=random) * 4)
+    return made
+
+
+@pytest.fixture(scope="session")
+def sae_dir(sae: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("saes") / "tiny-sae"
+    sae.save_model(directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def ids() -> torch.Tensor:
+    """[40, 32] token ids: a beginning-of-sequence token, then anything, that token included."""
+    random = torch.Generator().manual_seed(2)
+    found = torch.randint(0, VOCABULARY, (40, CONTEXT), generator=random)
+    found[:, 0] = 0
+    return found
+
+
+@pytest.fixture(scope="session")
+def prose_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("text") / "prose.txt"
+    file.write_text(PROSE * 40)
+    return file

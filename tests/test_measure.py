@@ -1,0 +1,228 @@
+"""Measuring, checked against plain PyTorch and Hugging Face code that shares nothing with ours."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.conftest import CONTEXT, FEATURES, WIDTH
+from tl_distill_floor import InputError, floor_from_stats, measure, predict_floor
+from tl_distill_floor.measuring import features
+from tl_distill_floor.measuring.features import _block_sizes
+from tl_distill_floor.measuring.hooks import reader
+from tl_distill_floor.records import FeatureStats, MAX_BLOCKS
+
+
+def same_numbers(one: FeatureStats, other: FeatureStats) -> None:
+    """To the last bit."""
+    for name in ("firing_count", "sum_act", "sum_act_sq", "sum_cost", "sampled_sum", "decoder_norm"):
+        np.testing.assert_array_equal(getattr(one, name), getattr(other, name), err_msg=name)
+    for name in ("n_tokens", "n_masked", "sampled_tokens", "sampled_sum_sq", "sampled_error_sq", "fvu"):
+        assert getattr(one, name) == getattr(other, name), name
+    for name in ("n_tokens", "firing_count", "cost"):
+        np.testing.assert_array_equal(getattr(one.blocks, name), getattr(other.blocks, name), err_msg=name)
+
+
+@pytest.fixture(scope="module")
+def plain(teacher_dir: Path, sae: Any, ids: torch.Tensor) -> dict[str, Any]:
+    """The same numbers by Hugging Face's hidden states and a dense float64 encoder."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(teacher_dir, attn_implementation="eager").eval()
+    with torch.no_grad():
+        hidden = model(ids, output_hidden_states=True).hidden_states[2].double()
+    counts = (ids != 0) & (torch.arange(CONTEXT) > 0)
+    x = hidden[counts]
+    w_enc, w_dec, b_enc, b_dec = (p.detach().double() for p in (sae.W_enc, sae.W_dec, sae.b_enc, sae.b_dec))
+    codes = ((x - b_dec) @ w_enc + b_enc).relu()
+    return {
+        "n_tokens": len(x),
+        "n_masked": int((~counts).sum()),
+        "firing_count": (codes > 0).sum(0).numpy(),
+        "sum_act": codes.sum(0).numpy(),
+        "sum_act_sq": codes.square().sum(0).numpy(),
+        "cost": (codes.square().mean(0) * w_dec.square().sum(1)).numpy(),
+        "l0": (codes > 0).sum(1).double().mean().item(),
+        "fvu": ((x - codes @ w_dec - b_dec).square().sum() / (x - x.mean(0)).square().sum()).item(),
+    }
+
+
+def test_numbers_are_those_of_plain_pytorch(bridge: Any, sae: Any, ids: torch.Tensor, plain: dict[str, Any]) -> None:
+    stats = measure(bridge, sae, ids, batch_size=7)
+    assert (stats.n_tokens, stats.n_masked) == (plain["n_tokens"], plain["n_masked"])
+    # A code within rounding of 0 may fire in one and not in the other: at most one in ten thousand.
+    assert np.abs(stats.firing_count - plain["firing_count"]).sum() <= 1e-4 * plain["firing_count"].sum()
+    for name in ("sum_act", "sum_act_sq", "cost"):
+        np.testing.assert_allclose(getattr(stats, name), plain[name], rtol=2e-4, atol=1e-4 * plain[name].max())
+    assert stats.l0 == pytest.approx(plain["l0"], rel=1e-3)
+    assert (stats.hook_name, stats.d_model, stats.cost_unit) == ("blocks.1.hook_resid_post", WIDTH, "mse")
+
+
+def test_unexplained_variance_on_every_token(
+    bridge: Any, sae: Any, ids: torch.Tensor, plain: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(features, "SAMPLE_EVERY", 1)
+    stats = measure(bridge, sae, ids)
+    assert stats.sampled_tokens == stats.n_tokens
+    assert stats.fvu == pytest.approx(plain["fvu"], rel=1e-4)
+
+
+def test_cost_is_what_dropping_the_feature_does_to_the_reconstruction(bridge: Any, sae: Any, ids: torch.Tensor) -> None:
+    """cost_i against its definition: the squared change of the decoded activation when code i is set to 0."""
+    stats = measure(bridge, sae, ids)
+    with reader(bridge, "blocks.1.hook_resid_post") as read, torch.no_grad():
+        acts = read(ids)[(ids != 0) & (torch.arange(CONTEXT) > 0)]
+        codes = sae.encode(acts)
+        whole = sae.decode(codes)
+        for feature in np.argsort(-stats.cost)[:5]:
+            without = codes.clone()
+            without[:, feature] = 0
+            change = (sae.decode(without) - whole).double().square().sum(1).mean().item()
+            assert stats.cost[feature] == pytest.approx(change, rel=1e-4)
+
+
+def hooked(kind: str, teacher_dir: Path) -> Any:
+    """The same weights as another class of model; HookedTransformer's are converted by TransformerLens itself."""
+    if kind.endswith("Bridge"):
+        from sae_lens import SAETransformerBridge
+
+        return SAETransformerBridge.boot_transformers(str(teacher_dir), device="cpu")
+    import sae_lens
+    import transformer_lens
+    from transformer_lens.pretrained.weight_conversions import convert_neox_weights
+    from transformers import AutoModelForCausalLM
+
+    config = transformer_lens.HookedTransformerConfig(
+        n_layers=3, d_model=WIDTH, n_ctx=64, d_head=8, n_heads=3, d_mlp=48, d_vocab=300, act_fn="gelu",
+        normalization_type="LN", positional_embedding_type="rotary", rotary_dim=4, parallel_attn_mlp=True, eps=1e-5,
+        device="cpu",
+    )  # fmt: skip
+    cls = {"HookedTransformer": transformer_lens.HookedTransformer}.get(kind) or getattr(sae_lens, kind)
+    model = cls(config, tokenizer=None)
+    model.load_state_dict(convert_neox_weights(AutoModelForCausalLM.from_pretrained(teacher_dir), config), strict=False)
+    return model
+
+
+@pytest.mark.parametrize("kind", ["HookedTransformer", "HookedSAETransformer", "SAETransformerBridge"])
+@pytest.mark.parametrize("hook_name", ["blocks.1.hook_resid_post", "blocks.1.hook_out"])
+def test_every_class_of_model_agrees(
+    kind: str, hook_name: str, bridge: Any, teacher_dir: Path, sae: Any, ids: torch.Tensor
+) -> None:
+    ids = ids.clone()
+    ids[:, 1:][ids[:, 1:] == 0] = 1  # the made HookedTransformer has no tokenizer to tell it which ids are special
+    expected = measure(bridge, sae, ids)
+    found = measure(hooked(kind, teacher_dir), sae, ids, hook_name=hook_name)
+    assert found.n_tokens == expected.n_tokens
+    assert np.abs(found.firing_count - expected.firing_count).sum() <= 1e-4 * expected.firing_count.sum()
+    np.testing.assert_allclose(found.cost, expected.cost, rtol=1e-3, atol=1e-5 * expected.cost.max())
+
+
+def test_an_attached_sae_is_refused(teacher_dir: Path, sae: Any, ids: torch.Tensor) -> None:
+    model = hooked("HookedSAETransformer", teacher_dir)
+    model.add_sae(sae)
+    with pytest.raises(InputError, match="reset_saes"):
+        measure(model, sae, ids)
+
+
+def test_any_split_into_batches_gives_the_same_counts(bridge: Any, sae: Any, ids: torch.Tensor) -> None:
+    one, many = measure(bridge, sae, ids, batch_size=40), measure(bridge, sae, ids, batch_size=3)
+    np.testing.assert_array_equal(one.firing_count, many.firing_count)
+    np.testing.assert_allclose(one.sum_act_sq, many.sum_act_sq, rtol=1e-5)
+    assert one.n_tokens == many.n_tokens == int(one.blocks.n_tokens.sum())
+
+
+def test_merging_two_halves_is_measuring_the_whole(bridge: Any, sae: Any, ids: torch.Tensor) -> None:
+    whole = measure(bridge, sae, ids, batch_size=4)
+    merged = measure(bridge, sae, ids[:16], batch_size=4)
+    rest = measure(bridge, sae, ids[16:], batch_size=4)
+    with pytest.raises(ValueError, match="settings differs"):
+        merged.merge(rest)
+    both = replace(merged, settings=whole.settings).merge(replace(rest, settings=whole.settings))
+    np.testing.assert_array_equal(both.firing_count, whole.firing_count)
+    np.testing.assert_allclose(both.sum_act_sq, whole.sum_act_sq, rtol=1e-12)
+    assert both.fvu == pytest.approx(whole.fvu, rel=1e-12)
+
+
+class Stop(Exception):
+    """Stands for a kill at any moment."""
+
+
+@pytest.mark.parametrize("kill_after", [1, 5, 9])
+def test_resuming_ends_with_the_same_numbers_to_the_last_bit(
+    bridge: Any, sae: Any, ids: torch.Tensor, tmp_path: Path, kill_after: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(features, "MAX_BLOCKS", 4)
+    monkeypatch.setattr("tl_distill_floor.records.MAX_BLOCKS", 4)
+    file = tmp_path / "partial.safetensors"
+    whole = measure(bridge, sae, ids, batch_size=2)
+
+    calls: Iterator[int] = iter(range(100))
+
+    def killed(_done: int, _total: int) -> None:
+        if next(calls) == kill_after:
+            raise Stop
+
+    with pytest.raises(Stop):
+        measure(bridge, sae, ids, batch_size=2, checkpoint=file, progress=killed)
+    assert FeatureStats.load(file).n_tokens < whole.n_tokens
+    same_numbers(measure(bridge, sae, ids, batch_size=2, checkpoint=file, resume=True), whole)
+
+
+def test_resuming_with_other_options_is_refused(bridge: Any, sae: Any, ids: torch.Tensor, tmp_path: Path) -> None:
+    file = tmp_path / "partial.safetensors"
+    measure(bridge, sae, ids, batch_size=2, n_tokens=320, checkpoint=file)
+    with pytest.raises(InputError, match="another measurement"):
+        measure(bridge, sae, ids, batch_size=5, checkpoint=file, resume=True)
+
+
+def test_blocks_stay_few_and_of_one_size() -> None:
+    sizes = _block_sizes(0)
+    first = [next(sizes) for _ in range(MAX_BLOCKS + MAX_BLOCKS // 2 + 1)]
+    assert first == [1] * 64 + [2] * 32 + [4]
+    for done in (0, 3, 64, 66, 128, 132):
+        rest = _block_sizes(done)
+        expected, total = _block_sizes(0), 0
+        while total < done:
+            total += next(expected)
+        assert [next(rest) for _ in range(80)] == [next(expected) for _ in range(80)]
+
+
+def test_memory_of_the_record_does_not_grow_with_tokens(bridge: Any, sae: Any, ids: torch.Tensor) -> None:
+    stats = measure(bridge, sae, ids.repeat(10, 1), batch_size=2)
+    assert len(stats.blocks.n_tokens) <= MAX_BLOCKS
+    tokens, alive = stats.growth()
+    assert tokens[-1] == stats.n_tokens
+    assert alive[-1] == stats.alive().sum()
+    assert (np.diff(alive) >= 0).all()
+
+
+def test_the_model_leaves_as_it_came(bridge: Any, sae: Any, ids: torch.Tensor) -> None:
+    bridge.train()
+    modes = [m.training for m in bridge.modules()]
+    hooks = sum(len(m._forward_hooks) for m in bridge.modules())
+    weights = {k: v.clone() for k, v in sae.state_dict().items()}
+    measure(bridge, sae, ids)
+    assert [m.training for m in bridge.modules()] == modes
+    assert sum(len(m._forward_hooks) for m in bridge.modules()) == hooks
+    assert all(torch.equal(v, weights[k]) for k, v in sae.state_dict().items())
+    assert all(p.grad is None for p in bridge.parameters())
+    bridge.eval()
+
+
+def test_predict_floor_is_measure_and_floor(bridge: Any, sae: Any, ids: torch.Tensor) -> None:
+    floor = predict_floor(bridge, sae, ids, widths=[2, 4, 8])
+    again = floor_from_stats(measure(bridge, sae, ids), [2, 4, 8])
+    assert floor.theorem.tolist() == again.theorem.tolist()
+    assert floor.n_features <= FEATURES
+    assert (floor.interval[:, 0] <= floor.theorem).all()
+    assert (floor.theorem <= floor.interval[:, 1]).all()
+
+
+def test_a_growing_count_of_tokens_is_reported(bridge: Any, sae: Any, ids: torch.Tensor) -> None:
+    seen: list[tuple[int, int]] = []
+    measure(bridge, sae, ids, batch_size=10, progress=lambda done, total: seen.append((done, total)))
+    assert [done for done, _ in seen] == [320, 640, 960, 1280]
