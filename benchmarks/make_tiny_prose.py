@@ -3,7 +3,8 @@
     python benchmarks/make_tiny_prose.py CORPUS OUT
 
 CORPUS holds `train.jsonl.gz` and `heldout.jsonl.gz`, one `{"source", "text"}` a line. Only sources in the public
-domain are read. OUT receives the tokenizer, the weights in bfloat16, the held-out excerpt, and `training.json`.
+domain are read. OUT receives the tokenizer, the weights in bfloat16 and `training.json`; the held-out documents go
+beside it, as `heldout.jsonl.gz`.
 Every sequence is `<|endoftext|>` and 255 tokens; documents are packed with `<|endoftext|>` between them.
 """
 
@@ -28,6 +29,11 @@ def documents(path: Path) -> list[str]:
     with gzip.open(path, "rt", encoding="utf-8") as lines:
         rows = [json.loads(line) for line in lines]
     return [row["text"] for row in rows if row["source"] in PUBLIC_DOMAIN]
+
+
+def write_documents(path: Path, texts: list[str]) -> None:
+    lines = "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts)
+    path.write_bytes(gzip.compress(lines.encode(), mtime=0))
 
 
 def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
@@ -129,6 +135,7 @@ def main(
             curve.append(row)
             print(row, flush=True)
             (out.parent / f"{out.name}.curve.json").write_text(json.dumps(curve))
+    write_documents(out.parent / "heldout.jsonl.gz", unseen)
     model.to(torch.bfloat16).save_pretrained(out)
     tokenizer.save_pretrained(out)
     report = {

@@ -32,8 +32,7 @@ def tokenizer() -> Any:
     )
 
 
-@pytest.fixture(scope="session")
-def teacher_dir(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Path:
+def save_teacher(directory: Path, tokenizer: Any, layers: int) -> Path:
     """A random GPT-NeoX as a Hugging Face directory."""
     from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
@@ -42,7 +41,7 @@ def teacher_dir(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Pat
         vocab_size=VOCABULARY,
         hidden_size=WIDTH,
         intermediate_size=48,
-        num_hidden_layers=LAYERS,
+        num_hidden_layers=layers,
         num_attention_heads=3,
         max_position_embeddings=64,
         bos_token_id=0,
@@ -50,10 +49,14 @@ def teacher_dir(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Pat
         initializer_range=0.3,
         rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5},
     )
-    directory = tmp_path_factory.mktemp("models") / "tiny-neox"
     GPTNeoXForCausalLM(config).save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     return directory
+
+
+@pytest.fixture(scope="session")
+def teacher_dir(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Path:
+    return save_teacher(tmp_path_factory.mktemp("models") / "tiny-neox", tokenizer, LAYERS)
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ from tl_distill_floor import InputError, floor_from_stats, measure, predict_floo
 from tl_distill_floor.measuring import features
 from tl_distill_floor.measuring.features import _block_sizes
 from tl_distill_floor.measuring.hooks import reader
-from tl_distill_floor.records import FeatureStats, MAX_BLOCKS
+from tl_distill_floor.records import MAX_BLOCKS, FeatureStats
 
 
 def same_numbers(one: FeatureStats, other: FeatureStats) -> None:
@@ -147,7 +147,7 @@ def test_merging_two_halves_is_measuring_the_whole(bridge: Any, sae: Any, ids: t
     assert both.fvu == pytest.approx(whole.fvu, rel=1e-12)
 
 
-class Stop(Exception):
+class StopError(Exception):
     """Stands for a kill at any moment."""
 
 
@@ -164,9 +164,9 @@ def test_resuming_ends_with_the_same_numbers_to_the_last_bit(
 
     def killed(_done: int, _total: int) -> None:
         if next(calls) == kill_after:
-            raise Stop
+            raise StopError
 
-    with pytest.raises(Stop):
+    with pytest.raises(StopError):
         measure(bridge, sae, ids, batch_size=2, checkpoint=file, progress=killed)
     assert FeatureStats.load(file).n_tokens < whole.n_tokens
     same_numbers(measure(bridge, sae, ids, batch_size=2, checkpoint=file, resume=True), whole)

@@ -1,5 +1,6 @@
 """Results on disk: what is saved comes back, what is not ours is refused, what fails leaves the old file."""
 
+import contextlib
 import json
 import os
 import pickle
@@ -78,10 +79,8 @@ def test_damaged_files_are_refused_or_read_as_they_are(tmp_path: Path, cut: int,
     data = bytearray(stats_of(COST).save(tmp_path / "whole.safetensors").read_bytes())
     data[flip % len(data)] ^= 1 << bit
     (tmp_path / "damaged.safetensors").write_bytes(bytes(data[: cut or None]))
-    try:
-        FeatureStats.load(tmp_path / "damaged.safetensors")
-    except InputError as error:
-        assert "damaged.safetensors" in str(error)
+    with contextlib.suppress(InputError):
+        assert isinstance(FeatureStats.load(tmp_path / "damaged.safetensors"), FeatureStats)
 
 
 def test_a_newer_version_says_upgrade(tmp_path: Path) -> None:

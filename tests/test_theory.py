@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from tl_distill_floor import InputError, allocate, capacity, critical_width, floor_from_stats, theorem_floor
 from tests.making import stats_of
+from tl_distill_floor import InputError, allocate, capacity, critical_width, floor_from_stats, theorem_floor
 
 costs = hnp.arrays(np.float64, st.integers(1, 60), elements=st.floats(0, 1e6))
 rates = st.floats(1e-6, 0.999)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from tl_distill_floor.prediction import FloorPrediction as FloorPrediction
     from tl_distill_floor.records import Allocation as Allocation
     from tl_distill_floor.records import FeatureStats as FeatureStats
-    from tl_distill_floor.sources.saes import find_saes as find_saes
+    from tl_distill_floor.sources.sae_directory import find_saes as find_saes
     from tl_distill_floor.sources.saes import load_sae as load_sae
     from tl_distill_floor.sources.teachers import load_teacher as load_teacher
     from tl_distill_floor.sources.text import load_text as load_text
@@ -35,7 +35,7 @@ _HOME = {
     "FloorPrediction": "prediction",
     "Allocation": "records",
     "FeatureStats": "records",
-    "find_saes": "sources.saes",
+    "find_saes": "sources.sae_directory",
     "load_sae": "sources.saes",
     "load_teacher": "sources.teachers",
     "load_text": "sources.text",

@@ -21,6 +21,7 @@ from tl_distill_floor.errors import InputError
 
 STATS_FILE, FLOOR_FILE = "stats.safetensors", "floor.json"
 VERSION = 1
+HEADER = "tl-distill-floor"
 MAX_BLOCKS = 64
 CostUnit = Literal["mse", "nats"]
 SUMS = (
@@ -227,9 +228,10 @@ def save_arrays(path: Path, kind: str, arrays: dict[str, np.ndarray], scalars: d
     """One safetensors file whose header carries `kind`, the version and the scalars as JSON."""
     from safetensors.numpy import save
 
-    header = {"format": f"tl-distill-floor/{kind}", "version": str(VERSION), "scalars": json.dumps(scalars)}
+    header = {"format": f"tl-distill-floor/{kind}", "version": VERSION, "scalars": scalars}
     contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-    return write_atomically(path, save(contiguous, metadata=header))
+    # One entry, since safetensors writes several in no fixed order, and equal records should be equal files.
+    return write_atomically(path, save(contiguous, metadata={HEADER: json.dumps(header)}))
 
 
 def load_arrays(path: Path, kind: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -242,11 +244,13 @@ def load_arrays(path: Path, kind: str) -> tuple[dict[str, np.ndarray], dict[str,
 
     try:
         with safe_open(path, framework="numpy") as file:
-            header = file.metadata() or {}
+            header = json.loads((file.metadata() or {}).get(HEADER, "{}"))
             check_format(path, kind, header.get("format"), header.get("version"))
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        return arrays, json.loads(header["scalars"])
-    except (OSError, SafetensorError, KeyError, json.JSONDecodeError) as error:
+        return arrays, dict(header["scalars"])
+    except InputError:
+        raise
+    except (OSError, SafetensorError, KeyError, TypeError, AttributeError, ValueError) as error:
         raise InputError(f"{path} is missing or is no complete file of ours ({error}); run tl-floor measure") from error
 
 

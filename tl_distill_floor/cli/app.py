@@ -102,7 +102,7 @@ def saes(
 
     from tl_distill_floor.errors import InputError
     from tl_distill_floor.present.terminal import saes_view
-    from tl_distill_floor.sources.saes import find_saes
+    from tl_distill_floor.sources.sae_directory import find_saes
 
     found = find_saes(model, layer)
     if as_json:

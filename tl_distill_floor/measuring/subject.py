@@ -109,6 +109,8 @@ class Subject:
                 " name an SAE of this model and layer with --sae"
             )
         kept = acts[counts.to(acts.device)].to(self.sae.device)
+        if self.sae.cfg.reshape_activations != "hook_z":
+            kept = kept.flatten(1)  # an SAE of attention's hook_z that joins the heads itself wants them apart
         if not kept.isfinite().all():
             raise InputError(f"the activation at {self.hook_name} holds NaN or Inf; run the teacher with --dtype fp32")
         return Batch(kept, int((~counts).sum()))

@@ -12,7 +12,7 @@ from tl_distill_floor.prediction import FloorPrediction, Interval
 from tl_distill_floor.records import UNIT_IN_WORDS
 
 if TYPE_CHECKING:
-    from tl_distill_floor.sources.saes import SaeEntry
+    from tl_distill_floor.sources.sae_directory import SaeEntry
 
 
 def floor_view(floor: FloorPrediction) -> RenderableType:

@@ -1,8 +1,9 @@
 """Names, directories and files to teachers, and teachers in memory as they are."""
 
+import contextlib
 import importlib.util
+import io
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
@@ -123,8 +124,9 @@ def _gguf(path: Path, name: str, device: str, dtype: str) -> Teacher:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     folder, file = str(path.parent), path.name
-    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file)
-    model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=getattr(torch, dtype))
+    with contextlib.redirect_stderr(io.StringIO()):  # a progress bar of transformers that has no switch
+        tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file)
+        model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=getattr(torch, dtype))
     return _bridge(name, name, device, dtype, named=name == SMOLLM2, hf_model=model, tokenizer=tokenizer)
 
 
@@ -135,14 +137,14 @@ def _packaged_smollm2() -> Path | None:
     return next((file for folder in folders for file in sorted(Path(folder).glob("*.gguf"))), None)
 
 
-@contextmanager
+@contextlib.contextmanager
 def _one_sentence(name: str) -> Iterator[None]:
     """Turn what the libraries raise about a model that is not there into one sentence."""
     try:
         yield
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        if isinstance(error, InputError):
-            raise
+    except InputError:
+        raise
+    except Exception as error:  # damaged files raise whatever their reader raises, plain Exception included
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(
             f"cannot load a teacher from {name!r} ({reason}); give a TransformerLens or Hugging Face name, a model's"
