@@ -124,7 +124,7 @@ def train_sae(
     k: Annotated[int, typer.Option(help="Active features per token.", min=1)] = 32,
     tokens: Annotated[int, typer.Option(help="Tokens to train on.", min=8192)] = 4_000_000,
     architecture: Annotated[Architecture, typer.Option(help="SAELens architecture.")] = Architecture.batchtopk,
-    lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 4e-4,
+    lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-3,
     device: Device = "cpu",
     dtype: Annotated[Dtype, typer.Option(help="Of the teacher.")] = Dtype.fp32,
     context_size: Annotated[int, typer.Option(help="Tokens a sequence.", min=2)] = 256,

@@ -93,7 +93,8 @@ def parsed_widths(widths: str | None) -> list[int] | None:
 def quiet_libraries() -> Iterator[None]:
     """Keep the loaders' own bars, notes and warnings off the terminal; what matters is in our own results."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    # torch asks Linux for huge pages when it finds this at its import; codes are large, and pages cost a fault each.
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()

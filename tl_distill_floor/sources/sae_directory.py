@@ -3,7 +3,6 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from typing import Any
 
 from tl_distill_floor.errors import InputError
@@ -15,7 +14,7 @@ PAPER_REPOSITORIES = (  # Sarkar and Deka 2026, arXiv 2604.04037: 32,768 feature
     "nileshsarkar-ai/pythia-410m-saes-x32-l1-3e-4-fixed",
     "nileshsarkar-ai/pythia-410m-saes-x32-l1-8e-5-fixed",
 )
-TINY_PROSE_HOOK = "blocks.1.hook_resid_post"
+EMBEDDED_SAE, EMBEDDED_HOOK = f"{TINY_PROSE}-sae", "blocks.1.hook_resid_post"
 REFUSED = {
     "transcoder": "it reads one hook point and writes another, so its features do not add up to one activation",
     "temporal": "its codes depend on the earlier tokens of a sequence",
@@ -79,8 +78,7 @@ def _last_name(model_name: str) -> str:
 
 
 def _embedded_entry() -> list[SaeEntry]:
-    path = files("tl_distill_floor") / "assets" / f"{TINY_PROSE}-sae"
-    return [SaeEntry(str(path), layer_in(TINY_PROSE_HOOK), TINY_PROSE_HOOK, None, None)]
+    return [SaeEntry(EMBEDDED_SAE, layer_in(EMBEDDED_HOOK), EMBEDDED_HOOK, None, None)]
 
 
 def _paper_entries() -> list[SaeEntry]:

@@ -10,11 +10,13 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
+from importlib.resources import files
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.sources.sae_directory import (
+    EMBEDDED_SAE,
     NORMALISED,
     PAPER_MODEL,
     PAPER_REPOSITORIES,
@@ -55,7 +57,7 @@ class SaeSource:
     """Tokens."""
     prepend_bos: bool | None
     expected_l0: float | None
-    """Active features per token, from the directory; None when it does not say."""
+    """Active features per token, from the directory or the SAE's training; None when neither says."""
     neuronpedia_id: str | None
 
 
@@ -106,6 +108,8 @@ def load_sae(
 def _load_named(spec: str, options: _Options) -> SaeSource:
     if options.dtype not in ("float32", "float64", "float16", "bfloat16"):
         raise InputError(f"dtype {options.dtype!r} is not known: give float32, float64, float16 or bfloat16")
+    if spec == EMBEDDED_SAE:
+        return _from_directory(Path(str(files("tl_distill_floor") / "assets" / EMBEDDED_SAE)), spec, options)
     path = Path(spec).expanduser()
     if path.exists():
         return (_from_directory if path.is_dir() else _from_file)(path, spec, options)
@@ -266,7 +270,7 @@ def _source(sae: Any, name: str, entry: SaeEntry | None = None) -> SaeSource:
         model_kwargs=dict(metadata.get("model_from_pretrained_kwargs") or {}),
         context_size=metadata.get("context_size"),
         prepend_bos=metadata.get("prepend_bos"),
-        expected_l0=entry.expected_l0 if entry else None,
+        expected_l0=entry.expected_l0 if entry and entry.expected_l0 else metadata.get("l0"),
         neuronpedia_id=metadata.get("neuronpedia_id") or (entry.neuronpedia_id if entry else None),
     )
 

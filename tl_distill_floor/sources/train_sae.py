@@ -32,7 +32,7 @@ def train_sae(
     architecture: str = "batchtopk",
     context_size: int = 256,
     batch_size: int = 16,
-    lr: float = 4e-4,
+    lr: float = 1e-3,
     device: str = "cpu",
     dtype: str = "fp32",
     seed: int = 0,
