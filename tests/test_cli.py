@@ -73,11 +73,18 @@ def test_one_seed_one_result(given: Given) -> None:
         (["--widths", "a,b"], "whole numbers"),
         (["--widths", "0"], "whole numbers"),
         (["--context-size", 1000], "sequences of 2 to 64 tokens"),
-        (["--min-count", 10**6], "fired 1000000 times"),
     ],
 )
-def test_bad_options_are_one_sentence(given: Given, options: list[Any], says: str) -> None:
+def test_bad_options_are_one_sentence_and_leave_nothing(
+    given: Given, options: list[Any], says: str, tmp_path: Path
+) -> None:
     assert says in refused(run(*given, *options))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_was_measured_outlives_a_prediction_that_fails(given: Given) -> None:
+    assert "fired 1000000 times" in refused(run(*given, "--min-count", 10**6))
+    assert run(*given, "--resume").exit_code == 0
 
 
 def test_an_unknown_model_is_one_sentence(given: Given, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,6 +109,7 @@ def test_debug_shows_where(given: Given) -> None:
 def test_a_directory_that_is_a_file_is_one_sentence(given: Given, tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("")
     assert "cannot write" in refused(run(*given, "--out", tmp_path / "taken" / "run"))
+    assert "cannot write" in refused(run(*given, "--out", "/proc/nowhere/run"))
 
 
 def test_a_full_disk_loses_nothing(given: Given, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

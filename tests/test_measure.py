@@ -222,6 +222,21 @@ def test_predict_floor_is_measure_and_floor(bridge: Any, sae: Any, ids: torch.Te
     assert (floor.theorem <= floor.interval[:, 1]).all()
 
 
+def test_an_all_dead_sae_is_refused(bridge: Any, sae: Any, ids: torch.Tensor) -> None:
+    dead = type(sae)(sae.cfg)
+    with torch.no_grad():
+        dead.b_enc.fill_(-1e6)
+    with pytest.raises(InputError, match=f"none of the {FEATURES} features fired"):
+        predict_floor(bridge, dead, ids)
+
+
+def test_bf16_counts_nearly_as_fp32(teacher_dir: Path, sae: Any, ids: torch.Tensor, bridge: Any) -> None:
+    found, expected = measure(str(teacher_dir), sae, ids, dtype="bf16"), measure(bridge, sae, ids)
+    assert found.n_tokens == expected.n_tokens
+    assert found.l0 == pytest.approx(expected.l0, rel=0.02)
+    assert found.cost.sum() == pytest.approx(expected.cost.sum(), rel=0.02)
+
+
 def test_a_growing_count_of_tokens_is_reported(bridge: Any, sae: Any, ids: torch.Tensor) -> None:
     seen: list[tuple[int, int]] = []
     measure(bridge, sae, ids, batch_size=10, progress=lambda done, total: seen.append((done, total)))

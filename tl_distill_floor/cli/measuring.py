@@ -2,7 +2,9 @@
 
 import logging
 import os
+import re
 import sys
+import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +17,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.prediction import FloorPrediction
-from tl_distill_floor.records import write_atomically
 
 PARTIAL_FILE = "partial.safetensors"
 
@@ -32,14 +33,30 @@ class Run:
     def partial(self) -> Path:
         return self.directory / PARTIAL_FILE
 
-    def prepare(self) -> None:
-        """See that the directory can be written and that nothing measured would be lost.
+    @contextmanager
+    def prepared(self) -> Iterator[None]:
+        """The directory, writable, with nothing in it that would be lost; gone again if it stays empty.
 
         Raises:
             InputError: it cannot be written, or an interrupted measurement lies in it and `--resume` was not given.
         """
-        write_atomically(self.directory / ".writable", b"")
-        (self.directory / ".writable").unlink()
+        made = [path for path in (self.directory, self.directory.parent) if not path.exists()]
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.directory):
+                pass
+            self._keep_what_was_measured()
+            yield
+        except OSError as error:
+            raise InputError(
+                f"cannot write into {self.directory}: {error.strerror or error}; name another place with --out"
+            ) from error
+        finally:
+            for path in made:
+                if path.is_dir() and not any(path.iterdir()):
+                    path.rmdir()
+
+    def _keep_what_was_measured(self) -> None:
         if self.partial.exists() and not self.resume:
             raise InputError(
                 f"{self.partial} holds an interrupted measurement; add --resume to go on, delete it to start again,"
@@ -51,8 +68,7 @@ def run_measure(
     run: Run, model: Any, sae: Any, text: Any, *, predict: dict[str, Any], **options: Any
 ) -> FloorPrediction:
     """Measure into a run directory and predict; the interrupted sums go once the result is saved."""
-    run.prepare()
-    with quiet_libraries():
+    with run.prepared(), quiet_libraries():
         from tl_distill_floor.measuring.features import measure
         from tl_distill_floor.sources.text import is_cached_activations
         from tl_distill_floor.theory.floor import floor_from_stats
@@ -62,7 +78,7 @@ def run_measure(
             stats = measure(teacher, sae, text, checkpoint=run.partial, resume=run.resume, progress=progress, **options)
         floor = floor_from_stats(stats, **predict)
         floor.save(run.directory)
-    run.partial.unlink(missing_ok=True)
+        run.partial.unlink(missing_ok=True)
     return floor
 
 
@@ -83,10 +99,9 @@ def parsed_widths(widths: str | None) -> list[int] | None:
     """
     if widths is None:
         return None
-    try:
-        return [int(width) for width in widths.split(",")]
-    except ValueError as error:
-        raise InputError(f"widths must be whole numbers with commas between, got {widths!r}; try 64,128,256") from error
+    if not re.fullmatch(r"\s*0*[1-9]\d*(\s*,\s*0*[1-9]\d*)*\s*", widths):
+        raise InputError(f"widths must be whole numbers above 0 with commas between, got {widths!r}; try 64,128,256")
+    return [int(width) for width in widths.split(",")]
 
 
 @contextmanager

@@ -141,7 +141,8 @@ def _count(feature: Tensor, n: int) -> Int64[np.ndarray, " feature"]:
 
 
 def _sum(feature: Tensor, values: Float[Tensor, " entry"], n: int) -> Float64[np.ndarray, " feature"]:
-    sums: np.ndarray = torch.bincount(feature, weights=values, minlength=n).cpu().numpy()
+    # Of no entries at all, bincount gives whole numbers whatever the weights are.
+    sums: np.ndarray = torch.bincount(feature, weights=values, minlength=n).double().cpu().numpy()
     return sums
 
 

@@ -9,6 +9,7 @@ def floor_json(floor: FloorPrediction) -> dict[str, Any]:
     """One JSON object; losses in `unit`, widths in dimensions, intervals (low, high) of 95 %, null for unknown."""
     stats = floor.stats
     curves = {name: getattr(floor, name) for name in ("theorem", "independent", "simulated", "expected")}
+    tokens, alive = stats.growth(floor.min_count)
     return {
         "model": stats.model_name,
         "hook": stats.hook_name,
@@ -33,5 +34,6 @@ def floor_json(floor: FloorPrediction) -> dict[str, Any]:
             "critical_width": plain(floor.critical_width_interval),
             "expected": plain(floor.interval),
         },
+        "growth": {"tokens": tokens.tolist(), "n_features": alive.tolist()},
         "warnings": list(floor.warnings),
     }
