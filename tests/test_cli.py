@@ -68,6 +68,7 @@ def test_one_seed_one_result(given: Given) -> None:
     ("options", "says"),
     [
         (["--layer", 9], "reads blocks.1.hook_resid_post, not layer 9"),
+        (["--device", "cuda:99"], "torch cannot use device 'cuda:99'"),
         (["--sae", "missing-sae"], "missing-sae"),
         (["--text", "missing.txt"], "no text file at missing.txt"),
         (["--widths", "a,b"], "whole numbers"),

@@ -13,7 +13,7 @@ from torch import Tensor
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.measuring.hooks import reader, resid_post
 from tl_distill_floor.sources.saes import SaeSource, load_sae
-from tl_distill_floor.sources.teachers import Teacher, load_teacher, same_model
+from tl_distill_floor.sources.teachers import Teacher, check_device, load_teacher, same_model
 from tl_distill_floor.sources.text import TextSource, load_text
 
 
@@ -144,6 +144,7 @@ def subject_of(
     """
     if batch_size < 1:
         raise InputError(f"the batch size must be at least 1 sequence, got {batch_size}")
+    check_device(device)
     name = model if model is None or not hasattr(model, "cfg") else getattr(model.cfg, "model_name", None)
     source = load_sae(sae, model_name=None if name is None else str(name), layer=layer, device=device)
     teacher = (

@@ -51,9 +51,20 @@ def load_teacher(
         raise InputError(f"a teacher is a model with hook points or the name of one, got {type(model).__name__}")
     if dtype not in DTYPES:
         raise InputError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype}")
+    check_device(device)
     name = str(model)
     with _one_sentence(name):
         return _load(name, device, DTYPES[dtype], {k: v for k, v in (model_kwargs or {}).items() if v})
+
+
+def check_device(device: str) -> None:
+    """Raise an InputError unless torch can put something on `device` here."""
+    import torch
+
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise InputError(f"torch cannot use device {device!r} on this machine; set --device cpu") from error
 
 
 def official_name(name: str) -> str:
