@@ -641,7 +641,7 @@ def answer(error: type, status: int) -> Exception:
 @pytest.mark.parametrize(
     ("error", "sentence"),
     [
-        (answer(errors.GatedRepoError, 403), "is gated: accept its terms on huggingface.co, then type hf auth login"),
+        (answer(errors.GatedRepoError, 403), "is gated: accept its terms on the Hub, then type hf auth login"),
         (answer(errors.RepositoryNotFoundError, 404), "neither a local path nor a public repository of the Hub"),
         (answer(errors.RemoteEntryNotFoundError, 404), "does not exist on the Hub"),
         (answer(errors.HfHubHTTPError, 500), "could not be loaded as an SAE (HfHubHTTPError: many)"),
