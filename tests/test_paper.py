@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from tests.conftest import FEATURES, WIDTH, save_teacher
-from tests.fake_hub import add_to_cache
+from tests.fake_hub import add_to_cache, use_cache
+from tl_distill_floor import measure
 from tl_distill_floor.sources.sae_directory import PAPER_REPOSITORIES
 
 
@@ -41,6 +42,24 @@ def test_the_literal_command_runs_offline(hub: Path, tmp_path: Path) -> None:
     found = json.loads((tmp_path / "runs" / "pythia-410m-layer12" / "floor.json").read_text())
     assert 0 < found["n_features"] <= FEATURES
     assert found["widths"][-1] == WIDTH
+
+
+def test_the_processing_that_an_sae_was_trained_on_is_followed(
+    hub: Path, sae: Any, ids: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Centred writing weights leave a residual stream of mean 0; code that an SAE's metadata asks for is never run."""
+    use_cache(monkeypatch, hub)
+    sae.save_model(tmp_path)
+    config = json.loads((tmp_path / "cfg.json").read_text())
+    wanted = {"center_writing_weights": True, "trust_remote_code": True}
+    for kwargs, kind in (({"center_writing_weights": False}, "TransformerBridge"), (wanted, "HookedTransformer")):
+        config["metadata"] |= {"model_name": "pythia-410m", "model_from_pretrained_kwargs": kwargs}
+        (tmp_path / "cfg.json").write_text(json.dumps(config))
+        stats = measure("pythia-410m", tmp_path, ids)
+        assert stats.settings["teacher"]["class"] == kind
+        centred = abs(stats.sampled_sum.mean()) < 1e-4 * abs(stats.sampled_sum).max()
+        assert centred == (kind == "HookedTransformer")
+    assert stats.settings["teacher"] == {"class": kind, "dtype": "float32", "center_writing_weights": True}
 
 
 def test_what_is_not_in_the_cache_is_one_sentence(hub: Path, tmp_path: Path) -> None:

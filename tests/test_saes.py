@@ -634,7 +634,7 @@ def test_a_file_on_the_hub_is_read_with_the_config_beside_it(hub, tmp_path):
 
 
 def answer(error: type, status: int) -> Exception:
-    request = httpx.Request("HEAD", "https://huggingface.co")
+    request = httpx.Request("HEAD", "https://hub.invalid")
     return error("many\nlines", response=httpx.Response(status, request=request))
 
 

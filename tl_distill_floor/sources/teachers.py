@@ -3,6 +3,7 @@
 import contextlib
 import importlib.util
 import io
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib.resources import files
@@ -13,6 +14,8 @@ from tl_distill_floor.errors import InputError
 
 TINY_PROSE, SMOLLM2 = "tiny-prose", "smollm2-135m"
 SMOLLM2_ON_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
+PROCESSING = ("fold_ln", "center_writing_weights", "center_unembed", "fold_value_biases")
+CHECKPOINT = ("revision", "checkpoint_index", "checkpoint_value")
 DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 
 
@@ -38,8 +41,9 @@ def load_teacher(
             Hugging Face directory; a `.gguf` file; `tiny-prose`; `smollm2-135m`.
         device: torch device.
         dtype: "fp32" or "bf16"; a model in memory keeps its own.
-        model_kwargs: what the SAE's metadata asks of `from_pretrained_no_processing`. With any processing among
-            them the teacher is a HookedTransformer, otherwise a TransformerBridge on the plain weights.
+        model_kwargs: what the SAE's metadata asks of `from_pretrained_no_processing`, of which only processing and
+            the checkpoint are heeded. With any processing the teacher is a HookedTransformer, otherwise a
+            TransformerBridge on the plain weights.
 
     Raises:
         InputError: nothing of that name exists or it cannot be loaded.
@@ -54,7 +58,7 @@ def load_teacher(
     check_device(device)
     name = str(model)
     with _one_sentence(name):
-        return _load(name, device, DTYPES[dtype], {k: v for k, v in (model_kwargs or {}).items() if v})
+        return _load(name, device, DTYPES[dtype], model_kwargs or {})
 
 
 def check_device(device: str) -> None:
@@ -84,7 +88,7 @@ def same_model(one: str, other: str) -> bool:
     return last[0] == last[1]
 
 
-def _load(name: str, device: str, dtype: str, processing: dict[str, Any]) -> Teacher:
+def _load(name: str, device: str, dtype: str, model_kwargs: dict[str, Any]) -> Teacher:
     if name == TINY_PROSE:
         return _bridge(str(files("tl_distill_floor") / "assets" / TINY_PROSE), name, device, dtype, named=True)
     if name == SMOLLM2:
@@ -102,11 +106,11 @@ def _load(name: str, device: str, dtype: str, processing: dict[str, Any]) -> Tea
             raise InputError(f"directory {path} has no config.json, so it is no Hugging Face model; name another")
         return _bridge(name, name, device, dtype, named=False)
     official = official_name(name)
-    return (
-        _hooked(official, name, device, dtype, processing)
-        if processing
-        else _bridge(official, name, device, dtype, named=True)
-    )
+    heeded = {key: value for key, value in model_kwargs.items() if value}
+    processing, checkpoint = ({k: heeded[k] for k in keys if k in heeded} for keys in (PROCESSING, CHECKPOINT))
+    if processing:
+        return _hooked(official, name, device, dtype, processing | checkpoint)
+    return _bridge(official, name, device, dtype, named=True, **checkpoint)
 
 
 def _bridge(source: str, name: str, device: str, dtype: str, *, named: bool, **given: Any) -> Teacher:
@@ -124,9 +128,11 @@ def _hooked(official: str, name: str, device: str, dtype: str, processing: dict[
         raise InputError(
             f"the SAE wants {processing}, which needs TransformerLens below 4; pip install 'transformer-lens<4'"
         )
-    model = transformer_lens.HookedTransformer.from_pretrained_no_processing(
-        official, device=device, dtype=dtype, **processing
-    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="HookedTransformer", category=DeprecationWarning)
+        model = transformer_lens.HookedTransformer.from_pretrained_no_processing(
+            official, device=device, dtype=dtype, **processing
+        )
     return Teacher(model, name, True, {"class": "HookedTransformer", "dtype": dtype, **processing})
 
 
