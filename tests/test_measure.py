@@ -1,7 +1,7 @@
 """Measuring, checked against plain PyTorch and Hugging Face code that shares nothing with ours."""
 
+import copy
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -139,9 +139,9 @@ def test_merging_two_halves_is_measuring_the_whole(bridge: Any, sae: Any, ids: t
     whole = measure(bridge, sae, ids, batch_size=4)
     merged = measure(bridge, sae, ids[:16], batch_size=4)
     rest = measure(bridge, sae, ids[16:], batch_size=4)
-    with pytest.raises(ValueError, match="settings differs"):
-        merged.merge(rest)
-    both = replace(merged, settings=whole.settings).merge(replace(rest, settings=whole.settings))
+    both = merged.merge(rest)
+    with pytest.raises(ValueError, match="settings differ"):
+        merged.merge(measure(bridge, sae, ids[16:], batch_size=5))
     np.testing.assert_array_equal(both.firing_count, whole.firing_count)
     np.testing.assert_allclose(both.sum_act_sq, whole.sum_act_sq, rtol=1e-12)
     assert both.fvu == pytest.approx(whole.fvu, rel=1e-12)
@@ -235,6 +235,43 @@ def test_bf16_counts_nearly_as_fp32(teacher_dir: Path, sae: Any, ids: torch.Tens
     assert found.n_tokens == expected.n_tokens
     assert found.l0 == pytest.approx(expected.l0, rel=0.02)
     assert found.cost.sum() == pytest.approx(expected.cost.sum(), rel=0.02)
+
+
+def test_a_batch_in_which_nothing_counts_ends_nothing(bridge: Any, sae: Any, ids: torch.Tensor) -> None:
+    ids = ids.clone()
+    ids[[0, 3]] = 0
+    stats = measure(bridge, sae, ids, batch_size=1)
+    expected = (ids[:, 1:] != 0).sum().item()
+    assert (stats.n_tokens, stats.n_masked) == (expected, ids.numel() - expected)
+
+
+def test_a_checkpoint_of_another_sae_is_refused(bridge: Any, sae: Any, ids: torch.Tensor, tmp_path: Path) -> None:
+    """Also where it holds all the tokens that are asked for."""
+    file = tmp_path / "partial.safetensors"
+    measure(bridge, sae, ids, checkpoint=file)
+    other = copy.deepcopy(sae)
+    with torch.no_grad():
+        other.W_enc.mul_(1.5)
+    with pytest.raises(InputError, match="another measurement"):
+        measure(bridge, other, ids, checkpoint=file, resume=True)
+
+
+def test_a_hook_point_that_the_sae_does_not_read_is_refused(bridge: Any, sae: Any, ids: torch.Tensor) -> None:
+    with pytest.raises(InputError, match=r"reads blocks\.1\.hook_resid_post, not blocks\.2"):
+        measure(bridge, sae, ids, hook_name="blocks.2.hook_resid_post")
+
+
+def test_an_sae_that_joins_the_heads_itself(bridge: Any, sae: Any, ids: torch.Tensor) -> None:
+    """hook_z: the same numbers as an SAE that reads the heads already joined."""
+    found = []
+    for reshape in ("none", "hook_z"):
+        config = copy.deepcopy(sae.cfg)
+        config.metadata.hook_name, config.reshape_activations = "blocks.1.attn.hook_z", reshape
+        z = type(sae)(config)
+        z.load_state_dict(sae.state_dict())
+        found.append(measure(bridge, z, ids))
+    np.testing.assert_array_equal(found[0].firing_count, found[1].firing_count)
+    assert found[0].fvu == pytest.approx(found[1].fvu)
 
 
 def test_a_growing_count_of_tokens_is_reported(bridge: Any, sae: Any, ids: torch.Tensor) -> None:

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 Interval = tuple[float, float]
-PREDICTORS = ("theorem", "independent", "simulated", "expected")
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,7 +118,7 @@ class FloorPrediction:
         directory = Path(path)
         self.stats.save(directory / STATS_FILE)
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "stats"}
-        head = {"format": "tl-distill-floor/floor", "version": 1, "unit": self.unit, "n_tokens": self.stats.n_tokens}
+        head = {"format": "tl-distill-floor/floor", "version": 1, "unit": self.unit, "stats": self.stats.digest()}
         found = {**head, **{name: plain(value) for name, value in fields.items()}, "expected": self.expected.tolist()}
         return write_atomically(directory / FLOOR_FILE, json.dumps(found, indent=1, allow_nan=False).encode())
 
@@ -135,7 +134,7 @@ class FloorPrediction:
             found: dict[str, Any] = json.loads(file.read_bytes())
             check_format(file, "floor", found.get("format"), found.get("version"))
             stats = FeatureStats.load(file.parent / STATS_FILE)
-            if found["n_tokens"] != stats.n_tokens or found["unit"] != stats.cost_unit:
+            if found["stats"] != stats.digest():
                 raise ValueError(f"it was not computed from the {STATS_FILE} beside it")  # noqa: TRY301
             return cls(stats=stats, **{f.name: _decode(f.name, found[f.name]) for f in _stored_fields(cls)})
         except InputError:

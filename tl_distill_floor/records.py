@@ -6,6 +6,7 @@ temporary file beside the target and then renamed, so that a reader sees the old
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import math
 import os
@@ -86,7 +87,7 @@ class FeatureStats:
     """Summed over tokens: what the loss gains when the feature is dropped, in `cost_unit`."""
     cost_unit: CostUnit
     sampled_tokens: int
-    """Tokens, evenly spaced among those that counted, on which the SAE was decoded to see what it leaves out."""
+    """Tokens, drawn at random among those that counted, on which the SAE was decoded to see what it leaves out."""
     sampled_sum: Float64[np.ndarray, " d_model"]
     """Summed activation of the sampled tokens."""
     sampled_sum_sq: float
@@ -109,30 +110,35 @@ class FeatureStats:
             raise ValueError("the statistics hold a number that is not finite")
         if min(self.sum_cost.min(initial=0), self.sum_act_sq.min(initial=0), self.firing_count.min(initial=0)) < 0:
             raise ValueError("counts, squares and costs must be at least 0")
-        if self.n_tokens < 1 or self.firing_count.max(initial=0) > self.n_tokens:
-            raise ValueError("the number of tokens must be at least 1 and at least every firing count")
+        if self.firing_count.max(initial=0) > self.n_tokens:
+            raise ValueError("the number of tokens must be at least every firing count")
         if int(self.blocks.n_tokens.sum()) != self.n_tokens:
             raise ValueError("the blocks' tokens must add up to the number of tokens")
 
     @property
     def firing_rate(self) -> Float64[np.ndarray, " feature"]:
-        return self.firing_count / self.n_tokens
+        return self.firing_count / max(self.n_tokens, 1)
 
     @property
     def l0(self) -> float:
         """Mean number of active features per token."""
-        return float(self.firing_count.sum() / self.n_tokens)
+        return float(self.firing_count.sum() / max(self.n_tokens, 1))
 
     @property
     def cost(self) -> Float64[np.ndarray, " feature"]:
         """What the loss gains per token when the feature is dropped, in `cost_unit`."""
-        return self.sum_cost / self.n_tokens
+        return self.sum_cost / max(self.n_tokens, 1)
 
     @property
     def fvu(self) -> float:
         """Fraction of the activation's variance that the SAE leaves unexplained: that part is not in the floor."""
         variance = self.sampled_sum_sq - float(self.sampled_sum @ self.sampled_sum) / max(self.sampled_tokens, 1)
         return self.sampled_error_sq / variance if variance > 0 else math.nan
+
+    def digest(self) -> str:
+        """Differs when what a prediction stands on does."""
+        arrays = (self.firing_count, self.sum_cost, self.blocks.cost, self.blocks.firing_count)
+        return hashlib.sha256(b"".join(a.tobytes() for a in arrays)).hexdigest()[:16]
 
     def alive(self, min_count: int = 1) -> Bool[np.ndarray, " feature"]:
         """Features that fired on at least `min_count` of the tokens."""
@@ -149,9 +155,11 @@ class FeatureStats:
         Raises:
             ValueError: they are of another model, hook point, SAE, unit or setting.
         """
-        for name in ("model_name", "hook_name", "sae_name", "d_model", "cost_unit", "settings"):
+        for name in ("model_name", "hook_name", "sae_name", "d_model", "cost_unit"):
             if getattr(self, name) != getattr(other, name):
                 raise ValueError(f"{name} differs: {getattr(self, name)!r} and {getattr(other, name)!r}")
+        if self.settings | {"text": None} != other.settings | {"text": None}:
+            raise ValueError(f"settings differ: {self.settings} and {other.settings}")
         if not np.array_equal(self.decoder_norm, other.decoder_norm):
             raise ValueError("the decoders differ, so the features are not the same")
         blocks = self.blocks.followed_by(other.blocks)
@@ -197,6 +205,17 @@ def file_in(path: str | Path, name: str) -> Path:
     """`path` itself, or the file `name` in it where it is a directory or has no suffix."""
     path = Path(path)
     return path / name if path.is_dir() or not path.suffix else path
+
+
+def check_writable(directory: Path) -> None:
+    """Make `directory`; raise an InputError where nothing can be written into it."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory):
+            pass
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise InputError(f"cannot write into {directory}: {reason}; name another place with --out") from error
 
 
 def write_atomically(path: Path, data: bytes) -> Path:

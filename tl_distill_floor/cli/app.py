@@ -110,7 +110,10 @@ def saes(
     elif found:
         Console().print(saes_view(model, found))
     else:
-        raise InputError(f"no SAE is known for {model}; train one: tl-floor train-sae {model} --layer {layer or 'L'}")
+        raise InputError(
+        where = "L" if layer is None else layer
+        raise InputError(f"no SAE is known for {model}; train one: tl-floor train-sae {model} --layer {where}")
+        )
 
 
 @app.command("train-sae")
@@ -120,7 +123,7 @@ def train_sae(
     layer: Annotated[int, typer.Option(help="Layer after which the residual stream is read.")],
     text: Text = None,
     out: Annotated[Path | None, typer.Option(help="Directory to write.  [default: MODEL-layerL-sae]")] = None,
-    features: Annotated[int | None, typer.Option(help="Features of the SAE.  [default: 8 times the width]")] = None,
+    features: Annotated[int | None, typer.Option(help="Features.  [default: 8 times the width]", min=1)] = None,
     k: Annotated[int, typer.Option(help="Active features per token.", min=1)] = 32,
     tokens: Annotated[int, typer.Option(help="Tokens to train on.", min=8192)] = 4_000_000,
     architecture: Annotated[Architecture, typer.Option(help="SAELens architecture.")] = Architecture.batchtopk,

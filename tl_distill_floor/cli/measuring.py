@@ -4,7 +4,6 @@ import logging
 import os
 import re
 import sys
-import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.prediction import FloorPrediction
+from tl_distill_floor.records import check_writable
 
 PARTIAL_FILE = "partial.safetensors"
 
@@ -42,15 +42,9 @@ class Run:
         """
         made = [path for path in (self.directory, self.directory.parent) if not path.exists()]
         try:
-            self.directory.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=self.directory):
-                pass
+            check_writable(self.directory)
             self._keep_what_was_measured()
             yield
-        except OSError as error:
-            raise InputError(
-                f"cannot write into {self.directory}: {error.strerror or error}; name another place with --out"
-            ) from error
         finally:
             for path in made:
                 if path.is_dir() and not any(path.iterdir()):
@@ -99,7 +93,7 @@ def parsed_widths(widths: str | None) -> list[int] | None:
     """
     if widths is None:
         return None
-    if not re.fullmatch(r"\s*0*[1-9]\d*(\s*,\s*0*[1-9]\d*)*\s*", widths):
+    if not re.fullmatch(r"\s*[1-9]\d{0,8}(\s*,\s*[1-9]\d{0,8})*\s*", widths):
         raise InputError(f"widths must be whole numbers above 0 with commas between, got {widths!r}; try 64,128,256")
     return [int(width) for width in widths.split(",")]
 

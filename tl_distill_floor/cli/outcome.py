@@ -21,11 +21,18 @@ def one_sentence(command: Callable[..., None]) -> Callable[..., None]:
         try:
             command(*args, **kwargs)
         except KeyboardInterrupt:
-            _end("interrupted; what was measured is kept, --resume goes on from there", INTERRUPTED)
+            kept = "; what was measured is kept, --resume goes on from there" if "resume" in kwargs else ""
+            _end(f"interrupted{kept}", INTERRUPTED)
         except (InputError, ValueError, OSError) as error:
             if kwargs.get("debug"):
                 traceback.print_exc()
             _end(str(error) if isinstance(error, InputError) else f"{error}; --debug shows where", 2)
+        except typer.Exit:
+            raise
+        except Exception as error:
+            if kwargs.get("debug"):
+                traceback.print_exc()
+            _end(f"unexpected {type(error).__name__}: {error}; --debug shows where", 2)
 
     return run
 

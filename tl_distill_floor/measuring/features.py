@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float64, Int64
+from jaxtyping import Float, Float64, Int, Int64
 from torch import Tensor
 
 from tl_distill_floor.errors import InputError
@@ -21,7 +21,7 @@ from tl_distill_floor.records import MAX_BLOCKS, Blocks, FeatureStats
 
 COSTS = ("energy",)
 SAMPLE_EVERY = 32
-"""One token in so many is decoded to measure what the SAE leaves unexplained."""
+"""One token in so many, drawn at random, is decoded to measure what the SAE leaves unexplained."""
 Progress = Callable[[int, int], None]
 
 
@@ -66,6 +66,8 @@ def measure(
     subject = subject_of(model, sae, text, **where)
     file = Path(checkpoint) if checkpoint else None
     stats = FeatureStats.load(file) if file and resume and file.exists() else None
+    if stats is not None:
+        _check_same(stats, subject, file)
     done = 0 if stats is None else stats.n_tokens + stats.n_masked
     with subject.batches(done, n_tokens) as batches:
         reported = _reported(batches, done, n_tokens, progress)
@@ -73,10 +75,10 @@ def measure(
             block = block_stats(subject, islice(reported, size))
             if block is None:
                 break
-            stats = _joined(stats, block, file)
+            stats = block if stats is None else stats.merge(block)
             if file:
                 stats.save(file)
-    if stats is None:
+    if stats is None or not stats.n_tokens:
         raise InputError(
             f"{subject.text_name} is too short: it fills no sequence of {subject.context_size} tokens with one that"
             " counts; give more text, or set --context-size lower"
@@ -90,7 +92,7 @@ def block_stats(subject: Subject, batches: Iterator[Batch]) -> FeatureStats | No
     for batch in batches:
         sums = batch_sums(subject.sae, batch)
         total = {name: total[name] + value for name, value in sums.items()} if total else sums
-    if not total.get("n_tokens"):
+    if not total:
         return None
     norm = decoder_norm(subject.sae)
     energy = total["sum_act_sq"] * norm**2
@@ -114,8 +116,9 @@ def batch_sums(sae: Any, batch: Batch) -> dict[str, Any]:
     if not values.isfinite().all():
         raise InputError("the SAE's codes hold NaN or Inf; load the SAE in fp32, or name another with --sae")
     feature, n = token_feature % codes.shape[1], codes.shape[1]
-    seen = acts[::SAMPLE_EVERY].flatten(1).double()
-    missed = seen - sae.decode(codes[::SAMPLE_EVERY]).flatten(1).to(seen)
+    sample = _sample(len(acts)).to(acts.device)
+    seen = acts[sample].flatten(1).double()
+    missed = seen - sae.decode(codes[sample]).flatten(1).to(seen)
     return {
         "n_tokens": len(acts),
         "n_masked": batch.n_masked,
@@ -127,6 +130,12 @@ def batch_sums(sae: Any, batch: Batch) -> dict[str, Any]:
         "sampled_sum_sq": seen.square().sum().item(),
         "sampled_error_sq": missed.square().sum().item(),
     }
+
+
+def _sample(n_tokens: int) -> Int[Tensor, " sampled"]:
+    """Places of a batch, the same for every batch of that length; a stride would meet the same positions each time."""
+    order = torch.randperm(n_tokens, generator=torch.Generator().manual_seed(0))
+    return order[: -(-n_tokens // SAMPLE_EVERY)]
 
 
 def decoder_norm(sae: Any) -> Float64[np.ndarray, " feature"]:
@@ -161,15 +170,15 @@ def _block_sizes(batches_done: int) -> Iterator[int]:
             size, blocks = 2 * size, MAX_BLOCKS // 2
 
 
-def _joined(before: FeatureStats | None, block: FeatureStats, checkpoint: Path | None) -> FeatureStats:
-    if before is None:
-        return block
-    try:
-        return before.merge(block)
-    except ValueError as error:
-        raise InputError(
-            f"{checkpoint} is of another measurement ({error}); use the same options, or delete it to start again"
-        ) from error
+def _check_same(stats: FeatureStats, subject: Subject, checkpoint: Path | None) -> None:
+    """Raise an InputError where a checkpoint holds another measurement than the one that was asked for."""
+    asked = subject.identity()
+    for name in ("model_name", "hook_name", "text_name", "d_model", "settings"):
+        if getattr(stats, name) != asked[name]:
+            raise InputError(
+                f"{checkpoint} is of another measurement ({name}: {getattr(stats, name)}, now {asked[name]});"
+                " use the same options, or delete it to start again"
+            )
 
 
 def _reported(batches: Iterator[Batch], done: int, total: int, progress: Progress | None) -> Iterator[Batch]:

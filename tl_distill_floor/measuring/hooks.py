@@ -105,6 +105,12 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
+def same_point(hook_name: str) -> str:
+    """One name for a hook point that has two."""
+    prefix, point = _split(hook_name)
+    return prefix + ALIASES.get(point, point)
+
+
 def _split(hook_name: str) -> tuple[str, str]:
     """("blocks.3.", "attn.hook_z") of "blocks.3.attn.hook_z"; ("", name) outside a block."""
     match = re.fullmatch(r"(blocks\.\d+\.)(.+)", hook_name)

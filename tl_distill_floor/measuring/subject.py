@@ -1,5 +1,6 @@
 """What is measured: a teacher, a hook point, an SAE and a text that belong together, as a stream of activations."""
 
+import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,9 +12,17 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tl_distill_floor.errors import InputError
-from tl_distill_floor.measuring.hooks import reader, resid_post
+from tl_distill_floor.measuring.hooks import reader, resid_post, same_point
 from tl_distill_floor.sources.saes import SaeSource, load_sae
-from tl_distill_floor.sources.teachers import Teacher, check_device, load_teacher, same_model
+from tl_distill_floor.sources.teachers import (
+    CHECKPOINT,
+    PROCESSING,
+    Teacher,
+    check_context,
+    check_device,
+    load_teacher,
+    same_model,
+)
 from tl_distill_floor.sources.text import TextSource, load_text
 
 
@@ -67,6 +76,9 @@ class Subject:
             found.append(f"the SAE says it was trained on {trained_on}, the teacher is {self.teacher.name}")
         if context and self.context_size > context:
             found.append(f"sequences of {self.context_size} tokens are longer than the SAE was trained on ({context})")
+        wanted = {k: v for k, v in self.source.model_kwargs.items() if v and k in (*PROCESSING, *CHECKPOINT)}
+        if self.teacher and wanted and not wanted.items() <= self.teacher.loading.items():
+            found.append(f"the SAE was trained on a teacher loaded with {wanted}, which this one was not")
         if self.teacher is None:
             found.append("special tokens in cached activations are not known: only first positions were left out")
         return found
@@ -109,8 +121,10 @@ class Subject:
                 " name an SAE of this model and layer with --sae"
             )
         kept = acts[counts.to(acts.device)].to(self.sae.device)
-        if self.sae.cfg.reshape_activations != "hook_z":
-            kept = kept.flatten(1)  # an SAE of attention's hook_z that joins the heads itself wants them apart
+        kept = kept.flatten(1)
+        if self.sae.cfg.reshape_activations == "hook_z" and self.teacher:
+            heads = int(self.teacher.model.cfg.n_heads)
+            kept = kept.reshape(len(kept), heads, -1)  # such an SAE joins the heads itself
         if not kept.isfinite().all():
             raise InputError(f"the activation at {self.hook_name} holds NaN or Inf; run the teacher with --dtype fp32")
         return Batch(kept, int((~counts).sum()))
@@ -166,8 +180,18 @@ def subject_of(
         "not_counted": "first position" if teacher is None else "special token ids and first position",
         "text": loaded.fingerprint,
         "teacher": teacher.loading if teacher else "cached activations",
+        "sae": _digest(source.sae),
     }
     return Subject(source.sae, source, teacher, loaded, hook, settings)
+
+
+def _digest(sae: Any) -> str:
+    """Differs when the SAE does."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(sae.state_dict().items()):
+        found.update(name.encode())
+        found.update(tensor.detach().cpu().double().sum(0).numpy().tobytes())
+    return found.hexdigest()[:16]
 
 
 def special_ids(model: Any) -> list[int]:
@@ -181,6 +205,8 @@ def special_ids(model: Any) -> list[int]:
 def _hook_name(source: SaeSource, layer: int | None, given: str | None) -> str:
     from sae_lens.util import extract_layer_from_tlens_hook_name
 
+    if given and source.hook_name and same_point(given) != same_point(source.hook_name):
+        raise InputError(f"the SAE {source.name} reads {source.hook_name}, not {given}; leave the hook point to it")
     name = given or source.hook_name or (None if layer is None else resid_post(layer))
     if name is None:
         raise InputError(f"the SAE {source.name} does not say which layer it reads; set --layer")
@@ -203,10 +229,7 @@ def _check_model(teacher: Teacher, source: SaeSource) -> None:
 
 def _text_for(model: Any, source: SaeSource, text: Any, context_size: int | None) -> TextSource:
     longest = int(model.cfg.n_ctx)
-    if context_size is not None and not 2 <= context_size <= longest:
-        raise InputError(
-            f"the teacher reads sequences of 2 to {longest} tokens, got {context_size}; set --context-size"
-        )
+    check_context(model, context_size)
     tokenizer = getattr(model, "tokenizer", None)
     has_bos = tokenizer is not None and tokenizer.bos_token_id is not None
     loaded = load_text(

@@ -127,6 +127,7 @@ def infer_weights(
     W_dec = _oriented(matrices[decoder], (d_sae, d_in))
     threshold, k = _activation(roles, options, d_sae, source)
     b_enc, b_dec, subtract = _biases(roles, W_enc, jumprelu=threshold is not None)
+    subtract = bool(options.get("apply_b_dec_to_input", subtract))
     weights = SaeWeights(W_enc, W_dec, b_enc, b_dec, subtract, threshold, k)
     _refuse_not_finite(weights, source)
     return weights
@@ -143,7 +144,11 @@ def _find_tensors(content: Mapping[str, Any], source: str) -> dict[str, Tensor]:
             f"{source} holds weights in several places ({_some(found)}): save the one SAE that you mean on its own"
         )
     tensors = _without_prefixes(next(iter(found.values())))
-    return {name: tensor.squeeze() for name, tensor in tensors.items() if tensor.is_floating_point()}
+    squeezed = {name: tensor.squeeze() for name, tensor in tensors.items()}
+    # Whole numbers matter only as a scalar, such as the k of a TopK.
+    return {
+        name: t.float() if t.ndim == 0 else t for name, t in squeezed.items() if t.is_floating_point() or t.ndim == 0
+    }
 
 
 def _nested_weights(content: Mapping[str, Any], at: str, depth: int = 0) -> Iterator[tuple[str, dict[str, Tensor]]]:
@@ -188,7 +193,12 @@ def _refuse_options(options: Mapping[str, Any], source: str) -> None:
 
 
 def _says_something(value: object) -> bool:
-    return not (value is None or value is False or value == 1 or str(value).lower() in ("", "none", "false"))
+    return not (
+        value is None
+        or value is False
+        or (value is not True and value == 1)
+        or str(value).lower() in ("", "none", "false")
+    )
 
 
 def _name_matrices(matrices: Mapping[str, Tensor], source: str) -> tuple[str | None, str]:

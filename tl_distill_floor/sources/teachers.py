@@ -61,6 +61,15 @@ def load_teacher(
         return _load(name, device, DTYPES[dtype], model_kwargs or {})
 
 
+def check_context(model: Any, context_size: int | None) -> None:
+    """Raise an InputError unless the teacher reads sequences of `context_size` tokens."""
+    longest = int(model.cfg.n_ctx)
+    if context_size is not None and not 2 <= context_size <= longest:
+        raise InputError(
+            f"the teacher reads sequences of 2 to {longest} tokens, got {context_size}; set --context-size"
+        )
+
+
 def check_device(device: str) -> None:
     """Raise an InputError unless torch can put something on `device` here."""
     import torch
@@ -118,7 +127,8 @@ def _bridge(source: str, name: str, device: str, dtype: str, *, named: bool, **g
     from transformer_lens.model_bridge import TransformerBridge
 
     model = TransformerBridge.boot_transformers(source, device=device, dtype=getattr(torch, dtype), **given)
-    return Teacher(model, name, named, {"class": "TransformerBridge", "dtype": dtype})
+    checkpoint = {key: value for key, value in given.items() if key in CHECKPOINT}
+    return Teacher(model, name, named, {"class": "TransformerBridge", "dtype": dtype, **checkpoint})
 
 
 def _hooked(official: str, name: str, device: str, dtype: str, processing: dict[str, Any]) -> Teacher:

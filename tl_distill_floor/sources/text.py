@@ -3,12 +3,14 @@
 import gzip
 import hashlib
 import json
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -33,9 +35,7 @@ class TextSource:
     """From a hook name to (token ids, activation) a sequence; None where a teacher must compute the activation."""
 
 
-def load_text(
-    text: Any, tokenizer: Any, *, context_size: int | None = None, prepend_bos: bool = True, bos: int | None = None
-) -> TextSource:
+def load_text(text: Any, tokenizer: Any, *, context_size: int | None = None, prepend_bos: bool = True) -> TextSource:
     """Anything that holds text as sequences of tokens.
 
     Args:
@@ -44,13 +44,12 @@ def load_text(
             that SAELens's `CacheActivationsRunner` wrote.
         tokenizer: the teacher's; not needed for ids and cached activations.
         context_size: tokens a sequence, the beginning-of-sequence token included.
-        prepend_bos: lead every sequence with the beginning-of-sequence token.
-        bos: that token's id, which also stands between documents; the tokenizer's when left out.
+        prepend_bos: lead every sequence with the beginning-of-sequence token, which also stands between documents.
 
     Raises:
         InputError: nothing of the kind exists, or it cannot be read as text.
     """
-    if isinstance(text, Tensor):
+    if isinstance(text, Tensor | np.ndarray | list):
         return _from_ids(text)
     if hasattr(text, "get_batch_tokens"):
         return _from_store(text)
@@ -64,7 +63,7 @@ def load_text(
     def read() -> Iterator[Tensor]:
         from sae_lens.tokenization_and_batching import concat_and_batch_sequences
 
-        start = tokenizer.bos_token_id if bos is None else bos
+        start = tokenizer.bos_token_id
         ids = (torch.tensor(tokenize(tokenizer, document)) for document in documents())
         packed: Iterator[Tensor] = concat_and_batch_sequences(
             (i for i in ids if len(i)),
@@ -124,10 +123,13 @@ def _guarded(path: Path, documents: Iterator[str]) -> Iterator[str]:
         for document in documents:
             if "\0" in document:
                 raise InputError(f"{path} holds NUL bytes, so it is no text; name a .txt or .jsonl file with --text")
+            document.encode()  # lone surrogates, which JSON can hold and no tokenizer takes
             yield document
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is no UTF-8 text ({error.reason}); name a .txt or .jsonl file with --text") from error
-    except (EOFError, OSError) as error:
+    except UnicodeEncodeError as error:
+        raise InputError(f"{path} holds half a surrogate pair, so it is no text; name another file") from error
+    except (EOFError, OSError, zlib.error) as error:
         raise InputError(f"{path} cannot be read ({error}); name another file with --text") from error
 
 
@@ -179,7 +181,11 @@ def _dataset(name: str) -> Iterator[str]:
         ) from error
 
 
-def _from_ids(ids: Tensor) -> TextSource:
+def _from_ids(given: Any) -> TextSource:
+    try:
+        ids = torch.as_tensor(given)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"token ids must be whole numbers [batch, position] ({error})") from error
     if ids.ndim != 2 or not ids.numel() or ids.is_floating_point():
         raise InputError(f"token ids must be whole numbers [batch, position], got {ids.dtype} {tuple(ids.shape)}")
     digest = hashlib.sha256(ids.cpu().contiguous().numpy().tobytes()).hexdigest()[:16]

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from tl_distill_floor.errors import InputError
-from tl_distill_floor.sources.teachers import Teacher, load_teacher
+from tl_distill_floor.records import check_writable
+from tl_distill_floor.sources.teachers import Teacher, check_context, load_teacher
 from tl_distill_floor.sources.text import load_text
 
 ARCHITECTURES = ("batchtopk", "topk")
@@ -66,10 +67,14 @@ def train_sae(
         raise InputError(f"{out} exists already; name another directory with --out, or delete it")
     if architecture not in ARCHITECTURES:
         raise InputError(f"architecture must be one of {', '.join(ARCHITECTURES)}, got {architecture}")
+    check_writable(out.parent)
     teacher = load_teacher(model, device=device, dtype=dtype)
+    check_context(teacher.model, context_size)
     hook_name = resid_post(layer)
     hook_point(teacher.model, hook_name)
     width = int(teacher.model.cfg.d_model)
+    if not 1 <= k <= (d_sae or 8 * width):
+        raise InputError(f"k must lie between 1 and the {d_sae or 8 * width} features, got {k}")
     tokens = _tokens(teacher, text, context_size, n_tokens)
     sae = _trainer_sae(architecture, width, d_sae or 8 * width, k, device)
     runner = _runner(
@@ -151,6 +156,10 @@ def _own_signal_handlers() -> Iterator[None]:
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
+    except Exception as error:
+        if type(error).__name__ == "InterruptedException":  # what SAELens makes of Ctrl-C
+            raise KeyboardInterrupt from error
+        raise
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)

@@ -106,8 +106,9 @@ def _geometry(
     widths: Int64[np.ndarray, " width"] | Float64[np.ndarray, " width"],
 ) -> Geometry:
     order = by_cost(cost, alive)
-    alpha = 1.0 - float(rate[order].mean())
-    per_dimension = capacity(alpha)
+    alpha = 1.0 - float(rate[order].mean()) if len(order) else 1.0
+    # A redrawn text may hold no feature, or only such as always fire: g(α) has no value at the ends.
+    per_dimension = capacity(min(max(alpha, 1e-12), 1.0 - 1e-12))
     held = [n_held(width, per_dimension, len(order)) for width in widths]
     return Geometry(len(order), alpha, len(order) / per_dimension, tail_costs(cost[order])[held])
 
@@ -122,8 +123,8 @@ def _intervals(
     """
     n_blocks = len(stats.blocks.n_tokens)
     if n_blocks < 2:
-        nothing = np.full(len(widths), np.nan)
-        return Geometry(np.nan, np.nan, np.nan, np.zeros(len(widths))), Geometry(np.nan, np.nan, np.nan, nothing)
+        unknown = Geometry(np.nan, np.nan, np.nan, np.full(len(widths), np.nan))
+        return unknown, unknown
     random = np.random.default_rng(seed)
     draws = [
         _redraw(stats, widths, min_count, np.bincount(random.integers(n_blocks, size=n_blocks), minlength=n_blocks))
@@ -159,6 +160,8 @@ def _widths(widths: Any, d_model: int) -> Int64[np.ndarray, " width"]:
 
 def _warnings(stats: FeatureStats, alpha: float) -> list[str]:
     found = []
+    if len(stats.blocks.n_tokens) < 2:
+        found.append("one block of text gives no intervals: measure more tokens, or smaller batches")
     if alpha < DENSE:
         found.append(f"sparsity {alpha:.3f} is below 0.632, where Theorem 1's capacity function has no meaning")
     if stats.fvu > 0.3:
