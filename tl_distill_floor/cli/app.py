@@ -110,10 +110,8 @@ def saes(
     elif found:
         Console().print(saes_view(model, found))
     else:
-        raise InputError(
         where = "L" if layer is None else layer
         raise InputError(f"no SAE is known for {model}; train one: tl-floor train-sae {model} --layer {where}")
-        )
 
 
 @app.command("train-sae")
