@@ -19,6 +19,8 @@ ALIASES = {
     "hook_attn_out": "attn.hook_out",
     "attn.hook_z": "attn.o.hook_in",
 }
+# What a block adds to the residual stream, where it normalises that once more (Gemma 2 and later).
+POST_NORM = {"hook_mlp_out": "ln2_post.hook_out", "hook_attn_out": "ln1_post.hook_out"}
 OTHER_NAME = ALIASES | {bridge: hooked for hooked, bridge in ALIASES.items()}
 
 
@@ -50,7 +52,7 @@ def name_in(model: Any, hook_name: str) -> str:
     if getattr(model, "acts_to_saes", None) or getattr(model, "_acts_to_saes", None):
         raise InputError("an SAE is attached to the model, which changes its activations; call model.reset_saes()")
     prefix, point = _split(hook_name)
-    for name in (hook_name, prefix + OTHER_NAME.get(point, point)):
+    for name in (hook_name, prefix + POST_NORM.get(point, point), prefix + OTHER_NAME.get(point, point)):
         if name in model.hook_dict:
             return name
     layer = prefix.removeprefix("blocks.").removesuffix(".")
