@@ -721,3 +721,10 @@ def test_without_a_name_the_only_sae_is_taken_or_the_choice_is_shown(hub):
 def test_missing_paths_are_not_taken_for_repositories(hub, tmp_path):
     for spec in (tmp_path / "nothing", "./nothing", "~/no/such/sae", "folder/sae.pt"):
         assert "there is no file or folder" in refusal(spec)
+
+
+@pytest.mark.parametrize("nest", [lambda d: {"state_dict": d}, lambda d: {f"ae.{name}": t for name, t in d.items()}])
+def test_a_whole_number_k_beside_nested_weights_makes_a_topk(nest: object) -> None:
+    matrix = torch.randn(4, 16)
+    weights = {"W_enc": matrix, "W_dec": matrix.T, "b_enc": torch.zeros(16), "b_dec": torch.zeros(4)}
+    assert infer_weights(nest(weights | {"k": torch.tensor(3)}), source="x").k == 3

@@ -155,6 +155,13 @@ def test_an_l0_far_from_the_published_one_is_called_so() -> None:
     assert any("publisher has 80.0" in warning for warning in found.warnings)
 
 
+def test_a_redrawn_text_may_hold_no_feature() -> None:
+    counts = np.array([[5, 0], [0, 0], [0, 0], [0, 0]])
+    floor = floor_from_stats(stats_of(None, blocks=(np.full(4, 100), counts, counts * 1.0)), [1])
+    low, high = floor.n_features_interval
+    assert low < floor.n_features == 1 < high
+
+
 def bursty(seed: int, rate: np.ndarray, amplitude: np.ndarray, blocks: int = 32, tokens: int = 2000) -> object:
     """Statistics of features that come and go with the block of text, as topics do."""
     random = np.random.default_rng(seed)
