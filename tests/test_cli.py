@@ -130,6 +130,7 @@ def test_a_killed_run_resumes_to_the_same_bytes(given: Given, tmp_path: Path) ->
     code = (
         "import os, tl_distill_floor.records as r\n"
         "import tl_distill_floor.measuring.features as f\n"
+        "f.SECONDS_BETWEEN_SAVES = 0\n"
         "real, saved = r.FeatureStats.save, []\n"
         "def save(self, path):\n"
         "    out = real(self, path)\n"

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from tests.conftest import CONTEXT, FEATURES, WIDTH
+from tests.test_codes import same_codes
 from tl_distill_floor import InputError, floor_from_stats, measure, predict_floor
 from tl_distill_floor.measuring import features
 from tl_distill_floor.measuring.features import _block_sizes
@@ -25,6 +26,8 @@ def same_numbers(one: FeatureStats, other: FeatureStats) -> None:
         assert getattr(one, name) == getattr(other, name), name
     for name in ("n_tokens", "firing_count", "cost"):
         np.testing.assert_array_equal(getattr(one.blocks, name), getattr(other.blocks, name), err_msg=name)
+    same_codes(one.codes, other.codes)
+    assert one.digest() == other.digest()
 
 
 @pytest.fixture(scope="module")
@@ -152,13 +155,21 @@ class StopError(Exception):
 
 
 @pytest.mark.parametrize("kill_after", [1, 5, 9])
+@pytest.mark.parametrize("n_codes", [500, 1280])
 def test_resuming_ends_with_the_same_numbers_to_the_last_bit(
-    bridge: Any, sae: Any, ids: torch.Tensor, tmp_path: Path, kill_after: int, monkeypatch: pytest.MonkeyPatch
+    bridge: Any,
+    sae: Any,
+    ids: torch.Tensor,
+    tmp_path: Path,
+    kill_after: int,
+    n_codes: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(features, "MAX_BLOCKS", 4)
     monkeypatch.setattr("tl_distill_floor.records.MAX_BLOCKS", 4)
     file = tmp_path / "partial.safetensors"
-    whole = measure(bridge, sae, ids, batch_size=2)
+    options: dict[str, Any] = {"batch_size": 2, "n_tokens": 1280, "n_codes": n_codes}
+    whole = measure(bridge, sae, ids, **options)
 
     calls: Iterator[int] = iter(range(100))
 
@@ -167,9 +178,40 @@ def test_resuming_ends_with_the_same_numbers_to_the_last_bit(
             raise StopError
 
     with pytest.raises(StopError):
-        measure(bridge, sae, ids, batch_size=2, checkpoint=file, progress=killed)
+        measure(bridge, sae, ids, checkpoint=file, progress=killed, **options)
     assert FeatureStats.load(file).n_tokens < whole.n_tokens
-    same_numbers(measure(bridge, sae, ids, batch_size=2, checkpoint=file, resume=True), whole)
+    same_numbers(measure(bridge, sae, ids, checkpoint=file, resume=True, **options), whole)
+    same_numbers(FeatureStats.load(file), whole)
+
+
+@pytest.mark.parametrize(("seconds", "saves"), [(0, 7), (3600, 1)])
+def test_checkpoints_are_written_now_and_then_and_when_interrupted(
+    bridge: Any, sae: Any, ids: torch.Tensor, tmp_path: Path, seconds: int, saves: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C comes after seven batches of two sequences, each a block."""
+    monkeypatch.setattr(features, "SECONDS_BETWEEN_SAVES", seconds)
+    save, saved = FeatureStats.save, []
+    monkeypatch.setattr(FeatureStats, "save", lambda stats, path: saved.append(stats) or save(stats, path))
+
+    def interrupted(done: int, _total: int) -> None:
+        if done == 7 * 2 * CONTEXT:
+            raise KeyboardInterrupt
+
+    file = tmp_path / "partial.safetensors"
+    with pytest.raises(KeyboardInterrupt):
+        measure(bridge, sae, ids, batch_size=2, checkpoint=file, progress=interrupted)
+    assert len(saved) == saves
+    found, expected = FeatureStats.load(file), measure(bridge, sae, ids[:14], batch_size=2)
+    np.testing.assert_array_equal(found.sum_act, expected.sum_act)
+    same_codes(found.codes, expected.codes)
+
+
+def test_nothing_new_is_not_saved_again(bridge: Any, sae: Any, ids: torch.Tensor, tmp_path: Path) -> None:
+    file = tmp_path / "partial.safetensors"
+    whole = measure(bridge, sae, ids, checkpoint=file)
+    written = file.stat().st_mtime_ns
+    same_numbers(measure(bridge, sae, ids, checkpoint=file, resume=True), whole)
+    assert file.stat().st_mtime_ns == written
 
 
 def test_resuming_with_other_options_is_refused(bridge: Any, sae: Any, ids: torch.Tensor, tmp_path: Path) -> None:

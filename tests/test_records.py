@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from tests.making import stats_of
 from tl_distill_floor import FeatureStats, FloorPrediction, InputError, floor_from_stats
+from tl_distill_floor.codes import Codes
 from tl_distill_floor.records import MAX_BLOCKS, Blocks, write_atomically
 
 COST = np.array([5.0, 1.0, 9.0, 4.0])
@@ -76,7 +77,8 @@ def test_missing_files_are_refused(tmp_path: Path) -> None:
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_damaged_files_are_refused_or_read_as_they_are(tmp_path: Path, cut: int, flip: int, bit: int) -> None:
     """Truncated anywhere, one bit turned anywhere: an InputError or a record, nothing else."""
-    data = bytearray(stats_of(COST).save(tmp_path / "whole.safetensors").read_bytes())
+    stats = stats_of(COST, codes=Codes.from_dense(np.array([[0.0, 1, 2, 0], [3, 0, 0, 4]])))
+    data = bytearray(stats.save(tmp_path / "whole.safetensors").read_bytes())
     data[flip % len(data)] ^= 1 << bit
     (tmp_path / "damaged.safetensors").write_bytes(bytes(data[: cut or None]))
     with contextlib.suppress(InputError):

@@ -18,6 +18,7 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
+from tl_distill_floor.codes import Codes
 from tl_distill_floor.errors import InputError
 
 STATS_FILE, FLOOR_FILE = "stats.safetensors", "floor.json"
@@ -100,6 +101,8 @@ class FeatureStats:
     settings: dict[str, Any] = field(default_factory=dict)
     """What else decides the numbers: dtype, context, mask, how the teacher was loaded."""
     warnings: tuple[str, ...] = ()
+    codes: Codes | None = None
+    """The SAE's codes on whole sequences of the text, each kept with the probability `settings["share_of_codes"]`."""
 
     def __post_init__(self) -> None:
         n = len(self.firing_count)
@@ -114,6 +117,8 @@ class FeatureStats:
             raise ValueError("the number of tokens must be at least every firing count")
         if int(self.blocks.n_tokens.sum()) != self.n_tokens:
             raise ValueError("the blocks' tokens must add up to the number of tokens")
+        if self.codes is not None and (self.codes.n_features != n or self.codes.n_tokens > self.n_tokens):
+            raise ValueError(f"the codes must be of {n} features and of at most {self.n_tokens} tokens")
 
     @property
     def firing_rate(self) -> Float64[np.ndarray, " feature"]:
@@ -137,8 +142,11 @@ class FeatureStats:
 
     def digest(self) -> str:
         """Differs when what a prediction stands on does."""
-        arrays = (self.firing_count, self.sum_cost, self.blocks.cost, self.blocks.firing_count)
-        return hashlib.sha256(b"".join(a.tobytes() for a in arrays)).hexdigest()[:16]
+        arrays = [self.firing_count, self.sum_cost, self.blocks.cost, self.blocks.firing_count]
+        found = hashlib.sha256()
+        for array in (*arrays, *_arrays_of("codes", self.codes).values()):
+            found.update(array.tobytes())
+        return found.hexdigest()[:16]
 
     def alive(self, min_count: int = 1) -> Bool[np.ndarray, " feature"]:
         """Features that fired on at least `min_count` of the tokens."""
@@ -152,13 +160,16 @@ class FeatureStats:
     def merge(self, other: "FeatureStats") -> "FeatureStats":
         """The statistics of both stretches of text together, `other` after `self`.
 
+        Codes stay where both have them and kept the same share of their text: others would be no even sample of both.
+
         Raises:
             ValueError: they are of another model, hook point, SAE, unit or setting.
         """
         for name in ("model_name", "hook_name", "sae_name", "d_model", "cost_unit"):
             if getattr(self, name) != getattr(other, name):
                 raise ValueError(f"{name} differs: {getattr(self, name)!r} and {getattr(other, name)!r}")
-        if self.settings | {"text": None} != other.settings | {"text": None}:
+        of_one_text = {"text": None, "share_of_codes": None}
+        if self.settings | of_one_text != other.settings | of_one_text:
             raise ValueError(f"settings differ: {self.settings} and {other.settings}")
         if not np.array_equal(self.decoder_norm, other.decoder_norm):
             raise ValueError("the decoders differ, so the features are not the same")
@@ -171,17 +182,18 @@ class FeatureStats:
             text_name=" + ".join(dict.fromkeys([self.text_name, other.text_name])),
             blocks=blocks,
             warnings=tuple(dict.fromkeys([*self.warnings, *other.warnings])),
+            codes=_codes_of_both(self, other),
         )
 
     def save(self, path: str | Path) -> Path:
         """Write one safetensors file; a directory gets `stats.safetensors`. Returns the file's path."""
         arrays = {f.name: v for f in dataclasses.fields(self) if isinstance(v := getattr(self, f.name), np.ndarray)}
-        arrays |= {f"blocks.{f.name}": getattr(self.blocks, f.name) for f in dataclasses.fields(self.blocks)}
         scalars = {
             f.name: getattr(self, f.name)
             for f in dataclasses.fields(self)
-            if f.name not in arrays and f.name != "blocks"
+            if f.name not in arrays and f.name not in ("blocks", "codes")
         }
+        arrays |= _arrays_of("blocks", self.blocks) | _arrays_of("codes", self.codes)
         return save_arrays(file_in(path, STATS_FILE), "feature-stats", arrays, scalars)
 
     @classmethod
@@ -194,11 +206,34 @@ class FeatureStats:
         file = file_in(path, STATS_FILE)
         arrays, scalars = load_arrays(file, "feature-stats")
         try:
-            blocks = Blocks(**{f.name: arrays.pop(f"blocks.{f.name}") for f in dataclasses.fields(Blocks)})
-            found: dict[str, Any] = {**arrays, **scalars, "blocks": blocks, "warnings": tuple(scalars["warnings"])}
-            return cls(**found)
+            blocks = Blocks(**_taken("blocks", arrays))
+            of_codes = _taken("codes", arrays)
+            codes = Codes(n_features=len(arrays["firing_count"]), **of_codes) if of_codes else None
+            parts = {"blocks": blocks, "codes": codes, "warnings": tuple(scalars["warnings"])}
+            return cls(**{**arrays, **scalars, **parts})
         except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
             raise InputError(f"{file} does not hold complete feature statistics ({error}); measure again") from error
+
+
+def _arrays_of(name: str, record: Blocks | Codes | None) -> dict[str, np.ndarray]:
+    """A record's arrays under the names that they have in a file; none of no record."""
+    fields = () if record is None else dataclasses.fields(record)
+    return {f"{name}.{f.name}": v for f in fields if isinstance(v := getattr(record, f.name), np.ndarray)}
+
+
+def _taken(name: str, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """A record's arrays under their own names, removed from those of a file."""
+    return {key.removeprefix(f"{name}."): arrays.pop(key) for key in list(arrays) if key.startswith(f"{name}.")}
+
+
+def _codes_of_both(one: FeatureStats, other: FeatureStats) -> Codes | None:
+    shares = {stats.settings.get("share_of_codes") for stats in (one, other)}
+    if one.codes is None or other.codes is None or len(shares) > 1:
+        return None
+    following, last = other.codes, int(one.codes.sequence.max(initial=-1))
+    if following.sequence.min(initial=last + 1) <= last:  # another text, whose sequences are counted from 0 again
+        following = dataclasses.replace(following, sequence=following.sequence + last + 1)
+    return one.codes.followed_by(following)
 
 
 def file_in(path: str | Path, name: str) -> Path:

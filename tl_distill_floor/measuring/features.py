@@ -1,10 +1,13 @@
 """One pass over a teacher: activations at a hook point, through the SAE's encoder, into mergeable sums.
 
 Nothing that is kept grows with the number of tokens. Codes are reduced batch by batch to the entries that are not 0,
-and these to integer counts and float64 moments, so that sums are exact whatever the dtype of the codes.
+and these to integer counts and float64 moments, so that sums are exact whatever the dtype of the codes. The entries
+themselves are kept of a sample of whole sequences, whose size the caller bounds.
 """
 
 import dataclasses
+import hashlib
+import time
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -12,9 +15,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float64, Int, Int64
+from jaxtyping import Bool, Float, Float64, Int, Int64
 from torch import Tensor
 
+from tl_distill_floor.codes import Codes
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.measuring.subject import Batch, Subject, subject_of
 from tl_distill_floor.records import MAX_BLOCKS, Blocks, FeatureStats
@@ -22,6 +26,8 @@ from tl_distill_floor.records import MAX_BLOCKS, Blocks, FeatureStats
 COSTS = ("energy",)
 SAMPLE_EVERY = 32
 """One token in so many, drawn at random, is decoded to measure what the SAE leaves unexplained."""
+SECONDS_BETWEEN_SAVES = 20.0
+"""A checkpoint holds the codes too, which are too large to be written after every block."""
 Progress = Callable[[int, int], None]
 
 
@@ -32,6 +38,7 @@ def measure(
     *,
     cost: str = "energy",
     n_tokens: int = 200_000,
+    n_codes: int = 200_000,
     checkpoint: str | Path | None = None,
     resume: bool = False,
     progress: Progress | None = None,
@@ -49,8 +56,12 @@ def measure(
         cost: "energy": E[a²] · ‖w‖² per feature, w its decoder row (the paper's I · E[x²]), in squared error per
             token summed over the dimensions of the hook point.
         n_tokens: tokens to read, those that do not count included; fewer where the text ends before.
-        checkpoint: a file that holds the sums so far after every block, for `resume`.
-        resume: go on from `checkpoint` where it exists; the result is the same to the last bit.
+        n_codes: tokens whose codes are kept, for `simulated`; whole sequences, drawn at random where the text is
+            longer (each with the probability `n_codes` / `n_tokens`, by its number alone); 0 keeps none.
+        checkpoint: a file that holds what was measured so far, for `resume`: written every 20 seconds, at the end, and
+            when an exception or Ctrl-C ends the measurement.
+        resume: go on from `checkpoint` where it exists; the result is the same to the last bit. Refused where it kept
+            another share of the codes, as with another `n_tokens` above `n_codes`.
         progress: called after every batch with the tokens read so far and in all.
         where: `layer`, `hook_name`, `context_size`, `batch_size` (sequences), `device`, `dtype` ("fp32", "bf16"); see
             `subject_of`.
@@ -63,21 +74,16 @@ def measure(
         raise InputError(f"cost must be one of {', '.join(COSTS)}, got {cost}")
     if n_tokens < 1:
         raise InputError(f"the number of tokens must be at least 1, got {n_tokens}")
+    if n_codes < 0:
+        raise InputError(f"the number of tokens whose codes are kept must be at least 0, got {n_codes}")
     subject = subject_of(model, sae, text, **where)
+    share = {"share_of_codes": min(1.0, n_codes / n_tokens)}
+    subject = dataclasses.replace(subject, settings=subject.settings | share)
     file = Path(checkpoint) if checkpoint else None
-    stats = FeatureStats.load(file) if file and resume and file.exists() else None
-    if stats is not None:
-        _check_same(stats, subject, file)
-    done = 0 if stats is None else stats.n_tokens + stats.n_masked
-    with subject.batches(done, n_tokens) as batches:
-        reported = _reported(batches, done, n_tokens, progress)
-        for size in _block_sizes(done // subject.tokens_per_batch):
-            block = block_stats(subject, islice(reported, size))
-            if block is None:
-                break
-            stats = block if stats is None else stats.merge(block)
-            if file:
-                stats.save(file)
+    before = FeatureStats.load(file) if file and resume and file.exists() else None
+    if before is not None:
+        _check_same(before, subject, file)
+    stats = _read_on(subject, _SoFar(file, before), n_tokens, progress)
     if stats is None or not stats.n_tokens:
         raise InputError(
             f"{subject.text_name} is too short: it fills no sequence of {subject.context_size} tokens with one that"
@@ -86,12 +92,70 @@ def measure(
     return dataclasses.replace(stats, warnings=tuple(subject.warnings()))
 
 
+class _SoFar:
+    """What was measured so far, and the file that holds it."""
+
+    def __init__(self, file: Path | None, stats: FeatureStats | None) -> None:
+        self.file, self.saved_at, self.is_saved = file, time.monotonic(), True
+        self.parts = None if stats is None else _apart(stats)
+
+    @property
+    def n_read(self) -> int:
+        return 0 if self.parts is None else self.parts[0].n_tokens + self.parts[0].n_masked
+
+    def add(self, block: FeatureStats) -> None:
+        sums, codes = _apart(block)
+        # One assignment, so that Ctrl-C finds the sums and the codes of the same blocks.
+        self.parts = (sums, codes) if self.parts is None else (self.parts[0].merge(sums), self.parts[1] + codes)
+        self.is_saved = False
+        if time.monotonic() - self.saved_at >= SECONDS_BETWEEN_SAVES:
+            self.save()
+
+    def stats(self) -> FeatureStats | None:
+        """The codes are joined here, not block by block, which would copy them as often as there are blocks."""
+        if self.parts is None:
+            return None
+        sums, parts = self.parts
+        found = [part for part in parts if part is not None]
+        joined = dataclasses.replace(sums, codes=Codes.joined(found) if len(found) == len(parts) else None)
+        self.parts = _apart(joined)
+        return joined
+
+    def save(self) -> None:
+        if self.file and not self.is_saved and (stats := self.stats()) is not None:
+            stats.save(self.file)
+            self.saved_at, self.is_saved = time.monotonic(), True
+
+
+def _apart(stats: FeatureStats) -> tuple[FeatureStats, tuple[Codes | None, ...]]:
+    """The sums, which stay small, and the codes, which do not."""
+    return dataclasses.replace(stats, codes=None), (stats.codes,)
+
+
+def _read_on(subject: Subject, so_far: _SoFar, n_tokens: int, progress: Progress | None) -> FeatureStats | None:
+    """What was measured so far and the rest of the text, block by block."""
+    done = so_far.n_read
+    with subject.batches(done, n_tokens) as batches:
+        reported = _reported(batches, done, n_tokens, progress)
+        try:
+            for size in _block_sizes(done // subject.tokens_per_batch):
+                block = block_stats(subject, islice(reported, size))
+                if block is None:
+                    break
+                so_far.add(block)
+        finally:
+            so_far.save()
+    return so_far.stats()
+
+
 def block_stats(subject: Subject, batches: Iterator[Batch]) -> FeatureStats | None:
     """The statistics of one block of text, which nothing but its own batches decides; None where there are none."""
     total: dict[str, Any] = {}
+    share, kept = subject.settings["share_of_codes"], []
     for batch in batches:
-        sums = batch_sums(subject.sae, batch)
+        sums, codes = batch_sums(subject.sae, batch, share)
         total = {name: total[name] + value for name, value in sums.items()} if total else sums
+        kept += [] if codes is None else [codes]
     if not total:
         return None
     norm = decoder_norm(subject.sae)
@@ -103,23 +167,25 @@ def block_stats(subject: Subject, batches: Iterator[Batch]) -> FeatureStats | No
         sum_cost=energy,
         cost_unit="mse",
         blocks=Blocks(np.array([total["n_tokens"]]), total["firing_count"][None], energy[None]),
+        codes=Codes.joined(kept) if kept else None,
     )
 
 
 @torch.no_grad()
-def batch_sums(sae: Any, batch: Batch) -> dict[str, Any]:
-    """Everything that is summed over the tokens of one batch, under the names of `FeatureStats`."""
+def batch_sums(sae: Any, batch: Batch, share_of_codes: float) -> tuple[dict[str, Any], Codes | None]:
+    """What is summed over the tokens of one batch, under the names of `FeatureStats`, and the codes that are kept."""
     acts = batch.activation
     codes = sae.encode(acts).flatten(1)
     token_feature = codes.flatten().nonzero().squeeze(1)
-    values = codes.flatten()[token_feature].double()
+    found = codes.flatten()[token_feature]
+    values = found.double()
     if not values.isfinite().all():
         raise InputError("the SAE's codes hold NaN or Inf; load the SAE in fp32, or name another with --sae")
     feature, n = token_feature % codes.shape[1], codes.shape[1]
     sample = _sample(len(acts)).to(acts.device)
     seen = acts[sample].flatten(1).double()
     missed = seen - sae.decode(codes[sample]).flatten(1).to(seen)
-    return {
+    sums = {
         "n_tokens": len(acts),
         "n_masked": batch.n_masked,
         "firing_count": _count(feature, n),
@@ -130,6 +196,27 @@ def batch_sums(sae: Any, batch: Batch) -> dict[str, Any]:
         "sampled_sum_sq": seen.square().sum().item(),
         "sampled_error_sq": missed.square().sum().item(),
     }
+    if not share_of_codes:
+        return sums, None
+    starts = torch.searchsorted(token_feature, n * torch.arange(len(acts) + 1, device=token_feature.device))
+    arrays = (starts.cpu(), feature.int().cpu(), found.float().cpu(), batch.sequence)
+    return sums, _sampled(Codes(n, *(array.numpy() for array in arrays)), share_of_codes)
+
+
+def _sampled(codes: Codes, share: float) -> Codes:
+    return codes if share >= 1 else codes.of_tokens(is_kept(codes.sequence, share))
+
+
+def is_kept(sequence: Int64[np.ndarray, " token"], share: float) -> Bool[np.ndarray, " token"]:
+    """Whether a sequence's codes are kept: decided by its number, whatever batch, block or run it comes in."""
+    numbers, place = np.unique(sequence, return_inverse=True)
+    kept: np.ndarray = np.array([_uniform(int(number)) < share for number in numbers], dtype=bool)[place]
+    return kept
+
+
+def _uniform(number: int) -> float:
+    """Between 0 and 1, evenly spread over the numbers."""
+    return int.from_bytes(hashlib.sha256(b"sequence %d" % number).digest()[:8]) / 2**64
 
 
 def _sample(n_tokens: int) -> Int[Tensor, " sampled"]:

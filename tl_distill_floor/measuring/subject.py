@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
+from itertools import count, islice
 from typing import Any, NamedTuple
 
 import torch
@@ -30,6 +30,8 @@ class Batch(NamedTuple):
     """The activations of one batch of sequences, without the tokens that do not count."""
 
     activation: Float[Tensor, "token *d_model"]
+    sequence: Int[Tensor, " token"]
+    """Number of the text's sequence that the token stands in, counted from 0."""
     n_masked: int
 
 
@@ -96,14 +98,22 @@ class Subject:
             assert self.text.read_cached is not None
             rows = islice(self.text.read_cached(self.hook_name), first, last)
             stacks = (torch.stack([activation for _, activation in group]) for group in _groups(rows, size))
-            yield (self._checked(acts, _first_masked(acts.shape[:2])) for acts in stacks)
+            yield (
+                self._checked(acts, _first_masked(acts.shape[:2]), number)
+                for number, acts in zip(count(first, size), stacks, strict=False)
+            )
             return
         model = self.teacher.model
         with reader(model, self.hook_name) as read:
             sequences = islice(self.text.read(), first, last)
-            yield (self._batch(model, read, torch.stack(group)) for group in _groups(sequences, size))
+            yield (
+                self._batch(model, read, torch.stack(group), number)
+                for number, group in zip(count(first, size), _groups(sequences, size), strict=False)
+            )
 
-    def _batch(self, model: Any, read: Callable[[Tensor], Tensor], ids: Int[Tensor, "batch position"]) -> Batch:
+    def _batch(
+        self, model: Any, read: Callable[[Tensor], Tensor], ids: Int[Tensor, "batch position"], first: int
+    ) -> Batch:
         largest, vocabulary = int(ids.max()), int(model.cfg.d_vocab)
         if largest >= vocabulary or int(ids.min()) < 0:
             raise InputError(
@@ -111,9 +121,12 @@ class Subject:
                 " use the teacher's own tokenizer"
             )
         counts = _first_masked(ids.shape) & ~torch.isin(ids, torch.tensor(special_ids(model), dtype=ids.dtype))
-        return self._checked(read(ids.to(_device(model))), counts)
+        return self._checked(read(ids.to(_device(model))), counts, first)
 
-    def _checked(self, acts: Float[Tensor, "batch position *d_model"], counts: Bool[Tensor, "batch position"]) -> Batch:
+    def _checked(
+        self, acts: Float[Tensor, "batch position *d_model"], counts: Bool[Tensor, "batch position"], first: int
+    ) -> Batch:
+        """The tokens that count of the sequences from number `first` on."""
         width, expected = acts[0, 0].numel(), int(self.sae.cfg.d_in)
         if width != expected:
             raise InputError(
@@ -127,7 +140,7 @@ class Subject:
             kept = kept.reshape(len(kept), heads, -1)  # such an SAE joins the heads itself
         if not kept.isfinite().all():
             raise InputError(f"the activation at {self.hook_name} holds NaN or Inf; run the teacher with --dtype fp32")
-        return Batch(kept, int((~counts).sum()))
+        return Batch(kept, first + counts.nonzero()[:, 0], int((~counts).sum()))
 
 
 def subject_of(
