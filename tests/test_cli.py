@@ -38,7 +38,7 @@ def refused(result: Result) -> str:
 def test_measure_prints_a_table_and_saves(given: Given, tmp_path: Path) -> None:
     result = run(*given, "--layer", 1)
     assert result.exit_code == 0, result.output
-    for word in ("teacher", "sparsity α", "d*", "theorem (MSE)", "A student of"):
+    for word in ("teacher", "sparsity α", "d*", "theorem", "independent", "Expected is"):
         assert word in result.stdout
     assert sorted(p.name for p in (tmp_path / "runs" / "tiny-neox-layer1").iterdir()) == [
         "floor.json",
@@ -55,7 +55,7 @@ def test_json_is_one_object_and_nothing_else(given: Given) -> None:
         *("widths", "theorem", "independent", "simulated", "expected", "intervals", "warnings"),
     }
     assert found["widths"] == [2, 4, 8]
-    assert found["theorem"] == found["expected"] == sorted(found["theorem"], reverse=True)
+    assert found["independent"] == found["expected"] == sorted(found["expected"], reverse=True)
     assert found["critical_width"] == pytest.approx(found["n_features"] / found["capacity"])
 
 

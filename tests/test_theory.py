@@ -50,13 +50,13 @@ def test_allocate_by_hand() -> None:
 def test_allocate_takes_lists_arrays_and_tensors() -> None:
     cost, rate = [3.0, 1.0, 2.0], [0.1, 0.2, 0.3]
     kinds = [(cost, rate), (np.array(cost), np.array(rate)), (torch.tensor(cost), torch.tensor(rate))]
-    floors = [allocate(c, r, 0.5).floor for c, r in kinds]
+    floors = [allocate(c, r, 0.5, method="top_k").floor for c, r in kinds]
     assert floors == pytest.approx([floors[0]] * 3, rel=1e-6)
 
 
 def test_a_feature_that_never_fires_needs_nothing() -> None:
     # The dead one neither counts in α nor in F nor in the floor: the same as without it.
-    with_dead = theorem_floor([4.0, 7.0, 1.0], [0.1, 0.0, 0.3], [0.1, 1.0])
+    with_dead = theorem_floor([4.0, 0.0, 1.0], [0.1, 0.0, 0.3], [0.1, 1.0])
     assert with_dead.tolist() == theorem_floor([4.0, 1.0], [0.1, 0.3], [0.1, 1.0]).tolist()
 
 
@@ -66,17 +66,23 @@ def test_a_feature_that_never_fires_needs_nothing() -> None:
         ([], 0.1, 1, "at least one feature"),
         ([[1.0]], 0.1, 1, "vector"),
         ([1.0, 2.0], [0.1], 1, "as long as cost"),
-        ([-1.0], 0.1, 1, "at least 0"),
-        ([math.nan], 0.1, 1, "finite"),
-        ([1.0], 1.5, 1, r"\[0, 1\]"),
-        ([1.0], 0.0, 1, "no feature fires"),
-        ([1.0], 0.1, 0, "above 0"),
+        ([-1.0], 0.1, 1, r"cost\[0\] is -1.0"),
+        ([1.0, math.nan], 0.1, 1, r"cost\[1\] is nan"),
+        ([1.0], 1.5, 1, r"firing_rate\[0\] is 1.5; it must lie inside \(0, 1\)"),
+        ([1.0], 1.0, 1, r"firing_rate\[0\] is 1.0"),
+        ([1.0], math.nan, 1, r"firing_rate\[0\] is nan"),
+        ([1.0, 2.0], [0.1, 0.0], 1, r"firing_rate\[1\] is 0.0"),
+        ([1.0], 0.0, 1, "none is alive"),
+        ([1.0], 0.1, 0, "width must be a number of dimensions above 0, got 0"),
+        ([1.0], 0.1, -3, "above 0, got -3"),
+        ([1.0], 0.1, math.nan, "above 0"),
         ([1.0], 0.1, math.inf, "above 0"),
     ],
 )
-def test_allocate_refuses(cost: object, rate: object, width: float, says: str) -> None:
+@pytest.mark.parametrize("method", ["top_k", "water_fill"])
+def test_allocate_refuses(cost: object, rate: object, width: float, says: str, method: str) -> None:
     with pytest.raises(ValueError, match=says):
-        allocate(cost, rate, width)
+        allocate(cost, rate, width, method=method)
 
 
 def test_allocate_refuses_an_unknown_method() -> None:
@@ -104,7 +110,7 @@ def test_the_floor_is_everything_below_one_features_share(cost: np.ndarray, rate
 
 @given(costs, rates, st.floats(0.01, 50))
 def test_allocation_and_floor_agree_and_fit_the_width(cost: np.ndarray, rate: float, width: float) -> None:
-    allocation = allocate(cost, rate, width)
+    allocation = allocate(cost, rate, width, method="top_k")
     assert allocation.capacity.sum() <= width * (1 + 1e-9)
     assert allocation.floor == pytest.approx(theorem_floor(cost, rate, [width])[0])
     assert allocation.floor == pytest.approx(cost[~allocation.kept].sum())
@@ -118,21 +124,24 @@ def test_width_for_is_the_narrowest_that_serves(cost: np.ndarray, share: float) 
     floor = floor_from_stats(stats_of(cost, rate=0.05))
     max_loss = share * cost.sum()
     width = floor.width_for(max_loss)
-    at = lambda w: theorem_floor(cost, floor.stats.firing_rate, [w])[0]  # noqa: E731
+    at = lambda w: allocate(cost, 0.05, w).floor  # noqa: E731
     tolerance = 1e-9 * cost.sum()
     assert at(width) <= max_loss + tolerance
     assert width == 1 or at(width - 1) > max_loss - tolerance
 
 
-def test_kept_and_lost_are_the_two_halves() -> None:
-    # rates 0.05: g = 1 / (0.05 · ln 20) = 6.676; width 1 keeps 6 of 8, and loses the two cheapest, 1 and 2.
+def test_without_codes_the_independent_floor_is_expected() -> None:
     cost = np.array([5.0, 1.0, 9.0, 4.0, 2.0, 8.0, 7.0, 6.0])
-    floor = floor_from_stats(stats_of(cost, rate=0.05), [1, 2])
-    assert floor.lost(1).tolist() == [4, 1]
-    assert floor.kept(1).tolist() == [True, False, True, True, False, True, True, True]
-    assert floor.theorem.tolist() == pytest.approx([3.0, 0.0])
-    assert floor.lost(2).tolist() == []
-    assert floor.expected is floor.theorem
+    floor = floor_from_stats(stats_of(cost, rate=0.05), [1, 2, 8])
+    allocations = [allocate(cost, 0.05, width) for width in (1, 2, 8)]
+    assert floor.expected.tolist() == floor.independent.tolist() == pytest.approx([a.floor for a in allocations])
+    assert floor.simulated is None
+    for width, allocation in zip((1, 2, 8), allocations, strict=True):
+        assert floor.kept(width).tolist() == allocation.kept.tolist()
+        assert set(floor.lost(width)) == set(np.flatnonzero(~allocation.kept))
+    # rates 0.05: g = 6.676; by Theorem 1 width 1 keeps 6 of 8, and loses the two cheapest, 1 and 2.
+    assert floor.theorem.tolist() == pytest.approx([3.0, 0.0, 0.0])
+    assert cost[floor.lost(1)].tolist() == sorted(cost[floor.lost(1)], reverse=True)
 
 
 def test_floor_says_when_nothing_can_be_said() -> None:
@@ -178,7 +187,7 @@ def test_intervals_cover_the_truth() -> None:
     widths = [4, 8, 16]
 
     def numbers(floor: object) -> np.ndarray:
-        return np.array([floor.n_features, floor.alpha, floor.critical_width, *floor.theorem])
+        return np.array([floor.n_features, floor.alpha, floor.critical_width, *floor.expected])
 
     points = [floor_from_stats(bursty(1000 + s, rate, amplitude), widths, n_bootstrap=2) for s in range(300)]
     truth = np.mean([numbers(p) for p in points], axis=0)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from tl_distill_floor.sources.teachers import load_teacher as load_teacher
     from tl_distill_floor.sources.text import load_text as load_text
     from tl_distill_floor.sources.train_sae import train_sae as train_sae
+    from tl_distill_floor.theory import toy as toy
     from tl_distill_floor.theory.allocation import allocate as allocate
     from tl_distill_floor.theory.capacity import capacity as capacity
     from tl_distill_floor.theory.capacity import critical_width as critical_width
@@ -45,14 +46,17 @@ _HOME = {
     "critical_width": "theory.capacity",
     "floor_from_stats": "theory.floor",
     "theorem_floor": "theory.floor",
+    "toy": "theory.toy",
 }
+_MODULES = {"toy"}
 __all__ = list(_HOME)
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    home = import_module(f"{__name__}.{_HOME[name]}")
+    return home if name in _MODULES else getattr(home, name)
 
 
 def __dir__() -> list[str]:

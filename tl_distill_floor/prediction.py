@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,15 +14,18 @@ from jaxtyping import Bool, Float64, Int64
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.records import (
     FLOOR_FILE,
+    SIMULATION_FILE,
     STATS_FILE,
+    Allocation,
     CostUnit,
     FeatureStats,
+    Simulation,
     check_format,
     file_in,
     write_atomically,
 )
-from tl_distill_floor.theory.allocation import by_cost, tail_costs
-from tl_distill_floor.theory.capacity import Number, n_held
+from tl_distill_floor.theory.allocation import allocate, by_cost
+from tl_distill_floor.theory.capacity import Number
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -50,64 +54,118 @@ class FloorPrediction:
     widths: Int64[np.ndarray, " width"]
     theorem: Float64[np.ndarray, " width"]
     """Theorem 1: the summed cost of the features beyond the ⌊d · g(α)⌋ most costly."""
+    independent: Float64[np.ndarray, " width"]
+    """Water-filling: what training reaches on features of these costs and rates that fire independently."""
     interval: Float64[np.ndarray, "width 2"]
     """(low, high) of `expected` at each width, from a bootstrap over blocks of the text."""
-    independent: Float64[np.ndarray, " width"] | None = None
-    """What training reaches on features that fire independently; None where it was not computed."""
-    simulated: Float64[np.ndarray, " width"] | None = None
-    """What a bottleneck student reaches on the real codes; None where it was not computed."""
+    simulation: Simulation | None = None
+    """What bottleneck students reached on the real codes; None where there were none to train on."""
     warnings: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         n = len(self.widths)
-        for name in ("theorem", "independent", "simulated", "interval"):
+        for name in ("theorem", "independent", "interval"):
             values = getattr(self, name)
-            if values is not None and (len(values) != n or (values < 0).any()):
+            if len(values) != n or (values < 0).any():
                 raise ValueError(f"{name} must hold {n} losses of at least 0, one a width")
         if n < 1 or (self.widths < 1).any() or (np.diff(self.widths) <= 0).any():
             raise ValueError("widths must be at least one whole number above 0, each once, in rising order")
+        if self.simulation is not None and self.simulation.lost_cost.shape[1:] != self.stats.firing_count.shape:
+            raise ValueError("the simulation is of another number of features")
 
     @property
     def unit(self) -> CostUnit:
         return self.stats.cost_unit
 
+    @cached_property
+    def simulated(self) -> Float64[np.ndarray, " width"] | None:
+        """The bottleneck's floor on the real codes; between the widths that were trained, see `structure_gain_at`."""
+        if self.simulation is None:
+            return None
+        return np.array([self.floor_at(int(width)) for width in self.widths])
+
     @property
     def expected(self) -> Float64[np.ndarray, " width"]:
-        """The best supported of the predictions that exist: simulated, else independent, else theorem."""
-        return next(p for p in (self.simulated, self.independent, self.theorem) if p is not None)
+        """The better supported of the predictions that exist: simulated, else independent."""
+        return self.independent if self.simulated is None else self.simulated
+
+    @property
+    def structure_gain(self) -> Float64[np.ndarray, " width"] | None:
+        """independent ÷ simulated: how much better features pack because of which of them fire together."""
+        if self.simulation is None:
+            return None
+        return np.array([self.structure_gain_at(int(width)) for width in self.widths])
 
     @property
     def total(self) -> float:
-        """The summed cost of all alive features: the floor of a student that holds none."""
+        """The summed cost of all alive features: what a student loses that outputs nothing."""
         return float(self.stats.cost[self.stats.alive(self.min_count)].sum())
 
     @property
     def teacher_floor(self) -> float:
-        """Theorem 1's floor at the teacher's own width, which holds its features in superposition too."""
-        return float(self._tail_costs()[self._n_held(self.stats.d_model)])
+        """The expected floor at the teacher's own width, which holds its features in superposition too."""
+        return self.floor_at(self.stats.d_model)
+
+    def floor_at(self, width: Number) -> float:
+        """The expected floor of a student of `width` dimensions, in `unit`."""
+        gain = 1.0 if self.simulation is None else self.structure_gain_at(width)
+        return self._independent(width).floor / gain
+
+    def structure_gain_at(self, width: Number) -> float:
+        """The structure gain of one width: linear in log width between those that were trained, constant beyond them.
+
+        Raises:
+            InputError: nothing was simulated.
+        """
+        if self.simulation is None:
+            raise InputError("nothing was simulated; measure with codes (n_codes above 0)")
+        return float(np.exp(np.interp(np.log(float(width)), *self._log_gains)))
+
+    def lost_share(self, width: Number) -> Float64[np.ndarray, " feature"]:
+        """The share of each feature's cost in `expected` at one width; 0 for features that are not alive."""
+        cost, floor = self.stats.cost, self.floor_at(width)
+        lost = self._independent(width).lost_cost if self.simulation is None else self.simulation.lost_at(width)
+        there = (cost > 0) & self.stats.alive(self.min_count)
+        share: np.ndarray = np.divide(lost, cost, out=np.zeros_like(cost), where=there)
+        summed = float(share @ cost)
+        share *= floor / summed if summed > 0 else 1.0
+        return share
+
+    def simulation_error(self) -> Float64[np.ndarray, " width"]:
+        """Standard error of `simulated` from the tokens that it was measured on; 0 without a simulation."""
+        if self.simulation is None:
+            return np.zeros(len(self.widths))
+        error: np.ndarray = np.interp(
+            np.log(self.widths), np.log(self.simulation.widths), self.simulation.standard_error
+        )
+        return error
 
     def kept(self, width: Number) -> Bool[np.ndarray, " feature"]:
-        """The features that a student of `width` dimensions holds by Theorem 1."""
-        mask = np.zeros(len(self.stats.firing_count), dtype=bool)
-        mask[self._by_cost()[: self._n_held(width)]] = True
-        return mask
+        """The features that a student of `width` dimensions is expected to hold.
+
+        It loses at most half of what is lost of them when the output is their mean.
+        """
+        if self.simulation is None:
+            return self._independent(width).kept
+        return self.stats.alive(self.min_count) & (self.lost_share(width) <= 0.5 * self.stats.variance_share)
 
     def lost(self, width: Number) -> Int64[np.ndarray, " lost"]:
-        """Indices of the alive features that a student of `width` dimensions loses, the most costly first."""
-        return self._by_cost()[self._n_held(width) :]
+        """Indices of the other alive features, the most costly first."""
+        return by_cost(self.stats.cost, self.stats.alive(self.min_count) & ~self.kept(width))
 
     def width_for(self, max_loss: Number) -> int:
-        """The narrowest student whose Theorem 1 floor is at most `max_loss` (in `unit`), in dimensions, at least 1.
+        """The narrowest student whose expected floor is at most `max_loss` (in `unit`), in dimensions, at least 1.
 
         Raises:
             ValueError: `max_loss` is negative or not a number.
         """
         if not max_loss >= 0:
             raise ValueError(f"max_loss must be at least 0, in {self.unit}, got {max_loss}")
-        tails = self._tail_costs()
-        needed = int(np.argmax(tails <= max_loss))  # tails fall to 0, so some k always serves
-        width = max(1, math.floor(needed / self.capacity))
-        return width if self._n_held(width) >= needed else width + 1
+        narrow, wide = 0, self.n_features  # a student as wide as there are features loses none
+        while wide - narrow > 1:
+            middle = (narrow + wide) // 2
+            narrow, wide = (narrow, middle) if self.floor_at(middle) <= max_loss else (middle, wide)
+        return wide
 
     def save(self, path: str | Path) -> Path:
         """Write `floor.json` and the `stats.safetensors` that it stands on into the directory `path`.
@@ -117,9 +175,12 @@ class FloorPrediction:
         """
         directory = Path(path)
         self.stats.save(directory / STATS_FILE)
-        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "stats"}
+        if self.simulation is not None:
+            self.simulation.save(directory / SIMULATION_FILE)
+        fields = {f.name: getattr(self, f.name) for f in _stored_fields(type(self))}
         head = {"format": "tl-distill-floor/floor", "version": 1, "unit": self.unit, "stats": self.stats.digest()}
-        found = {**head, **{name: plain(value) for name, value in fields.items()}, "expected": self.expected.tolist()}
+        curves = {"simulated": plain(self.simulated), "expected": self.expected.tolist()}
+        found = {**head, **{name: plain(value) for name, value in fields.items()}, **curves}
         return write_atomically(directory / FLOOR_FILE, json.dumps(found, indent=1, allow_nan=False).encode())
 
     @classmethod
@@ -136,7 +197,10 @@ class FloorPrediction:
             stats = FeatureStats.load(file.parent / STATS_FILE)
             if found["stats"] != stats.digest():
                 raise ValueError(f"it was not computed from the {STATS_FILE} beside it")  # noqa: TRY301
-            return cls(stats=stats, **{f.name: _decode(f.name, found[f.name]) for f in _stored_fields(cls)})
+            simulated = found["simulated"] is not None
+            simulation = Simulation.load(file.parent / SIMULATION_FILE) if simulated else None
+            fields = {f.name: _decode(f.name, found[f.name]) for f in _stored_fields(cls)}
+            return cls(stats=stats, simulation=simulation, **fields)
         except InputError:
             raise
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -153,20 +217,31 @@ class FloorPrediction:
 
         return floor_html(self)
 
-    def _by_cost(self) -> Int64[np.ndarray, " alive"]:
-        return by_cost(self.stats.cost, self.stats.alive(self.min_count))
+    def _independent(self, width: Number) -> Allocation:
+        return independent(self.stats, self.stats.alive(self.min_count), width)
 
-    def _n_held(self, width: Number) -> int:
-        if not width > 0:
-            raise ValueError(f"width must be a number of dimensions above 0, got {width}")
-        return n_held(width, self.capacity, self.n_features)
+    @cached_property
+    def _log_gains(self) -> tuple[Float64[np.ndarray, " trained"], Float64[np.ndarray, " trained"]]:
+        """(log width, log structure gain) of the widths that were trained."""
+        assert self.simulation is not None
+        widths, floors = self.simulation.widths, self.simulation.floor.mean(1)
+        there = (floors > 0) & (widths < self.n_features)
+        of_independent = np.array([self._independent(int(width)).floor for width in widths[there]])
+        if not there.any():
+            return np.zeros(1), np.zeros(1)
+        return np.log(widths[there]), np.log(of_independent / floors[there])
 
-    def _tail_costs(self) -> Float64[np.ndarray, " ranks"]:
-        return tail_costs(self.stats.cost[self._by_cost()])
+
+def independent(stats: FeatureStats, alive: Bool[np.ndarray, " feature"], width: Number) -> Allocation:
+    """Water-filling over the alive features of measured statistics."""
+    # A feature that fired on every token counted has a rate of nearly 1, not of 1.
+    most = 1.0 - 0.5 / max(stats.n_tokens, 1)
+    rate = np.where(alive, np.minimum(stats.firing_rate, most), 0.0)
+    return allocate(np.where(alive, stats.cost, 0.0), rate, width)
 
 
 def _stored_fields(record: type[FloorPrediction]) -> list[dataclasses.Field[Any]]:
-    return [f for f in dataclasses.fields(record) if f.name != "stats"]
+    return [f for f in dataclasses.fields(record) if f.name not in ("stats", "simulation")]
 
 
 def plain(value: Any) -> Any:
@@ -181,8 +256,8 @@ def plain(value: Any) -> Any:
 def _decode(name: str, value: Any) -> Any:
     if name == "widths":
         return np.array(value, dtype=np.int64)
-    if name in ("theorem", "independent", "simulated", "interval"):
-        return None if value is None else np.array(value, dtype=np.float64)
+    if name in ("theorem", "independent", "interval"):
+        return np.array(value, dtype=np.float64)
     if name.endswith("_interval"):
         return tuple(math.nan if bound is None else float(bound) for bound in value)
     return tuple(value) if isinstance(value, list) else value

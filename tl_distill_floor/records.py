@@ -21,11 +21,12 @@ from jaxtyping import Bool, Float64, Int64
 from tl_distill_floor.codes import Codes
 from tl_distill_floor.errors import InputError
 
-STATS_FILE, FLOOR_FILE = "stats.safetensors", "floor.json"
+STATS_FILE, FLOOR_FILE, SIMULATION_FILE = "stats.safetensors", "floor.json", "simulated.safetensors"
 VERSION = 1
 HEADER = "tl-distill-floor"
 MAX_BLOCKS = 64
 CostUnit = Literal["mse", "nats"]
+Number = float | int | np.integer[Any] | np.floating[Any]
 SUMS = (
     *("n_tokens", "n_masked", "firing_count", "sum_act", "sum_act_sq", "sum_cost"),
     *("sampled_tokens", "sampled_sum", "sampled_sum_sq", "sampled_error_sq"),
@@ -43,8 +44,65 @@ class Allocation:
     capacity: Float64[np.ndarray, " feature"]
     """Dimensions given to each feature; they sum to at most the width."""
     kept: Bool[np.ndarray, " feature"]
-    floor: float
-    """Summed cost of what is lost, in the unit of the costs."""
+    lost_cost: Float64[np.ndarray, " feature"]
+    """What is lost of each feature's cost, in the unit of the costs."""
+
+    @property
+    def floor(self) -> float:
+        """Summed cost of what is lost."""
+        return float(self.lost_cost.sum())
+
+
+@dataclass(frozen=True, eq=False)
+class Simulation:
+    """What bottleneck students x̂ = ReLU(WᵀWf + b) reached on an SAE's codes f, in the unit of the costs."""
+
+    widths: Int64[np.ndarray, " width"]
+    """Widths that were trained, in dimensions, rising."""
+    floor: Float64[np.ndarray, "width seed"]
+    """Summed cost of what is lost on tokens that training did not see."""
+    standard_error: Float64[np.ndarray, " width"]
+    """Of `floor`, from the sequences it was measured on."""
+    lost_cost: Float64[np.ndarray, "width feature"]
+    """The part of each feature, mean over seeds; sums to the mean floor."""
+    steps: int
+
+    def __post_init__(self) -> None:
+        n = len(self.widths)
+        if (
+            not n == len(self.floor) == len(self.standard_error) == len(self.lost_cost)
+            or (np.diff(self.widths) <= 0).any()
+        ):
+            raise ValueError("a simulation needs rising widths, and a floor, an error and lost costs for each")
+        if any(not np.isfinite(a).all() or (a < 0).any() for a in (self.floor, self.standard_error, self.lost_cost)):
+            raise ValueError("the floors of a simulation must be finite numbers of at least 0")
+
+    def lost_at(self, width: Number) -> Float64[np.ndarray, " feature"]:
+        """Lost cost of every feature: linear in log width between the widths that were trained, constant beyond."""
+        places = np.interp(math.log(float(width)), np.log(self.widths), np.arange(len(self.widths)))
+        below, above, share = int(places), math.ceil(places), places % 1.0
+        lost: np.ndarray = self.lost_cost[below] * (1.0 - share) + self.lost_cost[above] * share
+        return lost
+
+    def save(self, path: str | Path) -> Path:
+        """Write one safetensors file; a directory gets `simulated.safetensors`."""
+        arrays = {f.name: v for f in dataclasses.fields(self) if isinstance(v := getattr(self, f.name), np.ndarray)}
+        return save_arrays(file_in(path, SIMULATION_FILE), "simulation", arrays, {"steps": self.steps})
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Simulation":
+        """Read what `save` wrote.
+
+        Raises:
+            InputError: the file is missing, truncated, foreign, or of a newer version.
+        """
+        file = file_in(path, SIMULATION_FILE)
+        arrays, scalars = load_arrays(file, "simulation")
+        try:
+            found: dict[str, Any] = {**arrays, **scalars}
+            return cls(**found)
+        except (TypeError, ValueError, IndexError) as error:
+            raise InputError(f"{file} does not hold a complete simulation ({error}); measure again") from error
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,6 +197,16 @@ class FeatureStats:
         """Fraction of the activation's variance that the SAE leaves unexplained: that part is not in the floor."""
         variance = self.sampled_sum_sq - float(self.sampled_sum @ self.sampled_sum) / max(self.sampled_tokens, 1)
         return self.sampled_error_sq / variance if variance > 0 else math.nan
+
+    @property
+    def variance_share(self) -> Float64[np.ndarray, " feature"]:
+        """Var[a] / E[a²]: what is lost of a feature's cost when the output is its mean; 1 where it never fired."""
+        square_of_mean = self.sum_act**2 / max(self.n_tokens, 1)
+        fired = self.sum_act_sq > 0
+        share: np.ndarray = 1.0 - np.divide(
+            square_of_mean, self.sum_act_sq, out=np.zeros_like(square_of_mean), where=fired
+        )
+        return share
 
     def digest(self) -> str:
         """Differs when what a prediction stands on does."""

@@ -154,6 +154,38 @@ def train_sae(
     )
 
 
+@app.command()
+@one_sentence
+def toy(
+    features: Annotated[int, typer.Option(help="Features of the task.", min=2)] = 40,
+    alpha: Annotated[float, typer.Option(help="Sparsity: the probability that a feature is inactive.")] = 0.9,
+    widths: Annotated[str, typer.Option(help="Widths of the models.")] = "2,4,8,12,16",
+    slope: Annotated[float, typer.Option(help="Importances are i to the power of minus this.")] = 1.0,
+    teacher_width: Annotated[int | None, typer.Option(help="Distil from toy teachers of this width.", min=1)] = None,
+    seeds: Annotated[int, typer.Option(help="Models a width.", min=1)] = 5,
+    steps: Annotated[int, typer.Option(help="Steps of training.", min=1)] = 6000,
+    paper: Annotated[bool, typer.Option("--paper", help="The paper's 48 configurations with 20 seeds.")] = False,
+    out: Annotated[Path, typer.Option(help="File of --paper's results; what it holds is not done again.")] = Path(
+        "runs/toy-paper.json"
+    ),
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON array and nothing else.")] = False,
+    seed: Seed = 0,
+    debug: Debug = False,  # noqa: ARG001
+) -> None:
+    """Train toy models of superposition and compare the floors they reach with every prediction."""
+    from tl_distill_floor.cli.measuring import parsed_widths, progress_bar
+    from tl_distill_floor.cli.toy import Configuration, paper_configurations, reached, run_all, show_toys
+
+    with progress_bar(as_json, "configurations" if paper else "steps", "training") as progress:
+        if paper:
+            results = run_all(paper_configurations(seed), out, progress)
+        else:
+            sizes = tuple(parsed_widths(widths) or ())
+            one = Configuration(features, alpha, sizes, slope, teacher_width, seeds, steps, seed)
+            results = [reached(one, progress)]
+    show_toys(results, as_json)
+
+
 def short_name(model: str) -> str:
     """The last part of a name or path, without its suffix."""
     return Path(model).name.removesuffix(".gguf") or "model"

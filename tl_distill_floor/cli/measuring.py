@@ -68,7 +68,7 @@ def run_measure(
         from tl_distill_floor.theory.floor import floor_from_stats
 
         teacher = None if text is not None and is_cached_activations(Path(text)) else model
-        with _bar(run.quiet) as progress:
+        with progress_bar(run.quiet, "tokens", "measuring") as progress:
             stats = measure(teacher, sae, text, checkpoint=run.partial, resume=run.resume, progress=progress, **options)
         floor = floor_from_stats(stats, **predict)
         floor.save(run.directory)
@@ -120,8 +120,8 @@ def quiet_libraries() -> Iterator[None]:
 
 
 @contextmanager
-def _bar(quiet: bool) -> Iterator[Any]:
-    """A progress bar on stderr, in tokens."""
+def progress_bar(quiet: bool, unit: str, doing: str) -> Iterator[Any]:
+    """A progress bar on stderr, counting `unit`; None where nobody would see it."""
     if quiet or not sys.stderr.isatty():
         yield None
         return
@@ -129,9 +129,9 @@ def _bar(quiet: bool) -> Iterator[Any]:
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("tokens"),
+        TextColumn(unit),
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("loading", total=None)
-        yield lambda done, total: bar.update(task, description="measuring", completed=done, total=total)
+        yield lambda done, total: bar.update(task, description=doing, completed=done, total=total)

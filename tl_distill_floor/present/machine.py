@@ -28,6 +28,7 @@ def floor_json(floor: FloorPrediction) -> dict[str, Any]:
         "unit": floor.unit,
         "widths": floor.widths.tolist(),
         **{name: plain(curve) for name, curve in curves.items()},
+        "structure_gain": plain(floor.structure_gain),
         "intervals": {
             "n_features": plain(floor.n_features_interval),
             "alpha": plain(floor.alpha_interval),

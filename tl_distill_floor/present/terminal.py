@@ -67,24 +67,23 @@ def _measured(floor: FloorPrediction) -> Table:
 
 def _widths(floor: FloorPrediction) -> Table:
     unit = "MSE" if floor.unit == "mse" else "nats/token"
-    table = Table(title=f"Loss floor, {UNIT_IN_WORDS[floor.unit]}", title_justify="left", box=None, pad_edge=False)
-    for heading in ("width", "features kept", "lost", f"theorem ({unit})", "95 % interval", "of all"):
-        table.add_column(heading, justify="right")
-    curves = {"independent": floor.independent, "simulated": floor.simulated}
+    title = f"Loss floor ({unit}): {UNIT_IN_WORDS[floor.unit]}"
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    curves = {"theorem": floor.theorem, "independent": floor.independent, "simulated": floor.simulated}
     shown = {name: curve for name, curve in curves.items() if curve is not None}
-    for name in shown:
-        table.add_column(f"{name} ({unit})", justify="right")
+    gains = floor.structure_gain
+    columns = ["width", "kept", *shown, "95 % interval", "of all", *([] if gains is None else ["gain"])]
+    for heading in columns:
+        table.add_column(heading, justify="right")
     for i, width in enumerate(floor.widths.tolist()):
-        lost = len(floor.lost(width))
         low, high = floor.interval[i]
         table.add_row(
             f"{width:,}",
-            f"{floor.n_features - lost:,}",
-            f"{lost / floor.n_features:.0%}",
-            f"{floor.theorem[i]:.4g}",
-            "" if math.isnan(high) else f"{low:.4g} to {high:.4g}",
-            f"{floor.theorem[i] / floor.total:.1%}" if floor.total else "",
+            f"{floor.n_features - len(floor.lost(width)):,}",
             *(f"{curve[i]:.4g}" for curve in shown.values()),
+            "" if math.isnan(high) else f"{low:.4g} to {high:.4g}",
+            f"{floor.expected[i] / floor.total:.1%}" if floor.total else "",
+            *([] if gains is None else [f"{gains[i]:.1f}"]),
         )
     return table
 
@@ -93,11 +92,14 @@ def _verdict(floor: FloorPrediction) -> str:
     stats = floor.stats
     needed = math.ceil(floor.critical_width)
     held = "holds" if needed <= stats.d_model else "would hold"
+    which = "independent" if floor.simulated is None else "simulated"
     sentence = (
-        f"A student of {needed:,} dimensions {held} every feature by Theorem 1; the teacher has {stats.d_model:,}."
+        f"Expected is {which}, which the interval and the features kept belong to."
+        f" At the teacher's own width, {stats.d_model:,}, it is {floor.teacher_floor:.4g}."
+        f" By Theorem 1 a student of {needed:,} dimensions {held} every feature."
     )
-    if floor.teacher_floor > 0:
-        sentence += f" The teacher's own width has a floor of {floor.teacher_floor:.4g}."
+    if floor.simulated is not None:
+        sentence += " Gain is independent over simulated: what is won by the features that fire together."
     return sentence
 
 

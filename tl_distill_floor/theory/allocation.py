@@ -1,4 +1,4 @@
-"""Who gets the student's capacity: `allocate` (Sarkar and Deka 2026, Theorem 1 and assumption A2)."""
+"""Who gets the student's capacity: `allocate`, by Theorem 1 or by water-filling."""
 
 from typing import Any
 
@@ -7,44 +7,61 @@ from jaxtyping import Bool, Float64, Int64
 
 from tl_distill_floor.records import Allocation
 from tl_distill_floor.theory.capacity import Number, capacity, n_held
+from tl_distill_floor.theory.water_filling import Filled, fill
 
-METHODS = ("top_k",)
+METHODS = ("top_k", "water_fill")
 
 
-def allocate(cost: Any, firing_rate: Any, width: Number, method: str = "top_k") -> Allocation:
-    """Spend `width` dimensions on features, the most costly first.
+def allocate(cost: Any, firing_rate: Any, width: Number, method: str = "water_fill") -> Allocation:
+    """Spend `width` dimensions on features.
 
-    `top_k` is Theorem 1: with α = 1 − the mean firing rate of the features that fire, the student keeps the
-    F_S = min(⌊width · g(α)⌋, F) most costly of them, 1/g(α) of a dimension each, and loses the rest whole.
+    `water_fill` is what training reaches on features that fire independently: feature i gets C_i ∈ [0, 1] of a
+    dimension and loses cost_i · r(C_i; p_i), r the measured loss-capacity curve (Scherlis et al. 2022, section 2); the
+    sum is least under Σ C_i ≤ width. A feature is kept when it loses at most half of what it loses at C = 0.
+
+    `top_k` is Theorem 1 and assumption A2 of Sarkar and Deka 2026: with α = 1 − the mean firing rate, the student keeps
+    the F_S = min(⌊width · g(α)⌋, F) most costly features, 1/g(α) of a dimension each, and loses the rest whole.
 
     Args:
         cost: [feature], at least 0: what the loss gains when the feature is dropped, in any one unit.
-        firing_rate: [feature] or one number, in [0, 1]. A feature of rate 0 never fires: it needs no capacity.
+        firing_rate: [feature] or one number, inside (0, 1). A feature that costs nothing may have rate 0: it is not
+            alive and gets no capacity.
         width: dimensions of the student, above 0.
-        method: "top_k".
+        method: "water_fill" or "top_k".
 
     Returns:
-        Allocation: `.capacity` [feature] in dimensions, `.kept` [feature], `.floor` in the unit of `cost`.
+        Allocation: `.capacity` [feature] in dimensions, `.kept` [feature], `.lost_cost` [feature] and their sum
+        `.floor` in the unit of `cost`.
 
     Raises:
-        ValueError: a shape, a sign or a method that does not fit, or a mean rate of 0 or 1, where g has no value.
+        ValueError: a shape, a sign, a rate or a method that does not fit, or no feature is alive.
     """
     if method not in METHODS:
-        raise ValueError(f"method must be one of {METHODS}, got {method!r}")
+        raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
     if not (np.isfinite(width) and width > 0):
         raise ValueError(f"width must be a number of dimensions above 0, got {width}")
     costs, rates = check_features(cost, firing_rate)
-    alive = rates > 0
-    if not alive.any():
-        raise ValueError("no feature fires, so there is nothing to allocate")
-    per_dimension = capacity(1.0 - float(rates[alive].mean()))
-    order = by_cost(costs, alive)
-    held = order[: n_held(width, per_dimension, len(order))]
-    kept = np.zeros(len(costs), dtype=bool)
-    kept[held] = True
-    return Allocation(
-        capacity=np.where(kept, 1.0 / per_dimension, 0.0), kept=kept, floor=float(costs[alive & ~kept].sum())
-    )
+    alive = np.flatnonzero(rates > 0)
+    found = fill(costs[alive], rates[alive], width) if method == "water_fill" else _top_k(costs, rates, alive, width)
+    return Allocation(*(_of_all(values, alive, len(costs)) for values in found))
+
+
+def _top_k(
+    cost: Float64[np.ndarray, " feature"],
+    rate: Float64[np.ndarray, " feature"],
+    alive: Int64[np.ndarray, " alive"],
+    width: Number,
+) -> Filled:
+    per_dimension = capacity(1.0 - float(rate[alive].mean()))
+    kept = np.zeros(len(alive), dtype=bool)
+    kept[by_cost(cost[alive], ~kept)[: n_held(width, per_dimension, len(alive))]] = True
+    return Filled(np.where(kept, 1.0 / per_dimension, 0.0), kept, np.where(kept, 0.0, cost[alive]))
+
+
+def _of_all(values: np.ndarray, alive: Int64[np.ndarray, " alive"], n_features: int) -> np.ndarray:
+    found = np.zeros(n_features, dtype=values.dtype)
+    found[alive] = values
+    return found
 
 
 def by_cost(cost: Float64[np.ndarray, " feature"], alive: Bool[np.ndarray, " feature"]) -> Int64[np.ndarray, " alive"]:
@@ -71,8 +88,17 @@ def check_features(
         rates = np.full(len(costs), float(rates))
     if rates.shape != costs.shape:
         raise ValueError(f"firing_rate must be one number or as long as cost ({len(costs)}), got shape {rates.shape}")
-    if not (np.isfinite(costs).all() and (costs >= 0).all()):
-        raise ValueError("every cost must be a finite number of at least 0")
-    if not ((rates >= 0) & (rates <= 1)).all():
-        raise ValueError("every firing rate must lie in [0, 1]")
+    _refuse("cost", costs, ~(np.isfinite(costs) & (costs >= 0)), "must be a finite number of at least 0")
+    _refuse("firing_rate", rates, ~((rates >= 0) & (rates < 1)), "must lie inside (0, 1)")
+    if not (rates > 0).any():
+        raise ValueError("firing_rate is 0 for every feature: none is alive")
+    _refuse(
+        "firing_rate", rates, (rates == 0) & (costs > 0), "must lie inside (0, 1) for a feature that costs anything"
+    )
     return costs, rates
+
+
+def _refuse(name: str, values: Float64[np.ndarray, " feature"], wrong: Bool[np.ndarray, " feature"], why: str) -> None:
+    if wrong.any():
+        first = int(wrong.argmax())
+        raise ValueError(f"{name}[{first}] is {values[first]}; it {why}")

@@ -1,11 +1,8 @@
 """The capacity function: how many features a dimension can hold (Sarkar and Deka 2026, arXiv 2604.04037, section 3)."""
 
 import math
-from typing import Any
 
-import numpy as np
-
-Number = float | int | np.integer[Any] | np.floating[Any]
+from tl_distill_floor.records import Number as Number
 
 
 def capacity(alpha: Number) -> float:

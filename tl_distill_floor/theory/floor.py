@@ -1,29 +1,33 @@
-"""From measured features to the floor of every student width (Sarkar and Deka 2026, Theorem 1), with intervals."""
+"""From measured features to the floor of every student width, by every predictor, with intervals."""
 
+import dataclasses
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
 from tl_distill_floor.errors import InputError
-from tl_distill_floor.prediction import FloorPrediction, Interval
-from tl_distill_floor.records import FeatureStats
+from tl_distill_floor.prediction import FloorPrediction, Interval, independent
+from tl_distill_floor.records import FeatureStats, Simulation
 from tl_distill_floor.theory.allocation import by_cost, check_features, tail_costs
-from tl_distill_floor.theory.capacity import capacity, n_held
+from tl_distill_floor.theory.capacity import Number, capacity, critical_width, n_held
 
 SHARES_OF_TEACHER = (1 / 16, 1 / 8, 1 / 4, 3 / 8, 1 / 2, 3 / 4, 1)
 Z95 = 1.96
+UNKNOWN = (math.nan, math.nan)
 DENSE = 1 - 1 / np.e
 """Below this sparsity g(α) rises again and Theorem 1 says nothing."""
 
 
 class Geometry(NamedTuple):
-    """What Theorem 1 needs to know of a set of features, and the floors that follow."""
+    """What Theorem 1 needs to know of a set of features, and the floors of some predictor."""
 
     n_features: float
     alpha: float
     critical_width: float
     floor: Float64[np.ndarray, " width"]
+    """Of whichever predictor is asked about."""
 
 
 def theorem_floor(cost: Any, firing_rate: Any, widths: Any) -> Float64[np.ndarray, " width"]:
@@ -45,9 +49,7 @@ def theorem_floor(cost: Any, firing_rate: Any, widths: Any) -> Float64[np.ndarra
     if sizes.ndim != 1 or not (np.isfinite(sizes) & (sizes > 0)).all():
         raise ValueError("widths must be a vector of numbers of dimensions above 0")
     alive = rates > 0
-    if not alive.any():
-        raise ValueError("no feature fires, so there is no floor")
-    return _geometry(costs, rates, alive, sizes).floor
+    return _theorem(costs, rates, alive, sizes)
 
 
 def floor_from_stats(
@@ -55,6 +57,7 @@ def floor_from_stats(
     widths: Any = None,
     *,
     min_count: int = 1,
+    simulation: Simulation | None = None,
     n_bootstrap: int = 400,
     seed: int = 0,
 ) -> FloorPrediction:
@@ -64,6 +67,7 @@ def floor_from_stats(
         stats: what `measure` returned.
         widths: [width] student widths in dimensions, whole numbers; shares of the teacher's width when left out.
         min_count: a feature is alive when it fired on at least this many tokens.
+        simulation: what bottleneck students reached on these features' codes; `simulated` is interpolated from it.
         n_bootstrap: resamplings of the blocks of text behind the 95 % intervals.
         seed: of the resampling.
 
@@ -79,74 +83,85 @@ def floor_from_stats(
         )
     if stats.firing_count[alive].min() == stats.n_tokens:
         raise InputError("every feature fires on every token, so they are not sparse; name another SAE with --sae")
-    point = _geometry(stats.cost, stats.firing_rate, alive, sizes)
-    low, high = _intervals(stats, sizes, point, min_count, n_bootstrap, seed)
-    n_features = int(point.n_features)
-    return FloorPrediction(
+    prediction = FloorPrediction(
         stats=stats,
         min_count=min_count,
-        n_features=n_features,
-        alpha=point.alpha,
-        capacity=capacity(point.alpha),
-        critical_width=point.critical_width,
-        n_features_interval=_pair(low.n_features, high.n_features),
-        alpha_interval=_pair(low.alpha, high.alpha),
-        critical_width_interval=_pair(low.critical_width, high.critical_width),
+        n_features=int(alive.sum()),
+        alpha=(alpha := 1.0 - float(stats.firing_rate[alive].mean())),
+        capacity=capacity(alpha),
+        critical_width=critical_width(int(alive.sum()), alpha),
+        n_features_interval=UNKNOWN,
+        alpha_interval=UNKNOWN,
+        critical_width_interval=UNKNOWN,
         widths=sizes,
-        theorem=point.floor,
-        interval=np.stack([low.floor, high.floor], axis=1),
-        warnings=(*stats.warnings, *_warnings(stats, point.alpha)),
+        theorem=_theorem(stats.cost, stats.firing_rate, alive, sizes),
+        independent=np.array([independent(stats, alive, int(width)).floor for width in sizes]),
+        interval=np.full((len(sizes), 2), np.nan),
+        simulation=simulation,
+        warnings=(*stats.warnings, *_warnings(stats, alpha)),
     )
+    return _with_intervals(prediction, n_bootstrap, seed)
 
 
-def _geometry(
+def _theorem(
     cost: Float64[np.ndarray, " feature"],
     rate: Float64[np.ndarray, " feature"],
     alive: Bool[np.ndarray, " feature"],
     widths: Int64[np.ndarray, " width"] | Float64[np.ndarray, " width"],
-) -> Geometry:
+) -> Float64[np.ndarray, " width"]:
     order = by_cost(cost, alive)
-    alpha = 1.0 - float(rate[order].mean()) if len(order) else 1.0
-    # A redrawn text may hold no feature, or only such as always fire: g(α) has no value at the ends.
-    per_dimension = capacity(min(max(alpha, 1e-12), 1.0 - 1e-12))
+    per_dimension = capacity(1.0 - float(rate[order].mean()))
     held = [n_held(width, per_dimension, len(order)) for width in widths]
-    return Geometry(len(order), alpha, len(order) / per_dimension, tail_costs(cost[order])[held])
+    floors: np.ndarray = tail_costs(cost[order])[held]
+    return floors
 
 
-def _intervals(
-    stats: FeatureStats, widths: np.ndarray, point: Geometry, min_count: int, n_bootstrap: int, seed: int
-) -> tuple[Geometry, Geometry]:
-    """(low, high) 95 % bounds: the measured value ± 1.96 standard errors over redrawn blocks of text, at least 0.
+def _with_intervals(prediction: FloorPrediction, n_bootstrap: int, seed: int) -> FloorPrediction:
+    """95 % bounds: the measured value ± 1.96 standard errors over redrawn blocks of text, at least 0.
 
     The draws' quantiles would not do. A draw with replacement leaves out a third of the blocks, and with them the
     features that fire in no other, so that F lies below the measured one in every draw, while its spread is right.
+    To a redrawn text the student's shares of lost cost stay what they are: they are the best there are, so that the
+    floor does not change, to first order, when they adapt.
     """
+    stats = prediction.stats
     n_blocks = len(stats.blocks.n_tokens)
     if n_blocks < 2:
-        unknown = Geometry(np.nan, np.nan, np.nan, np.full(len(widths), np.nan))
-        return unknown, unknown
+        return prediction
+    lost = np.stack([prediction.lost_share(int(width)) for width in prediction.widths], axis=1)
     random = np.random.default_rng(seed)
-    draws = [
-        _redraw(stats, widths, min_count, np.bincount(random.integers(n_blocks, size=n_blocks), minlength=n_blocks))
-        for _ in range(n_bootstrap)
-    ]
-    errors = [Z95 * np.std(np.stack(drawn), axis=0) for drawn in zip(*draws, strict=True)]
-    low = [np.maximum(value - error, 0.0) for value, error in zip(point, errors, strict=True)]
-    high = [value + error for value, error in zip(point, errors, strict=True)]
-    return Geometry._make(low), Geometry._make(high)
+    times = [np.bincount(random.integers(n_blocks, size=n_blocks), minlength=n_blocks) for _ in range(n_bootstrap)]
+    draws = [_redraw(stats, lost, prediction.min_count, t) for t in times]
+    spread = [np.std(np.stack(drawn), axis=0) for drawn in zip(*draws, strict=True)]
+    error = Geometry._make(spread)
+    floor_error = np.hypot(error.floor, prediction.simulation_error())
+    floor = prediction.expected
+    return dataclasses.replace(
+        prediction,
+        n_features_interval=_around(prediction.n_features, error.n_features),
+        alpha_interval=_around(prediction.alpha, error.alpha),
+        critical_width_interval=_around(prediction.critical_width, error.critical_width),
+        interval=np.stack([np.maximum(floor - Z95 * floor_error, 0.0), floor + Z95 * floor_error], axis=1),
+    )
 
 
-def _redraw(stats: FeatureStats, widths: np.ndarray, min_count: int, times: Int64[np.ndarray, " block"]) -> Geometry:
+def _redraw(
+    stats: FeatureStats, lost: Float64[np.ndarray, "feature width"], min_count: int, times: Int64[np.ndarray, " block"]
+) -> Geometry:
     """The geometry of a text in which block b stands `times[b]` times."""
     drawn = times > 0
     tokens = int(times @ stats.blocks.n_tokens)
     count = times[drawn].astype(np.float64) @ stats.blocks.firing_count[drawn]
-    cost = times[drawn].astype(np.float64) @ stats.blocks.cost[drawn]
-    return _geometry(cost / tokens, count / tokens, count >= min_count, widths)
+    cost = times[drawn].astype(np.float64) @ stats.blocks.cost[drawn] / tokens
+    alive = count >= min_count
+    alpha = 1.0 - float(count[alive].mean()) / tokens if alive.any() else 1.0
+    # A redrawn text may hold no feature, or only such as always fire: g(α) has no value at the ends.
+    needed = critical_width(int(alive.sum()), min(max(alpha, 1e-12), 1.0 - 1e-12))
+    return Geometry(float(alive.sum()), alpha, needed, cost @ lost)
 
 
-def _pair(low: Any, high: Any) -> Interval:
-    return float(low), float(high)
+def _around(value: Number, error: Any) -> Interval:
+    return max(float(value) - Z95 * float(error), 0.0), float(value) + Z95 * float(error)
 
 
 def _widths(widths: Any, d_model: int) -> Int64[np.ndarray, " width"]:

@@ -1,0 +1,86 @@
+"""`simulated` in a prediction: interpolation, the structure gain, what is kept, and the file; students made by hand."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.making import stats_of
+from tl_distill_floor import InputError, allocate, floor_from_stats
+from tl_distill_floor.prediction import FloorPrediction
+from tl_distill_floor.present.machine import floor_json
+from tl_distill_floor.records import Simulation
+
+COST = np.array([8.0, 4.0, 2.0, 1.0])
+
+
+def simulation(lost: list[list[float]], widths: tuple[int, ...] = (1, 2)) -> Simulation:
+    cost = np.array(lost)
+    return Simulation(np.array(widths), cost.sum(1)[:, None], np.full(len(lost), 0.05), cost, steps=10)
+
+
+@pytest.fixture
+def floor() -> FloorPrediction:
+    # Width 1 loses 0.5 + 1 + 2 + 1 = 4.5, width 2 loses 0 + 0.1 + 0.4 + 1 = 1.5.
+    made = simulation([[0.5, 1.0, 2.0, 1.0], [0.0, 0.1, 0.4, 1.0]])
+    return floor_from_stats(stats_of(COST, rate=0.05), [1, 2, 3, 4], simulation=made)
+
+
+def test_simulated_is_expected_where_it_exists(floor: FloorPrediction) -> None:
+    assert floor.simulated is not None
+    assert floor.expected is floor.simulated
+    assert floor.simulated[:2].tolist() == pytest.approx([4.5, 1.5])
+    assert floor.interval[0, 0] < 4.5 < floor.interval[0, 1]
+
+
+def test_the_gain_is_independent_over_simulated_and_stays_beyond_the_trained_widths(floor: FloorPrediction) -> None:
+    independent = [allocate(COST, 0.05, width).floor for width in (1, 2, 3)]
+    gains = [independent[0] / 4.5, independent[1] / 1.5, independent[1] / 1.5]
+    assert floor.structure_gain is not None
+    assert floor.structure_gain[:3].tolist() == pytest.approx(gains)
+    assert floor.simulated is not None
+    assert floor.simulated[2] == pytest.approx(independent[2] / gains[2])
+    assert floor.simulated[3] == 0  # as wide as there are features
+
+
+def test_kept_are_those_that_lose_at_most_half_of_their_variance(floor: FloorPrediction) -> None:
+    # Var / E[a²] is 1 − count · mean²-share: made by hand so that it is 1 − 50 / (1000 · cost) · ..., near 1.
+    assert floor.kept(1).tolist() == [True, True, False, False]
+    assert floor.lost(1).tolist() == [2, 3]
+    assert floor.kept(2).tolist() == [True, True, True, False]
+    assert floor.lost(4).tolist() == []
+    assert floor.lost_share(1) @ COST == pytest.approx(4.5)
+
+
+def test_width_for_follows_what_is_expected(floor: FloorPrediction) -> None:
+    assert floor.width_for(4.5) == 1
+    assert floor.width_for(4.4) == 2
+    assert floor.width_for(0) == 4
+
+
+def test_it_comes_back_as_it_was(floor: FloorPrediction, tmp_path: Path) -> None:
+    floor.save(tmp_path)
+    again = FloorPrediction.load(tmp_path)
+    assert again.simulation is not None
+    assert again.simulation.lost_cost.tolist() == floor.simulation.lost_cost.tolist()
+    assert again.expected.tolist() == floor.expected.tolist()
+    (tmp_path / "simulated.safetensors").write_bytes(b"no")
+    with pytest.raises(InputError, match=r"simulated.safetensors is missing or is no complete file"):
+        FloorPrediction.load(tmp_path)
+
+
+def test_it_is_shown(floor: FloorPrediction) -> None:
+    shown = floor_json(floor)
+    assert shown["simulated"] == shown["expected"]
+    assert shown["structure_gain"] == pytest.approx(floor.structure_gain.tolist())
+    assert "gain" in floor._repr_html_()
+    assert [trace.name for trace in floor.plot().data][-1] == "simulated"
+
+
+def test_refuses_what_does_not_fit() -> None:
+    with pytest.raises(ValueError, match="rising widths"):
+        simulation([[1.0], [1.0]], widths=(2, 1))
+    with pytest.raises(ValueError, match="finite numbers of at least 0"):
+        simulation([[-1.0]], widths=(1,))
+    with pytest.raises(ValueError, match="another number of features"):
+        floor_from_stats(stats_of(COST, rate=0.05), [1], simulation=simulation([[1.0]], widths=(1,)))

@@ -1,0 +1,146 @@
+"""The loss-capacity curve and water-filling: laws, cases worked by hand, and an independent optimiser."""
+
+import math
+import time
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.optimize import linprog
+
+from tl_distill_floor import allocate
+from tl_distill_floor.theory.loss_capacity import (
+    CAPACITIES,
+    SEGMENTS,
+    loss_curve,
+    lower_hull,
+    nothing_kept,
+    scalar_denoiser,
+)
+
+WIDTHS = [1, 2, 5, 20, 300, 5000]
+
+
+@st.composite
+def features(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
+    n = draw(st.integers(1, 40))
+    cost = draw(st.lists(st.floats(1e-3, 1e3), min_size=n, max_size=n))
+    rate = draw(st.lists(st.floats(1e-5, 0.99), min_size=n, max_size=n))
+    return np.array(cost), np.array(rate)
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_the_curve_falls_from_the_variance_to_nothing_and_is_convex(width: int) -> None:
+    rate = np.geomspace(1e-5, 0.999, 50)
+    gains = loss_curve(width).gains(rate)
+    assert (gains >= 0).all()
+    assert (np.diff(gains, axis=0) <= 1e-9 * gains[0]).all()
+    # r(0) is what the gains of all segments add up to, since r(1) = 0.
+    assert SEGMENTS @ gains == pytest.approx(nothing_kept(rate), rel=0.01)
+
+
+def test_more_dimensions_never_hurt() -> None:
+    curves = [loss_curve(width).r for width in WIDTHS]
+    for narrow, wide in pairwise(curves):
+        assert (wide <= narrow + 1e-9).all()
+
+
+def test_an_antipodal_pair_by_hand() -> None:
+    # Two features of rate p in one dimension, w = ±1, b = 0: what is lost is lost when both fire. Then ReLU(x − y) for
+    # x > y leaves (x − (x − y))² + y² = 2y², so both together lose 2 E[min²] = 2 · 1/6 = 1/3 with probability p²,
+    # of a cost of 2 · p/3: r = p²/3 / (2p/3) = p/2. A bias and other norms do a little better.
+    for rate in (0.1, 0.01, 0.001):
+        curve = loss_curve(1)
+        r = np.exp(np.interp(math.log(rate), curve.log_rate, np.log(curve.r[:, CAPACITIES == 0.5][:, 0])))
+        assert 0.8 * rate / 2 < r <= 1.05 * rate / 2
+
+
+def test_the_denoiser_by_hand() -> None:
+    # All of a dimension: no interference, nothing lost. None of it: the mean is all that can be said.
+    assert scalar_denoiser(1.0, 0.1) == pytest.approx(0.0, abs=1e-5)
+    assert scalar_denoiser(0.0, 0.2) == pytest.approx(1 - 0.75 * 0.2)
+
+
+def test_the_denoiser_against_drawn_noise() -> None:
+    random = np.random.default_rng(0)
+    rate, capacity = 0.05, 0.25
+    on = random.random(400_000) < rate
+    x = np.where(on, random.random(len(on)), 0.0)
+    noise = math.sqrt((1 / capacity - 1) * rate / 3) * random.standard_normal(len(x))
+    best = min(
+        np.mean((np.maximum(a * (x + noise) + b, 0) - x) ** 2)
+        for a in np.linspace(0.3, 1, 15)
+        for b in np.linspace(-0.4, 0.1, 21)
+    )
+    assert scalar_denoiser(capacity, rate) == pytest.approx(best / np.mean(x**2), rel=0.03)
+
+
+def test_the_lower_hull_by_hand() -> None:
+    # (0, 1), (1/2, 0.9), (1, 0): the middle lies above the line from 1 to 0, which is the hull.
+    assert lower_hull(np.array([0, 0.5, 1]), np.array([1, 0.9, 0])) == pytest.approx(1 - CAPACITIES)
+
+
+def test_the_floor_against_a_linear_program() -> None:
+    random = np.random.default_rng(3)
+    cost, rate, width = random.lognormal(0, 2, 12), random.uniform(1e-3, 0.5, 12), 3
+    gains = loss_curve(width).gains(rate) * cost
+    found = linprog(
+        -gains.ravel(), A_ub=[np.ones(gains.size)], b_ub=[width], bounds=[(0, s) for s in np.repeat(SEGMENTS, 12)]
+    )
+    everything = float((SEGMENTS @ gains).sum())
+    assert allocate(cost, rate, width).floor == pytest.approx(everything + found.fun, rel=1e-6)
+
+
+@given(features(), st.floats(0.1, 50), st.floats(1.0, 3.0))
+@settings(deadline=None)
+def test_laws(made: tuple[np.ndarray, np.ndarray], width: float, wider: float) -> None:
+    cost, rate = made
+    found = allocate(cost, rate, width)
+    assert found.capacity.sum() <= width * (1 + 1e-9) + 1e-9
+    assert (found.capacity >= 0).all()
+    assert (found.capacity <= 1 + 1e-9).all()
+    assert 0 <= found.floor <= (cost * nothing_kept(rate)).sum() * 1.01
+    assert allocate(cost, rate, width * wider).floor <= found.floor * (1 + 1e-9)
+    assert allocate(7.5 * cost, rate, width).floor == pytest.approx(7.5 * found.floor, rel=1e-6)
+
+
+@given(features(), st.floats(0.1, 50), st.randoms(use_true_random=False))
+@settings(deadline=None)
+def test_a_permutation_of_features_permutes_the_allocation(
+    made: tuple[np.ndarray, np.ndarray], width: float, random: object
+) -> None:
+    cost, rate = made
+    order = np.array(random.sample(range(len(cost)), len(cost)))
+    direct, permuted = allocate(cost, rate, width), allocate(cost[order], rate[order], width)
+    assert permuted.capacity == pytest.approx(direct.capacity[order])
+    assert permuted.floor == pytest.approx(direct.floor)
+
+
+@given(st.lists(st.floats(1e-3, 1e3), min_size=2, max_size=30), st.floats(1e-4, 0.9), st.floats(0.1, 20))
+@settings(deadline=None)
+def test_among_equal_rates_the_dearer_feature_gets_no_less(cost: list[float], rate: float, width: float) -> None:
+    capacity = allocate(sorted(cost), rate, width).capacity
+    assert (np.diff(capacity) >= -1e-9).all()
+
+
+def test_equal_features_get_equal_capacity() -> None:
+    capacity = allocate(np.ones(30), 0.05, 4.3).capacity
+    assert capacity == pytest.approx(np.full(30, 4.3 / 30))
+
+
+def test_a_width_of_all_features_loses_nothing() -> None:
+    found = allocate([3.0, 1.0, 2.0], 0.5, 3)
+    assert found.floor == 0
+    assert found.capacity.tolist() == [1, 1, 1]
+    assert found.kept.all()
+
+
+def test_a_million_features() -> None:
+    random = np.random.default_rng(0)
+    cost, rate = random.lognormal(0, 3, 1_000_000), np.exp(random.uniform(np.log(1e-5), np.log(0.3), 1_000_000))
+    started = time.process_time()
+    found = allocate(cost, rate, 1024)
+    assert found.capacity.sum() == pytest.approx(1024)
+    assert time.process_time() - started < 20  # no timing, but a guard against what is not linear
