@@ -81,6 +81,7 @@ def measure(
         cost=cost.value,
         n_tokens=tokens,
         batch_size=batch_size,
+        n_codes=0,
         predict={"widths": parsed_widths(widths), "min_count": min_count, "seed": seed},
         **where,
     )
