@@ -121,7 +121,7 @@ def test_allocation_and_floor_agree_and_fit_the_width(cost: np.ndarray, rate: fl
 @given(costs.filter(lambda c: c.sum() > 0), st.floats(0, 1.2))
 @settings(deadline=None)
 def test_width_for_is_the_narrowest_that_serves(cost: np.ndarray, share: float) -> None:
-    floor = floor_from_stats(stats_of(cost, rate=0.05))
+    floor = floor_from_stats(stats_of(cost, rate=0.05), [1], n_bootstrap=2)
     max_loss = share * cost.sum()
     width = floor.width_for(max_loss)
     at = lambda w: allocate(cost, 0.05, w).floor  # noqa: E731
@@ -180,7 +180,7 @@ def bursty(seed: int, rate: np.ndarray, amplitude: np.ndarray, blocks: int = 32,
 
 
 def test_intervals_cover_the_truth() -> None:
-    """95 % intervals, 60 measurements of one source: the mean over 300 others is covered at least 80 % of the time."""
+    """95 % intervals, 60 measurements of one source: the mean over 150 others is covered at least 80 % of the time."""
     random = np.random.default_rng(0)
     rate = np.clip(np.exp(random.normal(np.log(1e-3), 1.5, 400)), 1e-7, 0.3)
     amplitude = random.lognormal(0, 1, 400)
@@ -189,7 +189,7 @@ def test_intervals_cover_the_truth() -> None:
     def numbers(floor: object) -> np.ndarray:
         return np.array([floor.n_features, floor.alpha, floor.critical_width, *floor.expected])
 
-    points = [floor_from_stats(bursty(1000 + s, rate, amplitude), widths, n_bootstrap=2) for s in range(300)]
+    points = [floor_from_stats(bursty(1000 + s, rate, amplitude), widths, n_bootstrap=2) for s in range(150)]
     truth = np.mean([numbers(p) for p in points], axis=0)
     hits = np.zeros(len(truth))
     for seed in range(60):

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from scipy.optimize import linprog
 
 from tl_distill_floor import allocate
+from tl_distill_floor.theory import water_filling
 from tl_distill_floor.theory.loss_capacity import (
     CAPACITIES,
     SEGMENTS,
@@ -135,6 +136,17 @@ def test_a_width_of_all_features_loses_nothing() -> None:
     assert found.floor == 0
     assert found.capacity.tolist() == [1, 1, 1]
     assert found.kept.all()
+
+
+def test_many_features_are_filled_as_few_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(1)
+    cost, rate = random.lognormal(0, 2, 5000), np.exp(random.uniform(np.log(1e-4), np.log(0.3), 5000))
+    for width in (3, 60, 900):
+        sorted_all = allocate(cost, rate, width)
+        with monkeypatch.context() as patch:
+            patch.setattr(water_filling, "SAMPLED", 500)
+            sampled = allocate(cost, rate, width)
+        assert sampled.capacity.tolist() == sorted_all.capacity.tolist()
 
 
 def test_a_million_features() -> None:
