@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from tl_distill_floor.cli import toy
@@ -53,6 +54,18 @@ def test_what_was_trained_is_not_trained_again(tmp_path: Path) -> None:
     file.write_text("{")
     with pytest.raises(ValueError, match="holds no toy results"):
         toy.run_all(small, file, None)
+
+
+def test_scores_are_shown_for_every_range_that_has_widths(capsys: pytest.CaptureFixture[str]) -> None:
+    # d* of 40 features at α = 0.9 is 9.2: two widths below 0.8 d*, two near it, three above 1.2 d*.
+    one = {"n_features": 40, "alpha": 0.9, "widths": [2, 4, 8, 10, 12, 16, 20], "reached": [9, 7, 5, 4, 3, 2, 1.0]}
+    two = one | {"widths": [2, 16], "reached": [9, 2]}
+    predicted = {"right": one["reached"], "nothing": [0.0] * 7}
+    results = [one | {"predicted": predicted}, two | {"predicted": {k: v[:2] for k, v in predicted.items()}}]
+    Console(width=120).print(toy.score_view(results))
+    shown = capsys.readouterr().out
+    for word in ("right", "nothing", "below 0.8 d*", "near d*", "above 1.2 d*", "1.000", "100.0%", "nan"):
+        assert word in shown
 
 
 def test_scores_by_hand() -> None:

@@ -114,17 +114,26 @@ def score_view(results: list[dict[str, Any]]) -> Table:
     for name, (label, inside) in product(results[0]["predicted"], _ranges().items()):
         pairs = np.array(list(_pairs(results, name, inside))).reshape(-1, 2)
         if len(pairs) > 2:
-            each = [r2(*np.array(list(_pairs([one], name, inside))).T) for one in results if len(one["widths"]) > 2]
-            worst = f"{min(each):.2f}" if label == "all" and each else ""
             error = np.median(np.abs(pairs[:, 1] / pairs[:, 0] - 1.0))
-            r = np.corrcoef(pairs.T)[0, 1]
-            table.add_row(name, label, f"{r2(*pairs.T):.3f}", f"{error:.1%}", f"{r:.3f}", worst)
+            worst = _least_r2(results, name) if label == "all" else ""
+            table.add_row(name, label, f"{r2(*pairs.T):.3f}", f"{error:.1%}", f"{_pearson(pairs):.3f}", worst)
     return table
 
 
 def r2(reached: np.ndarray, predicted: np.ndarray) -> float:
     """Of the predictions as they stand, with nothing fitted."""
     return float(1.0 - ((reached - predicted) ** 2).sum() / ((reached - reached.mean()) ** 2).sum())
+
+
+def _least_r2(results: list[dict[str, Any]], name: str) -> str:
+    """Of the configurations with at least three widths."""
+    pairs = [np.array(list(_pairs([one], name, lambda _: True))) for one in results if len(one["widths"]) > 2]
+    return f"{min(r2(*each.T) for each in pairs):.2f}" if pairs else ""
+
+
+def _pearson(pairs: np.ndarray) -> float:
+    constant = (pairs == pairs[0]).all(0).any()
+    return float("nan") if constant else float(np.corrcoef(pairs.T)[0, 1])
 
 
 def show_toys(results: list[dict[str, Any]], as_json: bool) -> None:

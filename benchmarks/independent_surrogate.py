@@ -1,0 +1,38 @@
+"""Water-filling against toy models whose features have the rates and costs of real ones, but fire independently.
+
+tl-floor measure && python benchmarks/independent_surrogate.py runs/tiny-prose --widths 16,64,128     # 9 minutes
+"""
+
+import argparse
+from pathlib import Path
+
+from tl_distill_floor import FeatureStats, allocate, toy
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("run", type=Path)
+    options.add_argument("--widths", default="16,64,128")
+    options.add_argument("--steps", type=int, default=8000)
+    given = options.parse_args()
+    stats = FeatureStats.load(given.run)
+    alive = stats.alive()
+    cost, rate = stats.cost[alive], stats.firing_rate[alive]
+    importance = 3.0 * cost / rate
+    result = toy.train(
+        len(cost),
+        1.0 - rate,
+        [int(width) for width in given.widths.split(",")],
+        importance=importance / importance.max(),
+        n_seeds=1,
+        steps=given.steps,
+        batch_size=512,
+        n_fresh=16_384,
+    )
+    for width, floor, kept in zip(result.widths, result.floor[:, 0], result.kept[:, 0], strict=True):
+        reached, predicted = floor * cost.sum() / result.cost.sum(), allocate(cost, rate, int(width)).floor
+        print(f"width {width:5d}  reached {reached:8.1f}  predicted {predicted:8.1f}  kept {kept:5d}")
+
+
+if __name__ == "__main__":
+    main()
