@@ -57,9 +57,9 @@ def test_what_was_trained_is_not_trained_again(tmp_path: Path) -> None:
 
 
 def test_scores_are_shown_for_every_range_that_has_widths(capsys: pytest.CaptureFixture[str]) -> None:
-    # d* of 40 features at α = 0.9 is 9.2: two widths below 0.8 d*, two near it, three above 1.2 d*.
-    one = {"n_features": 40, "alpha": 0.9, "widths": [2, 4, 8, 10, 12, 16, 20], "reached": [9, 7, 5, 4, 3, 2, 1.0]}
-    two = one | {"widths": [2, 16], "reached": [9, 2]}
+    # d* of 40 features at α = 0.9 is 9.2: three widths below 0.8 d* (one of them twice), three near it, three above.
+    one = {"n_features": 40, "alpha": 0.9, "widths": [2, 4, 8, 9, 10, 16, 20], "reached": [9, 7, 5, 4, 3, 2, 1.0]}
+    two = one | {"widths": [2, 16], "reached": [9, 7]}
     predicted = {"right": one["reached"], "nothing": [0.0] * 7}
     results = [one | {"predicted": predicted}, two | {"predicted": {k: v[:2] for k, v in predicted.items()}}]
     Console(width=120).print(toy.score_view(results))
