@@ -260,8 +260,8 @@ def test_predict_floor_is_measure_and_floor(bridge: Any, sae: Any, ids: torch.Te
     again = floor_from_stats(measure(bridge, sae, ids), [2, 4, 8])
     assert floor.theorem.tolist() == again.theorem.tolist()
     assert floor.n_features <= FEATURES
-    assert (floor.interval[:, 0] <= floor.theorem).all()
-    assert (floor.theorem <= floor.interval[:, 1]).all()
+    assert (floor.interval[:, 0] <= floor.expected).all()
+    assert (floor.expected <= floor.interval[:, 1]).all()
 
 
 def test_an_all_dead_sae_is_refused(bridge: Any, sae: Any, ids: torch.Tensor) -> None:
