@@ -6,6 +6,8 @@ tl-floor measure && python benchmarks/independent_surrogate.py runs/tiny-prose -
 import argparse
 from pathlib import Path
 
+import numpy as np
+
 from tl_distill_floor import FeatureStats, allocate, toy
 
 
@@ -18,6 +20,8 @@ def main() -> None:
     stats = FeatureStats.load(given.run)
     alive = stats.alive()
     cost, rate = stats.cost[alive], stats.firing_rate[alive]
+    evenness = (stats.sum_act**2 / np.maximum(stats.firing_count * stats.sum_act_sq, 1e-300))[alive]
+    print(f"E[a | on]² / E[a² | on], weighted by cost: {evenness @ cost / cost.sum():.3f} (uniform on [0, 1]: 0.750)")
     importance = 3.0 * cost / rate
     result = toy.train(
         len(cost),
