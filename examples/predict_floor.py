@@ -8,9 +8,11 @@ from tl_distill_floor import load_sae, load_teacher, predict_floor
 model: TransformerBridge = load_teacher("tiny-prose").model  # or TransformerBridge.boot_transformers("gpt2")
 sae: SAE = load_sae("tiny-prose-sae").sae  # or SAE.from_pretrained(release, sae_id)
 
-floor = predict_floor(model, sae, n_tokens=50_000)
+floor = predict_floor(
+    model, sae, widths=[32, 64, 128], n_tokens=50_000, steps=400
+)  # a quick look: the default is 1,000
 
 print(f"{floor.n_features:,} features, sparsity {floor.alpha:.4f}, critical width {floor.critical_width:.0f}")
-for width, loss, (low, high) in zip(floor.widths, floor.theorem, floor.interval, strict=True):
+for width, loss, (low, high) in zip(floor.widths, floor.expected, floor.interval, strict=True):
     print(f"width {width:4d}: floor {loss:.4f} {floor.unit} ({low:.4f} to {high:.4f}), {len(floor.lost(width)):,} lost")
 print("narrowest student that stays within a tenth of the whole:", floor.width_for(max_loss=0.1 * floor.total))

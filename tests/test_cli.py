@@ -22,7 +22,8 @@ def run(*args: Any) -> Result:
 @pytest.fixture
 def given(teacher_dir: Path, sae_dir: Path, prose_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Given:
     monkeypatch.chdir(tmp_path)
-    return [str(a) for a in ("measure", teacher_dir, "--sae", sae_dir, "--text", prose_file, "--batch-size", 4)]
+    quick = ("--batch-size", 4, "--steps", 20)
+    return [str(a) for a in ("measure", teacher_dir, "--sae", sae_dir, "--text", prose_file, *quick)]
 
 
 def refused(result: Result) -> str:
@@ -38,10 +39,11 @@ def refused(result: Result) -> str:
 def test_measure_prints_a_table_and_saves(given: Given, tmp_path: Path) -> None:
     result = run(*given, "--layer", 1)
     assert result.exit_code == 0, result.output
-    for word in ("teacher", "sparsity α", "d*", "theorem", "independent", "Expected is"):
+    for word in ("teacher", "sparsity α", "d*", "theorem", "independent", "simulated", "gain", "Expected is"):
         assert word in result.stdout
     assert sorted(p.name for p in (tmp_path / "runs" / "tiny-neox-layer1").iterdir()) == [
         "floor.json",
+        "simulated.safetensors",
         "stats.safetensors",
     ]
 
@@ -55,8 +57,16 @@ def test_json_is_one_object_and_nothing_else(given: Given) -> None:
         *("widths", "theorem", "independent", "simulated", "expected", "intervals", "warnings"),
     }
     assert found["widths"] == [2, 4, 8]
-    assert found["independent"] == found["expected"] == sorted(found["expected"], reverse=True)
+    assert found["simulated"] == found["expected"] != found["independent"]
+    assert len(found["structure_gain"]) == 3
     assert found["critical_width"] == pytest.approx(found["n_features"] / found["capacity"])
+
+
+def test_without_steps_nothing_is_simulated(given: Given, tmp_path: Path) -> None:
+    found = json.loads(run(*given, "--json", "--steps", 0, "--out", "bare").stdout)
+    assert found["simulated"] is None
+    assert found["expected"] == found["independent"]
+    assert not (tmp_path / "bare" / "simulated.safetensors").exists()
 
 
 def test_one_seed_one_result(given: Given) -> None:
@@ -178,6 +188,8 @@ def test_an_sae_is_trained_and_measured(given: Given, teacher_dir: Path, prose_f
     metadata = json.loads((tmp_path / "made" / "cfg.json").read_text())["metadata"]
     assert metadata["hook_name"] == "blocks.1.hook_resid_post"
     assert (metadata["context_size"], metadata["prepend_bos"]) == (32, True)
-    found = json.loads(run("measure", teacher_dir, "--sae", "made", "--text", prose_file, "--json").stdout)
+    found = json.loads(
+        run("measure", teacher_dir, "--sae", "made", "--text", prose_file, "--json", "--steps", 0).stdout
+    )
     assert found["hook"] == "blocks.1.hook_resid_post"
     assert "exists already" in refused(run("train-sae", teacher_dir, "--layer", 1, "--out", "made"))

@@ -16,7 +16,8 @@ COST = np.array([8.0, 4.0, 2.0, 1.0])
 
 def simulation(lost: list[list[float]], widths: tuple[int, ...] = (1, 2)) -> Simulation:
     cost = np.array(lost)
-    return Simulation(np.array(widths), cost.sum(1)[:, None], np.full(len(lost), 0.05), cost, steps=10)
+    floor = cost.sum(1)[:, None]
+    return Simulation(np.array(widths), floor, floor, np.full(len(lost), 0.05), cost, floor, steps=10)
 
 
 @pytest.fixture

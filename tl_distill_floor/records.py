@@ -60,21 +60,23 @@ class Simulation:
     widths: Int64[np.ndarray, " width"]
     """Widths that were trained, in dimensions, rising."""
     floor: Float64[np.ndarray, "width seed"]
-    """Summed cost of what is lost on tokens that training did not see."""
+    """Summed cost of what is lost, on tokens that training did not see, when training ends; see `reached`."""
+    reached: Float64[np.ndarray, "width seed"]
+    """The same after `steps`, from which and from half the steps `floor` is extrapolated."""
     standard_error: Float64[np.ndarray, " width"]
-    """Of `floor`, from the sequences it was measured on."""
+    """Of `floor`, from the sequences it was measured on and from the extrapolation."""
     lost_cost: Float64[np.ndarray, "width feature"]
     """The part of each feature, mean over seeds; sums to the mean floor."""
+    on_training_text: Float64[np.ndarray, "width seed"]
+    """Summed cost of what is lost on tokens that training did see: far below `floor`, more codes would lower that."""
     steps: int
 
     def __post_init__(self) -> None:
         n = len(self.widths)
-        if (
-            not n == len(self.floor) == len(self.standard_error) == len(self.lost_cost)
-            or (np.diff(self.widths) <= 0).any()
-        ):
+        losses = (self.floor, self.reached, self.standard_error, self.lost_cost, self.on_training_text)
+        if any(len(loss) != n for loss in losses) or (np.diff(self.widths) <= 0).any():
             raise ValueError("a simulation needs rising widths, and a floor, an error and lost costs for each")
-        if any(not np.isfinite(a).all() or (a < 0).any() for a in (self.floor, self.standard_error, self.lost_cost)):
+        if any(not np.isfinite(a).all() or (a < 0).any() for a in losses):
             raise ValueError("the floors of a simulation must be finite numbers of at least 0")
 
     def lost_at(self, width: Number) -> Float64[np.ndarray, " feature"]:

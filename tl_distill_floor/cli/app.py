@@ -20,6 +20,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+CODES = 200_000
+"""Tokens whose codes are kept at the most."""
 Cost = StrEnum("Cost", ["energy"])
 Dtype = StrEnum("Dtype", ["fp32", "bf16"])
 Architecture = StrEnum("Architecture", ["batchtopk", "topk"])
@@ -57,6 +59,12 @@ def measure(
     tokens: Annotated[int, typer.Option(help="Tokens to read.", min=1)] = 200_000,
     cost: Annotated[Cost, typer.Option(help="What a feature is worth: energy is squared error.")] = Cost.energy,
     widths: Annotated[str | None, typer.Option(help="Student widths, such as 64,128,256.")] = None,
+    steps: Annotated[
+        int | None,
+        typer.Option(
+            help="Steps that the students behind simulated are trained for; 0 trains none.  [default: 1000]", min=0
+        ),
+    ] = None,
     min_count: Annotated[int, typer.Option(help="Times that a feature must fire to be alive.", min=1)] = 1,
     out: Annotated[Path | None, typer.Option(help="Directory of the results.  [default: runs/MODEL]")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where an interrupted run stopped.")] = False,
@@ -72,6 +80,7 @@ def measure(
     from tl_distill_floor.cli.measuring import Run, parsed_widths, run_measure
 
     run = Run(out or default_out(model, layer), resume=resume, quiet=as_json)
+    predict: dict[str, Any] = {"widths": parsed_widths(widths), "min_count": min_count, "seed": seed, "device": device}
     where = {"layer": layer, "device": device, "dtype": dtype.value, "context_size": context_size}
     floor = run_measure(
         run,
@@ -81,8 +90,8 @@ def measure(
         cost=cost.value,
         n_tokens=tokens,
         batch_size=batch_size,
-        n_codes=0,
-        predict={"widths": parsed_widths(widths), "min_count": min_count, "seed": seed},
+        n_codes=0 if steps == 0 else CODES,
+        predict=predict if steps is None else predict | {"steps": steps},
         **where,
     )
     show(floor, run.directory, as_json)

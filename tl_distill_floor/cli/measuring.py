@@ -70,7 +70,8 @@ def run_measure(
         teacher = None if text is not None and is_cached_activations(Path(text)) else model
         with progress_bar(run.quiet, "tokens", "measuring") as progress:
             stats = measure(teacher, sae, text, checkpoint=run.partial, resume=run.resume, progress=progress, **options)
-        floor = floor_from_stats(stats, **predict)
+        with progress_bar(run.quiet, "steps", "simulating") as progress:
+            floor = floor_from_stats(stats, progress=progress, **predict)
         floor.save(run.directory)
         run.partial.unlink(missing_ok=True)
     return floor

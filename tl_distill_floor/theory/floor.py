@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +17,10 @@ from tl_distill_floor.theory.capacity import Number, capacity, critical_width, n
 SHARES_OF_TEACHER = (1 / 16, 1 / 8, 1 / 4, 3 / 8, 1 / 2, 3 / 4, 1)
 Z95 = 1.96
 UNKNOWN = (math.nan, math.nan)
+STEPS, MOST_WIDTHS = 1000, 8
+"""Of the bottleneck students' longer training, and how many of the widths are trained; the others lie between."""
+SEEN_BETTER = 0.1
+"""A loss on training text lower by this share than on held-out text is called so."""
 DENSE = 1 - 1 / np.e
 """Below this sparsity g(α) rises again and Theorem 1 says nothing."""
 
@@ -57,9 +62,12 @@ def floor_from_stats(
     widths: Any = None,
     *,
     min_count: int = 1,
+    steps: int = STEPS,
     simulation: Simulation | None = None,
     n_bootstrap: int = 400,
     seed: int = 0,
+    device: str = "cpu",
+    progress: Callable[[int, int], None] | None = None,
 ) -> FloorPrediction:
     """Predict the floor of every student width from measured features.
 
@@ -67,9 +75,13 @@ def floor_from_stats(
         stats: what `measure` returned.
         widths: [width] student widths in dimensions, whole numbers; shares of the teacher's width when left out.
         min_count: a feature is alive when it fired on at least this many tokens.
-        simulation: what bottleneck students reached on these features' codes; `simulated` is interpolated from it.
+        steps: of the bottleneck students that are trained for `simulated` where the statistics carry codes, at the
+            widths or, where these are more than 8, at 8 of them; 0 trains none.
+        simulation: what such students reached before, instead of training them.
         n_bootstrap: resamplings of the blocks of text behind the 95 % intervals.
-        seed: of the resampling.
+        seed: of the resampling and of the training.
+        device: torch device of the training.
+        progress: of the training, called now and then with steps done and steps in all.
 
     Raises:
         InputError: no feature is alive, every feature fires on every token, or a width is no whole number above 0.
@@ -83,6 +95,17 @@ def floor_from_stats(
         )
     if stats.firing_count[alive].min() == stats.n_tokens:
         raise InputError("every feature fires on every token, so they are not sparse; name another SAE with --sae")
+    unsimulated: tuple[str, ...] = ()
+    if simulation is None and stats.codes is not None and steps > 0:
+        from tl_distill_floor.theory.simulation import simulate  # brings torch
+
+        try:
+            trained = _some(sizes[sizes < alive.sum()])
+            simulation = simulate(
+                stats, trained, steps=steps, min_count=min_count, seed=seed, device=device, progress=progress
+            )
+        except InputError as error:
+            unsimulated = (f"nothing was simulated: {error}",)
     prediction = FloorPrediction(
         stats=stats,
         min_count=min_count,
@@ -98,7 +121,7 @@ def floor_from_stats(
         independent=np.array([independent(stats, alive, int(width)).floor for width in sizes]),
         interval=np.full((len(sizes), 2), np.nan),
         simulation=simulation,
-        warnings=(*stats.warnings, *_warnings(stats, alpha)),
+        warnings=(*stats.warnings, *_warnings(stats, alpha), *unsimulated, *_overfitted(simulation)),
     )
     return _with_intervals(prediction, n_bootstrap, seed)
 
@@ -171,6 +194,27 @@ def _widths(widths: Any, d_model: int) -> Int64[np.ndarray, " width"]:
     if not len(sizes) or not ((sizes >= 1) & (sizes == np.floor(sizes))).all():
         raise InputError(f"widths must be whole numbers of dimensions above 0, got {widths}; try --widths 64,128,256")
     return sizes.astype(np.int64)
+
+
+def _some(widths: Int64[np.ndarray, " width"]) -> Int64[np.ndarray, " trained"]:
+    """At most 8 of the widths, the narrowest and the widest among them."""
+    places = np.linspace(0, len(widths) - 1, min(len(widths), MOST_WIDTHS))
+    some: np.ndarray = widths[np.round(places).astype(np.int64)]
+    return some
+
+
+def _overfitted(simulation: Simulation | None) -> list[str]:
+    if simulation is None:
+        return []
+    reached, seen = simulation.reached.mean(1), simulation.on_training_text.mean(1)
+    better = seen < (1.0 - SEEN_BETTER) * reached
+    if not better.any():
+        return []
+    first = int(better.argmax())
+    return [
+        f"at width {simulation.widths[first]} and above, simulated students lost less on text that they were trained on"
+        f" ({seen[first] / reached[first]:.0%} of the held-out loss): more tokens would lower simulated there"
+    ]
 
 
 def _warnings(stats: FeatureStats, alpha: float) -> list[str]:

@@ -136,7 +136,7 @@ def train(
         _whole(name, np.array([count]))
     generator = torch.Generator(device).manual_seed(seed)
     passes = 1 if teacher_width is None else 2
-    report = _Report(progress, steps * passes)
+    report = Report(progress, steps * passes)
     teacher = None
     if teacher_width is not None:
         _whole("teacher_width", np.array([teacher_width]))
@@ -164,7 +164,7 @@ def _fit(
     batch_size: int,
     learning_rate: float,
     generator: torch.Generator,
-    report: "_Report",
+    report: "Report",
     teacher: Models | None,
 ) -> list[Models]:
     n, device = len(task.rate), task.rate.device
@@ -251,14 +251,14 @@ def _schedule(done: float) -> float:
     return min(1.0, done / WARM_UP + 1e-2) * 0.5 * (1.0 + math.cos(math.pi * done))
 
 
-class _Report:
+class Report:
     """Steps done, told to whoever listens."""
 
     def __init__(self, progress: Callable[[int, int], None] | None, total: int) -> None:
         self.progress, self.total, self.done = progress, total, 0
 
     def step(self) -> None:
-        self.done += 1
+        self.done = min(self.done + 1, self.total)
         if self.progress and (self.done % 100 == 0 or self.done == self.total):
             self.progress(self.done, self.total)
 

@@ -1,0 +1,197 @@
+"""The bottleneck on sparse codes: slopes against autograd on dense codes, and floors that are known by hand."""
+
+from itertools import permutations
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import relu
+
+from tests.making import stats_of
+from tl_distill_floor import InputError, floor_from_stats
+from tl_distill_floor.codes import Codes
+from tl_distill_floor.records import Simulation
+from tl_distill_floor.theory import bottleneck, simulation
+from tl_distill_floor.theory.bottleneck import Batch, Bottleneck, Columns
+
+N, WIDTH = 6, 2
+
+
+def some_codes(n_tokens: int, seed: int = 0) -> np.ndarray:
+    """[token, 6], about a third of them not 0; the last feature never fires."""
+    random = np.random.default_rng(seed)
+    found = random.uniform(0.5, 2.0, (n_tokens, N)) * (random.random((n_tokens, N)) < 0.35)
+    found[:, -1] = 0.0
+    return found.astype(np.float32)
+
+
+def some_model() -> Bottleneck:
+    generator = torch.Generator().manual_seed(0)
+    return Bottleneck(torch.randn(N, WIDTH, generator=generator), torch.randn(N, generator=generator) / 4)
+
+
+WEIGHT = torch.tensor([1.0, 2.0, 0.5, 1.0, 3.0, 1.0])
+
+
+def dense_slopes(model: Bottleneck, codes: np.ndarray) -> Bottleneck:
+    """Autograd on dense codes."""
+    W, b = (each.clone().requires_grad_() for each in model)
+    x = torch.from_numpy(codes)
+    ((relu(x @ W @ W.T + b) - x).square() @ WEIGHT).mean().backward()
+    return Bottleneck(W.grad, b.grad)
+
+
+def sparse_slopes(model: Bottleneck, codes: np.ndarray, n_inactive: int) -> Bottleneck:
+    batch = Batch.of(Codes.from_dense(codes))
+    with bottleneck.quiet_sparse():
+        return bottleneck.slopes(model, batch, Columns.of(batch, N), WEIGHT, n_inactive)
+
+
+@pytest.mark.parametrize("n_tokens", [1, 7, 40])
+def test_with_every_inactive_entry_the_slopes_are_autograds(n_tokens: int) -> None:
+    codes, model = some_codes(n_tokens), some_model()
+    for found, expected in zip(sparse_slopes(model, codes, n_tokens), dense_slopes(model, codes), strict=True):
+        torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("n_inactive", [1, 2, 3])
+def test_over_all_orders_of_the_tokens_the_mean_slope_is_the_dense_one(n_inactive: int) -> None:
+    codes, model = some_codes(4, seed=3), some_model()
+    orders = [sparse_slopes(model, codes[list(order)], n_inactive) for order in permutations(range(4))]
+    for found, expected in zip(zip(*orders, strict=True), dense_slopes(model, codes), strict=True):
+        torch.testing.assert_close(torch.stack(found).mean(0), expected)
+    assert not torch.allclose(orders[0].W, orders[-1].W)  # one order alone is not
+
+
+def test_the_loss_is_the_dense_one() -> None:
+    codes, model = some_codes(30), some_model()
+    x = torch.from_numpy(codes)
+    dense = (relu(x @ model.W @ model.W.T + model.b) - x).square() * WEIGHT
+    torch.testing.assert_close(model.lost(Batch.of(Codes.from_dense(codes)), WEIGHT), dense)
+
+
+def stats_with(codes: np.ndarray, sequence: np.ndarray | None = None, norm: np.ndarray | None = None) -> object:
+    """Statistics by energy whose codes are all of their tokens."""
+    norm = np.ones(codes.shape[1]) if norm is None else norm
+    fired, square = (codes > 0).sum(0), (codes.astype(np.float64) ** 2).sum(0)
+    energy = square * norm**2
+    halves = (np.array([len(codes) // 2, len(codes) - len(codes) // 2]), np.stack([fired // 2, fired - fired // 2]))
+    return stats_of(
+        None,
+        blocks=(*halves, np.stack([energy / 2, energy / 2])),
+        sum_act=codes.sum(0).astype(np.float64),
+        sum_act_sq=square,
+        sum_cost=energy,
+        decoder_norm=norm,
+        codes=Codes.from_dense(codes, sequence),
+    )
+
+
+def exclusive(n_tokens: int, n_groups: int, size: int, seed: int = 0) -> np.ndarray:
+    """One group of features fires on a token, all of it and with one amplitude."""
+    random = np.random.default_rng(seed)
+    codes = np.zeros((n_tokens, n_groups * size), dtype=np.float32)
+    group = random.integers(n_groups, size=n_tokens)
+    for place in range(size):
+        codes[np.arange(n_tokens), group * size + place] = 1.0
+    return codes
+
+
+def test_features_that_always_fire_together_need_one_direction() -> None:
+    # 3 groups of 4 features, one at a time: independent features would need 12 dimensions, these need 3, and 2 suffice
+    # with three directions at 120° (w·w' = -1/2, which ReLU removes).
+    stats = stats_with(exclusive(4000, 3, 4))
+    found = simulation.simulate(stats, np.array([1, 2, 3]), steps=600, batch_size=128)
+    assert (found.floor[1:] < 0.01 * stats.cost.sum()).all()
+    assert found.floor[0, 0] > 0.1 * stats.cost.sum()
+    assert (found.standard_error >= 0).all()
+
+
+def test_independent_features_reach_what_water_filling_says() -> None:
+    random = np.random.default_rng(0)
+    codes = (random.random((60_000, 24)) * (random.random((60_000, 24)) < 0.1)).astype(np.float32)
+    codes *= np.arange(1, 25) ** -0.5
+    floor = floor_from_stats(stats_with(codes), [2, 4, 8], steps=1500)
+    assert floor.simulation is not None
+    assert floor.structure_gain == pytest.approx(np.ones(3), abs=0.12)
+
+
+def test_the_unit_is_that_of_the_costs_whatever_the_decoders_norms() -> None:
+    codes = some_codes(3000)
+    norm = np.array([1.0, 2.0, 0.5, 1.0, 4.0, 1.0])
+    widths = np.array([2])
+    one = simulation.simulate(stats_with(codes), widths, steps=200, batch_size=128)
+    scaled = simulation.simulate(
+        stats_with((codes / norm).astype(np.float32), norm=norm), widths, steps=200, batch_size=128
+    )
+    assert scaled.floor == pytest.approx(one.floor, rel=1e-3)
+    assert one.lost_cost.sum() == pytest.approx(one.floor.sum())
+    assert one.lost_cost[0, -1] == 0  # never fired
+
+
+def test_one_seed_one_result_and_seeds_differ() -> None:
+    stats = stats_with(some_codes(500))
+    first, again = (simulation.simulate(stats, np.array([1, 2]), steps=40, n_seeds=2, batch_size=64) for _ in range(2))
+    assert first.floor.tolist() == again.floor.tolist()
+    assert first.floor.shape == (2, 2)
+    assert first.reached[0, 0] != first.reached[0, 1]
+
+
+def test_the_floor_lies_as_far_below_as_half_the_steps_lay_above() -> None:
+    """L∞ = 2 L(n) − L(n/2), with L(n/2) from a run of its own."""
+    stats = stats_with(some_codes(4000))
+    long = simulation.simulate(stats, np.array([2]), steps=100, batch_size=64)
+    short = simulation.simulate(stats, np.array([2]), steps=50, batch_size=64)
+    assert long.floor[0, 0] == pytest.approx(2 * long.reached[0, 0] - short.reached[0, 0])
+
+
+def test_progress_counts_every_step() -> None:
+    seen: list[tuple[int, int]] = []
+    stats = stats_with(some_codes(200))
+    simulation.simulate(stats, np.array([1, 2]), steps=100, progress=lambda *done: seen.append(done))
+    assert seen == [(100, 300), (200, 300), (300, 300)]
+
+
+def test_a_diverging_rate_is_lowered_and_then_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    stats = stats_with(some_codes(300))
+    tried: list[float] = []
+
+    def wild(*given: object, rate: float, **options: object) -> Bottleneck:
+        tried.append(rate)
+        return Bottleneck(torch.full((5, 2), float("nan") if rate > 0.5 else 0.0), torch.zeros(5))
+
+    monkeypatch.setattr(simulation, "train", wild)
+    found = simulation.simulate(stats, np.array([2]), steps=10)
+    assert tried == [1.0, 0.3, 1.0, 0.3]
+    assert found.floor[0, 0] == pytest.approx(stats.cost.sum())  # an output of 0 loses every cost
+    monkeypatch.setattr(simulation, "RATES", (1.0,))
+    with pytest.raises(InputError, match="width 2 diverged"):
+        simulation.simulate(stats, np.array([2]), steps=10)
+
+
+def test_too_few_codes_are_said_and_nothing_is_lost() -> None:
+    one_sequence = stats_with(some_codes(50), np.zeros(50, dtype=np.int64))
+    floor = floor_from_stats(one_sequence, [1, 2])
+    assert floor.simulated is None
+    assert any("nothing was simulated: codes of 50 tokens are too few" in warning for warning in floor.warnings)
+    assert floor_from_stats(one_sequence, [1, 2], steps=0).warnings == ()
+    with pytest.raises(InputError, match="no codes were kept"):
+        simulation.simulate(stats_of(np.ones(3)), np.array([1]), steps=10)
+
+
+def test_what_was_learned_by_heart_is_called_so() -> None:
+    seen = Simulation(
+        np.array([1, 2]), *(np.array([[4.0], [2.0]]),) * 2, np.zeros(2), np.full((2, 4), [[1.0], [0.5]]),
+        np.array([[3.9], [1.0]]), steps=10,
+    )  # fmt: skip
+    floor = floor_from_stats(stats_of(np.full(4, 2.0)), [1, 2], simulation=seen)
+    assert any("at width 2 and above" in warning and "(50% of" in warning for warning in floor.warnings)
+
+
+def test_at_most_eight_widths_are_trained() -> None:
+    stats = stats_with(exclusive(400, 20, 1))
+    floor = floor_from_stats(stats, range(1, 31), steps=10)
+    assert floor.simulation is not None
+    assert floor.simulation.widths.tolist() == [1, 4, 6, 9, 11, 14, 16, 19]
+    assert floor.simulated is not None
+    assert floor.simulated[-1] == 0  # wider than there are features

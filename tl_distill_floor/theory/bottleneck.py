@@ -1,0 +1,203 @@
+"""`simulated`: the toy model's bottleneck x̂ = ReLU(WᵀWx + b), trained on the codes of a real SAE.
+
+A model of width d with nothing in it but the width: what it loses on held-out codes is what d dimensions can hold of
+these features, with the rates, amplitudes and co-activation that they have (Elhage et al. 2022 on synthetic features).
+x is the activation times the norm of the feature's decoder row, so that features have one scale whatever the SAE's.
+
+Codes stay sparse from end to end. The encoder touches only the rows of W whose features fired, and so does the decoder
+where they fired. Where they did not, the loss is w ReLU(z)², which needs z of every feature: that part is taken on the
+first tokens of each batch alone, in a random order, with all features. It is unbiased, and at equal cost far less noisy
+than a sample of features on all tokens, with which each row of W would see its interference only now and then.
+"""
+
+import math
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from scipy.sparse import csr_array
+from torch import Tensor
+from torch.nn.functional import embedding_bag
+
+from tl_distill_floor.codes import Codes
+from tl_distill_floor.theory.toy import INITIAL_SCALE, Report
+
+LEARNING_RATE, BIAS_RATE = 0.05, 0.03
+"""Of W, times width^-½, and of the biases, in units of a feature's amplitude."""
+BETAS, WARM_UP, FLAT = (0.8, 0.95), 0.05, 0.5
+INACTIVE = 256
+"""Tokens of a batch on which the features that did not fire are decoded too."""
+
+
+class Batch(NamedTuple):
+    """Codes of some tokens as compressed sparse rows."""
+
+    row_start: Int[Tensor, " rows"]
+    feature: Int[Tensor, " entry"]
+    value: Float[Tensor, " entry"]
+
+    @classmethod
+    def of(cls, codes: Codes) -> "Batch":
+        return cls(*(torch.from_numpy(a) for a in (codes.row_start, codes.feature.astype(np.int64), codes.value)))
+
+    def to(self, device: torch.device) -> "Batch":
+        return Batch(*(tensor.to(device) for tensor in self))
+
+    def part(self, first: int, last: int) -> "Batch":
+        """Tokens `first` to `last`."""
+        start, end = int(self.row_start[first]), int(self.row_start[last])
+        return Batch(self.row_start[first : last + 1] - start, self.feature[start:end], self.value[start:end])
+
+    @property
+    def n_tokens(self) -> int:
+        return len(self.row_start) - 1
+
+    @property
+    def token(self) -> Int[Tensor, " entry"]:
+        return torch.arange(self.n_tokens, device=self.feature.device).repeat_interleave(self.row_start.diff())
+
+
+class Bottleneck(NamedTuple):
+    """x̂ = ReLU(WᵀWx + b); also its slopes."""
+
+    W: Float[Tensor, "feature width"]
+    b: Float[Tensor, " feature"]
+
+    def hidden(self, codes: Batch, value: Float[Tensor, " entry"] | None = None) -> Float[Tensor, "token width"]:
+        """Σ over a token's entries of value · W_i; only rows of W that stand in the codes are read."""
+        weights = codes.value if value is None else value
+        return embedding_bag(codes.feature, self.W, codes.row_start[:-1], mode="sum", per_sample_weights=weights)
+
+    def output(self, hidden: Float[Tensor, "token width"]) -> Float[Tensor, "token feature"]:
+        return (hidden @ self.W.T).add_(self.b).relu_()
+
+    def lost(self, codes: Batch, weight: Float[Tensor, " feature"]) -> Float[Tensor, "token feature"]:
+        """w_i (x̂_i − x_i)² of every token and feature, exactly."""
+        error = self.output(self.hidden(codes))
+        error[codes.token, codes.feature] -= codes.value
+        return error.square_().mul_(weight)
+
+
+class Columns(NamedTuple):
+    """The same entries, feature by feature."""
+
+    start: Int[Tensor, " columns"]
+    token: Int[Tensor, " entry"]
+    entry: Int[Tensor, " entry"]
+    """Place among the rows' entries."""
+
+    @classmethod
+    def of(cls, codes: Batch, n_features: int) -> "Columns":
+        # A counting sort, eight times as fast as torch's argsort.
+        places = np.arange(len(codes.feature))
+        rows = csr_array((places, codes.feature.numpy(), codes.row_start.numpy()), (codes.n_tokens, n_features))
+        columns = rows.tocsc()
+        return cls(*(torch.from_numpy(a).long() for a in (columns.indptr, columns.indices, columns.data)))
+
+    def times(
+        self, value: Float[Tensor, " entry"], of_token: Float[Tensor, "token width"]
+    ) -> Float[Tensor, "feature width"]:
+        """Σ over a feature's entries of value · of_token."""
+        weights = value[self.entry]
+        return embedding_bag(self.token, of_token, self.start[:-1], mode="sum", per_sample_weights=weights)
+
+
+@torch.no_grad()
+def slopes(
+    model: Bottleneck, codes: Batch, columns: Columns, weight: Float[Tensor, " feature"], n_inactive: int
+) -> Bottleneck:
+    """The slope of the mean loss per token, in W and b.
+
+    Where features fired, of every token; where they did not, of the first `n_inactive` tokens, whose mean stands for
+    all. Over the orders of the tokens its mean is the slope of the whole loss.
+    """
+    n_tokens, n, n_inactive = codes.n_tokens, len(model.b), min(n_inactive, codes.n_tokens)
+    hidden = model.hidden(codes)
+    pattern = torch.sparse_csr_tensor(codes.row_start, codes.feature, codes.value, (n_tokens, n))
+    z = torch.sparse.sampled_addmm(pattern, hidden, model.W.T, beta=0.0).values() + model.b[codes.feature]
+    error = (z.relu() - codes.value).mul_(weight[codes.feature]).mul_(2.0 / n_tokens).mul_(z > 0)
+
+    fired = codes.part(0, n_inactive)
+    inactive = model.output(hidden[:n_inactive])
+    inactive[fired.token, fired.feature] = 0.0
+    inactive.mul_(weight * (2.0 / n_inactive))
+
+    from_hidden = model.hidden(codes, error)
+    from_hidden[:n_inactive] += inactive @ model.W
+    # W is in the decoder and in the encoder.
+    of_W = columns.times(error, hidden).addmm_(inactive.T, hidden[:n_inactive])
+    of_W += columns.times(codes.value, from_hidden)
+    return Bottleneck(of_W, inactive.sum(0).index_add_(0, codes.feature, error))
+
+
+def train(
+    codes: Codes,
+    weight: Float[Tensor, " feature"],
+    amplitude: Float[Tensor, " feature"],
+    width: int,
+    *,
+    steps: int,
+    batch_size: int,
+    seed: int,
+    report: Report,
+    rate: float = 1.0,
+) -> Bottleneck:
+    """Train one bottleneck with Adam, from small random weights.
+
+    Args:
+        codes: to train on; at least one token.
+        weight: [feature] cost of a squared error.
+        amplitude: [feature] root mean square of a feature's value where it fired: the unit of its bias.
+        width: dimensions.
+        steps: the learning rate warms up, stays, and falls to 0 over the last half.
+        batch_size: tokens a step, at most as many as there are.
+        seed: of the weights and the order of the tokens.
+        report: told of every step.
+        rate: multiplies the learning rates.
+    """
+    generator, device = torch.Generator().manual_seed(seed), weight.device
+    noise = torch.randn(codes.n_features, width, generator=generator) * (INITIAL_SCALE / math.sqrt(width))
+    W, scaled_b = noise.to(device), torch.zeros_like(amplitude)
+    groups = [
+        {"params": [W.requires_grad_()], "lr": rate * LEARNING_RATE / math.sqrt(width)},
+        {"params": [scaled_b.requires_grad_()], "lr": rate * BIAS_RATE},
+    ]
+    optimizer = torch.optim.Adam(groups, betas=BETAS, eps=1e-12, fused=True)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _schedule(step / steps))
+    with torch.no_grad(), quiet_sparse():
+        for _, (batch, columns) in zip(range(steps), _batches(codes, batch_size, seed, device), strict=False):
+            model = Bottleneck(W.detach(), scaled_b.detach() * amplitude)
+            slope = slopes(model, batch, columns, weight, INACTIVE)
+            W.grad, scaled_b.grad = slope.W, slope.b * amplitude
+            optimizer.step()
+            schedule.step()
+            report.step()
+    return Bottleneck(W.detach(), scaled_b.detach() * amplitude)
+
+
+def _batches(codes: Codes, size: int, seed: int, device: torch.device) -> Iterator[tuple[Batch, Columns]]:
+    """Tokens without end, in a new order each time round."""
+    random = np.random.default_rng(seed)
+    while True:
+        shuffled = Batch.of(codes.of_tokens(random.permutation(codes.n_tokens)))
+        for first in range(0, codes.n_tokens - size + 1, size):
+            batch = shuffled.part(first, first + size)
+            columns = Columns.of(batch, codes.n_features)
+            yield batch.to(device), Columns(*(a.to(device) for a in columns))
+
+
+def _schedule(done: float) -> float:
+    """Share of the largest learning rate: a linear warm-up, then flat, then linear to 0."""
+    return min(1.0, done / WARM_UP + 1e-2, (1.0 - done) / (1.0 - FLAT))
+
+
+@contextmanager
+def quiet_sparse() -> Iterator[None]:
+    """torch says once a process that its compressed sparse rows are in beta; the tests compare them with dense rows."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Sparse", category=UserWarning)
+        yield

@@ -1,0 +1,234 @@
+"""From measured statistics to what bottleneck students of a few widths reach on the codes that were kept."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Float64, Int64
+from torch import Tensor
+
+from tl_distill_floor.codes import Codes
+from tl_distill_floor.errors import InputError
+from tl_distill_floor.records import FeatureStats, Simulation
+from tl_distill_floor.theory.bottleneck import Batch, Bottleneck, train
+from tl_distill_floor.theory.toy import Report
+
+BATCH = 1024
+"""Tokens a step."""
+HELD_OUT, MOST_HELD_OUT = 1 / 6, 16_384
+"""Share of the sequences that training does not see, and about how many tokens they hold at the most."""
+RARE = 8
+"""Features that fired less often on held-out codes share one estimate of what is lost of them."""
+DENSE_AT_ONCE = 2**20
+"""Numbers, tokens times features, that are decoded at once: few enough to stay in a processor's cache."""
+RATES = (1.0, 0.3, 0.1)
+"""Learning rates that are tried in turn while training diverges."""
+LEFT, LEFT_ERROR = 1.0, 1 / 3
+"""What training without end still gains, in units of what doubling the steps gained last, and its standard error."""
+
+
+def simulate(
+    stats: FeatureStats,
+    widths: Int64[np.ndarray, " width"],
+    *,
+    steps: int,
+    min_count: int = 1,
+    n_seeds: int = 1,
+    batch_size: int = BATCH,
+    seed: int = 0,
+    device: str = "cpu",
+    progress: Callable[[int, int], None] | None = None,
+) -> Simulation:
+    """Train bottlenecks of some widths on the codes that were kept, and measure what they lose on held-out ones.
+
+    The held-out loss is taken relative to the cost of the same tokens' features, and multiplied with the cost over all
+    tokens that were measured, which are more. Every width is trained twice, once for half as long: what the longer
+    training gained it would gain once more without end, L∞ = 2 L(n) − L(n/2), since the excess falls as 1/n.
+
+    Args:
+        stats: measured statistics that carry codes.
+        widths: [width] dimensions, rising.
+        steps: of the longer training of each width and seed, at least 2.
+        min_count: a feature is alive when it fired on at least this many tokens; others are left out.
+        n_seeds: models a width.
+        batch_size: tokens a step.
+        seed: of the weights, the order of the tokens and the choice of the held-out sequences.
+        device: torch device.
+        progress: called now and then with steps done and steps in all.
+
+    Returns:
+        Simulation: floors in the unit of `stats.cost`.
+
+    Raises:
+        InputError: there are no codes, too few sequences of them to hold some out, or training diverged.
+    """
+    task = Task.of(stats, stats.alive(min_count), seed, device)
+    runs = [(int(width), seed + number) for width in widths for number in range(n_seeds)]
+    report = Report(progress, len(runs) * (steps + steps // 2))
+    found = [task.reached(width, steps, batch_size, of_run, report) for width, of_run in runs]
+
+    def table(name: str) -> np.ndarray:
+        values = np.array([getattr(each, name) for each in found])
+        return values.reshape(len(widths), n_seeds, *values.shape[1:])
+
+    floor = table("floor")
+    lost = np.zeros((len(widths), len(stats.cost)))
+    lost[:, task.alive] = table("lost_share").mean(1) * stats.cost[task.alive]
+    summed = lost.sum(1)
+    lost *= np.divide(floor.mean(1), summed, out=np.zeros_like(summed), where=summed > 0)[:, None]
+    return Simulation(
+        widths=widths,
+        floor=floor,
+        reached=table("reached"),
+        standard_error=table("standard_error").mean(1),
+        lost_cost=lost,
+        on_training_text=table("on_training_text"),
+        steps=steps,
+    )
+
+
+class Reached(NamedTuple):
+    """What one bottleneck reached after all steps, and where that would end, in the unit of the costs."""
+
+    floor: float
+    reached: float
+    standard_error: float
+    lost_share: Float64[np.ndarray, " alive"]
+    on_training_text: float
+
+
+class Loss(NamedTuple):
+    """What is lost of some codes, and what they cost, summed over tokens or over features."""
+
+    of_feature: Float64[np.ndarray, " feature"]
+    of_token: Float64[np.ndarray, " token"]
+    cost_of_feature: Float64[np.ndarray, " feature"]
+    cost_of_token: Float64[np.ndarray, " token"]
+
+    @property
+    def share(self) -> float:
+        return float(self.of_token.sum() / max(self.cost_of_token.sum(), 1e-300))
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether training has ended anywhere near a loss that a bias alone would reach."""
+        return math.isfinite(self.share) and self.share < 2.0
+
+    def standard_error(self, sequence: Int64[np.ndarray, " token"]) -> float:
+        """Of `share`, a ratio of sums over sequences: tokens of one sequence are not independent."""
+        residual = self.of_token - self.share * self.cost_of_token
+        of_sequence = np.bincount(np.unique(sequence, return_inverse=True)[1], residual)
+        return math.sqrt(float((of_sequence**2).sum())) / max(float(self.cost_of_token.sum()), 1e-300)
+
+    def shares(self, count: Int64[np.ndarray, " feature"]) -> Float64[np.ndarray, " feature"]:
+        """The share of each feature's cost that is lost; one share for all features that fired too seldom."""
+        rare = count < RARE
+        lost, cost = (np.where(rare, a[rare].sum(), a) for a in (self.of_feature, self.cost_of_feature))
+        share: np.ndarray = np.divide(lost, cost, out=np.ones_like(lost), where=cost > 0)
+        return share
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Task:
+    """Codes of the alive features, to train on and to evaluate on, and what an error costs."""
+
+    alive: Int64[np.ndarray, " alive"]
+    total: float
+    """Summed cost of the alive features."""
+    training: Codes
+    held_out: Codes
+    weight: Float[Tensor, " alive"]
+    """Cost of a squared error."""
+    amplitude: Float[Tensor, " alive"]
+
+    @classmethod
+    def of(cls, stats: FeatureStats, is_alive: Bool[np.ndarray, " feature"], seed: int, device: str) -> "Task":
+        if stats.codes is None:
+            raise InputError("no codes were kept to train on; measure with n_codes above 0")
+        alive = np.flatnonzero(is_alive)
+        norm, square = stats.decoder_norm[alive], stats.sum_act_sq[alive]
+        codes = _of_features(stats.codes, is_alive, stats.decoder_norm)
+        held_out = _held_out(codes.sequence, seed)
+        if held_out.all() or not held_out.any():
+            raise InputError(
+                f"codes of {codes.n_tokens} tokens are too few to train on some and hold out others; measure more"
+                " tokens, or set the steps to 0"
+            )
+        weight = np.divide(stats.sum_cost[alive], square * norm**2, out=np.zeros_like(square), where=square * norm > 0)
+        per_feature = (weight, np.sqrt(square / np.maximum(stats.firing_count[alive], 1)) * norm)
+        return cls(
+            alive,
+            float(stats.cost[alive].sum()),
+            codes.of_tokens(~held_out),
+            codes.of_tokens(held_out),
+            *(torch.tensor(values, dtype=torch.float32, device=device) for values in per_feature),
+        )
+
+    def reached(self, width: int, steps: int, batch_size: int, seed: int, report: Report) -> Reached:
+        """Train one bottleneck for all steps and one for half of them, and measure both."""
+        half = steps // 2
+        _, shorter = self._trained(width, half, batch_size, seed, report)
+        model, loss = self._trained(width, steps, batch_size, seed, report)
+        gained = max(shorter.share - loss.share, 0.0)
+        error = math.hypot(loss.standard_error(self.held_out.sequence), LEFT_ERROR * gained)
+        n_seen, n_compared = self.training.n_tokens, min(self.training.n_tokens, self.held_out.n_tokens)
+        some = self.training.of_tokens(np.linspace(0, n_seen - 1, n_compared).astype(np.int64))
+        return Reached(
+            max(loss.share - LEFT * gained, 0.0) * self.total,
+            loss.share * self.total,
+            error * self.total,
+            loss.shares(np.bincount(self.held_out.feature, minlength=len(self.alive))),
+            self.loss(model, some).share * self.total,
+        )
+
+    def _trained(self, width: int, steps: int, batch_size: int, seed: int, report: Report) -> tuple[Bottleneck, Loss]:
+        """A bottleneck and its held-out loss; with a smaller learning rate where training diverged."""
+        size = min(batch_size, self.training.n_tokens)
+        for rate in RATES:
+            model = train(
+                self.training, self.weight, self.amplitude, width,
+                steps=steps, batch_size=size, seed=seed, report=report, rate=rate,
+            )  # fmt: skip
+            loss = self.loss(model, self.held_out)
+            if loss.is_sound:
+                return model, loss
+        raise InputError(f"the simulated student of width {width} diverged; set the steps to 0 to do without it")
+
+    @torch.no_grad()
+    def loss(self, model: Bottleneck, codes: Codes) -> Loss:
+        """Exactly, with every feature of every token."""
+        batch, at_once = Batch.of(codes).to(self.weight.device), max(1, DENSE_AT_ONCE // len(self.alive))
+        of_feature, of_token = torch.zeros(len(self.alive), dtype=torch.float64, device=self.weight.device), []
+        for first in range(0, codes.n_tokens, at_once):
+            lost = model.lost(batch.part(first, min(first + at_once, codes.n_tokens)), self.weight)
+            of_feature += lost.sum(0)
+            of_token.append(lost.sum(1).double())
+        cost = batch.value.square().mul_(self.weight[batch.feature]).double().cpu().numpy()
+        token = np.repeat(np.arange(codes.n_tokens), np.diff(codes.row_start))
+        return Loss(
+            of_feature.cpu().numpy(),
+            torch.cat(of_token).cpu().numpy(),
+            np.bincount(codes.feature, cost, len(self.alive)),
+            np.bincount(token, cost, codes.n_tokens),
+        )
+
+
+def _of_features(codes: Codes, alive: Bool[np.ndarray, " feature"], norm: Float64[np.ndarray, " feature"]) -> Codes:
+    """The codes of some features, numbered anew, times their decoders' norms."""
+    kept = alive[codes.feature]
+    number = np.cumsum(alive, dtype=np.int32) - 1
+    before = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(kept)])
+    feature = codes.feature[kept]
+    value = (codes.value[kept] * norm[feature]).astype(np.float32)
+    return Codes(int(alive.sum()), before[codes.row_start], number[feature], value, codes.sequence)
+
+
+def _held_out(sequence: Int64[np.ndarray, " token"], seed: int) -> Bool[np.ndarray, " token"]:
+    """Tokens of sequences drawn at random, at least one sequence."""
+    numbers = np.random.default_rng(seed).permutation(np.unique(sequence))
+    share = min(HELD_OUT, MOST_HELD_OUT / max(len(sequence), 1))
+    held: np.ndarray = np.isin(sequence, numbers[: max(1, round(len(numbers) * share))])
+    return held
