@@ -14,6 +14,7 @@ with the features' own values as margins and, pair by pair, the probability that
 import argparse
 import dataclasses
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -90,7 +91,7 @@ def redealt(codes: Codes, group: np.ndarray, block: np.ndarray) -> Codes:
     in_block = np.argsort(block, kind="stable")
     by_group = np.argsort(group[codes.feature], kind="stable")
     ends = np.searchsorted(group[codes.feature][by_group], np.arange(group.max() + 2))
-    for start, end in zip(ends[:-1], ends[1:], strict=True):
+    for start, end in pairwise(ends):
         entries = by_group[start:end]
         to = np.empty(codes.n_tokens, dtype=np.int64)
         to[in_block] = np.lexsort((random.random(codes.n_tokens), block))
@@ -134,7 +135,7 @@ def correlated_groups(codes: Codes, n_groups: int) -> np.ndarray:
     correlation = (together - np.outer(rate, rate)) / np.outer(spread, spread)
     distance = np.clip(1.0 - correlation, 0.0, None)
     np.fill_diagonal(distance, 0.0)
-    tree = linkage(squareform(distance, checks=False), "average" if len(rate) < 3 else "ward")
+    tree = linkage(squareform(distance, checks=False), "ward")
     return fcluster(tree, n_groups, "maxclust") - 1
 
 
@@ -156,28 +157,26 @@ def gaussian(codes: Codes) -> Codes:
     values, vectors = np.linalg.eigh(latent)
     root = vectors * np.sqrt(np.clip(values, 1e-9, None))
     root /= np.linalg.norm(root, axis=1, keepdims=True)
+    there = np.bincount(codes.feature, minlength=codes.n_features) > 0
     own = [np.sort(codes.value[codes.feature == i]) for i in range(codes.n_features)]
     random, level = np.random.default_rng(0), norm.isf(rate)
     found: list[tuple[np.ndarray, ...]] = []
     for first in range(0, codes.n_tokens, 8192):
         n = min(8192, codes.n_tokens - first)
         normal = (root @ random.standard_normal((codes.n_features, n))).T
-        token, feature = np.nonzero(normal > level)
-        rank = 1.0 - norm.sf(normal[token, feature]) / rate[feature]
-        value = np.array(
-            [own[f][min(int(r * len(own[f])), len(own[f]) - 1)] if len(own[f]) else 0.0 for f, r in zip(feature, rank)]
-        )
+        token, feature = np.nonzero((normal > level) & there)
+        rank = np.clip(1.0 - norm.sf(normal[token, feature]) / rate[feature], 0.0, 1.0 - 1e-9)
+        value = np.array([own[f][int(r * len(own[f]))] for f, r in zip(feature, rank, strict=True)])
         found.append((token + first, feature, value))
     token, feature, value = (np.concatenate(parts) for parts in zip(*found, strict=True))
-    there = value != 0
-    return of_entries(codes, token[there], feature[there].astype(np.int32), value[there].astype(np.float32))
+    return of_entries(codes, token, feature.astype(np.int32), value.astype(np.float32))
 
 
 def tetrachoric(rate: np.ndarray, together: np.ndarray) -> np.ndarray:
     """The normal correlation at which two features fire together that often, by bisection for all pairs at once.
 
-    Both exceed their thresholds h, k with probability p_i p_j + 1/2π ∫_0^asin(ρ) exp(-(h² + k² - 2hk sin t)/(2 cos² t)) dt
-    (Drezner and Wesolowsky 1990).
+    Both exceed their thresholds h, k with probability p_i p_j + 1/2π times the integral of
+    exp(-(h² + k² - 2hk sin t)/(2 cos² t)) over t from 0 to asin(ρ) (Drezner and Wesolowsky 1990).
     """
     level = norm.isf(rate)
     i, j = np.triu_indices(len(rate), 1)

@@ -3,10 +3,12 @@
 import json
 
 import numpy as np
+import pytest
 
 from tests.making import stats_of
 from tl_distill_floor import floor_from_stats
 from tl_distill_floor.present.machine import floor_json
+from tl_distill_floor.present.plots import capacity_figure, predicted_against_reached_figure, toy_floor_figure
 
 COST = np.array([5.0, 1.0, 9.0, 4.0, 2.0, 8.0, 7.0, 6.0])
 
@@ -35,3 +37,23 @@ def test_json_holds_only_json() -> None:
     assert found["growth"] == {"tokens": [1000], "n_features": [8]}
     assert found["simulated"] is None
     assert found["expected"] == found["independent"]
+
+
+def test_figures_of_toy_models_show_what_was_reached_beside_every_prediction() -> None:
+    result = {
+        "n_features": 4, "alpha": 0.9, "widths": [1, 2], "reached": [0.4, 0.1], "standard_error": [0.01, 0.02],
+        "predicted": {"theorem": [0.3, 0.0], "independent": [0.41, 0.11]}, "teacher_width": 3,
+    }  # fmt: skip
+    against_width = toy_floor_figure(result)
+    assert [trace.name for trace in against_width.data] == ["theorem", "independent", "reached"]
+    assert "distilled from width 3" in against_width.layout.title.text
+    assert against_width.data[-1].error_y.array == pytest.approx([0.0196, 0.0392])
+    scatter = predicted_against_reached_figure([result, result])
+    assert list(scatter.data[0].y) == [0.3, 0.3]  # a logarithm has no place for the zeros
+    assert list(scatter.data[1].x) == [0.4, 0.1, 0.4, 0.1]
+
+
+def test_the_capacity_figure_has_two_axes() -> None:
+    figure = capacity_figure([0.9, 0.99], [4.34, 21.7], [9.2, 1.84], 40)
+    assert [trace.yaxis for trace in figure.data] == [None, "y2"]
+    assert list(figure.data[1].y) == [9.2, 1.84]

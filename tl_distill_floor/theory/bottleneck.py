@@ -29,8 +29,8 @@ from tl_distill_floor.theory.toy import INITIAL_SCALE, Report
 LEARNING_RATE, BIAS_RATE = 0.05, 0.03
 """Of W, times width^-½, and of the biases, in units of a feature's amplitude."""
 BETAS, WARM_UP, FLAT = (0.8, 0.95), 0.05, 0.5
-INACTIVE = 256
-"""Tokens of a batch on which the features that did not fire are decoded too."""
+LEAST_INACTIVE, MOST_INACTIVE, INACTIVE_NUMBERS = 64, 256, 2**21
+"""Tokens of a batch on which the features that did not fire are decoded too, and, between these, tokens × features."""
 
 
 class Batch(NamedTuple):
@@ -159,6 +159,7 @@ def train(
         report: told of every step.
         rate: multiplies the learning rates.
     """
+    n_inactive = min(max(INACTIVE_NUMBERS // codes.n_features, LEAST_INACTIVE), MOST_INACTIVE)
     generator, device = torch.Generator().manual_seed(seed), weight.device
     noise = torch.randn(codes.n_features, width, generator=generator) * (INITIAL_SCALE / math.sqrt(width))
     W, scaled_b = noise.to(device), torch.zeros_like(amplitude)
@@ -171,7 +172,7 @@ def train(
     with torch.no_grad(), quiet_sparse():
         for _, (batch, columns) in zip(range(steps), _batches(codes, batch_size, seed, device), strict=False):
             model = Bottleneck(W.detach(), scaled_b.detach() * amplitude)
-            slope = slopes(model, batch, columns, weight, INACTIVE)
+            slope = slopes(model, batch, columns, weight, n_inactive)
             W.grad, scaled_b.grad = slope.W, slope.b * amplitude
             optimizer.step()
             schedule.step()
