@@ -4,7 +4,7 @@
     python benchmarks/simulation_speed.py --run runs/tiny-prose       # floors of tiny-prose, 4 minutes
 
 The shape: 32,768 features, width 1,024, 200 active features per token, whose rates fall as i^-½. The dense way is the
-same hand-written slope on dense codes, with two products for the forward pass and four for the slopes. Both rates
+same hand-written slope on dense codes, with two products for the forward pass and three for the slopes. Both rates
 include Adam. For the floors, `dense` decodes every feature on every token of a batch, which is the dense way's slope.
 """
 
@@ -46,7 +46,7 @@ def rates(n_features: int, width: int, l0: int, rounds: int) -> None:
     batch, x = Batch.of(Codes.from_dense(dense)), torch.from_numpy(dense)
     model = Bottleneck(torch.randn(n_features, width) * 0.5 / width**0.5, torch.full((n_features,), -0.1))
     weight = torch.ones(n_features)
-    n_inactive = max(bottleneck.INACTIVE_NUMBERS // n_features, bottleneck.LEAST_INACTIVE)
+    n_inactive = bottleneck.n_inactive(n_features)
 
     def sparse() -> Bottleneck:
         return bottleneck.slopes(model, batch, Columns.of(batch, n_features), weight, n_inactive)

@@ -1,5 +1,6 @@
 """`simulated` in a prediction: interpolation, the structure gain, what is kept, and the file; students made by hand."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ COST = np.array([8.0, 4.0, 2.0, 1.0])
 def simulation(lost: list[list[float]], widths: tuple[int, ...] = (1, 2)) -> Simulation:
     cost = np.array(lost)
     floor = cost.sum(1)[:, None]
-    return Simulation(np.array(widths), floor, floor, np.full(len(lost), 0.05), cost, floor, steps=10)
+    return Simulation(np.array(widths), floor, floor, np.full(len(lost), 0.05), cost, floor, 100.0, steps=10)
 
 
 @pytest.fixture
@@ -42,6 +43,40 @@ def test_the_gain_is_independent_over_simulated_and_stays_beyond_the_trained_wid
     assert floor.simulated is not None
     assert floor.simulated[2] == pytest.approx(independent[2] / gains[2])
     assert floor.simulated[3] == 0  # as wide as there are features
+    assert np.isnan(floor.structure_gain[3])
+
+
+def test_between_widths_the_logarithms_are_interpolated_and_a_wider_student_loses_no_more() -> None:
+    # Floors 8, 2, 4 and 1 at widths 1, 2, 4 and 8: the 4 counts as 2, since a wider student can do what a narrower can.
+    made = simulation([[floor / 10] * 10 for floor in (8.0, 2.0, 4.0, 1.0)], widths=(1, 2, 4, 8))
+    floor = floor_from_stats(stats_of(np.ones(10)), [1, 2, 3, 4, 6, 8, 9, 12], simulation=made)
+    found = floor.simulated
+    assert found is not None
+    assert found[[0, 1, 3, 5]] == pytest.approx([8, 2, 2, 1])
+    assert found[2] == pytest.approx(2)
+    assert 1 < found[4] < 2
+    independent = [allocate(np.ones(10), 0.1, width).floor for width in (8, 9)]
+    assert found[6] == pytest.approx(independent[1] / independent[0])  # the gain of width 8, whose floor is 1
+    assert found[7] == 0
+    assert floor.width_for(2.0) == 2
+    two_only = simulation([[0.2] * 10], widths=(2,))
+    alone = floor_from_stats(stats_of(np.ones(10)), [2, 3], simulation=two_only)
+    assert alone.simulated[0] == pytest.approx(2)
+
+
+def test_a_simulated_floor_of_nothing_is_shown_as_nothing() -> None:
+    made = simulation([[0.5, 0.5, 0.5, 0.5], [0.0, 0.0, 0.0, 0.0]])
+    floor = floor_from_stats(stats_of(COST, rate=0.05), [1, 2], simulation=made)
+    assert floor.simulated[1] < 1e-6 < floor.independent[1]
+
+
+def test_the_error_of_the_simulation_widens_the_interval() -> None:
+    narrow = simulation([[0.5, 1.0, 2.0, 1.0]], widths=(1,))
+    wide = dataclasses.replace(narrow, standard_error=np.array([1.0]))
+    bounds = [floor_from_stats(stats_of(COST, rate=0.05), [1], simulation=s).interval[0] for s in (narrow, wide)]
+    # The two blocks are alike, so that nothing else scatters: 1.96 standard errors of 0.05 and of 1.
+    assert (bounds[0][1] - bounds[0][0]) / 2 == pytest.approx(1.96 * 0.05)
+    assert (bounds[1][1] - bounds[1][0]) / 2 == pytest.approx(1.96 * 1.0)
 
 
 def test_kept_are_those_that_lose_at_most_half_of_their_variance(floor: FloorPrediction) -> None:
@@ -65,6 +100,12 @@ def test_it_comes_back_as_it_was(floor: FloorPrediction, tmp_path: Path) -> None
     assert again.simulation is not None
     assert again.simulation.lost_cost.tolist() == floor.simulation.lost_cost.tolist()
     assert again.expected.tolist() == floor.expected.tolist()
+    simulation([[1.0], [0.5]]).save(tmp_path)
+    with pytest.raises(InputError, match="another number of features"):
+        FloorPrediction.load(tmp_path)
+    simulation([[0.5, 1.0, 2.0, 1.0], [0.0, 0.1, 0.4, 0.5]]).save(tmp_path)
+    with pytest.raises(InputError, match=r"not computed from the simulated.safetensors beside it"):
+        FloorPrediction.load(tmp_path)
     (tmp_path / "simulated.safetensors").write_bytes(b"no")
     with pytest.raises(InputError, match=r"simulated.safetensors is missing or is no complete file"):
         FloorPrediction.load(tmp_path)
@@ -73,14 +114,17 @@ def test_it_comes_back_as_it_was(floor: FloorPrediction, tmp_path: Path) -> None
 def test_it_is_shown(floor: FloorPrediction) -> None:
     shown = floor_json(floor)
     assert shown["simulated"] == shown["expected"]
-    assert shown["structure_gain"] == pytest.approx(floor.structure_gain.tolist())
-    assert "gain" in floor._repr_html_()
+    assert shown["structure_gain"][:3] == pytest.approx(floor.structure_gain[:3].tolist())
+    assert shown["structure_gain"][3] is None  # 0 over 0
+    assert "of all  gain" in floor._repr_html_()
+    assert "Beyond width 2," in floor._repr_html_()  # the teacher has 16 dimensions
     assert [trace.name for trace in floor.plot().data][-1] == "simulated"
 
 
 def test_refuses_what_does_not_fit() -> None:
-    with pytest.raises(ValueError, match="rising widths"):
-        simulation([[1.0], [1.0]], widths=(2, 1))
+    for widths in ((2, 1), (0, 1)):
+        with pytest.raises(ValueError, match="rising widths"):
+            simulation([[1.0], [1.0]], widths=widths)
     with pytest.raises(ValueError, match="finite numbers of at least 0"):
         simulation([[-1.0]], widths=(1,))
     with pytest.raises(ValueError, match="another number of features"):

@@ -22,4 +22,5 @@ def predict_floor(
         InputError: see `measure` and `floor_from_stats`.
     """
     stats = measure(model, sae, text, **measure_options)
-    return floor_from_stats(stats, widths, steps=steps, device=measure_options.get("device", "cpu"))
+    device = measure_options.get("device", getattr(sae, "device", "cpu"))  # where an SAE in memory lies
+    return floor_from_stats(stats, widths, steps=steps, device=str(device))

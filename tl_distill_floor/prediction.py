@@ -79,7 +79,7 @@ class FloorPrediction:
 
     @cached_property
     def simulated(self) -> Float64[np.ndarray, " width"] | None:
-        """The bottleneck's floor on the real codes; between the widths that were trained, see `structure_gain_at`."""
+        """The bottleneck's floor on the real codes; between and beyond the widths that were trained, see `floor_at`."""
         if self.simulation is None:
             return None
         return np.array([self.floor_at(int(width)) for width in self.widths])
@@ -107,19 +107,30 @@ class FloorPrediction:
         return self.floor_at(self.stats.d_model)
 
     def floor_at(self, width: Number) -> float:
-        """The expected floor of a student of `width` dimensions, in `unit`."""
-        gain = 1.0 if self.simulation is None else self.structure_gain_at(width)
-        return self._independent(width).floor / gain
+        """The expected floor of a student of `width` dimensions, in `unit`.
+
+        Between the widths that were simulated, a monotone cubic of the logarithms; beyond them `independent`, divided
+        by the structure gain of the nearest.
+        """
+        alone = self._independent(width).floor
+        if self.simulation is None or alone == 0:
+            return alone
+        widths, log_floors = self._simulated_curve
+        nearest = float(np.clip(float(width), widths[0], widths[-1]))
+        floor = float(np.exp(log_floors(math.log(nearest))))
+        of_nearest = alone if nearest == width else self._independent(nearest).floor
+        return floor * alone / of_nearest
 
     def structure_gain_at(self, width: Number) -> float:
-        """The structure gain of one width: linear in log width between those that were trained, constant beyond them.
+        """independent ÷ simulated at one width; not a number where both are 0.
 
         Raises:
             InputError: nothing was simulated.
         """
         if self.simulation is None:
             raise InputError("nothing was simulated; measure with codes (n_codes above 0)")
-        return float(np.exp(np.interp(np.log(float(width)), *self._log_gains)))
+        floor = self.floor_at(width)
+        return self._independent(width).floor / floor if floor > 0 else math.nan
 
     def lost_share(self, width: Number) -> Float64[np.ndarray, " feature"]:
         """The share of each feature's cost in `expected` at one width; 0 for features that are not alive."""
@@ -200,7 +211,7 @@ class FloorPrediction:
             simulated = found["simulated"] is not None
             simulation = Simulation.load(file.parent / SIMULATION_FILE) if simulated else None
             fields = {f.name: _decode(f.name, found[f.name]) for f in _stored_fields(cls)}
-            return cls(stats=stats, simulation=simulation, **fields)
+            return _checked(cls(stats=stats, simulation=simulation, **fields), found["simulated"])
         except InputError:
             raise
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -221,15 +232,16 @@ class FloorPrediction:
         return independent(self.stats, self.stats.alive(self.min_count), width)
 
     @cached_property
-    def _log_gains(self) -> tuple[Float64[np.ndarray, " trained"], Float64[np.ndarray, " trained"]]:
-        """(log width, log structure gain) of the widths that were trained."""
+    def _simulated_curve(self) -> tuple[Int64[np.ndarray, " trained"], Any]:
+        """(widths, log floor as a function of log width) of what was simulated; a wider student loses no more."""
         assert self.simulation is not None
-        widths, floors = self.simulation.widths, self.simulation.floor.mean(1)
-        there = (floors > 0) & (widths < self.n_features)
-        of_independent = np.array([self._independent(int(width)).floor for width in widths[there]])
-        if not there.any():
-            return np.zeros(1), np.zeros(1)
-        return np.log(widths[there]), np.log(of_independent / floors[there])
+        from scipy.interpolate import PchipInterpolator
+
+        floors = np.minimum.accumulate(self.simulation.floor.mean(1))
+        logs = np.log(np.maximum(floors, 1e-9 * max(self.total, 1e-300)))
+        if len(logs) == 1:
+            return self.simulation.widths, lambda _: logs[0]
+        return self.simulation.widths, PchipInterpolator(np.log(self.simulation.widths), logs)
 
 
 def independent(stats: FeatureStats, alive: Bool[np.ndarray, " feature"], width: Number) -> Allocation:
@@ -238,6 +250,13 @@ def independent(stats: FeatureStats, alive: Bool[np.ndarray, " feature"], width:
     most = 1.0 - 0.5 / max(stats.n_tokens, 1)
     rate = np.where(alive, np.minimum(stats.firing_rate, most), 0.0)
     return allocate(np.where(alive, stats.cost, 0.0), rate, width)
+
+
+def _checked(floor: FloorPrediction, simulated: Any) -> FloorPrediction:
+    """The prediction, where its simulation gives the floors that were stored with it."""
+    if floor.simulated is not None and not np.allclose(floor.simulated, simulated):
+        raise ValueError(f"it was not computed from the {SIMULATION_FILE} beside it")
+    return floor
 
 
 def _stored_fields(record: type[FloorPrediction]) -> list[dataclasses.Field[Any]]:

@@ -68,14 +68,16 @@ class Simulation:
     lost_cost: Float64[np.ndarray, "width feature"]
     """The part of each feature, mean over seeds; sums to the mean floor."""
     on_training_text: Float64[np.ndarray, "width seed"]
-    """Summed cost of what is lost on tokens that training did see: far below `floor`, more codes would lower that."""
+    """Summed cost of what is lost on tokens that training did see: far below `reached`, more codes would lower that."""
+    held_out_sequences: float
+    """How many sequences of equal cost would scatter as the ones that it was measured on."""
     steps: int
 
     def __post_init__(self) -> None:
         n = len(self.widths)
         losses = (self.floor, self.reached, self.standard_error, self.lost_cost, self.on_training_text)
-        if any(len(loss) != n for loss in losses) or (np.diff(self.widths) <= 0).any():
-            raise ValueError("a simulation needs rising widths, and a floor, an error and lost costs for each")
+        if any(len(loss) != n for loss in losses) or n < 1 or (np.diff(self.widths, prepend=0) <= 0).any():
+            raise ValueError("a simulation needs rising widths above 0, and a floor, an error and lost costs for each")
         if any(not np.isfinite(a).all() or (a < 0).any() for a in losses):
             raise ValueError("the floors of a simulation must be finite numbers of at least 0")
 
@@ -89,7 +91,8 @@ class Simulation:
     def save(self, path: str | Path) -> Path:
         """Write one safetensors file; a directory gets `simulated.safetensors`."""
         arrays = {f.name: v for f in dataclasses.fields(self) if isinstance(v := getattr(self, f.name), np.ndarray)}
-        return save_arrays(file_in(path, SIMULATION_FILE), "simulation", arrays, {"steps": self.steps})
+        scalars = {"held_out_sequences": self.held_out_sequences, "steps": self.steps}
+        return save_arrays(file_in(path, SIMULATION_FILE), "simulation", arrays, scalars)
 
     @classmethod
     def load(cls, path: str | Path) -> "Simulation":

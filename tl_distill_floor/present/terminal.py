@@ -83,7 +83,7 @@ def _widths(floor: FloorPrediction) -> Table:
             *(f"{curve[i]:.4g}" for curve in shown.values()),
             "" if math.isnan(high) else f"{low:.4g} to {high:.4g}",
             f"{floor.expected[i] / floor.total:.1%}" if floor.total else "",
-            *([] if gains is None else [f"{gains[i]:.1f}"]),
+            *([] if gains is None else ["" if math.isnan(gains[i]) else f"{gains[i]:.1f}"]),
         )
     return table
 
@@ -100,6 +100,8 @@ def _verdict(floor: FloorPrediction) -> str:
     )
     if floor.simulated is not None:
         sentence += " Gain is independent over simulated: what is won by the features that fire together."
+    if floor.simulation is not None and (widest := int(floor.simulation.widths[-1])) < stats.d_model:
+        sentence += f" Beyond width {widest:,}, the widest that was simulated, its gain is taken."
     return sentence
 
 

@@ -108,28 +108,28 @@ class Columns(NamedTuple):
 
 @torch.no_grad()
 def slopes(
-    model: Bottleneck, codes: Batch, columns: Columns, weight: Float[Tensor, " feature"], n_inactive: int
+    model: Bottleneck, codes: Batch, columns: Columns, weight: Float[Tensor, " feature"], n_decoded: int
 ) -> Bottleneck:
     """The slope of the mean loss per token, in W and b.
 
-    Where features fired, of every token; where they did not, of the first `n_inactive` tokens, whose mean stands for
+    Where features fired, of every token; where they did not, of the first `n_decoded` tokens, whose mean stands for
     all. Over the orders of the tokens its mean is the slope of the whole loss.
     """
-    n_tokens, n, n_inactive = codes.n_tokens, len(model.b), min(n_inactive, codes.n_tokens)
+    n_tokens, n, n_decoded = codes.n_tokens, len(model.b), min(n_decoded, codes.n_tokens)
     hidden = model.hidden(codes)
     pattern = torch.sparse_csr_tensor(codes.row_start, codes.feature, codes.value, (n_tokens, n))
     z = torch.sparse.sampled_addmm(pattern, hidden, model.W.T, beta=0.0).values() + model.b[codes.feature]
     error = (z.relu() - codes.value).mul_(weight[codes.feature]).mul_(2.0 / n_tokens).mul_(z > 0)
 
-    fired = codes.part(0, n_inactive)
-    inactive = model.output(hidden[:n_inactive])
+    fired = codes.part(0, n_decoded)
+    inactive = model.output(hidden[:n_decoded])
     inactive[fired.token, fired.feature] = 0.0
-    inactive.mul_(weight * (2.0 / n_inactive))
+    inactive.mul_(weight * (2.0 / n_decoded))
 
     from_hidden = model.hidden(codes, error)
-    from_hidden[:n_inactive] += inactive @ model.W
+    from_hidden[:n_decoded] += inactive @ model.W
     # W is in the decoder and in the encoder.
-    of_W = columns.times(error, hidden).addmm_(inactive.T, hidden[:n_inactive])
+    of_W = columns.times(error, hidden).addmm_(inactive.T, hidden[:n_decoded])
     of_W += columns.times(codes.value, from_hidden)
     return Bottleneck(of_W, inactive.sum(0).index_add_(0, codes.feature, error))
 
@@ -159,7 +159,6 @@ def train(
         report: told of every step.
         rate: multiplies the learning rates.
     """
-    n_inactive = min(max(INACTIVE_NUMBERS // codes.n_features, LEAST_INACTIVE), MOST_INACTIVE)
     generator, device = torch.Generator().manual_seed(seed), weight.device
     noise = torch.randn(codes.n_features, width, generator=generator) * (INITIAL_SCALE / math.sqrt(width))
     W, scaled_b = noise.to(device), torch.zeros_like(amplitude)
@@ -172,7 +171,7 @@ def train(
     with torch.no_grad(), quiet_sparse():
         for _, (batch, columns) in zip(range(steps), _batches(codes, batch_size, seed, device), strict=False):
             model = Bottleneck(W.detach(), scaled_b.detach() * amplitude)
-            slope = slopes(model, batch, columns, weight, n_inactive)
+            slope = slopes(model, batch, columns, weight, n_inactive(codes.n_features))
             W.grad, scaled_b.grad = slope.W, slope.b * amplitude
             optimizer.step()
             schedule.step()
@@ -180,13 +179,18 @@ def train(
     return Bottleneck(W.detach(), scaled_b.detach() * amplitude)
 
 
+def n_inactive(n_features: int) -> int:
+    """Tokens of a batch on which features that did not fire are decoded too."""
+    return min(max(INACTIVE_NUMBERS // n_features, LEAST_INACTIVE), MOST_INACTIVE)
+
+
 def _batches(codes: Codes, size: int, seed: int, device: torch.device) -> Iterator[tuple[Batch, Columns]]:
     """Tokens without end, in a new order each time round."""
     random = np.random.default_rng(seed)
     while True:
-        shuffled = Batch.of(codes.of_tokens(random.permutation(codes.n_tokens)))
+        order = random.permutation(codes.n_tokens)
         for first in range(0, codes.n_tokens - size + 1, size):
-            batch = shuffled.part(first, first + size)
+            batch = Batch.of(codes.of_tokens(order[first : first + size]))
             columns = Columns.of(batch, codes.n_features)
             yield batch.to(device), Columns(*(a.to(device) for a in columns))
 

@@ -21,6 +21,7 @@ STEPS, MOST_WIDTHS = 1000, 8
 """Of the bottleneck students' longer training, and how many of the widths are trained; the others lie between."""
 SEEN_BETTER = 0.1
 """A loss on training text lower by this share than on held-out text is called so."""
+FEW_SEQUENCES = 10
 DENSE = 1 - 1 / np.e
 """Below this sparsity g(α) rises again and Theorem 1 says nothing."""
 
@@ -95,12 +96,14 @@ def floor_from_stats(
         )
     if stats.firing_count[alive].min() == stats.n_tokens:
         raise InputError("every feature fires on every token, so they are not sparse; name another SAE with --sae")
+    if steps < 0 or steps == 1:
+        raise InputError(f"the steps must be at least 2, or 0 to simulate nothing, got {steps}")
     unsimulated: tuple[str, ...] = ()
-    if simulation is None and stats.codes is not None and steps > 0:
+    trained = _some(sizes[sizes < (alive & (stats.cost > 0)).sum()])
+    if simulation is None and stats.codes is not None and steps and len(trained):
         from tl_distill_floor.theory.simulation import simulate  # brings torch
 
         try:
-            trained = _some(sizes[sizes < alive.sum()])
             simulation = simulate(
                 stats, trained, steps=steps, min_count=min_count, seed=seed, device=device, progress=progress
             )
@@ -121,7 +124,7 @@ def floor_from_stats(
         independent=np.array([independent(stats, alive, int(width)).floor for width in sizes]),
         interval=np.full((len(sizes), 2), np.nan),
         simulation=simulation,
-        warnings=(*stats.warnings, *_warnings(stats, alpha), *unsimulated, *_overfitted(simulation)),
+        warnings=(*stats.warnings, *_warnings(stats, alpha), *unsimulated, *_doubts(simulation)),
     )
     return _with_intervals(prediction, n_bootstrap, seed)
 
@@ -203,18 +206,26 @@ def _some(widths: Int64[np.ndarray, " width"]) -> Int64[np.ndarray, " trained"]:
     return some
 
 
-def _overfitted(simulation: Simulation | None) -> list[str]:
+def _doubts(simulation: Simulation | None) -> list[str]:
+    """What a reader should know about how the students were trained and measured."""
     if simulation is None:
         return []
+    found = []
     reached, seen = simulation.reached.mean(1), simulation.on_training_text.mean(1)
     better = seen < (1.0 - SEEN_BETTER) * reached
-    if not better.any():
-        return []
-    first = int(better.argmax())
-    return [
-        f"at width {simulation.widths[first]} and above, simulated students lost less on text that they were trained on"
-        f" ({seen[first] / reached[first]:.0%} of the held-out loss): more tokens would lower simulated there"
-    ]
+    if better.any():
+        least = float((seen / np.maximum(reached, 1e-300)).min())
+        listed = ", ".join(str(width) for width in simulation.widths[better])
+        found.append(
+            f"simulated students of width {listed} lost less on text that they were trained on (down to {least:.0%} of"
+            " the held-out loss): more tokens would lower simulated there"
+        )
+    if simulation.held_out_sequences < FEW_SEQUENCES:
+        found.append(
+            f"the held-out cost stands in few sequences (worth {simulation.held_out_sequences:.1f} of equal cost):"
+            " simulated and its interval depend on them; measure more tokens"
+        )
+    return found
 
 
 def _warnings(stats: FeatureStats, alpha: float) -> list[str]:

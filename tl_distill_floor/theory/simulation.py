@@ -18,16 +18,16 @@ from tl_distill_floor.theory.toy import Report
 
 BATCH = 1024
 """Tokens a step."""
-HELD_OUT, MOST_HELD_OUT = 1 / 6, 16_384
-"""Share of the sequences that training does not see, and about how many tokens they hold at the most."""
+HELD_OUT, MOST_HELD_OUT, LEAST_HELD_OUT = 1 / 6, 16_384, 2
+"""Share of the sequences that training does not see, about how many tokens they hold at the most, and the fewest."""
 RARE = 8
 """Features that fired less often on held-out codes share one estimate of what is lost of them."""
 DENSE_AT_ONCE = 2**20
 """Numbers, tokens times features, that are decoded at once: few enough to stay in a processor's cache."""
 RATES = (1.0, 0.3, 0.1)
 """Learning rates that are tried in turn while training diverges."""
-LEFT, LEFT_ERROR = 1.0, 1 / 3
-"""What training without end still gains, in units of what doubling the steps gained last, and its standard error."""
+LEFT_ERROR = 1 / 3
+"""Standard error of what training without end still gains, relative to what doubling the steps gained last."""
 
 
 def simulate(
@@ -45,8 +45,9 @@ def simulate(
     """Train bottlenecks of some widths on the codes that were kept, and measure what they lose on held-out ones.
 
     The held-out loss is taken relative to the cost of the same tokens' features, and multiplied with the cost over all
-    tokens that were measured, which are more. Every width is trained twice, once for half as long: what the longer
-    training gained it would gain once more without end, L∞ = 2 L(n) − L(n/2), since the excess falls as 1/n.
+    tokens that were measured, which are more. Every width is trained twice, once for half as long. The excess falls
+    about as 1/n, so what the longer training gained it would gain once more without end: L∞ = 2 L(n) − L(n/2), at least
+    L(n)/2. Where the shorter one lost less, it is what counts.
 
     Args:
         stats: measured statistics that carry codes.
@@ -63,9 +64,11 @@ def simulate(
         Simulation: floors in the unit of `stats.cost`.
 
     Raises:
-        InputError: there are no codes, too few sequences of them to hold some out, or training diverged.
+        InputError: there are no codes, some are negative, there are too few sequences of them to hold some out, or
+            training diverged.
     """
-    task = Task.of(stats, stats.alive(min_count), seed, device)
+    # Apple's devices have no compressed sparse rows.
+    task = Task.of(stats, stats.alive(min_count), seed, "cpu" if str(device).startswith("mps") else str(device))
     runs = [(int(width), seed + number) for width in widths for number in range(n_seeds)]
     report = Report(progress, len(runs) * (steps + steps // 2))
     found = [task.reached(width, steps, batch_size, of_run, report) for width, of_run in runs]
@@ -86,6 +89,7 @@ def simulate(
         standard_error=table("standard_error").mean(1),
         lost_cost=lost,
         on_training_text=table("on_training_text"),
+        held_out_sequences=float(task.held_out_sequences),
         steps=steps,
     )
 
@@ -110,18 +114,19 @@ class Loss(NamedTuple):
 
     @property
     def share(self) -> float:
-        return float(self.of_token.sum() / max(self.cost_of_token.sum(), 1e-300))
+        return float(self.of_token.sum() / self.cost_of_token.sum())
 
     @property
     def is_sound(self) -> bool:
-        """Whether training has ended anywhere near a loss that a bias alone would reach."""
-        return math.isfinite(self.share) and self.share < 2.0
+        """Whether training ended with less than an output of 0 loses, give or take the held-out text."""
+        return math.isfinite(self.share) and self.share < 1.2
 
     def standard_error(self, sequence: Int64[np.ndarray, " token"]) -> float:
         """Of `share`, a ratio of sums over sequences: tokens of one sequence are not independent."""
-        residual = self.of_token - self.share * self.cost_of_token
-        of_sequence = np.bincount(np.unique(sequence, return_inverse=True)[1], residual)
-        return math.sqrt(float((of_sequence**2).sum())) / max(float(self.cost_of_token.sum()), 1e-300)
+        place = np.unique(sequence, return_inverse=True)[1]
+        residual = np.bincount(place, self.of_token - self.share * self.cost_of_token)
+        n = effective_number(np.bincount(place, self.cost_of_token))
+        return math.sqrt(float((residual**2).sum()) * n / max(n - 1.0, 0.1)) / float(self.cost_of_token.sum())
 
     def shares(self, count: Int64[np.ndarray, " feature"]) -> Float64[np.ndarray, " feature"]:
         """The share of each feature's cost that is lost; one share for all features that fired too seldom."""
@@ -140,6 +145,8 @@ class Task:
     """Summed cost of the alive features."""
     training: Codes
     held_out: Codes
+    held_out_sequences: float
+    """How many sequences of equal cost would scatter as the held-out ones do."""
     weight: Float[Tensor, " alive"]
     """Cost of a squared error."""
     amplitude: Float[Tensor, " alive"]
@@ -148,54 +155,55 @@ class Task:
     def of(cls, stats: FeatureStats, is_alive: Bool[np.ndarray, " feature"], seed: int, device: str) -> "Task":
         if stats.codes is None:
             raise InputError("no codes were kept to train on; measure with n_codes above 0")
+        if stats.codes.value.min(initial=0) < 0:
+            raise InputError("some codes are negative, which a student's ReLU cannot output; set the steps to 0")
         alive = np.flatnonzero(is_alive)
         norm, square = stats.decoder_norm[alive], stats.sum_act_sq[alive]
         codes = _of_features(stats.codes, is_alive, stats.decoder_norm)
         held_out = _held_out(codes.sequence, seed)
-        if held_out.all() or not held_out.any():
+        weight = np.divide(stats.sum_cost[alive], square * norm**2, out=np.zeros_like(square), where=square * norm > 0)
+        per_feature = (weight, np.sqrt(square / np.maximum(stats.firing_count[alive], 1)) * norm)
+        parts = codes.of_tokens(~held_out), codes.of_tokens(held_out)
+        cost = [part.value.astype(np.float64) ** 2 * weight[part.feature] for part in parts]
+        if len(np.unique(parts[1].sequence)) < LEAST_HELD_OUT or not all(each.sum() > 0 for each in cost):
             raise InputError(
                 f"codes of {codes.n_tokens} tokens are too few to train on some and hold out others; measure more"
                 " tokens, or set the steps to 0"
             )
-        weight = np.divide(stats.sum_cost[alive], square * norm**2, out=np.zeros_like(square), where=square * norm > 0)
-        per_feature = (weight, np.sqrt(square / np.maximum(stats.firing_count[alive], 1)) * norm)
-        return cls(
-            alive,
-            float(stats.cost[alive].sum()),
-            codes.of_tokens(~held_out),
-            codes.of_tokens(held_out),
-            *(torch.tensor(values, dtype=torch.float32, device=device) for values in per_feature),
-        )
+        place = np.unique(parts[1].sequence, return_inverse=True)[1]
+        of_sequence = np.bincount(np.repeat(place, np.diff(parts[1].row_start)), cost[1])
+        tensors = (torch.tensor(values, dtype=torch.float32, device=device) for values in per_feature)
+        total, effective = float(stats.cost[alive].sum()), effective_number(of_sequence)
+        return cls(alive, total, *parts, effective, *tensors)
 
     def reached(self, width: int, steps: int, batch_size: int, seed: int, report: Report) -> Reached:
-        """Train one bottleneck for all steps and one for half of them, and measure both."""
-        half = steps // 2
-        _, shorter = self._trained(width, half, batch_size, seed, report)
-        model, loss = self._trained(width, steps, batch_size, seed, report)
-        gained = max(shorter.share - loss.share, 0.0)
-        error = math.hypot(loss.standard_error(self.held_out.sequence), LEFT_ERROR * gained)
+        """Train one bottleneck for half the steps and one for all, with a smaller learning rate where they diverged."""
+        size = min(batch_size, self.training.n_tokens)
+        for rate in RATES:
+            models = [
+                train(
+                    self.training, self.weight, self.amplitude, width,
+                    steps=n, batch_size=size, seed=seed, report=report, rate=rate,
+                )
+                for n in (steps // 2, steps)
+            ]  # fmt: skip
+            losses = [self.loss(model, self.held_out) for model in models]
+            if all(loss.is_sound for loss in losses):
+                return self._at_the_end(models[1], *losses)
+        raise InputError(f"the simulated student of width {width} diverged; set the steps to 0 to do without it")
+
+    def _at_the_end(self, model: Bottleneck, shorter: Loss, longer: Loss) -> Reached:
+        gained = shorter.share - longer.share
+        floor = longer.share - min(gained, longer.share / 2.0) if gained > 0 else shorter.share
         n_seen, n_compared = self.training.n_tokens, min(self.training.n_tokens, self.held_out.n_tokens)
         some = self.training.of_tokens(np.linspace(0, n_seen - 1, n_compared).astype(np.int64))
         return Reached(
-            max(loss.share - LEFT * gained, 0.0) * self.total,
-            loss.share * self.total,
-            error * self.total,
-            loss.shares(np.bincount(self.held_out.feature, minlength=len(self.alive))),
+            floor * self.total,
+            longer.share * self.total,
+            math.hypot(longer.standard_error(self.held_out.sequence), LEFT_ERROR * gained) * self.total,
+            longer.shares(np.bincount(self.held_out.feature, minlength=len(self.alive))),
             self.loss(model, some).share * self.total,
         )
-
-    def _trained(self, width: int, steps: int, batch_size: int, seed: int, report: Report) -> tuple[Bottleneck, Loss]:
-        """A bottleneck and its held-out loss; with a smaller learning rate where training diverged."""
-        size = min(batch_size, self.training.n_tokens)
-        for rate in RATES:
-            model = train(
-                self.training, self.weight, self.amplitude, width,
-                steps=steps, batch_size=size, seed=seed, report=report, rate=rate,
-            )  # fmt: skip
-            loss = self.loss(model, self.held_out)
-            if loss.is_sound:
-                return model, loss
-        raise InputError(f"the simulated student of width {width} diverged; set the steps to 0 to do without it")
 
     @torch.no_grad()
     def loss(self, model: Bottleneck, codes: Codes) -> Loss:
@@ -227,8 +235,13 @@ def _of_features(codes: Codes, alive: Bool[np.ndarray, " feature"], norm: Float6
 
 
 def _held_out(sequence: Int64[np.ndarray, " token"], seed: int) -> Bool[np.ndarray, " token"]:
-    """Tokens of sequences drawn at random, at least one sequence."""
+    """Tokens of sequences drawn at random, at least two of them."""
     numbers = np.random.default_rng(seed).permutation(np.unique(sequence))
     share = min(HELD_OUT, MOST_HELD_OUT / max(len(sequence), 1))
-    held: np.ndarray = np.isin(sequence, numbers[: max(1, round(len(numbers) * share))])
+    held: np.ndarray = np.isin(sequence, numbers[: max(LEAST_HELD_OUT, round(len(numbers) * share))])
     return held
+
+
+def effective_number(cost: Float64[np.ndarray, " sequence"]) -> float:
+    """(Σ c)² / Σ c²: how many sequences of equal cost would scatter as these do."""
+    return float(cost.sum() ** 2 / (cost**2).sum())
