@@ -63,6 +63,44 @@ def test_over_all_orders_of_the_tokens_the_mean_slope_is_the_dense_one(n_inactiv
     assert not torch.allclose(orders[0].W, orders[-1].W)  # one order alone is not
 
 
+def test_tokens_count_by_their_shares() -> None:
+    # Three times the share is three times the token.
+    codes, model = some_codes(4), some_model()
+    batch = Batch.of(Codes.from_dense(codes), np.array([0.5, 1 / 6, 1 / 6, 1 / 6]))
+    with bottleneck.quiet_sparse():
+        found = bottleneck.slopes(model, batch, Columns.of(batch, N), WEIGHT, 4)
+    expected = dense_slopes(model, codes[[0, 0, 0, 1, 2, 3]])
+    torch.testing.assert_close(found.W, expected.W)
+    torch.testing.assert_close(found.b, expected.b)
+
+
+def test_costly_tokens_are_drawn_more_often_and_count_for_less() -> None:
+    """Over many batches every token counts as much as any other; one that costs half of all stands in each batch."""
+    codes = some_codes(40)
+    codes[7] *= 20
+    cost = (codes.astype(np.float64) ** 2).sum(1)
+    assert cost[7] > 0.5 * cost.sum()
+    made = bottleneck._batches(Codes.from_dense(codes), cost, 8, 0, torch.device("cpu"))
+    counted = np.zeros(40)
+    for _, (batch, _) in zip(range(5000), made, strict=False):
+        dense = torch.zeros(8, N)
+        dense[batch.token, batch.feature] = batch.value
+        places = [int(np.abs(codes - row).sum(1).argmin()) for row in dense.numpy()]
+        np.add.at(counted, places, batch.share.numpy())
+        assert places.count(7) >= 2
+    filled = codes.any(1)  # the empty tokens cannot be told from each other
+    assert counted[filled] / 5000 == pytest.approx(np.full(filled.sum(), 1 / 40), rel=0.15)
+
+
+def test_a_few_huge_tokens_do_not_keep_the_others_from_being_learned() -> None:
+    """One token in 500 is 100 times as large; without it the features of the others fit their width."""
+    codes = np.concatenate([exclusive(6000, 3, 4), np.zeros((6000, 2), dtype=np.float32)], axis=1)
+    codes[::500, -2:] = 100.0
+    stats = stats_with(codes)
+    found = simulation.simulate(stats, np.array([4]), steps=800, batch_size=128)
+    assert found.lost_cost[0, :-2].sum() < 0.05 * stats.cost[:-2].sum()
+
+
 def test_the_loss_is_the_dense_one() -> None:
     codes, model = some_codes(30), some_model()
     x = torch.from_numpy(codes)

@@ -7,7 +7,8 @@ x is the activation times the norm of the feature's decoder row, so that feature
 Codes stay sparse from end to end. The encoder touches only the rows of W whose features fired, and so does the decoder
 where they fired. Where they did not, the loss is w ReLU(z)², which needs z of every feature: that part is taken on the
 first tokens of each batch alone, in a random order, with all features. It is unbiased, and at equal cost far less noisy
-than a sample of features on all tokens, with which each row of W would see its interference only now and then.
+than a sample of features on all tokens, with which each row of W would see its interference only now and then. Tokens
+are drawn by their importance, that is by what they cost.
 """
 
 import math
@@ -18,7 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Float64, Int
 from scipy.sparse import csr_array
 from torch import Tensor
 from torch.nn.functional import embedding_bag
@@ -39,10 +40,15 @@ class Batch(NamedTuple):
     row_start: Int[Tensor, " rows"]
     feature: Int[Tensor, " entry"]
     value: Float[Tensor, " entry"]
+    share: Float[Tensor, " token"]
+    """What a token counts for in the mean over tokens."""
 
     @classmethod
-    def of(cls, codes: Codes) -> "Batch":
-        return cls(*(torch.from_numpy(a) for a in (codes.row_start, codes.feature.astype(np.int64), codes.value)))
+    def of(cls, codes: Codes, share: Float64[np.ndarray, " token"] | None = None) -> "Batch":
+        """Every token counts alike where no shares are given."""
+        shares = np.full(codes.n_tokens, 1.0 / max(codes.n_tokens, 1)) if share is None else share
+        arrays = (codes.row_start, codes.feature.astype(np.int64), codes.value, shares.astype(np.float32))
+        return cls(*(torch.from_numpy(array) for array in arrays))
 
     def to(self, device: torch.device) -> "Batch":
         return Batch(*(tensor.to(device) for tensor in self))
@@ -50,7 +56,8 @@ class Batch(NamedTuple):
     def part(self, first: int, last: int) -> "Batch":
         """Tokens `first` to `last`."""
         start, end = int(self.row_start[first]), int(self.row_start[last])
-        return Batch(self.row_start[first : last + 1] - start, self.feature[start:end], self.value[start:end])
+        row_start = self.row_start[first : last + 1] - start
+        return Batch(row_start, self.feature[start:end], self.value[start:end], self.share[first:last])
 
     @property
     def n_tokens(self) -> int:
@@ -110,21 +117,21 @@ class Columns(NamedTuple):
 def slopes(
     model: Bottleneck, codes: Batch, columns: Columns, weight: Float[Tensor, " feature"], n_decoded: int
 ) -> Bottleneck:
-    """The slope of the mean loss per token, in W and b.
+    """The slope of the mean loss per token, in W and b, tokens counting by their shares.
 
     Where features fired, of every token; where they did not, of the first `n_decoded` tokens, whose mean stands for
     all. Over the orders of the tokens its mean is the slope of the whole loss.
     """
     n_tokens, n, n_decoded = codes.n_tokens, len(model.b), min(n_decoded, codes.n_tokens)
-    hidden = model.hidden(codes)
+    hidden, token = model.hidden(codes), codes.token
     pattern = torch.sparse_csr_tensor(codes.row_start, codes.feature, codes.value, (n_tokens, n))
     z = torch.sparse.sampled_addmm(pattern, hidden, model.W.T, beta=0.0).values() + model.b[codes.feature]
-    error = (z.relu() - codes.value).mul_(weight[codes.feature]).mul_(2.0 / n_tokens).mul_(z > 0)
+    error = (z.relu() - codes.value).mul_(weight[codes.feature]).mul_(2.0 * codes.share[token]).mul_(z > 0)
 
-    fired = codes.part(0, n_decoded)
+    n_fired = int(codes.row_start[n_decoded])
     inactive = model.output(hidden[:n_decoded])
-    inactive[fired.token, fired.feature] = 0.0
-    inactive.mul_(weight * (2.0 / n_decoded))
+    inactive[token[:n_fired], codes.feature[:n_fired]] = 0.0
+    inactive.mul_(weight).mul_(codes.share[:n_decoded, None] * (2.0 * n_tokens / n_decoded))
 
     from_hidden = model.hidden(codes, error)
     from_hidden[:n_decoded] += inactive @ model.W
@@ -160,6 +167,8 @@ def train(
         rate: multiplies the learning rates.
     """
     generator, device = torch.Generator().manual_seed(seed), weight.device
+    of_entry = codes.value.astype(np.float64) ** 2 * weight.double().cpu().numpy()[codes.feature]
+    cost = np.bincount(np.repeat(np.arange(codes.n_tokens), np.diff(codes.row_start)), of_entry, codes.n_tokens)
     noise = torch.randn(codes.n_features, width, generator=generator) * (INITIAL_SCALE / math.sqrt(width))
     W, scaled_b = noise.to(device), torch.zeros_like(amplitude)
     groups = [
@@ -169,7 +178,7 @@ def train(
     optimizer = torch.optim.Adam(groups, betas=BETAS, eps=1e-12, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _schedule(step / steps))
     with torch.no_grad(), quiet_sparse():
-        for _, (batch, columns) in zip(range(steps), _batches(codes, batch_size, seed, device), strict=False):
+        for _, (batch, columns) in zip(range(steps), _batches(codes, cost, batch_size, seed, device), strict=False):
             model = Bottleneck(W.detach(), scaled_b.detach() * amplitude)
             slope = slopes(model, batch, columns, weight, n_inactive(codes.n_features))
             W.grad, scaled_b.grad = slope.W, slope.b * amplitude
@@ -184,13 +193,27 @@ def n_inactive(n_features: int) -> int:
     return min(max(INACTIVE_NUMBERS // n_features, LEAST_INACTIVE), MOST_INACTIVE)
 
 
-def _batches(codes: Codes, size: int, seed: int, device: torch.device) -> Iterator[tuple[Batch, Columns]]:
-    """Tokens without end, in a new order each time round."""
+def _batches(
+    codes: Codes, cost: Float64[np.ndarray, " token"], size: int, seed: int, device: torch.device
+) -> Iterator[tuple[Batch, Columns]]:
+    """Tokens without end, half of them drawn evenly and half by their cost, and counting for as much less.
+
+    A few tokens of a language model are a hundred times as large as the others. Drawn evenly they would come seldom,
+    with slopes beside which nothing else is learned.
+    """
     random = np.random.default_rng(seed)
+    n_tokens = codes.n_tokens
+    probability = (1.0 / n_tokens + cost / cost.sum()) / 2.0 if cost.sum() > 0 else np.full(n_tokens, 1.0 / n_tokens)
+    counts_for = 1.0 / (n_tokens * probability * size)
+    n_batches = max(1, n_tokens // size)
     while True:
-        order = random.permutation(codes.n_tokens)
-        for first in range(0, codes.n_tokens - size + 1, size):
-            batch = Batch.of(codes.of_tokens(order[first : first + size]))
+        order = random.permutation(n_tokens)
+        ends = np.cumsum(probability[order])
+        for offset in random.permutation(n_batches):
+            # Evenly spaced draws: a pass over the batches holds of every token what it should, give or take one.
+            places = (np.arange(size) + (offset + random.random()) / n_batches) * (ends[-1] / size)
+            drawn = random.permutation(order[np.minimum(np.searchsorted(ends, places), n_tokens - 1)])
+            batch = Batch.of(codes.of_tokens(drawn), counts_for[drawn])
             columns = Columns.of(batch, codes.n_features)
             yield batch.to(device), Columns(*(a.to(device) for a in columns))
 
