@@ -66,7 +66,7 @@ def test_over_all_orders_of_the_tokens_the_mean_slope_is_the_dense_one(n_inactiv
 def test_tokens_count_by_their_shares() -> None:
     # Three times the share is three times the token.
     codes, model = some_codes(4), some_model()
-    batch = Batch.of(Codes.from_dense(codes), np.array([0.5, 1 / 6, 1 / 6, 1 / 6]))
+    batch = Batch.of(Codes.from_dense(codes))._replace(share=torch.tensor([0.5, 1 / 6, 1 / 6, 1 / 6]))
     with bottleneck.quiet_sparse():
         found = bottleneck.slopes(model, batch, Columns.of(batch, N), WEIGHT, 4)
     expected = dense_slopes(model, codes[[0, 0, 0, 1, 2, 3]])

@@ -70,6 +70,13 @@ def test_a_simulated_floor_of_nothing_is_shown_as_nothing() -> None:
     assert floor.simulated[1] < 1e-6 < floor.independent[1]
 
 
+def test_students_that_are_worse_than_independence_are_called_untrained() -> None:
+    made = simulation([[0.5, 0.5, 1.0, 1.0], [0.5, 0.5, 1.0, 1.0]], widths=(1, 3))
+    assert allocate(COST, 0.05, 1).floor > 3.0 > 2 * allocate(COST, 0.05, 3).floor
+    floor = floor_from_stats(stats_of(COST, rate=0.05), [1, 3], simulation=made)
+    assert any("simulated lies above independent at width 3:" in warning for warning in floor.warnings)
+
+
 def test_the_error_of_the_simulation_widens_the_interval() -> None:
     narrow = simulation([[0.5, 1.0, 2.0, 1.0]], widths=(1,))
     wide = dataclasses.replace(narrow, standard_error=np.array([1.0]))

@@ -79,11 +79,18 @@ class Codes:
 
     def of_tokens(self, chosen: Bool[np.ndarray, " token"] | Int[np.ndarray, " chosen"]) -> "Codes":
         """The rows where a mask is true, or of the given places, in that order."""
-        lengths = np.diff(self.row_start)[chosen]
+        row_start, entries = self.entries_of(chosen)
+        return Codes(self.n_features, row_start, self.feature[entries], self.value[entries], self.sequence[chosen])
+
+    def entries_of(
+        self, chosen: Bool[np.ndarray, " token"] | Int[np.ndarray, " chosen"]
+    ) -> tuple[Int64[np.ndarray, " rows"], Int64[np.ndarray, " entry"]]:
+        """(where each chosen row starts among the chosen rows' entries, the places of these entries here)."""
+        starts = self.row_start[:-1][chosen]
+        lengths = self.row_start[1:][chosen] - starts
         row_start = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(lengths)])
         # An entry lies as far from the start of its row here as there.
-        entries = np.arange(row_start[-1]) + np.repeat(self.row_start[:-1][chosen] - row_start[:-1], lengths)
-        return Codes(self.n_features, row_start, self.feature[entries], self.value[entries], self.sequence[chosen])
+        return row_start, np.arange(row_start[-1]) + np.repeat(starts - row_start[:-1], lengths)
 
     def dense(self) -> Float32[np.ndarray, "token feature"]:
         found = np.zeros((self.n_tokens, self.n_features), dtype=np.float32)

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float64, Int
+from jaxtyping import Float, Float32, Float64, Int, Int32, Int64
 from scipy.sparse import csr_array
 from torch import Tensor
 from torch.nn.functional import embedding_bag
@@ -44,10 +44,19 @@ class Batch(NamedTuple):
     """What a token counts for in the mean over tokens."""
 
     @classmethod
-    def of(cls, codes: Codes, share: Float64[np.ndarray, " token"] | None = None) -> "Batch":
-        """Every token counts alike where no shares are given."""
-        shares = np.full(codes.n_tokens, 1.0 / max(codes.n_tokens, 1)) if share is None else share
-        arrays = (codes.row_start, codes.feature.astype(np.int64), codes.value, shares.astype(np.float32))
+    def of(cls, codes: Codes) -> "Batch":
+        """Every token counts alike."""
+        return cls.made_of(codes.row_start, codes.feature, codes.value, np.full(codes.n_tokens, 1.0 / codes.n_tokens))
+
+    @classmethod
+    def made_of(
+        cls,
+        row_start: Int64[np.ndarray, " rows"],
+        feature: Int32[np.ndarray, " entry"],
+        value: Float32[np.ndarray, " entry"],
+        share: Float64[np.ndarray, " token"],
+    ) -> "Batch":
+        arrays = (row_start, feature.astype(np.int64), value, share.astype(np.float32))
         return cls(*(torch.from_numpy(array) for array in arrays))
 
     def to(self, device: torch.device) -> "Batch":
@@ -213,7 +222,8 @@ def _batches(
             # Evenly spaced draws: a pass over the batches holds of every token what it should, give or take one.
             places = (np.arange(size) + (offset + random.random()) / n_batches) * (ends[-1] / size)
             drawn = random.permutation(order[np.minimum(np.searchsorted(ends, places), n_tokens - 1)])
-            batch = Batch.of(codes.of_tokens(drawn), counts_for[drawn])
+            row_start, entries = codes.entries_of(drawn)
+            batch = Batch.made_of(row_start, codes.feature[entries], codes.value[entries], counts_for[drawn])
             columns = Columns.of(batch, codes.n_features)
             yield batch.to(device), Columns(*(a.to(device) for a in columns))
 
