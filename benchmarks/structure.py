@@ -51,7 +51,11 @@ def main() -> None:
     for kind in KINDS:
         if kind not in found and (codes := surrogate(stats, kind)) is not None:
             result = simulate(dataclasses.replace(stats, codes=codes), widths, steps=given.steps)
-            found[kind] = {"floor": result.floor[:, 0].tolist(), "reached": result.reached[:, 0].tolist()}
+            found[kind] = {
+                "floor": result.floor[:, 0].tolist(),
+                "reached": result.reached[:, 0].tolist(),
+                "excess_carried": excess_carried(stats.codes, codes),
+            }
             write_atomically(given.out, json.dumps(found).encode())
             print(kind, result.floor[:, 0].round(1).tolist(), flush=True)
     show(found)
@@ -107,7 +111,7 @@ def of_entries(like: Codes, token: np.ndarray, feature: np.ndarray, value: np.nd
 
 def tokens_of(stats: FeatureStats) -> np.ndarray | None:
     """The token id under every row of the codes, read again; the embedded teacher's alone."""
-    if stats.model_name != "tiny-prose":
+    if stats.model_name != "tiny-prose" or stats.settings["share_of_codes"] < 1:
         return None
     subject = subject_of("tiny-prose")
     model = subject.teacher.model
@@ -128,6 +132,18 @@ def moments(codes: Codes) -> tuple[np.ndarray, np.ndarray]:
     return together / codes.n_tokens, product / codes.n_tokens
 
 
+def excess_carried(real: Codes, dealt: Codes) -> float:
+    """How much of the co-firing beyond that of independent features is in other codes: the slope over the pairs.
+
+    Of pairs that would meet by chance on more than 5 tokens.
+    """
+    (together, _), (of_dealt, _) = moments(real), moments(dealt)
+    chance = np.outer(np.diag(together), np.diag(together))
+    pairs = np.triu(chance * real.n_tokens > 5, 1)
+    excess = (together - chance)[pairs]
+    return float(excess @ (of_dealt - chance)[pairs] / (excess @ excess))
+
+
 def correlated_groups(codes: Codes, n_groups: int) -> np.ndarray:
     together, _ = moments(codes)
     rate = np.diag(together)
@@ -141,8 +157,9 @@ def correlated_groups(codes: Codes, n_groups: int) -> np.ndarray:
 
 def linear_floors(stats: FeatureStats, widths: np.ndarray) -> list[float]:
     """What is left of the codes' weighted variance beyond the first d principal components."""
-    _, product = moments(stats.codes)
-    mean = stats.sum_act / stats.n_tokens
+    codes = stats.codes
+    _, product = moments(codes)
+    mean = np.bincount(codes.feature, codes.value, codes.n_features) / codes.n_tokens
     scale = stats.decoder_norm
     variance = (product - np.outer(mean, mean)) * np.outer(scale, scale)
     values = np.linalg.eigvalsh(variance)[::-1]
