@@ -100,16 +100,9 @@ def floor_from_stats(
     if steps < 0 or steps == 1:
         raise InputError(f"the steps must be at least 2, or 0 to simulate nothing, got {steps}")
     unsimulated: tuple[str, ...] = ()
-    trained = _some(sizes[sizes < (alive & (stats.cost > 0)).sum()])
-    if simulation is None and stats.codes is not None and steps and len(trained):
-        from tl_distill_floor.theory.simulation import simulate  # brings torch
-
-        try:
-            simulation = simulate(
-                stats, trained, steps=steps, min_count=min_count, seed=seed, device=device, progress=progress
-            )
-        except InputError as error:
-            unsimulated = (f"nothing was simulated: {error}",)
+    if simulation is None and steps:
+        options = {"steps": steps, "min_count": min_count, "seed": seed, "device": device, "progress": progress}
+        simulation, unsimulated = _simulated(stats, sizes[sizes < (alive & (stats.cost > 0)).sum()], options)
     prediction = FloorPrediction(
         stats=stats,
         min_count=min_count,
@@ -198,6 +191,20 @@ def _widths(widths: Any, d_model: int) -> Int64[np.ndarray, " width"]:
     if not len(sizes) or not ((sizes >= 1) & (sizes == np.floor(sizes))).all():
         raise InputError(f"widths must be whole numbers of dimensions above 0, got {widths}; try --widths 64,128,256")
     return sizes.astype(np.int64)
+
+
+def _simulated(
+    stats: FeatureStats, widths: Int64[np.ndarray, " width"], options: dict[str, Any]
+) -> tuple[Simulation | None, tuple[str, ...]]:
+    """(what students of some of the widths reach, or None where nothing can be trained, and why)."""
+    if stats.codes is None or not len(widths):
+        return None, ()
+    from tl_distill_floor.theory.simulation import simulate  # brings torch
+
+    try:
+        return simulate(stats, _some(widths), **options), ()
+    except InputError as error:
+        return None, (f"nothing was simulated: {error}",)
 
 
 def _some(widths: Int64[np.ndarray, " width"]) -> Int64[np.ndarray, " trained"]:
