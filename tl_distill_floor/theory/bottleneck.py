@@ -207,7 +207,7 @@ def _batches(
 ) -> Iterator[tuple[Batch, Columns]]:
     """Tokens without end, half of them drawn evenly and half by their cost, and counting for as much less.
 
-    A few tokens of a language model are a hundred times as large as the others. Drawn evenly they would come seldom,
+    A few tokens of a language model are tens of times as large as the others. Drawn evenly they would come seldom,
     with slopes beside which nothing else is learned.
     """
     random = np.random.default_rng(seed)
