@@ -13,6 +13,7 @@ from tl_distill_floor.codes import Codes
 from tl_distill_floor.records import Simulation
 from tl_distill_floor.theory import bottleneck, simulation
 from tl_distill_floor.theory.bottleneck import Batch, Bottleneck, Columns
+from tl_distill_floor.theory.toy import Report
 
 N, WIDTH = 6, 2
 
@@ -174,12 +175,21 @@ def test_one_seed_one_result_and_seeds_differ() -> None:
     assert first.reached[0, 0] != first.reached[0, 1]
 
 
-def test_the_floor_lies_as_far_below_as_half_the_steps_lay_above() -> None:
-    """L∞ = 2 L(n) − L(n/2), with L(n/2) from a run of its own."""
-    stats = stats_with(some_codes(4000))
-    long = simulation.simulate(stats, np.array([2]), steps=100, batch_size=64)
-    short = simulation.simulate(stats, np.array([2]), steps=50, batch_size=64)
-    assert long.floor[0, 0] == pytest.approx(2 * long.reached[0, 0] - short.reached[0, 0])
+def test_the_shorter_training_is_one_of_half_the_steps_by_itself() -> None:
+    """What it shares with the longer one, and with other widths, is only the work."""
+    codes = Codes.from_dense(some_codes(400))
+    amplitude, report = torch.ones(N), Report(None, 1)
+    cost = (codes.dense().astype(np.float64) ** 2 * WEIGHT.numpy()).sum(1)
+    options = {"steps": 40, "batch_size": 64, "seed": 3}
+    (_, (shorter, longer)) = bottleneck.train(codes, WEIGHT, amplitude, [1, 2], report=report, **options)
+    for n, found in ((20, shorter), (40, longer)):
+        student = bottleneck.Student(2, WEIGHT, amplitude, 3, 1.0)
+        batches = bottleneck._batches(codes, cost, 64, 3, torch.device("cpu"))
+        with torch.no_grad(), bottleneck.quiet_sparse():
+            for step, batch in zip(range(n), batches, strict=False):
+                student.step(*batch, bottleneck._share_of_rate(step, n, 1.0))  # the warm-up is of one step in both
+        torch.testing.assert_close(student.model.W, found.W)
+        torch.testing.assert_close(student.model.b, found.b)
 
 
 def loss_of(lost: list[float], cost: list[float]) -> simulation.Loss:
@@ -261,21 +271,22 @@ def test_progress_counts_every_step() -> None:
     seen: list[tuple[int, int]] = []
     stats = stats_with(some_codes(200))
     simulation.simulate(stats, np.array([1, 2]), steps=100, progress=lambda *done: seen.append(done))
-    assert seen == [(100, 300), (200, 300), (300, 300)]
+    assert seen == [(100, 250), (200, 250), (250, 250)]  # two widths, 100 steps and the last 25 of half as many
 
 
 def test_a_diverging_rate_is_lowered_and_then_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     stats = stats_with(some_codes(300))
-    tried: list[float] = []
+    tried: list[tuple[float, list[int]]] = []
 
-    def wild(*given: object, rate: float, **options: object) -> Bottleneck:
-        tried.append(rate)
-        return Bottleneck(torch.full((5, 2), float("nan") if rate > 0.5 else 0.0), torch.zeros(5))
+    def wild(codes: object, weight: object, amplitude: object, widths: list[int], *, rate: float, **_: object) -> list:
+        tried.append((rate, widths))
+        wrong = [float("nan") if rate > 0.5 and width == 2 else 0.0 for width in widths]
+        return [(Bottleneck(torch.full((5, 2), value), torch.zeros(5)),) * 2 for value in wrong]
 
     monkeypatch.setattr(simulation, "train", wild)
-    found = simulation.simulate(stats, np.array([2]), steps=10)
-    assert tried == [1.0, 1.0, 0.3, 0.3]  # both lengths at one rate, or their difference would say nothing
-    assert found.floor[0, 0] == pytest.approx(stats.cost.sum())  # an output of 0 loses every cost
+    found = simulation.simulate(stats, np.array([1, 2, 3]), steps=10)
+    assert tried == [(1.0, [1, 2, 3]), (0.3, [2])]  # only the width that diverged is trained again
+    assert found.floor[1, 0] == pytest.approx(stats.cost.sum())  # an output of 0 loses every cost
     monkeypatch.setattr(simulation, "RATES", (1.0,))
     with pytest.raises(InputError, match="width 2 diverged"):
         simulation.simulate(stats, np.array([2]), steps=10)

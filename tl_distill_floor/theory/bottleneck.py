@@ -11,11 +11,12 @@ than a sample of features on all tokens, with which each row of W would see its 
 are drawn by their importance, that is by what they cost.
 """
 
+import copy
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -150,51 +151,94 @@ def slopes(
     return Bottleneck(of_W, inactive.sum(0).index_add_(0, codes.feature, error))
 
 
+class Student:
+    """A bottleneck in training, by Adam, from small random weights."""
+
+    def __init__(
+        self,
+        width: int,
+        weight: Float[Tensor, " feature"],
+        amplitude: Float[Tensor, " feature"],
+        seed: int,
+        rate: float,
+    ) -> None:
+        noise = torch.randn(len(weight), width, generator=torch.Generator().manual_seed(seed))
+        self.W = (noise * (INITIAL_SCALE / math.sqrt(width))).to(weight.device).requires_grad_()
+        self.scaled_b = torch.zeros_like(amplitude).requires_grad_()
+        self.weight, self.amplitude = weight, amplitude
+        peaks = ((self.W, rate * LEARNING_RATE / math.sqrt(width)), (self.scaled_b, rate * BIAS_RATE))
+        groups = [{"params": [parameter], "peak": peak} for parameter, peak in peaks]
+        self.optimizer = torch.optim.Adam(groups, betas=BETAS, eps=1e-12, fused=True)
+
+    @property
+    def model(self) -> Bottleneck:
+        return Bottleneck(self.W.detach(), self.scaled_b.detach() * self.amplitude)
+
+    def step(self, batch: Batch, columns: Columns, share_of_rate: float) -> None:
+        slope = slopes(self.model, batch, columns, self.weight, n_inactive(len(self.weight)))
+        self.W.grad, self.scaled_b.grad = slope.W, slope.b * self.amplitude
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["peak"] * share_of_rate
+        self.optimizer.step()
+
+    def copy(self) -> "Student":
+        """Another that goes on from here; what does not change is shared."""
+        shared: dict[int, Any] = {id(tensor): tensor for tensor in (self.weight, self.amplitude)}
+        return copy.deepcopy(self, shared)
+
+
 def train(
     codes: Codes,
     weight: Float[Tensor, " feature"],
     amplitude: Float[Tensor, " feature"],
-    width: int,
+    widths: Sequence[int],
     *,
     steps: int,
     batch_size: int,
     seed: int,
     report: Report,
     rate: float = 1.0,
-) -> Bottleneck:
-    """Train one bottleneck with Adam, from small random weights.
+) -> list[tuple[Bottleneck, Bottleneck]]:
+    """Train a bottleneck of every width, all on the same batches: once for half the steps, once for all.
+
+    The learning rate warms up, stays, and falls to 0 over the last half. What both trainings of a width have in
+    common, up to where the shorter one's rate begins to fall, is done once.
 
     Args:
         codes: to train on; at least one token.
         weight: [feature] cost of a squared error.
         amplitude: [feature] root mean square of a feature's value where it fired: the unit of its bias.
-        width: dimensions.
-        steps: the learning rate warms up, stays, and falls to 0 over the last half.
+        widths: dimensions.
+        steps: of the longer training.
         batch_size: tokens a step, at most as many as there are.
         seed: of the weights and the order of the tokens.
-        report: told of every step.
+        report: told of every step of every model, see `steps_a_width`.
         rate: multiplies the learning rates.
+
+    Returns:
+        For each width, the model after half the steps and the one after all.
     """
-    generator, device = torch.Generator().manual_seed(seed), weight.device
     of_entry = codes.value.astype(np.float64) ** 2 * weight.double().cpu().numpy()[codes.feature]
     cost = np.bincount(np.repeat(np.arange(codes.n_tokens), np.diff(codes.row_start)), of_entry, codes.n_tokens)
-    noise = torch.randn(codes.n_features, width, generator=generator) * (INITIAL_SCALE / math.sqrt(width))
-    W, scaled_b = noise.to(device), torch.zeros_like(amplitude)
-    groups = [
-        {"params": [W.requires_grad_()], "lr": rate * LEARNING_RATE / math.sqrt(width)},
-        {"params": [scaled_b.requires_grad_()], "lr": rate * BIAS_RATE},
-    ]
-    optimizer = torch.optim.Adam(groups, betas=BETAS, eps=1e-12, fused=True)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _schedule(step / steps))
+    longer = [Student(width, weight, amplitude, seed, rate) for width in widths]
+    shorter: list[Student] = []
+    half, warm_up = steps // 2, WARM_UP * (steps // 2)
+    batches = _batches(codes, cost, batch_size, seed, weight.device)
     with torch.no_grad(), quiet_sparse():
-        for _, (batch, columns) in zip(range(steps), _batches(codes, cost, batch_size, seed, device), strict=False):
-            model = Bottleneck(W.detach(), scaled_b.detach() * amplitude)
-            slope = slopes(model, batch, columns, weight, n_inactive(codes.n_features))
-            W.grad, scaled_b.grad = slope.W, slope.b * amplitude
-            optimizer.step()
-            schedule.step()
-            report.step()
-    return Bottleneck(W.detach(), scaled_b.detach() * amplitude)
+        for step, (batch, columns) in zip(range(steps), batches, strict=False):
+            if step == int(FLAT * half):
+                shorter = [student.copy() for student in longer]
+            for students, n in ((longer, steps), (shorter, half)):
+                for student in students if step < n else ():
+                    student.step(batch, columns, _share_of_rate(step, n, warm_up))
+                    report.step()
+    return [(one.model, other.model) for one, other in zip(shorter, longer, strict=True)]
+
+
+def steps_a_width(steps: int) -> int:
+    """Steps that `train` takes in all for one width."""
+    half = steps // 2
+    return steps + half - int(FLAT * half)
 
 
 def n_inactive(n_features: int) -> int:
@@ -228,9 +272,9 @@ def _batches(
             yield batch.to(device), Columns(*(a.to(device) for a in columns))
 
 
-def _schedule(done: float) -> float:
+def _share_of_rate(step: int, steps: int, warm_up: float) -> float:
     """Share of the largest learning rate: a linear warm-up, then flat, then linear to 0."""
-    return min(1.0, done / WARM_UP + 1e-2, (1.0 - done) / (1.0 - FLAT))
+    return min(1.0, step / warm_up + 1e-2, (1.0 - step / steps) / (1.0 - FLAT))
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from torch import Tensor
 from tl_distill_floor.codes import Codes
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.records import FeatureStats, Simulation
-from tl_distill_floor.theory.bottleneck import Batch, Bottleneck, train
+from tl_distill_floor.theory.bottleneck import Batch, Bottleneck, steps_a_width, train
 from tl_distill_floor.theory.toy import Report
 
 BATCH = 1024
@@ -69,13 +69,12 @@ def simulate(
     """
     # Apple's devices have no compressed sparse rows.
     task = Task.of(stats, stats.alive(min_count), seed, "cpu" if str(device).startswith("mps") else str(device))
-    runs = [(int(width), seed + number) for width in widths for number in range(n_seeds)]
-    report = Report(progress, len(runs) * (steps + steps // 2))
-    found = [task.reached(width, steps, batch_size, of_run, report) for width, of_run in runs]
+    report = Report(progress, len(widths) * n_seeds * steps_a_width(steps))
+    sizes = [int(width) for width in widths]
+    by_seed = [task.reached(sizes, steps, batch_size, seed + number, report) for number in range(n_seeds)]
 
     def table(name: str) -> np.ndarray:
-        values = np.array([getattr(each, name) for each in found])
-        return values.reshape(len(widths), n_seeds, *values.shape[1:])
+        return np.array([[getattr(each, name) for each in of_width] for of_width in zip(*by_seed, strict=True)])
 
     floor = table("floor")
     lost = np.zeros((len(widths), len(stats.cost)))
@@ -176,21 +175,23 @@ class Task:
         total, effective = float(stats.cost[alive].sum()), effective_number(of_sequence)
         return cls(alive, total, *parts, effective, *tensors)
 
-    def reached(self, width: int, steps: int, batch_size: int, seed: int, report: Report) -> Reached:
-        """Train one bottleneck for half the steps and one for all, with a smaller learning rate where they diverged."""
-        size = min(batch_size, self.training.n_tokens)
+    def reached(self, widths: list[int], steps: int, batch_size: int, seed: int, report: Report) -> list[Reached]:
+        """Train a bottleneck of every width, with a smaller learning rate where training diverged."""
+        found: dict[int, Reached] = {}
         for rate in RATES:
-            models = [
-                train(
-                    self.training, self.weight, self.amplitude, width,
-                    steps=n, batch_size=size, seed=seed, report=report, rate=rate,
-                )
-                for n in (steps // 2, steps)
-            ]  # fmt: skip
-            losses = [self.loss(model, self.held_out) for model in models]
-            if all(loss.is_sound for loss in losses):
-                return self._at_the_end(models[1], *losses)
-        raise InputError(f"the simulated student of width {width} diverged; set the steps to 0 to do without it")
+            left = [width for width in widths if width not in found]
+            trained = train(
+                self.training, self.weight, self.amplitude, left,
+                steps=steps, batch_size=min(batch_size, self.training.n_tokens), seed=seed, report=report, rate=rate,
+            ) if left else []  # fmt: skip
+            for width, models in zip(left, trained, strict=True):
+                shorter, longer = (self.loss(model, self.held_out) for model in models)
+                if shorter.is_sound and longer.is_sound:
+                    found[width] = self._at_the_end(models[1], shorter, longer)
+        diverged = [width for width in widths if width not in found]
+        if diverged:
+            raise InputError(f"the simulated student of width {diverged[0]} diverged; set the steps to 0 to do without")
+        return [found[width] for width in widths]
 
     def _at_the_end(self, model: Bottleneck, shorter: Loss, longer: Loss) -> Reached:
         gained = shorter.share - longer.share
