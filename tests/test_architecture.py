@@ -56,7 +56,10 @@ def test_the_guard_can_fail() -> None:
     assert violations("measuring", "from tl_distill_floor.theory.floor import floor_from_stats") != set()
 
 
-@pytest.mark.parametrize(("module", "may_import"), [("codes", {"errors"}), ("records", {"codes", "errors"})])
+@pytest.mark.parametrize(
+    ("module", "may_import"),
+    [("codes", {"errors"}), ("contexts", {"errors"}), ("records", {"codes", "contexts", "errors"})],
+)
 def test_what_is_stored_imports_nothing_of_ours_but_errors(module: str, may_import: set[str]) -> None:
     ours = {name for name in imports((PACKAGE / f"{module}.py").read_text()) if name.startswith(OURS)}
     assert ours <= {f"{OURS}.{name}" for name in may_import}

@@ -19,6 +19,7 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
 from tl_distill_floor.codes import Codes
+from tl_distill_floor.contexts import Contexts, contexts_of_both
 from tl_distill_floor.errors import InputError
 
 STATS_FILE, FLOOR_FILE, SIMULATION_FILE = "stats.safetensors", "floor.json", "simulated.safetensors"
@@ -166,6 +167,9 @@ class FeatureStats:
     warnings: tuple[str, ...] = ()
     codes: Codes | None = None
     """The SAE's codes on whole sequences of the text, each kept with the probability `settings["share_of_codes"]`."""
+    contexts: Contexts | None = None
+    neuronpedia_id: str | None = None
+    """The SAE's name on Neuronpedia, such as "gpt2-small/8-res-jb", where it is known."""
 
     def __post_init__(self) -> None:
         n = len(self.firing_count)
@@ -182,6 +186,8 @@ class FeatureStats:
             raise ValueError("the blocks' tokens must add up to the number of tokens")
         if self.codes is not None and (self.codes.n_features != n or self.codes.n_tokens > self.n_tokens):
             raise ValueError(f"the codes must be of {n} features and of at most {self.n_tokens} tokens")
+        if self.contexts is not None and self.contexts.n_features != n:
+            raise ValueError(f"the contexts must be of {n} features, got {self.contexts.n_features}")
 
     @property
     def firing_rate(self) -> Float64[np.ndarray, " feature"]:
@@ -256,6 +262,7 @@ class FeatureStats:
             blocks=blocks,
             warnings=tuple(dict.fromkeys([*self.warnings, *other.warnings])),
             codes=_codes_of_both(self, other),
+            contexts=contexts_of_both(self.contexts, other.contexts),
         )
 
     def save(self, path: str | Path) -> Path:
@@ -264,9 +271,10 @@ class FeatureStats:
         scalars = {
             f.name: getattr(self, f.name)
             for f in dataclasses.fields(self)
-            if f.name not in arrays and f.name not in ("blocks", "codes")
+            if f.name not in arrays and f.name not in ("blocks", "codes", "contexts")
         }
-        arrays |= _arrays_of("blocks", self.blocks) | _arrays_of("codes", self.codes)
+        for name in ("blocks", "codes", "contexts"):
+            arrays |= _arrays_of(name, getattr(self, name))
         return save_arrays(file_in(path, STATS_FILE), "feature-stats", arrays, scalars)
 
     @classmethod
@@ -282,13 +290,14 @@ class FeatureStats:
             blocks = Blocks(**_taken("blocks", arrays))
             of_codes = _taken("codes", arrays)
             codes = Codes(n_features=len(arrays["firing_count"]), **of_codes) if of_codes else None
-            parts = {"blocks": blocks, "codes": codes, "warnings": tuple(scalars["warnings"])}
+            contexts = Contexts(**of_contexts) if (of_contexts := _taken("contexts", arrays)) else None
+            parts = {"blocks": blocks, "codes": codes, "contexts": contexts, "warnings": tuple(scalars["warnings"])}
             return cls(**{**arrays, **scalars, **parts})
         except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
             raise InputError(f"{file} does not hold complete feature statistics ({error}); measure again") from error
 
 
-def _arrays_of(name: str, record: Blocks | Codes | None) -> dict[str, np.ndarray]:
+def _arrays_of(name: str, record: Blocks | Codes | Contexts | None) -> dict[str, np.ndarray]:
     """A record's arrays under the names that they have in a file; none of no record."""
     fields = () if record is None else dataclasses.fields(record)
     return {f"{name}.{f.name}": v for f in fields if isinstance(v := getattr(record, f.name), np.ndarray)}

@@ -196,6 +196,28 @@ def toy(
     show_toys(results, as_json)
 
 
+@app.command()
+@one_sentence
+def lost(
+    run: Annotated[Path, typer.Argument(help="Directory that tl-floor measure saved its results in.")],
+    width: Annotated[
+        int | None, typer.Option(help="Width of the student.", show_default="the narrowest of the prediction")
+    ] = None,
+    feature: Annotated[int | None, typer.Option(help="Show this feature alone, over the prediction's widths.")] = None,
+    top: Annotated[int, typer.Option(help="How many of the lost features to describe.")] = 20,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+    debug: Debug = False,  # noqa: ARG001
+) -> None:
+    """Show which features a student of some width loses, what they fire on, and from which width on one survives."""
+    from tl_distill_floor.cli.lost import loaded_run, show_feature, show_lost
+
+    floor = loaded_run(run)
+    if feature is None:
+        show_lost(floor, width, top, as_json)
+    else:
+        show_feature(floor, feature, width, as_json)
+
+
 def short_name(model: str) -> str:
     """The last part of a name or path, without its suffix."""
     return Path(model).name.removesuffix(".gguf") or "model"
