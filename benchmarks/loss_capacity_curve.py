@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 import tl_distill_floor
-from tl_distill_floor.records import write_atomically
+from tl_distill_floor.files import write_atomically
 from tl_distill_floor.theory import toy
 from tl_distill_floor.theory.loss_capacity import CAPACITIES, lower_hull, nothing_kept, scalar_denoiser
 

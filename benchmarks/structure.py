@@ -27,9 +27,9 @@ from scipy.stats import norm
 
 from tl_distill_floor import FeatureStats
 from tl_distill_floor.codes import Codes
+from tl_distill_floor.files import write_atomically
 from tl_distill_floor.measuring.subject import special_ids, subject_of
 from tl_distill_floor.prediction import independent
-from tl_distill_floor.records import write_atomically
 from tl_distill_floor.theory.simulation import simulate
 
 KINDS = ("real", "on its token", "2 random groups", "16 groups", "in its sequence", "Gaussian", "shuffled")

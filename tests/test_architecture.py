@@ -58,7 +58,12 @@ def test_the_guard_can_fail() -> None:
 
 @pytest.mark.parametrize(
     ("module", "may_import"),
-    [("codes", {"errors"}), ("contexts", {"errors"}), ("records", {"codes", "contexts", "errors"})],
+    [
+        ("codes", {"errors"}),
+        ("contexts", {"errors"}),
+        ("files", {"errors"}),
+        ("records", {"codes", "contexts", "errors", "files"}),
+    ],
 )
 def test_what_is_stored_imports_nothing_of_ours_but_errors(module: str, may_import: set[str]) -> None:
     ours = {name for name in imports((PACKAGE / f"{module}.py").read_text()) if name.startswith(OURS)}

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from tests.making import stats_of
 from tl_distill_floor import FeatureStats, FloorPrediction, InputError, floor_from_stats
 from tl_distill_floor.codes import Codes
-from tl_distill_floor.records import MAX_BLOCKS, Blocks, write_atomically
+from tl_distill_floor.files import write_atomically
+from tl_distill_floor.records import MAX_BLOCKS, Blocks
 
 COST = np.array([5.0, 1.0, 9.0, 4.0])
 

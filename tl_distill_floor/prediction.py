@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
 from tl_distill_floor.errors import InputError
+from tl_distill_floor.files import check_format, file_in, write_atomically
 from tl_distill_floor.records import (
     FLOOR_FILE,
     SIMULATION_FILE,
@@ -20,9 +21,6 @@ from tl_distill_floor.records import (
     CostUnit,
     FeatureStats,
     Simulation,
-    check_format,
-    file_in,
-    write_atomically,
 )
 from tl_distill_floor.theory.allocation import allocate, by_cost
 from tl_distill_floor.theory.capacity import Number

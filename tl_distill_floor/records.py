@@ -1,16 +1,8 @@
-"""What the package measures and predicts: frozen results, with shapes, units, validation, `save` and `load`.
+"""What the package measures and predicts: frozen results, with shapes, units, validation, `save` and `load`."""
 
-Files are safetensors for arrays and JSON for the rest, carry a format name and a version, and are written to a
-temporary file beside the target and then renamed, so that a reader sees the old file or the new one, never half.
-"""
-
-import contextlib
 import dataclasses
 import hashlib
-import json
 import math
-import os
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -21,10 +13,9 @@ from jaxtyping import Bool, Float64, Int64
 from tl_distill_floor.codes import Codes
 from tl_distill_floor.contexts import Contexts, contexts_of_both
 from tl_distill_floor.errors import InputError
+from tl_distill_floor.files import file_in, load_arrays, save_arrays
 
 STATS_FILE, FLOOR_FILE, SIMULATION_FILE = "stats.safetensors", "floor.json", "simulated.safetensors"
-VERSION = 1
-HEADER = "tl-distill-floor"
 MAX_BLOCKS = 64
 CostUnit = Literal["mse", "nats"]
 Number = float | int | np.integer[Any] | np.floating[Any]
@@ -316,83 +307,3 @@ def _codes_of_both(one: FeatureStats, other: FeatureStats) -> Codes | None:
     if following.sequence.min(initial=last + 1) <= last:  # another text, whose sequences are counted from 0 again
         following = dataclasses.replace(following, sequence=following.sequence + last + 1)
     return one.codes.followed_by(following)
-
-
-def file_in(path: str | Path, name: str) -> Path:
-    """`path` itself, or the file `name` in it where it is a directory or has no suffix."""
-    path = Path(path)
-    return path / name if path.is_dir() or not path.suffix else path
-
-
-def check_writable(directory: Path) -> None:
-    """Make `directory`; raise an InputError where nothing can be written into it."""
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=directory):
-            pass
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise InputError(f"cannot write into {directory}: {reason}; name another place with --out") from error
-
-
-def write_atomically(path: Path, data: bytes) -> Path:
-    """Write `data` so that `path` holds all of it or what it held before.
-
-    Raises:
-        InputError: the directory cannot be written or the disk is full.
-    """
-    partial = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            partial = file.name
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(partial).replace(path)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise InputError(f"cannot write {path}: {reason}; free some space or name another place with --out") from error
-    finally:
-        if partial is not None:
-            with contextlib.suppress(OSError):
-                Path(partial).unlink(missing_ok=True)
-    return path
-
-
-def save_arrays(path: Path, kind: str, arrays: dict[str, np.ndarray], scalars: dict[str, Any]) -> Path:
-    """One safetensors file whose header carries `kind`, the version and the scalars as JSON."""
-    from safetensors.numpy import save
-
-    header = {"format": f"tl-distill-floor/{kind}", "version": VERSION, "scalars": scalars}
-    contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-    # One entry, since safetensors writes several in no fixed order, and equal records should be equal files.
-    return write_atomically(path, save(contiguous, metadata={HEADER: json.dumps(header)}))
-
-
-def load_arrays(path: Path, kind: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """What `save_arrays` wrote.
-
-    Raises:
-        InputError: the file is missing, truncated, foreign, or of a newer version.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="numpy") as file:
-            header = json.loads((file.metadata() or {}).get(HEADER, "{}"))
-            check_format(path, kind, header.get("format"), header.get("version"))
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        return arrays, dict(header["scalars"])
-    except InputError:
-        raise
-    except (OSError, SafetensorError, KeyError, TypeError, AttributeError, ValueError) as error:
-        raise InputError(f"{path} is missing or is no complete file of ours ({error}); run tl-floor measure") from error
-
-
-def check_format(path: Path, kind: str, found: Any, version: Any) -> None:
-    """Raise an InputError unless a file says that it is a `kind` of ours, of a version that is known here."""
-    if found != f"tl-distill-floor/{kind}":
-        raise InputError(f"{path} says it is {found!r}, not tl-distill-floor/{kind}; name a file that measure wrote")
-    if str(version) != str(VERSION):
-        raise InputError(f"{path} is of version {version}, this package reads {VERSION}; upgrade tl-distill-floor")

@@ -15,8 +15,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from tl_distill_floor.errors import InputError
+from tl_distill_floor.files import check_writable
 from tl_distill_floor.prediction import FloorPrediction
-from tl_distill_floor.records import check_writable
 
 PARTIAL_FILE = "partial.safetensors"
 

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tl_distill_floor.errors import InputError
-from tl_distill_floor.records import write_atomically
+from tl_distill_floor.files import write_atomically
 
 Progress = Callable[[int, int], None]
 FEATURES, SPARSITIES, TEACHER_WIDTHS = (20, 40, 80), (0.8, 0.9, 0.95, 0.99), (5, 10, 15, 20)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tl_distill_floor.errors import InputError
-from tl_distill_floor.records import check_writable
+from tl_distill_floor.files import check_writable
 from tl_distill_floor.sources.teachers import Teacher, check_context, load_teacher
 from tl_distill_floor.sources.text import load_text
 
