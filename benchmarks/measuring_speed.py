@@ -111,7 +111,7 @@ def bare(s: Subject) -> None:
 
 
 def ours(s: Subject) -> None:
-    measure(s.model, s.sae, s.ids, hook_name=s.hook_name, batch_size=BATCH, n_tokens=s.ids.numel())
+    measure(s.model, s.sae, s.ids, cost="energy", hook_name=s.hook_name, batch_size=BATCH, n_tokens=s.ids.numel())
 
 
 def run_evals(s: Subject) -> None:

@@ -113,7 +113,7 @@ def tokens_of(stats: FeatureStats) -> np.ndarray | None:
     """The token id under every row of the codes, read again; the embedded teacher's alone."""
     if stats.model_name != "tiny-prose" or stats.settings["share_of_codes"] < 1:
         return None
-    subject = subject_of("tiny-prose")
+    subject = subject_of("tiny-prose", [None])
     model = subject.teacher.model
     ids = np.concatenate([sequence.numpy()[1:] for sequence in subject.text.read()])
     kept = ids[~np.isin(ids, special_ids(model))]

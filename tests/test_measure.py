@@ -55,7 +55,7 @@ def plain(teacher_dir: Path, sae: Any, ids: torch.Tensor) -> dict[str, Any]:
 
 
 def test_numbers_are_those_of_plain_pytorch(bridge: Any, sae: Any, ids: torch.Tensor, plain: dict[str, Any]) -> None:
-    stats = measure(bridge, sae, ids, batch_size=7)
+    stats = measure(bridge, sae, ids, cost="energy", batch_size=7)
     assert (stats.n_tokens, stats.n_masked) == (plain["n_tokens"], plain["n_masked"])
     # A code within rounding of 0 may fire in one and not in the other: at most one in ten thousand.
     assert np.abs(stats.firing_count - plain["firing_count"]).sum() <= 1e-4 * plain["firing_count"].sum()
@@ -76,9 +76,9 @@ def test_unexplained_variance_on_every_token(
 
 def test_cost_is_what_dropping_the_feature_does_to_the_reconstruction(bridge: Any, sae: Any, ids: torch.Tensor) -> None:
     """cost_i against its definition: the squared change of the decoded activation when code i is set to 0."""
-    stats = measure(bridge, sae, ids)
-    with reader(bridge, "blocks.1.hook_resid_post") as read, torch.no_grad():
-        acts = read(ids)[(ids != 0) & (torch.arange(CONTEXT) > 0)]
+    stats = measure(bridge, sae, ids, cost="energy")
+    with reader(bridge, ["blocks.1.hook_resid_post"]) as read, torch.no_grad():
+        acts = read(ids)[0][(ids != 0) & (torch.arange(CONTEXT) > 0)]
         codes = sae.encode(acts)
         whole = sae.decode(codes)
         for feature in np.argsort(-stats.cost)[:5]:
@@ -117,8 +117,8 @@ def test_every_class_of_model_agrees(
 ) -> None:
     ids = ids.clone()
     ids[:, 1:][ids[:, 1:] == 0] = 1  # the made HookedTransformer has no tokenizer to tell it which ids are special
-    expected = measure(bridge, sae, ids)
-    found = measure(hooked(kind, teacher_dir), sae, ids, hook_name=hook_name)
+    expected = measure(bridge, sae, ids, cost="energy")
+    found = measure(hooked(kind, teacher_dir), sae, ids, hook_name=hook_name, cost="energy")
     assert found.n_tokens == expected.n_tokens
     assert np.abs(found.firing_count - expected.firing_count).sum() <= 1e-4 * expected.firing_count.sum()
     np.testing.assert_allclose(found.cost, expected.cost, rtol=1e-3, atol=1e-5 * expected.cost.max())
@@ -275,7 +275,8 @@ def test_an_all_dead_sae_is_refused(bridge: Any, sae: Any, ids: torch.Tensor) ->
 
 
 def test_bf16_counts_nearly_as_fp32(teacher_dir: Path, sae: Any, ids: torch.Tensor, bridge: Any) -> None:
-    found, expected = measure(str(teacher_dir), sae, ids, dtype="bf16"), measure(bridge, sae, ids)
+    found = measure(str(teacher_dir), sae, ids, dtype="bf16", cost="energy")
+    expected = measure(bridge, sae, ids, cost="energy")
     assert found.n_tokens == expected.n_tokens
     assert found.l0 == pytest.approx(expected.l0, rel=0.02)
     assert found.cost.sum() == pytest.approx(expected.cost.sum(), rel=0.02)

@@ -66,8 +66,8 @@ def test_a_gguf_file_is_loaded(tmp_path: Path) -> None:
     writer.close()
 
     model = load_teacher(file).model
-    with reader(model, "blocks.0.hook_resid_pre") as read:
-        found = read(torch.tensor([[1, 5, 7]]))[0]
+    with reader(model, ["blocks.0.hook_resid_pre"]) as read:
+        found = read(torch.tensor([[1, 5, 7]]))[0][0]
     torch.testing.assert_close(found, torch.from_numpy(weights["token_embd"][[1, 5, 7]]))
 
 
@@ -133,8 +133,8 @@ def test_reading_stops_at_the_hook_point(bridge: Any, ids: torch.Tensor) -> None
     ran = []
     handle = hook_point(bridge, "blocks.2.hook_resid_post").register_forward_hook(lambda *_: ran.append(1))
     try:
-        with reader(bridge, "blocks.1.hook_resid_post") as read:
-            found = read(ids)
+        with reader(bridge, ["blocks.1.hook_resid_post"]) as read:
+            found = read(ids)[0]
         assert not ran
     finally:
         handle.remove()

@@ -139,8 +139,8 @@ def test_cached_activations_need_no_model(bridge: Any, sae: Any, ids: torch.Tens
     hook = "blocks.1.hook_resid_post"
     ids = ids.clone()
     ids[:, 1:][ids[:, 1:] == 0] = 1
-    with reader(bridge, hook) as read:
-        acts = read(ids)
+    with reader(bridge, [hook]) as read:
+        acts = read(ids)[0]
     shapes = Features({hook: Array2D((CONTEXT, WIDTH), "float32"), "token_ids": Sequence(Value("int32"), CONTEXT)})
     Dataset.from_dict({hook: acts.numpy(), "token_ids": ids.numpy()}, features=shapes).save_to_disk(tmp_path / "cache")
     found, expected = measure(None, sae, tmp_path / "cache"), measure(bridge, sae, ids)

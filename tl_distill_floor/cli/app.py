@@ -22,7 +22,7 @@ app = typer.Typer(
 
 CODES = 200_000
 """Tokens whose codes are kept at the most."""
-Cost = StrEnum("Cost", ["energy"])
+Cost = StrEnum("Cost", ["fisher", "energy", "ablation"])
 Dtype = StrEnum("Dtype", ["fp32", "bf16"])
 Architecture = StrEnum("Architecture", ["batchtopk", "topk"])
 
@@ -57,7 +57,14 @@ def measure(
     ] = None,
     text: Text = None,
     tokens: Annotated[int, typer.Option(help="Tokens to read.", min=1)] = 200_000,
-    cost: Annotated[Cost, typer.Option(help="What a feature is worth: energy is squared error.")] = Cost.energy,
+    cost: Annotated[
+        Cost,
+        typer.Option(
+            help="What a feature is worth: fisher is KL in nats to second order, ablation the exact KL (slow), energy"
+            " squared error."
+        ),
+    ] = Cost.fisher,
+    draws: Annotated[int, typer.Option(help="Outputs drawn at each position for fisher.", min=1)] = 1,
     widths: Annotated[str | None, typer.Option(help="Student widths, such as 64,128,256.")] = None,
     steps: Annotated[
         int | None,
@@ -88,6 +95,7 @@ def measure(
         sae,
         text,
         cost=cost.value,
+        draws=draws,
         n_tokens=tokens,
         batch_size=batch_size,
         n_codes=0 if steps == 0 else CODES,

@@ -8,7 +8,8 @@ themselves are kept of a sample of whole sequences, whose size the caller bounds
 import dataclasses
 import hashlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,13 @@ from jaxtyping import Bool, Float, Float64, Int, Int64
 from torch import Tensor
 
 from tl_distill_floor.codes import Codes
+from tl_distill_floor.contexts import Contexts, contexts_of_both
 from tl_distill_floor.errors import InputError
-from tl_distill_floor.measuring.subject import Batch, Subject, subject_of
+from tl_distill_floor.measuring.contexts import batch_contexts, described
+from tl_distill_floor.measuring.importance import COSTS, Entries, cached_batches, summed
+from tl_distill_floor.measuring.subject import Batch, Reading, Subject, subject_of
 from tl_distill_floor.records import MAX_BLOCKS, Blocks, FeatureStats
 
-COSTS = ("energy",)
 SAMPLE_EVERY = 32
 """One token in so many, drawn at random, is decoded to measure what the SAE leaves unexplained."""
 SECONDS_BETWEEN_SAVES = 20.0
@@ -36,7 +39,9 @@ def measure(
     sae: Any = None,
     text: Any = None,
     *,
-    cost: str = "energy",
+    layer: int | None = None,
+    cost: str = "fisher",
+    draws: int = 1,
     n_tokens: int = 200_000,
     n_codes: int = 200_000,
     checkpoint: str | Path | None = None,
@@ -46,15 +51,25 @@ def measure(
 ) -> FeatureStats:
     """Measure an SAE's features on a teacher's activations: how often each fires, how strongly, and what it is worth.
 
-    The forward pass stops at the hook point, the SAE is called but never attached, and the model leaves as it came.
-    Special tokens (by id) and the first position of every sequence do not count.
+    The SAE is called but never attached, and the model leaves as it came. Special tokens (by id) and the first position
+    of every sequence do not count.
 
     Args:
         model: a HookedTransformer or TransformerBridge, or what `load_teacher` takes; None for cached activations.
         sae: a SAELens SAE, or what `load_sae` takes; None takes the one that is known for the model and layer.
         text: what `load_text` takes; None is the embedded text.
-        cost: "energy": E[a²] · ‖w‖² per feature, w its decoder row (the paper's I · E[x²]), in squared error per
-            token summed over the dimensions of the hook point.
+        layer: the layer after which the residual stream is read; the SAE's own when left out.
+        cost: what a feature is worth, per token:
+            "fisher": ½ E[(Σ_t a_t ⟨G_t, w⟩)²] over sequences, in nats: KL(teacher ‖ teacher without the feature) to
+            second order, w its decoder row, G_t the slope in the activation of the log-probability of outputs drawn
+            from the teacher. A whole forward pass and a backward pass to the hook point.
+            "ablation": the same KL exactly. One more forward pass from the hook point on for every feature of a batch:
+            for a few thousand tokens.
+            "energy": E[a²] · ‖w‖² (the paper's I · E[x²]), in squared error summed over the dimensions of the hook
+            point. A forward pass to the hook point. Cached activations have no outputs: they are measured by energy
+            whatever was asked, and the result says so.
+        draws: outputs drawn at each position for "fisher", one backward pass each; the sampling error of a cost falls
+            as 1 / √draws.
         n_tokens: tokens to read, those that do not count included; fewer where the text ends before.
         n_codes: tokens whose codes are kept, for `simulated`; whole sequences, drawn at random where the text is
             longer (each with the probability `n_codes` / `n_tokens`, by its number alone); 0 keeps none.
@@ -63,41 +78,85 @@ def measure(
         resume: go on from `checkpoint` where it exists; the result is the same to the last bit. Refused where it kept
             another share of the codes, as with another `n_tokens` above `n_codes`.
         progress: called after every batch with the tokens read so far and in all.
-        where: `layer`, `hook_name`, `context_size`, `batch_size` (sequences), `device`, `dtype` ("fp32", "bf16"); see
+        where: `hook_name`, `context_size`, `batch_size` (sequences), `device`, `dtype` ("fp32", "bf16"); see
             `subject_of`.
 
     Raises:
-        InputError: something cannot be loaded or does not belong together, the text is too short, or an activation is
-            not finite.
+        InputError: something cannot be loaded or does not belong together, the text is too short, the model has no
+            logits, or an activation is not finite.
     """
+    subject = subject_of(model, [sae], text, layers=[layer], **where)
+    (stats,) = measure_subject(
+        subject, cost=cost, draws=draws, n_tokens=n_tokens, n_codes=n_codes, checkpoints=[checkpoint], resume=resume,
+        progress=progress,
+    )  # fmt: skip
+    return stats
+
+
+def measure_subject(
+    subject: Subject,
+    *,
+    cost: str = "fisher",
+    draws: int = 1,
+    n_tokens: int = 200_000,
+    n_codes: int = 200_000,
+    checkpoints: Sequence[str | Path | None] | None = None,
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> list[FeatureStats]:
+    """Measure every SAE of a subject, in one pass over the teacher; see `measure`.
+
+    Raises:
+        InputError: see `measure`.
+    """
+    for name, value, least in (("of tokens", n_tokens, 1), ("of drawings", draws, 1)):
+        if value < least:
+            raise InputError(f"the number {name} must be at least {least}, got {value}")
     if cost not in COSTS:
         raise InputError(f"cost must be one of {', '.join(COSTS)}, got {cost}")
-    if n_tokens < 1:
-        raise InputError(f"the number of tokens must be at least 1, got {n_tokens}")
     if n_codes < 0:
         raise InputError(f"the number of tokens whose codes are kept must be at least 0, got {n_codes}")
-    subject = subject_of(model, sae, text, **where)
-    share = {"share_of_codes": min(1.0, n_codes / n_tokens)}
-    subject = dataclasses.replace(subject, settings=subject.settings | share)
-    file = Path(checkpoint) if checkpoint else None
-    before = FeatureStats.load(file) if file and resume and file.exists() else None
-    if before is not None:
-        _check_same(before, subject, file)
-    stats = _read_on(subject, _SoFar(file, before), n_tokens, progress)
+    fallen_back = subject.teacher is None and cost != "energy"
+    cost = "energy" if fallen_back else cost
+    decides = {"share_of_codes": min(1.0, n_codes / n_tokens), "cost": cost, "draws": draws if cost == "fisher" else 0}
+    subject = dataclasses.replace(subject, settings=subject.settings | decides)
+    files = [Path(file) if file else None for file in checkpoints or [None] * len(subject.readings)]
+    so_far = [_SoFar.of(subject, *each, resume) for each in zip(subject.readings, files, strict=True)]
+    _read_on(subject, so_far, n_tokens, progress)
+    return [
+        _finished(subject, reading, each.stats(), fallen_back)
+        for reading, each in zip(subject.readings, so_far, strict=True)
+    ]
+
+
+def _finished(subject: Subject, reading: Reading, stats: FeatureStats | None, fallen_back: bool) -> FeatureStats:
     if stats is None or not stats.n_tokens:
         raise InputError(
-            f"{subject.text_name} is too short: it fills no sequence of {subject.context_size} tokens with one that"
+            f"{subject.text.name} is too short: it fills no sequence of {subject.context_size} tokens with one that"
             " counts; give more text, or set --context-size lower"
         )
-    return dataclasses.replace(stats, warnings=tuple(subject.warnings()))
+    warnings = subject.warnings(reading)
+    if fallen_back:
+        warnings.append("cached activations have no outputs: costs are energy, in squared error, not nats")
+    contexts = stats.contexts
+    if contexts is not None and subject.teacher is not None:
+        contexts = described(contexts, subject.teacher.model, reading.sae, reading.hook_name)
+    return dataclasses.replace(stats, contexts=contexts, warnings=tuple(warnings))
 
 
 class _SoFar:
-    """What was measured so far, and the file that holds it."""
+    """What was measured so far of one SAE, and the file that holds it."""
 
     def __init__(self, file: Path | None, stats: FeatureStats | None) -> None:
         self.file, self.saved_at, self.is_saved = file, time.monotonic(), True
         self.parts = None if stats is None else _apart(stats)
+
+    @classmethod
+    def of(cls, subject: Subject, reading: Reading, file: Path | None, resume: bool) -> "_SoFar":
+        before = FeatureStats.load(file) if file and resume and file.exists() else None
+        if before is not None:
+            _check_same(before, subject.identity(reading), file)
+        return cls(file, before)
 
     @property
     def n_read(self) -> int:
@@ -132,75 +191,118 @@ def _apart(stats: FeatureStats) -> tuple[FeatureStats, tuple[Codes | None, ...]]
     return dataclasses.replace(stats, codes=None), (stats.codes,)
 
 
-def _read_on(subject: Subject, so_far: _SoFar, n_tokens: int, progress: Progress | None) -> FeatureStats | None:
-    """What was measured so far and the rest of the text, block by block."""
-    done = so_far.n_read
-    with subject.batches(done, n_tokens) as batches:
+def _read_on(subject: Subject, so_far: list[_SoFar], n_tokens: int, progress: Progress | None) -> None:
+    """Read the rest of the text, block by block, into what was measured so far."""
+    done = min(each.n_read for each in so_far)
+    with _batches(subject, done, n_tokens) as batches:
         reported = _reported(batches, done, n_tokens, progress)
         try:
             for size in _block_sizes(done // subject.tokens_per_batch):
-                block = block_stats(subject, islice(reported, size))
-                if block is None:
+                blocks = block_stats(subject, islice(reported, size))
+                if blocks is None:
                     break
-                so_far.add(block)
+                for each, block in zip(so_far, blocks, strict=True):
+                    if each.n_read == done:  # one of several may have been saved a block later than the others
+                        each.add(block)
+                done += blocks[0].n_tokens + blocks[0].n_masked
         finally:
-            so_far.save()
-    return so_far.stats()
+            for each in so_far:
+                each.save()
 
 
-def block_stats(subject: Subject, batches: Iterator[Batch]) -> FeatureStats | None:
-    """The statistics of one block of text, which nothing but its own batches decides; None where there are none."""
-    total: dict[str, Any] = {}
-    share, kept = subject.settings["share_of_codes"], []
+@contextmanager
+def _batches(subject: Subject, done: int, n_tokens: int) -> Iterator[Iterator[list[Batch]]]:
+    if subject.teacher is None:
+        yield cached_batches(subject, done, n_tokens)
+        return
+    with COSTS[subject.settings["cost"]].run(subject, subject.settings["draws"]) as step:
+        yield (step(first, ids) for first, ids in subject.sequences(done, n_tokens))
+
+
+def block_stats(subject: Subject, batches: Iterator[list[Batch]]) -> list[FeatureStats] | None:
+    """For every SAE the statistics of one block of text, decided by its own batches alone; None of no batch."""
+    parts: list[_Block] = [_Block(subject, reading) for reading in subject.readings]
+    read = 0
     for batch in batches:
-        sums, codes = batch_sums(subject.sae, batch, share)
-        total = {name: total[name] + value for name, value in sums.items()} if total else sums
-        kept += [] if codes is None else [codes]
-    if not total:
-        return None
-    norm = decoder_norm(subject.sae)
-    energy = total["sum_act_sq"] * norm**2
-    return FeatureStats(
-        **subject.identity(),
-        **total,
-        decoder_norm=norm,
-        sum_cost=energy,
-        cost_unit="mse",
-        blocks=Blocks(np.array([total["n_tokens"]]), total["firing_count"][None], energy[None]),
-        codes=Codes.joined(kept) if kept else None,
-    )
+        read += 1
+        for part, of_sae in zip(parts, batch, strict=True):
+            part.add(of_sae)
+    return [part.stats() for part in parts] if read else None
+
+
+class _Block:
+    """The sums of one SAE over one block of text."""
+
+    def __init__(self, subject: Subject, reading: Reading) -> None:
+        self.subject, self.reading = subject, reading
+        self.total: dict[str, Any] = {}
+        self.codes: list[Codes] = []
+        self.contexts: Contexts | None = None
+
+    def add(self, batch: Batch) -> None:
+        settings = self.subject.settings
+        sums, codes, contexts = batch_sums(self.reading.sae, batch, settings["cost"], settings["share_of_codes"])
+        self.total = {name: self.total[name] + value for name, value in sums.items()} if self.total else sums
+        self.codes += [] if codes is None else [codes]
+        self.contexts = contexts_of_both(self.contexts, contexts) if self.contexts else contexts
+
+    def stats(self) -> FeatureStats:
+        total = self.total
+        return FeatureStats(
+            **self.subject.identity(self.reading),
+            **total,
+            decoder_norm=decoder_norm(self.reading.sae),
+            cost_unit=COSTS[self.subject.settings["cost"]].unit,
+            blocks=Blocks(np.array([total["n_tokens"]]), total["firing_count"][None], total["sum_cost"][None]),
+            codes=Codes.joined(self.codes) if self.codes else None,
+            contexts=self.contexts,
+        )
 
 
 @torch.no_grad()
-def batch_sums(sae: Any, batch: Batch, share_of_codes: float) -> tuple[dict[str, Any], Codes | None]:
-    """What is summed over the tokens of one batch, under the names of `FeatureStats`, and the codes that are kept."""
+def batch_sums(
+    sae: Any, batch: Batch, cost: str, share_of_codes: float
+) -> tuple[dict[str, Any], Codes | None, Contexts | None]:
+    """What is summed over the tokens of one batch, under the names of `FeatureStats`; the codes kept; the contexts."""
     acts = batch.activation
     codes = sae.encode(acts).flatten(1)
+    n = codes.shape[1]
     token_feature = codes.flatten().nonzero().squeeze(1)
     found = codes.flatten()[token_feature]
-    values = found.double()
-    if not values.isfinite().all():
+    entries = Entries(token_feature // n, token_feature % n, found.double())
+    if not entries.value.isfinite().all():
         raise InputError("the SAE's codes hold NaN or Inf; load the SAE in fp32, or name another with --sae")
-    feature, n = token_feature % codes.shape[1], codes.shape[1]
     sample = _sample(len(acts)).to(acts.device)
     seen = acts[sample].flatten(1).double()
     missed = seen - sae.decode(codes[sample]).flatten(1).to(seen)
     sums = {
         "n_tokens": len(acts),
         "n_masked": batch.n_masked,
-        "firing_count": _count(feature, n),
-        "sum_act": _sum(feature, values, n),
-        "sum_act_sq": _sum(feature, values.square(), n),
+        "firing_count": torch.bincount(entries.feature, minlength=n).cpu().numpy(),
+        "sum_act": _sum(entries.feature, entries.value, n),
+        "sum_act_sq": _sum(entries.feature, entries.value.square(), n),
+        "sum_cost": COSTS[cost].summed(batch, entries, sae.W_dec.detach()).cpu().numpy(),
         "sampled_tokens": len(seen),
         "sampled_sum": seen.sum(0).cpu().numpy(),
         "sampled_sum_sq": seen.square().sum().item(),
         "sampled_error_sq": missed.square().sum().item(),
     }
-    if not share_of_codes:
-        return sums, None
-    starts = torch.searchsorted(token_feature, n * torch.arange(len(acts) + 1, device=token_feature.device))
-    arrays = (starts.cpu(), feature.int().cpu(), found.float().cpu(), batch.sequence)
-    return sums, _sampled(Codes(n, *(array.numpy() for array in arrays)), share_of_codes)
+    return sums, _kept_codes(batch, entries, found, n, share_of_codes), _contexts(batch, entries, found, n)
+
+
+def _kept_codes(batch: Batch, entries: Entries, found: Tensor, n: int, share: float) -> Codes | None:
+    if not share:
+        return None
+    starts = torch.searchsorted(entries.token, torch.arange(len(batch.activation) + 1, device=found.device))
+    arrays = (starts.cpu(), entries.feature.int().cpu(), found.float().cpu(), batch.sequence)
+    return _sampled(Codes(n, *(array.numpy() for array in arrays)), share)
+
+
+def _contexts(batch: Batch, entries: Entries, found: Tensor, n: int) -> Contexts | None:
+    if batch.ids is None:
+        return None
+    places = (batch.sequence, batch.position, batch.ids, batch.first)
+    return batch_contexts(entries.token, entries.feature, found, *places, n)
 
 
 def _sampled(codes: Codes, share: float) -> Codes:
@@ -231,14 +333,8 @@ def decoder_norm(sae: Any) -> Float64[np.ndarray, " feature"]:
     return norms
 
 
-def _count(feature: Tensor, n: int) -> Int64[np.ndarray, " feature"]:
-    counts: np.ndarray = torch.bincount(feature, minlength=n).cpu().numpy()
-    return counts
-
-
 def _sum(feature: Tensor, values: Float[Tensor, " entry"], n: int) -> Float64[np.ndarray, " feature"]:
-    # Of no entries at all, bincount gives whole numbers whatever the weights are.
-    sums: np.ndarray = torch.bincount(feature, weights=values, minlength=n).double().cpu().numpy()
+    sums: np.ndarray = summed(feature, values, n).cpu().numpy()
     return sums
 
 
@@ -257,9 +353,8 @@ def _block_sizes(batches_done: int) -> Iterator[int]:
             size, blocks = 2 * size, MAX_BLOCKS // 2
 
 
-def _check_same(stats: FeatureStats, subject: Subject, checkpoint: Path | None) -> None:
+def _check_same(stats: FeatureStats, asked: dict[str, Any], checkpoint: Path | None) -> None:
     """Raise an InputError where a checkpoint holds another measurement than the one that was asked for."""
-    asked = subject.identity()
     for name in ("model_name", "hook_name", "text_name", "d_model", "settings"):
         if getattr(stats, name) != asked[name]:
             raise InputError(
@@ -268,10 +363,12 @@ def _check_same(stats: FeatureStats, subject: Subject, checkpoint: Path | None) 
             )
 
 
-def _reported(batches: Iterator[Batch], done: int, total: int, progress: Progress | None) -> Iterator[Batch]:
+def _reported(
+    batches: Iterator[list[Batch]], done: int, total: int, progress: Progress | None
+) -> Iterator[list[Batch]]:
     """The batches, each reported when the next is asked for."""
     for batch in batches:
         yield batch
-        done += len(batch.activation) + batch.n_masked
+        done += len(batch[0].activation) + batch[0].n_masked
         if progress:
             progress(done, max(total, done))

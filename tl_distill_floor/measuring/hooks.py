@@ -1,9 +1,9 @@
 """Reading a teacher's activation at a hook point. The model leaves as it came: no hook, no changed mode."""
 
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -66,33 +66,108 @@ def name_in(model: Any, hook_name: str) -> str:
 
 @contextmanager
 def reader(
-    model: Any, hook_name: str
-) -> Iterator[Callable[[Int[Tensor, "batch position"]], Float[Tensor, "batch position *d_model"]]]:
-    """A function from token ids to the activation at `hook_name`; the forward pass stops there.
+    model: Any, hook_names: Sequence[str]
+) -> Iterator[Callable[[Int[Tensor, "batch position"]], list[Float[Tensor, "batch position *d_model"]]]]:
+    """A function from token ids to the activations at the hook points; the forward pass stops at the last of them.
 
     Raises:
         InputError: see `hook_point`.
     """
-    captured: list[Tensor] = []
+    captured: dict[str, Tensor] = {}
 
-    def keep(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
-        captured.append(output)
-        raise _ReachedHookPointError
+    def keep(name: str, output: Tensor) -> None:
+        captured[name] = output
+        if len(captured) == len(set(hook_names)):
+            raise _ReachedHookPointError
 
-    def read(tokens: Tensor) -> Tensor:
+    def read(tokens: Tensor) -> list[Tensor]:
+        captured.clear()
         try:
             with torch.no_grad():
                 model(tokens)
         except _ReachedHookPointError:
-            return captured.pop()
-        raise InputError(f"the forward pass never reached {hook_name}; name another hook point")
+            return [captured[name] for name in hook_names]
+        missed = ", ".join(name for name in hook_names if name not in captured)
+        raise InputError(f"the forward pass never reached {missed}; name another hook point")
 
-    handle = hook_point(model, hook_name).register_forward_hook(keep)
+    with evaluating(model), hooked(model, hook_names, keep):
+        yield read
+        captured.clear()
+
+
+class Differentiable(NamedTuple):
+    """A whole forward pass, whose graph begins at the earliest of the hook points."""
+
+    logits: Float[Tensor, "batch position vocabulary"]
+    activations: list[Float[Tensor, "batch position *d_model"]]
+
+
+@contextmanager
+def differentiator(
+    model: Any, hook_names: Sequence[str]
+) -> Iterator[Callable[[Int[Tensor, "batch position"]], Differentiable]]:
+    """A function from token ids to logits and to the activations at the hook points, which they can be derived in.
+
+    No gradient of the model's own weights is computed or kept.
+
+    Raises:
+        InputError: see `hook_point`; the model gives no logits.
+    """
+    captured: dict[str, Tensor] = {}
+
+    def keep(name: str, output: Tensor) -> Tensor:
+        captured[name] = output if output.requires_grad else output.detach().requires_grad_()
+        return captured[name]
+
+    def run(tokens: Tensor) -> Differentiable:
+        captured.clear()
+        with torch.enable_grad():
+            logits = checked_logits(model, model(tokens))
+        missed = ", ".join(name for name in hook_names if name not in captured)
+        if missed:
+            raise InputError(f"the forward pass never reached {missed}; name another hook point")
+        return Differentiable(logits, [captured.pop(name) for name in dict.fromkeys(hook_names)])
+
+    with evaluating(model), weights_fixed(model), hooked(model, hook_names, keep):
+        yield run
+        captured.clear()
+
+
+def checked_logits(model: Any, output: Any) -> Float[Tensor, "batch position vocabulary"]:
+    """What a forward pass gave, where it is logits.
+
+    Raises:
+        InputError: it is something else.
+    """
+    if not isinstance(output, Tensor) or output.ndim != 3 or output.shape[-1] < int(model.cfg.d_vocab):
+        raise InputError("the model gives no logits over its vocabulary, so losses in nats mean nothing; --cost energy")
+    return output
+
+
+@contextmanager
+def hooked(model: Any, hook_names: Sequence[str], keep: Callable[[str, Tensor], Tensor | None]) -> Iterator[None]:
+    """`keep` is given what each hook point puts out, and what it returns, if anything, goes on instead."""
+
+    def hook_of(name: str) -> Callable[[nn.Module, Any, Tensor], Tensor | None]:
+        return lambda _module, _inputs, output: keep(name, output)
+
+    with ExitStack() as stack:
+        for name in dict.fromkeys(hook_names):
+            stack.callback(hook_point(model, name).register_forward_hook(hook_of(name)).remove)
+        yield
+
+
+@contextmanager
+def weights_fixed(model: nn.Module) -> Iterator[None]:
+    """No weight requires a gradient inside, so that no graph is built but the one from the hook points on."""
+    trained = [weight for weight in model.parameters() if weight.requires_grad]
+    for weight in trained:
+        weight.requires_grad_(False)
     try:
-        with evaluating(model):
-            yield read
+        yield
     finally:
-        handle.remove()
+        for weight in trained:
+            weight.requires_grad_(True)
 
 
 @contextmanager

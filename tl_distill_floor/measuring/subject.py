@@ -1,18 +1,17 @@
 """What is measured: a teacher, a hook point, an SAE and a text that belong together, as a stream of activations."""
 
 import hashlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count, islice
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tl_distill_floor.errors import InputError
-from tl_distill_floor.measuring.hooks import reader, resid_post, same_point
+from tl_distill_floor.measuring.hooks import resid_post, same_point
 from tl_distill_floor.sources.saes import SaeSource, load_sae
 from tl_distill_floor.sources.teachers import (
     CHECKPOINT,
@@ -25,130 +24,152 @@ from tl_distill_floor.sources.teachers import (
 )
 from tl_distill_floor.sources.text import TextSource, load_text
 
+if TYPE_CHECKING:
+    from tl_distill_floor.measuring.splicing import Splicer
+
 
 class Batch(NamedTuple):
-    """The activations of one batch of sequences, without the tokens that do not count."""
+    """What one hook point gives of one batch of sequences: of the tokens that count, and of the whole batch."""
 
     activation: Float[Tensor, "token *d_model"]
     sequence: Int[Tensor, " token"]
     """Number of the text's sequence that the token stands in, counted from 0."""
+    position: Int[Tensor, " token"]
+    """Place of the token in its sequence."""
+    first: int
+    """Number of the batch's first sequence."""
+    n_sequences: int
     n_masked: int
+    ids: Int[Tensor, "batch position"] | None = None
+    """Token ids of the whole sequences; None of cached activations."""
+    gradients: tuple[Float[Tensor, "token d_model"], ...] = ()
+    """Slopes of the log-probability of sampled outputs, one for each drawing; see `importance`."""
+    teacher: "Splicer | None" = None
+    """The teacher, to be run again with other activations."""
+
+    @property
+    def row(self) -> Int[Tensor, " token"]:
+        """Place of the token's sequence in the batch."""
+        return self.sequence - self.first
 
 
 @dataclass(frozen=True)
-class Subject:
-    """A stream of activations, the SAE to encode them, and what the result says of both."""
+class Reading:
+    """An SAE, and the hook point that it reads."""
 
-    sae: Any
     source: SaeSource
-    teacher: Teacher | None
-    text: TextSource
     hook_name: str
-    settings: dict[str, Any]
+    digest: str
+    """Differs when the SAE does."""
 
     @property
-    def text_name(self) -> str:
-        return self.text.name
+    def sae(self) -> Any:
+        return self.source.sae
 
-    @property
-    def context_size(self) -> int:
-        return self.text.context_size
-
-    @property
-    def tokens_per_batch(self) -> int:
-        return int(self.settings["batch_size"]) * self.context_size
-
-    def identity(self) -> dict[str, Any]:
-        """The fields of `FeatureStats` that say what was measured."""
-        return {
-            "model_name": self.teacher.name if self.teacher else self.source.model_name or "unknown",
-            "hook_name": self.hook_name,
-            "sae_name": self.source.name,
-            "text_name": self.text_name,
-            "d_model": int(self.sae.cfg.d_in),
-            "expected_l0": self.source.expected_l0,
-            "settings": self.settings,
-        }
-
-    def warnings(self) -> list[str]:
-        """What a reader of the numbers should know about how they came to be."""
-        found = []
-        trained_on, context = self.source.model_name, self.source.context_size
-        if self.teacher and trained_on and not same_model(trained_on, self.teacher.name):
-            found.append(f"the SAE says it was trained on {trained_on}, the teacher is {self.teacher.name}")
-        if context and self.context_size > context:
-            found.append(f"sequences of {self.context_size} tokens are longer than the SAE was trained on ({context})")
-        wanted = {k: v for k, v in self.source.model_kwargs.items() if v and k in (*PROCESSING, *CHECKPOINT)}
-        if self.teacher and wanted and not wanted.items() <= self.teacher.loading.items():
-            found.append(f"the SAE was trained on a teacher loaded with {wanted}, which this one was not")
-        if self.teacher is None:
-            found.append("special tokens in cached activations are not known: only first positions were left out")
-        return found
-
-    @contextmanager
-    def batches(self, done: int, n_tokens: int) -> Iterator[Iterator[Batch]]:
-        """The batches of the sequences that hold tokens `done` to `n_tokens`.
-
-        Raises:
-            InputError: an id beyond the vocabulary, an activation of another width or not finite.
-        """
-        first, last = done // self.context_size, -(-n_tokens // self.context_size)
-        size = int(self.settings["batch_size"])
-        if self.teacher is None:
-            assert self.text.read_cached is not None
-            rows = islice(self.text.read_cached(self.hook_name), first, last)
-            stacks = (torch.stack([activation for _, activation in group]) for group in _groups(rows, size))
-            yield (
-                self._checked(acts, _first_masked(acts.shape[:2]), number)
-                for number, acts in zip(count(first, size), stacks, strict=False)
-            )
-            return
-        model = self.teacher.model
-        with reader(model, self.hook_name) as read:
-            sequences = islice(self.text.read(), first, last)
-            yield (
-                self._batch(model, read, torch.stack(group), number)
-                for number, group in zip(count(first, size), _groups(sequences, size), strict=False)
-            )
-
-    def _batch(
-        self, model: Any, read: Callable[[Tensor], Tensor], ids: Int[Tensor, "batch position"], first: int
-    ) -> Batch:
-        largest, vocabulary = int(ids.max()), int(model.cfg.d_vocab)
-        if largest >= vocabulary or int(ids.min()) < 0:
-            raise InputError(
-                f"the text holds token id {largest}, the teacher's vocabulary ends at {vocabulary - 1};"
-                " use the teacher's own tokenizer"
-            )
-        counts = _first_masked(ids.shape) & ~torch.isin(ids, torch.tensor(special_ids(model), dtype=ids.dtype))
-        return self._checked(read(ids.to(_device(model))), counts, first)
-
-    def _checked(
-        self, acts: Float[Tensor, "batch position *d_model"], counts: Bool[Tensor, "batch position"], first: int
-    ) -> Batch:
-        """The tokens that count of the sequences from number `first` on."""
+    def checked(self, acts: Float[Tensor, "batch position *d_model"]) -> Float[Tensor, "batch position *d_model"]:
+        """Raise an InputError unless the SAE reads activations of this width."""
         width, expected = acts[0, 0].numel(), int(self.sae.cfg.d_in)
         if width != expected:
             raise InputError(
                 f"{self.hook_name} has {width} dimensions, the SAE {self.source.name} reads {expected};"
                 " name an SAE of this model and layer with --sae"
             )
-        kept = acts[counts.to(acts.device)].to(self.sae.device)
-        kept = kept.flatten(1)
-        if self.sae.cfg.reshape_activations == "hook_z" and self.teacher:
-            heads = int(self.teacher.model.cfg.n_heads)
-            kept = kept.reshape(len(kept), heads, -1)  # such an SAE joins the heads itself
-        if not kept.isfinite().all():
-            raise InputError(f"the activation at {self.hook_name} holds NaN or Inf; run the teacher with --dtype fp32")
-        return Batch(kept, first + counts.nonzero()[:, 0], int((~counts).sum()))
+        return acts
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A teacher and a text, the SAEs that read it, and what the results say of all of them."""
+
+    readings: tuple[Reading, ...]
+    teacher: Teacher | None
+    text: TextSource
+    settings: dict[str, Any]
+
+    @property
+    def context_size(self) -> int:
+        return self.text.context_size
+
+    @property
+    def batch_size(self) -> int:
+        return int(self.settings["batch_size"])
+
+    @property
+    def tokens_per_batch(self) -> int:
+        return self.batch_size * self.context_size
+
+    def identity(self, reading: Reading) -> dict[str, Any]:
+        """The fields of `FeatureStats` that say what was measured."""
+        source = reading.source
+        return {
+            "model_name": self.teacher.name if self.teacher else source.model_name or "unknown",
+            "hook_name": reading.hook_name,
+            "sae_name": source.name,
+            "text_name": self.text.name,
+            "d_model": int(source.sae.cfg.d_in),
+            "expected_l0": source.expected_l0,
+            "neuronpedia_id": source.neuronpedia_id,
+            "settings": self.settings | {"sae": reading.digest},
+        }
+
+    def warnings(self, reading: Reading) -> list[str]:
+        """What a reader of the numbers should know about how they came to be."""
+        found, source = [], reading.source
+        trained_on, context = source.model_name, source.context_size
+        if self.teacher and trained_on and not same_model(trained_on, self.teacher.name):
+            found.append(f"the SAE says it was trained on {trained_on}, the teacher is {self.teacher.name}")
+        if context and self.context_size > context:
+            found.append(f"sequences of {self.context_size} tokens are longer than the SAE was trained on ({context})")
+        wanted = {k: v for k, v in source.model_kwargs.items() if v and k in (*PROCESSING, *CHECKPOINT)}
+        if self.teacher and wanted and not wanted.items() <= self.teacher.loading.items():
+            found.append(f"the SAE was trained on a teacher loaded with {wanted}, which this one was not")
+        if self.teacher is None:
+            found.append("special tokens in cached activations are not known: only first positions were left out")
+        return found
+
+    def sequences(self, done: int, n_tokens: int) -> Iterator[tuple[int, Int[Tensor, "batch position"]]]:
+        """(number of the first, token ids) of the batches that hold tokens `done` to `n_tokens` of the text.
+
+        Raises:
+            InputError: an id beyond the teacher's vocabulary.
+        """
+        assert self.teacher is not None
+        first, last = done // self.context_size, -(-n_tokens // self.context_size)
+        groups = _groups(islice(self.text.read(), first, last), self.batch_size)
+        for number, group in zip(count(first, self.batch_size), groups, strict=False):
+            yield number, self._in_vocabulary(torch.stack(group)).to(device_of(self.teacher.model))
+
+    def cached(self, done: int, n_tokens: int) -> Iterator[tuple[int, Float[Tensor, "batch position *d_model"]]]:
+        """(number of the first, activations) of the same batches where activations were cached."""
+        assert self.text.read_cached is not None
+        first, last = done // self.context_size, -(-n_tokens // self.context_size)
+        rows = islice(self.text.read_cached(self.readings[0].hook_name), first, last)
+        groups = _groups((activation for _, activation in rows), self.batch_size)
+        yield from zip(count(first, self.batch_size), map(torch.stack, groups), strict=False)
+
+    def counts(self, ids: Int[Tensor, "batch position"]) -> Bool[Tensor, "batch position"]:
+        """The tokens that count: no special ones, and not the first of a sequence."""
+        assert self.teacher is not None
+        special = torch.tensor(special_ids(self.teacher.model), dtype=ids.dtype, device=ids.device)
+        return first_masked(ids.shape).to(ids.device) & ~torch.isin(ids, special)
+
+    def _in_vocabulary(self, ids: Int[Tensor, "batch position"]) -> Int[Tensor, "batch position"]:
+        assert self.teacher is not None
+        largest, vocabulary = int(ids.max()), int(self.teacher.model.cfg.d_vocab)
+        if largest >= vocabulary or int(ids.min()) < 0:
+            raise InputError(
+                f"the text holds token id {largest}, the teacher's vocabulary ends at {vocabulary - 1};"
+                " use the teacher's own tokenizer"
+            )
+        return ids
 
 
 def subject_of(
     model: Any,
-    sae: Any = None,
+    saes: Sequence[Any],
     text: Any = None,
     *,
-    layer: int | None = None,
+    layers: Sequence[int | None] | None = None,
     hook_name: str | None = None,
     context_size: int | None = None,
     batch_size: int = 16,
@@ -158,44 +179,63 @@ def subject_of(
     """Load what has to be loaded and see that it belongs together.
 
     Args:
-        model, sae, text: see `measure`.
-        layer: the layer after which the residual stream is read; the SAE's own when left out.
+        model, text: see `measure`.
+        saes: one or more, each as `measure` takes it.
+        layers: for each SAE the layer after which the residual stream is read; the SAE's own where it is None.
         hook_name: the hook point, under HookedTransformer's or TransformerBridge's name; the SAE's own when left out.
-        context_size: tokens a sequence; what the SAE was trained on when left out.
+        context_size: tokens a sequence; what the SAEs were trained on when left out.
         batch_size: sequences a batch.
         device: torch device of what is loaded here.
         dtype: "fp32" or "bf16", of a teacher that is loaded here.
 
     Raises:
-        InputError: something is missing, or the SAE is of another model, layer, hook point or width.
+        InputError: something is missing, or an SAE is of another model, layer, hook point or width.
     """
     if batch_size < 1:
         raise InputError(f"the batch size must be at least 1 sequence, got {batch_size}")
     check_device(device)
-    name = model if model is None or not hasattr(model, "cfg") else getattr(model.cfg, "model_name", None)
-    source = load_sae(sae, model_name=None if name is None else str(name), layer=layer, device=device)
-    teacher = (
-        None if model is None else load_teacher(model, device=device, dtype=dtype, model_kwargs=source.model_kwargs)
-    )
-    hook = _hook_name(source, layer, hook_name)
+    given = getattr(model.cfg, "model_name", None) if hasattr(model, "cfg") else model
+    name = None if given is None else str(given)
+    layers = [None] * len(saes) if layers is None else layers
+    sources = [
+        load_sae(sae, model_name=name, layer=layer, device=device) for sae, layer in zip(saes, layers, strict=True)
+    ]
+    hooks = [_hook_name(source, layer, hook_name) for source, layer in zip(sources, layers, strict=True)]
+    teacher = None if model is None else load_teacher(model, device=device, dtype=dtype, model_kwargs=_kwargs(sources))
     if teacher is None:
         loaded = load_text(text, None)
-        if loaded.read_cached is None:
+        if loaded.read_cached is None or len(sources) > 1:
             raise InputError(
                 f"{loaded.name} is text, which needs a teacher; name one, or a directory of cached activations"
+                if loaded.read_cached is None
+                else "several SAEs need a teacher, not cached activations; name one, or measure them one by one"
             )
     else:
-        _check_model(teacher, source)
-        loaded = _text_for(teacher.model, source, text, context_size)
+        for source in sources:
+            _check_model(teacher, source)
+        loaded = _text_for(teacher.model, sources, text, context_size)
     settings = {
         "context_size": loaded.context_size,
         "batch_size": batch_size,
         "not_counted": "first position" if teacher is None else "special token ids and first position",
         "text": loaded.fingerprint,
         "teacher": teacher.loading if teacher else "cached activations",
-        "sae": _digest(source.sae),
     }
-    return Subject(source.sae, source, teacher, loaded, hook, settings)
+    readings = tuple(Reading(*each, _digest(each[0].sae)) for each in zip(sources, hooks, strict=True))
+    return Subject(readings, teacher, loaded, settings)
+
+
+def _kwargs(sources: Sequence[SaeSource]) -> dict[str, Any]:
+    """How the SAEs want the teacher loaded, all alike."""
+    heeded = [
+        {k: v for k, v in source.model_kwargs.items() if v and k in (*PROCESSING, *CHECKPOINT)} for source in sources
+    ]
+    if any(each != heeded[0] for each in heeded):
+        raise InputError(
+            f"the SAEs were trained on teachers loaded in different ways ({heeded[0]}, and"
+            f" {next(each for each in heeded if each != heeded[0])}); measure them one by one"
+        )
+    return sources[0].model_kwargs
 
 
 def _digest(sae: Any) -> str:
@@ -240,23 +280,26 @@ def _check_model(teacher: Teacher, source: SaeSource) -> None:
         )
 
 
-def _text_for(model: Any, source: SaeSource, text: Any, context_size: int | None) -> TextSource:
+def _text_for(model: Any, sources: Sequence[SaeSource], text: Any, context_size: int | None) -> TextSource:
     longest = int(model.cfg.n_ctx)
     check_context(model, context_size)
+    if len({source.prepend_bos is not False for source in sources}) > 1:
+        raise InputError("some of the SAEs were trained with a beginning-of-text token; measure them one by one")
+    trained_on = min(source.context_size or 256 for source in sources)
     tokenizer = getattr(model, "tokenizer", None)
     has_bos = tokenizer is not None and tokenizer.bos_token_id is not None
     loaded = load_text(
         text,
         tokenizer,
-        context_size=context_size or min(source.context_size or 256, longest),
-        prepend_bos=has_bos and source.prepend_bos is not False,
+        context_size=context_size or min(trained_on, longest),
+        prepend_bos=has_bos and sources[0].prepend_bos is not False,
     )
     if loaded.context_size > longest:
         raise InputError(f"sequences of {loaded.context_size} tokens are longer than the teacher reads ({longest})")
     return loaded
 
 
-def _first_masked(shape: Any) -> Bool[Tensor, "batch position"]:
+def first_masked(shape: Any) -> Bool[Tensor, "batch position"]:
     counts = torch.ones(tuple(shape), dtype=torch.bool)
     counts[:, 0] = False
     return counts
@@ -267,6 +310,6 @@ def _groups(rows: Iterator[Any], size: int) -> Iterator[list[Any]]:
         yield group
 
 
-def _device(model: Any) -> torch.device:
+def device_of(model: Any) -> torch.device:
     first: Tensor = next(model.parameters())
     return first.device

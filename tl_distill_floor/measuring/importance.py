@@ -1,0 +1,285 @@
+"""What a feature is worth: what the loss gains, per token, when it is removed from the teacher's activation.
+
+`energy` needs nothing but the codes. `fisher` and `ablation` look at the teacher's own output: KL(teacher ‖ teacher
+without the feature), to second order and exactly. A feature is removed from every token of a sequence that counts; the
+part of the activation that the SAE leaves unexplained stays.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Float64, Int, Int64
+from torch import Tensor
+
+from tl_distill_floor.errors import InputError
+from tl_distill_floor.measuring.hooks import differentiator, reader
+from tl_distill_floor.measuring.splicing import forward_kl, splicer
+from tl_distill_floor.measuring.subject import Batch, Reading, Subject, first_masked
+from tl_distill_floor.records import CostUnit
+
+NUMBERS_AT_ONCE = 2**22
+"""Numbers of activations or logits that are held at once beside what the teacher itself holds."""
+Step = Callable[[int, Tensor], list[Batch]]
+"""From (number of the first sequence, token ids) to a batch for every SAE."""
+
+
+class Entries(NamedTuple):
+    """The codes of some tokens that are not 0."""
+
+    token: Int64[Tensor, " entry"]
+    """Place among the tokens that count, ascending."""
+    feature: Int64[Tensor, " entry"]
+    value: Float64[Tensor, " entry"]
+
+
+SummedCost = Callable[[Batch, Entries, Tensor], Float64[Tensor, " feature"]]
+"""From a batch, its codes and the decoder [feature, d_model] to the cost, summed over the batch's tokens."""
+
+
+class Cost(NamedTuple):
+    """A way of saying what a feature is worth."""
+
+    unit: CostUnit
+    run: Callable[[Subject, int], Any]
+    """A context manager that gives the `Step` it needs, with so many drawings."""
+    summed: SummedCost
+
+
+@contextmanager
+def plain_pass(subject: Subject, _draws: int) -> Iterator[Step]:
+    """Forward passes that end at the last of the hook points."""
+    with reader(_model(subject), _hooks(subject)) as read:
+
+        def step(first: int, ids: Tensor) -> list[Batch]:
+            counts = subject.counts(ids)
+            acts = dict(zip(_hooks(subject), read(ids), strict=True))
+            return [batch_of(subject, r, acts[r.hook_name], counts, first, ids) for r in subject.readings]
+
+        yield step
+
+
+@contextmanager
+def slope_pass(subject: Subject, draws: int) -> Iterator[Step]:
+    """Whole forward passes, and one backward pass to the hook points for each drawing.
+
+    At every position t an output y_t is drawn from the teacher, and Σ_t log p(y_t) is derived in the activations. The
+    slopes of different positions are independent given the text and have mean 0, so that one backward pass gives all.
+    """
+    with differentiator(_model(subject), _hooks(subject)) as run:
+
+        def step(first: int, ids: Tensor) -> list[Batch]:
+            counts, hooks = subject.counts(ids), _hooks(subject)
+            logits, acts = run(ids)
+            if not logits.requires_grad:
+                raise _nothing_follows(hooks[0])
+            random = torch.Generator().manual_seed(first)
+            slopes: list[tuple[Tensor, ...]] = []
+            for number in range(draws):
+                direction = score_direction(logits.detach(), random)
+                again = number + 1 < draws
+                found = torch.autograd.grad(logits, acts, direction, retain_graph=again, allow_unused=True)
+                slopes.append(tuple(_depended_on(slope, hook) for slope, hook in zip(found, hooks, strict=True)))
+            kept = {hook: (acts[i].detach(), [drawn[i] for drawn in slopes]) for i, hook in enumerate(hooks)}
+            made = []
+            for reading in subject.readings:
+                act, gradients = kept[reading.hook_name]
+                batch = batch_of(subject, reading, act, counts, first, ids)
+                seen = tuple(g[counts].flatten(1).float().to(reading.sae.device) for g in gradients)
+                made.append(batch._replace(gradients=seen))
+            return made
+
+        yield step
+
+
+@contextmanager
+def spliced_pass(subject: Subject, _draws: int) -> Iterator[Step]:
+    """Whole forward passes that can be run again from the hook point on."""
+    (reading,) = one_reading(subject)
+    with splicer(_model(subject), reading.hook_name) as teacher:
+
+        def step(first: int, ids: Tensor) -> list[Batch]:
+            acts = teacher.run(ids)
+            batch = batch_of(subject, reading, acts, subject.counts(ids), first, ids)
+            return [batch._replace(teacher=teacher)]
+
+        yield step
+
+
+def batch_of(
+    subject: Subject,
+    reading: Reading,
+    acts: Float[Tensor, "batch position *d_model"],
+    counts: Bool[Tensor, "batch position"],
+    first: int,
+    ids: Int[Tensor, "batch position"] | None,
+) -> Batch:
+    """The tokens that count.
+
+    Raises:
+        InputError: the SAE reads another width, or an activation is not finite.
+    """
+    sae = reading.sae
+    kept = reading.checked(acts)[counts.to(acts.device)].to(sae.device).flatten(1)
+    if not kept.isfinite().all():
+        raise InputError(f"the activation at {reading.hook_name} holds NaN or Inf; run the teacher with --dtype fp32")
+    if sae.cfg.reshape_activations == "hook_z" and subject.teacher:
+        kept = kept.reshape(len(kept), int(subject.teacher.model.cfg.n_heads), -1)  # such an SAE joins the heads itself
+    row, position = counts.nonzero(as_tuple=True)
+    return Batch(kept, first + row.cpu(), position.cpu(), first, len(counts), int((~counts).sum()), ids)
+
+
+def cached_batches(subject: Subject, done: int, n_tokens: int) -> Iterator[list[Batch]]:
+    """Batches of activations that were cached, of which only the first positions are known not to count."""
+    (reading,) = subject.readings
+    for first, acts in subject.cached(done, n_tokens):
+        yield [batch_of(subject, reading, acts, first_masked(acts.shape[:2]), first, None)]
+
+
+def energy(_batch: Batch, entries: Entries, decoder: Float[Tensor, "feature d_model"]) -> Float64[Tensor, " feature"]:
+    """Σ a² · ‖w‖²: the squared error when the code is set to 0 (the paper's I · E[x²]; Sarkar and Deka 2026, A1)."""
+    norm: Tensor = decoder.double().norm(dim=-1)
+    return summed(entries.feature, entries.value.square(), len(decoder)) * norm.square()
+
+
+def fisher(batch: Batch, entries: Entries, decoder: Float[Tensor, "feature d_model"]) -> Float64[Tensor, " feature"]:
+    """½ Σ over sequences of (Σ_t a_t ⟨G_t, w⟩)², G_t the slope of the sampled outputs' log-probability.
+
+    The KL of removing the feature to second order, ½ δᵀFδ with F the Fisher matrix of the teacher's outputs (Amari
+    1998, eq. 2.7); cross terms between positions vanish in the mean.
+    """
+    n, n_rows = len(decoder), batch.n_sequences
+    place = batch.row.to(entries.token.device)[entries.token] * n + entries.feature
+    total = torch.zeros(n, dtype=torch.float64, device=place.device)
+    for gradient in batch.gradients:
+        score = entries.value * dots(gradient, decoder, entries.token, entries.feature)
+        total += summed(place, score, n_rows * n).view(n_rows, n).square().sum(0)
+    cost: Tensor = total / (2.0 * len(batch.gradients))
+    return cost
+
+
+def ablation(batch: Batch, entries: Entries, decoder: Float[Tensor, "feature d_model"]) -> Float64[Tensor, " feature"]:
+    """KL(teacher ‖ teacher without the feature), exactly: sequences run again for every feature that fires in them."""
+    features = torch.unique(entries.feature)
+    found = torch.zeros(len(decoder), dtype=torch.float64, device=decoder.device)
+    for feature, loss in zip(features.tolist(), ablated(batch, entries, decoder, features), strict=True):
+        found[feature] = loss.sum()
+    return found
+
+
+def ablated(
+    batch: Batch, entries: Entries, decoder: Float[Tensor, "feature d_model"], features: Int64[Tensor, " chosen"]
+) -> Iterator[Float64[Tensor, " sequence"]]:
+    """For each of the features, the summed KL (nats) of every sequence of the batch when that feature is removed."""
+    order = entries.feature.argsort(stable=True)
+    start, end = (torch.searchsorted(entries.feature[order], features, right=right) for right in (False, True))
+    for feature, first, last in zip(features.tolist(), start.tolist(), end.tolist(), strict=True):
+        chosen = order[first:last]
+        token, value = entries.token[chosen], entries.value[chosen].float()
+        rows = torch.unique(batch.row[token.cpu()])
+        change = -value[:, None] * decoder[feature].float()
+        losses = torch.zeros(batch.n_sequences, dtype=torch.float64)
+        losses[rows] = spliced_kl(batch, token, change, rows)
+        yield losses
+
+
+def spliced_kl(
+    batch: Batch,
+    token: Int64[Tensor, " changed"],
+    change: Float[Tensor, "changed d_model"],
+    rows: Int64[Tensor, " row"] | None = None,
+) -> Float64[Tensor, " row"]:
+    """KL(teacher ‖ teacher with a changed activation), summed over the positions of each sequence, in nats.
+
+    Args:
+        batch: of a `spliced_pass`.
+        token: places, among the tokens that count, whose activation changes.
+        change: what is added there.
+        rows: the sequences of the batch that are run again; all of them when left out.
+    """
+    assert batch.teacher is not None
+    whole = batch.teacher.activation
+    rows = torch.arange(batch.n_sequences) if rows is None else rows
+    place = torch.full((batch.n_sequences,), -1)
+    place[rows] = torch.arange(len(rows))
+    activation = whole[rows.to(whole.device)].flatten(2).float()
+    row, position = place[batch.row[token.cpu()]].to(whole.device), batch.position[token.cpu()].to(whole.device)
+    activation[row, position] += change.to(activation)
+    logits = batch.teacher.again(activation, rows.to(whole.device))
+    return forward_kl(batch.teacher.logits[rows.to(whole.device)], logits).double().sum(1).cpu()
+
+
+def score_direction(
+    logits: Float[Tensor, "batch position vocabulary"], random: torch.Generator
+) -> Float[Tensor, "batch position vocabulary"]:
+    """∂ log p(y) / ∂ logits at every position, y drawn from p: 1 at y, less p."""
+    flat = logits.flatten(0, 1)
+    found, at_once = torch.empty_like(flat), max(1, NUMBERS_AT_ONCE // flat.shape[1])
+    for first in range(0, len(flat), at_once):
+        rows = slice(first, first + at_once)
+        p = flat[rows].float().softmax(-1)
+        reached = p.cumsum(-1)
+        aim = torch.rand(len(p), 1, generator=random).to(p.device) * reached[:, -1:]
+        drawn = torch.searchsorted(reached, aim, right=True).clamp_(max=p.shape[1] - 1)
+        found[rows] = p.neg_().scatter_add_(1, drawn, torch.ones_like(aim)).to(found.dtype)
+    return found.view_as(logits)
+
+
+def dots(
+    left: Float[Tensor, "token d_model"],
+    right: Float[Tensor, "feature d_model"],
+    token: Int64[Tensor, " entry"],
+    feature: Int64[Tensor, " entry"],
+) -> Float64[Tensor, " entry"]:
+    """⟨left[token], right[feature]⟩ of every entry."""
+    at_once = max(1, NUMBERS_AT_ONCE // left.shape[1])
+    rights = right.float()
+    parts = [
+        torch.linalg.vecdot(left[some_tokens], rights[some_features])
+        for some_tokens, some_features in zip(torch.split(token, at_once), torch.split(feature, at_once), strict=True)
+    ]
+    return torch.cat(parts).double() if parts else torch.zeros(0, dtype=torch.float64, device=left.device)
+
+
+def summed(place: Int64[Tensor, " entry"], values: Float64[Tensor, " entry"], n: int) -> Float64[Tensor, " place"]:
+    """Sums of the values by place."""
+    # Of no entries at all, bincount gives whole numbers whatever the weights are.
+    return torch.bincount(place, weights=values, minlength=n).double()
+
+
+def one_reading(subject: Subject) -> tuple[Reading]:
+    """Its only one.
+
+    Raises:
+        InputError: there are several.
+    """
+    if len(subject.readings) > 1:
+        raise InputError("the exact ablation of features takes one SAE at a time; measure them one by one")
+    return (subject.readings[0],)
+
+
+def _depended_on(slope: Tensor | None, hook_name: str) -> Tensor:
+    if slope is None:
+        raise _nothing_follows(hook_name)
+    return slope
+
+
+def _nothing_follows(hook_name: str) -> InputError:
+    return InputError(f"the teacher's logits do not depend on {hook_name}: nothing follows it; use --cost energy")
+
+
+def _hooks(subject: Subject) -> list[str]:
+    return list(dict.fromkeys(reading.hook_name for reading in subject.readings))
+
+
+def _model(subject: Subject) -> Any:
+    assert subject.teacher is not None
+    return subject.teacher.model
+
+
+COSTS = {
+    "energy": Cost("mse", plain_pass, energy),
+    "fisher": Cost("nats", slope_pass, fisher),
+    "ablation": Cost("nats", spliced_pass, ablation),
+}
