@@ -205,7 +205,7 @@ def test_the_floor_is_at_least_half_of_what_was_reached_and_at_most_what_the_sho
     def at_the_end(shorter: float, longer: float) -> float:
         alike = (np.ones(N), np.ones(n))
         losses = (simulation.Loss(np.full(N, share), np.full(n, share), *alike) for share in (shorter, longer))
-        return task._at_the_end(model, *losses).floor / task.total
+        return task._at_the_end((model, model), *losses).floor / task.total
 
     assert at_the_end(0.5, 0.4) == pytest.approx(0.3)
     assert at_the_end(0.9, 0.4) == pytest.approx(0.2)

@@ -39,12 +39,13 @@ def refused(result: Result) -> str:
 def test_measure_prints_a_table_and_saves(given: Given, tmp_path: Path) -> None:
     result = run(*given, "--layer", 1)
     assert result.exit_code == 0, result.output
-    for word in ("teacher", "sparsity α", "d*", "theorem", "independent", "simulated", "gain", "Expected is"):
+    for word in ("teacher", "sparsity α", "d*", "theorem", "independent", "simulated", "gain", "Expected is", "nats"):
         assert word in result.stdout
     assert sorted(p.name for p in (tmp_path / "runs" / "tiny-neox-layer1").iterdir()) == [
         "floor.json",
         "simulated.safetensors",
         "stats.safetensors",
+        "tail.safetensors",
     ]
 
 

@@ -256,8 +256,8 @@ def test_the_model_leaves_as_it_came(bridge: Any, sae: Any, ids: torch.Tensor) -
 
 
 def test_predict_floor_is_measure_and_floor(bridge: Any, sae: Any, ids: torch.Tensor) -> None:
-    floor = predict_floor(bridge, sae, ids, widths=[2, 4, 8], steps=20)
-    again = floor_from_stats(measure(bridge, sae, ids), [2, 4, 8], steps=20)
+    floor = predict_floor(bridge, sae, ids, widths=[2, 4, 8], steps=20, cost="energy")
+    again = floor_from_stats(measure(bridge, sae, ids, cost="energy"), [2, 4, 8], steps=20)
     assert floor.theorem.tolist() == again.theorem.tolist()
     assert floor.simulated is not None
     assert floor.simulated.tolist() == again.simulated.tolist()

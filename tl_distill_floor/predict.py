@@ -1,26 +1,86 @@
 """`predict_floor`: from a teacher and its SAE to the floor of every student width, in one call."""
 
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-from tl_distill_floor.measuring.features import measure
+from tl_distill_floor.measuring.features import measure_subject
+from tl_distill_floor.measuring.subject import Subject, subject_of
+from tl_distill_floor.measuring.tails import student_losses, tail_losses
 from tl_distill_floor.prediction import FloorPrediction
+from tl_distill_floor.records import FeatureStats
+from tl_distill_floor.tail_loss import grid
+from tl_distill_floor.theory.allocation import by_cost, tail_costs
 from tl_distill_floor.theory.floor import STEPS, floor_from_stats
+
+Bar = Callable[[str, str], AbstractContextManager[Any]]
+"""From a unit and what is being done to a context that gives a progress function, or None."""
+WHERE = ("hook_name", "context_size", "batch_size", "device", "dtype")
 
 
 def predict_floor(
-    model: Any, sae: Any = None, text: Any = None, *, widths: Any = None, steps: int = STEPS, **measure_options: Any
+    model: Any,
+    sae: Any = None,
+    text: Any = None,
+    *,
+    widths: Any = None,
+    layer: int | None = None,
+    steps: int = STEPS,
+    min_count: int = 1,
+    seed: int = 0,
+    **measure_options: Any,
 ) -> FloorPrediction:
     """Measure the teacher's features and predict the loss floor of its students.
 
     Args:
-        model, sae, text: see `measure`.
+        model, sae, text, layer: see `measure`.
         widths: [width] student widths in dimensions; shares of the teacher's width when left out.
         steps: of the bottleneck students behind `simulated`; 0 trains none. See `floor_from_stats`.
+        min_count: a feature is alive when it fired on at least this many tokens.
+        seed: of the resampling, of the training and of the choice of the held-out text.
         measure_options: see `measure`.
 
     Raises:
         InputError: see `measure` and `floor_from_stats`.
     """
-    stats = measure(model, sae, text, **measure_options)
-    device = measure_options.get("device", getattr(sae, "device", "cpu"))  # where an SAE in memory lies
-    return floor_from_stats(stats, widths, steps=steps, device=str(device))
+    where = {name: measure_options.pop(name) for name in WHERE if name in measure_options}
+    subject = subject_of(model, [sae], text, layers=[layer], **where)
+    checkpoint = measure_options.pop("checkpoint", None)
+    (stats,) = measure_subject(subject, checkpoints=[checkpoint], **measure_options)
+    device = str(where.get("device", subject.readings[0].sae.device))  # where an SAE in memory lies
+    return floor_of(subject, stats, widths=widths, steps=steps, min_count=min_count, seed=seed, device=device)
+
+
+def floor_of(
+    subject: Subject,
+    stats: FeatureStats,
+    *,
+    widths: Any = None,
+    steps: int = STEPS,
+    min_count: int = 1,
+    seed: int = 0,
+    device: str = "cpu",
+    bar: Bar = lambda _unit, _doing: nullcontext(),
+) -> FloorPrediction:
+    """The floor of what was measured of a subject with one SAE; where costs are in nats, losses are measured too.
+
+    The tail loss, and what students lose in the teacher's place, are taken on text that the students do not see.
+    """
+    predict: dict[str, Any] = {"widths": widths, "steps": steps, "min_count": min_count, "seed": seed, "device": device}
+    if stats.cost_unit == "nats" and subject.teacher is not None:
+        from tl_distill_floor.theory.simulation import held_out_sequences
+
+        chosen = held_out_sequences(stats, seed)
+        order = by_cost(stats.cost, stats.alive(min_count))
+        ranks = grid(len(order))
+        additive = tail_costs(stats.cost[order])[ranks]
+        with bar("sequences", "removing features") as progress:
+            predict["tail"] = tail_losses(subject, order, ranks, additive, chosen, progress=progress)
+
+        def judge(students: Sequence[Any]) -> Any:
+            with bar("sequences", "judging students") as progress:
+                return student_losses(subject, students, chosen, progress)
+
+        predict["judge"] = judge
+    with bar("steps", "simulating") as progress:
+        return floor_from_stats(stats, progress=progress, **predict)

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,13 +23,16 @@ from tl_distill_floor.records import (
     FeatureStats,
     Simulation,
 )
+from tl_distill_floor.tail_loss import TAIL_FILE, TailLoss
 from tl_distill_floor.theory.allocation import allocate, by_cost
 from tl_distill_floor.theory.capacity import Number
+from tl_distill_floor.theory.power_law import PowerLaw, power_law_of
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 Interval = tuple[float, float]
+Curve = tuple[Int64[np.ndarray, " trained"], Callable[[float], Any]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,18 +55,22 @@ class FloorPrediction:
     critical_width_interval: Interval
     widths: Int64[np.ndarray, " width"]
     theorem: Float64[np.ndarray, " width"]
-    """Theorem 1: the summed cost of the features beyond the ⌊d · g(α)⌋ most costly."""
+    """Theorem 1: what is lost without the features beyond the ⌊d · g(α)⌋ most costly; the tail loss, or summed cost."""
     independent: Float64[np.ndarray, " width"]
     """Water-filling: what training reaches on features of these costs and rates that fire independently."""
     interval: Float64[np.ndarray, "width 2"]
     """(low, high) of `expected` at each width, from a bootstrap over blocks of the text."""
+    additive: Float64[np.ndarray, " width"]
+    """Theorem 1 with costs summed as they stand; `theorem` itself where there is no tail loss."""
     simulation: Simulation | None = None
     """What bottleneck students reached on the real codes; None where there were none to train on."""
+    tail: TailLoss | None = None
+    """How much the teacher's output really loses, where costs are in nats: see `sized`."""
     warnings: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         n = len(self.widths)
-        for name in ("theorem", "independent", "interval"):
+        for name in ("theorem", "independent", "interval", "additive"):
             values = getattr(self, name)
             if len(values) != n or (values < 0).any():
                 raise ValueError(f"{name} must hold {n} losses of at least 0, one a width")
@@ -96,8 +104,12 @@ class FloorPrediction:
 
     @property
     def total(self) -> float:
-        """The summed cost of all alive features: what a student loses that outputs nothing."""
-        return float(self.stats.cost[self.stats.alive(self.min_count)].sum())
+        """What a student loses that holds no feature: the loss without any, or their summed cost."""
+        return float(self.sized(self.stats.cost[self.stats.alive(self.min_count)].sum()))
+
+    def sized(self, cost: Any) -> Any:
+        """Summed costs as the loss that they stand for: by the tail loss where there is one, else as they are."""
+        return cost if self.tail is None else self.tail.of_additive(cost)
 
     @property
     def teacher_floor(self) -> float:
@@ -110,13 +122,20 @@ class FloorPrediction:
         Between the widths that were simulated, a monotone cubic of the logarithms; beyond them `independent`, divided
         by the structure gain of the nearest.
         """
-        alone = self._independent(width).floor
-        if self.simulation is None or alone == 0:
+        return self._on_curve(width, self._simulated_curve, self.sized)
+
+    def _additive_at(self, width: Number) -> float:
+        """The expected floor in summed costs."""
+        return self._on_curve(width, self._simulated_costs, float)
+
+    def _on_curve(self, width: Number, curve: Curve | None, sized: Callable[[float], float]) -> float:
+        alone = sized(self._independent(width).floor)
+        if curve is None or alone == 0:
             return alone
-        widths, log_floors = self._simulated_curve
+        widths, log_floors = curve
         nearest = float(np.clip(float(width), widths[0], widths[-1]))
         floor = float(np.exp(log_floors(math.log(nearest))))
-        of_nearest = alone if nearest == width else self._independent(nearest).floor
+        of_nearest = alone if nearest == width else sized(self._independent(nearest).floor)
         return floor * alone / of_nearest
 
     def structure_gain_at(self, width: Number) -> float:
@@ -128,11 +147,11 @@ class FloorPrediction:
         if self.simulation is None:
             raise InputError("nothing was simulated; measure with codes (n_codes above 0)")
         floor = self.floor_at(width)
-        return self._independent(width).floor / floor if floor > 0 else math.nan
+        return float(self.sized(self._independent(width).floor)) / floor if floor > 0 else math.nan
 
     def lost_share(self, width: Number) -> Float64[np.ndarray, " feature"]:
         """The share of each feature's cost in `expected` at one width; 0 for features that are not alive."""
-        cost, floor = self.stats.cost, self.floor_at(width)
+        cost, floor = self.stats.cost, self._additive_at(width)
         lost = self._independent(width).lost_cost if self.simulation is None else self.simulation.lost_at(width)
         there = (cost > 0) & self.stats.alive(self.min_count)
         share: np.ndarray = np.divide(lost, cost, out=np.zeros_like(cost), where=there)
@@ -140,13 +159,17 @@ class FloorPrediction:
         share *= floor / summed if summed > 0 else 1.0
         return share
 
-    def simulation_error(self) -> Float64[np.ndarray, " width"]:
-        """Standard error of `simulated` from the tokens that it was measured on; 0 without a simulation."""
+    def measured_error(self) -> Float64[np.ndarray, " width"]:
+        """Standard error of `expected` from the tokens that losses were measured on."""
         if self.simulation is None:
-            return np.zeros(len(self.widths))
-        error: np.ndarray = np.interp(
-            np.log(self.widths), np.log(self.simulation.widths), self.simulation.standard_error
-        )
+            costs = [self._additive_at(int(width)) for width in self.widths]
+            relative = np.array([0.0 if self.tail is None else self.tail.relative_error(cost) for cost in costs])
+            of_tail: np.ndarray = self.expected * relative
+            return of_tail
+        in_nats = self.simulation.kl_error is not None and self.tail is not None
+        known = self.simulation.kl_error if in_nats else self.simulation.standard_error
+        assert known is not None
+        error: np.ndarray = np.interp(np.log(self.widths), np.log(self.simulation.widths), known)
         return error
 
     def kept(self, width: Number) -> Bool[np.ndarray, " feature"]:
@@ -186,8 +209,11 @@ class FloorPrediction:
         self.stats.save(directory / STATS_FILE)
         if self.simulation is not None:
             self.simulation.save(directory / SIMULATION_FILE)
+        if self.tail is not None:
+            self.tail.save(directory / TAIL_FILE)
         fields = {f.name: getattr(self, f.name) for f in _stored_fields(type(self))}
         head = {"format": "tl-distill-floor/floor", "version": 1, "unit": self.unit, "stats": self.stats.digest()}
+        head["has_tail"] = self.tail is not None
         curves = {"simulated": plain(self.simulated), "expected": self.expected.tolist()}
         found = {**head, **{name: plain(value) for name, value in fields.items()}, **curves}
         return write_atomically(directory / FLOOR_FILE, json.dumps(found, indent=1, allow_nan=False).encode())
@@ -208,8 +234,9 @@ class FloorPrediction:
                 raise ValueError(f"it was not computed from the {STATS_FILE} beside it")  # noqa: TRY301
             simulated = found["simulated"] is not None
             simulation = Simulation.load(file.parent / SIMULATION_FILE) if simulated else None
+            tail = TailLoss.load(file.parent / TAIL_FILE) if found["has_tail"] else None
             fields = {f.name: _decode(f.name, found[f.name]) for f in _stored_fields(cls)}
-            return _checked(cls(stats=stats, simulation=simulation, **fields), found["simulated"])
+            return _checked(cls(stats=stats, simulation=simulation, tail=tail, **fields), found["simulated"])
         except InputError:
             raise
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -226,17 +253,34 @@ class FloorPrediction:
 
         return floor_html(self)
 
+    @cached_property
+    def power_law(self) -> PowerLaw | None:
+        """Of the alive features' sorted costs; None where they are fewer than 10."""
+        return power_law_of(self.stats, self.min_count)
+
     def _independent(self, width: Number) -> Allocation:
         return independent(self.stats, self.stats.alive(self.min_count), width)
 
     @cached_property
-    def _simulated_curve(self) -> tuple[Int64[np.ndarray, " trained"], Any]:
-        """(widths, log floor as a function of log width) of what was simulated; a wider student loses no more."""
+    def _simulated_curve(self) -> Curve | None:
+        """What was simulated, in `unit`."""
+        if self.simulation is None:
+            return None
+        if self.tail is None or self.simulation.kl is None:
+            return self._curve(self.sized(self.simulation.floor.mean(1)))
+        return self._curve(self.simulation.kl.mean(1))
+
+    @cached_property
+    def _simulated_costs(self) -> Curve | None:
+        """The same in summed costs."""
+        return None if self.simulation is None else self._curve(self.simulation.floor.mean(1))
+
+    def _curve(self, floor: Float64[np.ndarray, " trained"]) -> Curve:
+        """(widths, log floor as a function of log width); a wider student loses no more."""
         assert self.simulation is not None
         from scipy.interpolate import PchipInterpolator
 
-        floors = np.minimum.accumulate(self.simulation.floor.mean(1))
-        logs = np.log(np.maximum(floors, 1e-9 * max(self.total, 1e-300)))
+        logs = np.log(np.maximum(np.minimum.accumulate(floor), 1e-9 * max(self.total, 1e-300)))
         if len(logs) == 1:
             return self.simulation.widths, lambda _: logs[0]
         return self.simulation.widths, PchipInterpolator(np.log(self.simulation.widths), logs)
@@ -258,7 +302,7 @@ def _checked(floor: FloorPrediction, simulated: Any) -> FloorPrediction:
 
 
 def _stored_fields(record: type[FloorPrediction]) -> list[dataclasses.Field[Any]]:
-    return [f for f in dataclasses.fields(record) if f.name not in ("stats", "simulation")]
+    return [f for f in dataclasses.fields(record) if f.name not in ("stats", "simulation", "tail")]
 
 
 def plain(value: Any) -> Any:
@@ -273,7 +317,7 @@ def plain(value: Any) -> Any:
 def _decode(name: str, value: Any) -> Any:
     if name == "widths":
         return np.array(value, dtype=np.int64)
-    if name in ("theorem", "independent", "interval"):
+    if name in ("theorem", "independent", "interval", "additive"):
         return np.array(value, dtype=np.float64)
     if name.endswith("_interval"):
         return tuple(math.nan if bound is None else float(bound) for bound in value)

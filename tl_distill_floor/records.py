@@ -64,10 +64,18 @@ class Simulation:
     held_out_sequences: float
     """How many sequences of equal cost would scatter as the ones that it was measured on."""
     steps: int
+    kl: Float64[np.ndarray, "width seed"] | None = None
+    """KL(teacher ‖ teacher with the students' codes at the hook point), nats per token, when training ends; None where
+    it was not measured."""
+    kl_reached: Float64[np.ndarray, "width seed"] | None = None
+    """The same after `steps`."""
+    kl_error: Float64[np.ndarray, " width"] | None = None
+    """Standard error of `kl`, from the sequences it was measured on and from the extrapolation."""
 
     def __post_init__(self) -> None:
         n = len(self.widths)
-        losses = (self.floor, self.reached, self.standard_error, self.lost_cost, self.on_training_text)
+        losses = [self.floor, self.reached, self.standard_error, self.lost_cost, self.on_training_text]
+        losses += [a for a in (self.kl, self.kl_reached, self.kl_error) if a is not None]
         if any(len(loss) != n for loss in losses) or n < 1 or (np.diff(self.widths, prepend=0) <= 0).any():
             raise ValueError("a simulation needs rising widths above 0, and a floor, an error and lost costs for each")
         if any(not np.isfinite(a).all() or (a < 0).any() for a in losses):

@@ -88,7 +88,7 @@ def measure(
 
     run = Run(out or default_out(model, layer), resume=resume, quiet=as_json)
     predict: dict[str, Any] = {"widths": parsed_widths(widths), "min_count": min_count, "seed": seed, "device": device}
-    where = {"layer": layer, "device": device, "dtype": dtype.value, "context_size": context_size}
+    where = {"device": device, "dtype": dtype.value, "context_size": context_size, "batch_size": batch_size}
     floor = run_measure(
         run,
         model,
@@ -97,10 +97,10 @@ def measure(
         cost=cost.value,
         draws=draws,
         n_tokens=tokens,
-        batch_size=batch_size,
         n_codes=0 if steps == 0 else CODES,
+        layer=layer,
+        where=where,
         predict=predict if steps is None else predict | {"steps": steps},
-        **where,
     )
     show(floor, run.directory, as_json)
 

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -59,19 +60,30 @@ class Run:
 
 
 def run_measure(
-    run: Run, model: Any, sae: Any, text: Any, *, predict: dict[str, Any], **options: Any
+    run: Run,
+    model: Any,
+    sae: Any,
+    text: Any,
+    *,
+    layer: int | None,
+    where: dict[str, Any],
+    predict: dict[str, Any],
+    **options: Any,
 ) -> FloorPrediction:
     """Measure into a run directory and predict; the interrupted sums go once the result is saved."""
     with run.prepared(), quiet_libraries():
-        from tl_distill_floor.measuring.features import measure
+        from tl_distill_floor.measuring.features import measure_subject
+        from tl_distill_floor.measuring.subject import subject_of
+        from tl_distill_floor.predict import floor_of
         from tl_distill_floor.sources.text import is_cached_activations
-        from tl_distill_floor.theory.floor import floor_from_stats
 
         teacher = None if text is not None and is_cached_activations(Path(text)) else model
         with progress_bar(run.quiet, "tokens", "measuring") as progress:
-            stats = measure(teacher, sae, text, checkpoint=run.partial, resume=run.resume, progress=progress, **options)
-        with progress_bar(run.quiet, "steps", "simulating") as progress:
-            floor = floor_from_stats(stats, progress=progress, **predict)
+            subject = subject_of(teacher, [sae], text, layers=[layer], **where)
+            (stats,) = measure_subject(
+                subject, checkpoints=[run.partial], resume=run.resume, progress=progress, **options
+            )
+        floor = floor_of(subject, stats, bar=partial(progress_bar, run.quiet), **predict)
         floor.save(run.directory)
         run.partial.unlink(missing_ok=True)
     return floor

@@ -1,8 +1,10 @@
 """Predictions as plain JSON values, for other programs."""
 
+import dataclasses
 from typing import Any
 
 from tl_distill_floor.prediction import FloorPrediction, plain
+from tl_distill_floor.tail_loss import TailLoss, standard_error
 
 
 def floor_json(floor: FloorPrediction) -> dict[str, Any]:
@@ -28,7 +30,10 @@ def floor_json(floor: FloorPrediction) -> dict[str, Any]:
         "unit": floor.unit,
         "widths": floor.widths.tolist(),
         **{name: plain(curve) for name, curve in curves.items()},
+        "additive": plain(floor.additive),
         "structure_gain": plain(floor.structure_gain),
+        "power_law": None if floor.power_law is None else plain_fields(floor.power_law),
+        "tail_loss": None if floor.tail is None else tail_json(floor.tail),
         "intervals": {
             "n_features": plain(floor.n_features_interval),
             "alpha": plain(floor.alpha_interval),
@@ -37,4 +42,20 @@ def floor_json(floor: FloorPrediction) -> dict[str, Any]:
         },
         "growth": {"tokens": tokens.tolist(), "n_features": alive.tolist()},
         "warnings": list(floor.warnings),
+    }
+
+
+def plain_fields(record: Any) -> dict[str, Any]:
+    """The fields of a record."""
+    return {name: plain(value) for name, value in dataclasses.asdict(record).items()}
+
+
+def tail_json(tail: TailLoss) -> dict[str, Any]:
+    """Ranks, losses and their standard errors (nats per token), and the summed costs beside them."""
+    return {
+        "ranks": tail.ranks.tolist(),
+        "loss": tail.mean.tolist(),
+        "standard_error": plain(standard_error(tail.loss, tail.n_tokens)),
+        "additive": tail.additive.tolist(),
+        "n_tokens": int(tail.n_tokens.sum()),
     }

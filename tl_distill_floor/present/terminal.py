@@ -60,6 +60,8 @@ def _measured(floor: FloorPrediction) -> Table:
         ("g(α)", f"{floor.capacity:.2f} features per dimension"),
         ("d*", f"{floor.critical_width:.1f} dimensions{_range(floor.critical_width_interval, '.1f')}"),
     ]
+    if floor.power_law is not None:
+        rows.append(("costs", str(floor.power_law)))
     for row in rows:
         table.add_row(*row)
     return table
@@ -67,7 +69,8 @@ def _measured(floor: FloorPrediction) -> Table:
 
 def _widths(floor: FloorPrediction) -> Table:
     unit = "MSE" if floor.unit == "mse" else "nats/token"
-    title = f"Loss floor ({unit}): {UNIT_IN_WORDS[floor.unit]}"
+    words = "KL(teacher ‖ student)" if floor.unit == "nats" else UNIT_IN_WORDS[floor.unit]
+    title = f"Loss floor ({unit}): {words}"
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
     curves = {"theorem": floor.theorem, "independent": floor.independent, "simulated": floor.simulated}
     shown = {name: curve for name, curve in curves.items() if curve is not None}
@@ -81,7 +84,7 @@ def _widths(floor: FloorPrediction) -> Table:
             f"{width:,}",
             f"{floor.n_features - len(floor.lost(width)):,}",
             *(f"{curve[i]:.4g}" for curve in shown.values()),
-            "" if math.isnan(high) else f"{low:.4g} to {high:.4g}",
+            "" if math.isnan(high) else f"{low:.3g} to {high:.3g}",
             f"{floor.expected[i] / floor.total:.1%}" if floor.total else "",
             *([] if gains is None else ["" if math.isnan(gains[i]) else f"{gains[i]:.1f}"]),
         )
@@ -100,6 +103,12 @@ def _verdict(floor: FloorPrediction) -> str:
     )
     if floor.simulated is not None:
         sentence += " Gain is independent over simulated: what is won by the features that fire together."
+    if floor.tail is not None:
+        counted = int(floor.tail.n_tokens.sum())
+        sentence += (
+            f" Losses are measured on {counted:,} tokens of the text: the summed costs alone would give"
+            f" {floor.additive[0]:.4g} for theorem at width {floor.widths[0]:,}."
+        )
     if floor.simulation is not None and (widest := int(floor.simulation.widths[-1])) < stats.d_model:
         sentence += f" Beyond width {widest:,}, the widest that was simulated, its gain is taken."
     return sentence

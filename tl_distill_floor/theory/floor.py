@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
@@ -11,8 +11,12 @@ from jaxtyping import Bool, Float64, Int64
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.prediction import FloorPrediction, Interval, independent
 from tl_distill_floor.records import FeatureStats, Simulation
+from tl_distill_floor.tail_loss import TailLoss
 from tl_distill_floor.theory.allocation import by_cost, check_features, tail_costs
 from tl_distill_floor.theory.capacity import Number, capacity, critical_width, n_held
+
+if TYPE_CHECKING:
+    from tl_distill_floor.theory.simulation import Judge
 
 SHARES_OF_TEACHER = (1 / 16, 1 / 8, 1 / 4, 3 / 8, 1 / 2, 3 / 4, 1)
 Z95 = 1.96
@@ -66,6 +70,8 @@ def floor_from_stats(
     min_count: int = 1,
     steps: int = STEPS,
     simulation: Simulation | None = None,
+    tail: TailLoss | None = None,
+    judge: "Judge | None" = None,
     n_bootstrap: int = 400,
     seed: int = 0,
     device: str = "cpu",
@@ -80,6 +86,9 @@ def floor_from_stats(
         steps: of the bottleneck students that are trained for `simulated` where the statistics carry codes, at the
             widths or, where these are more than 8, at 8 of them; 0 trains none.
         simulation: what such students reached before, instead of training them.
+        tail: what the teacher's output really loses without the least costly features (`tail_losses`): losses are then
+            measured ones, where costs are in nats.
+        judge: of the students, see `theory.simulation.Judge`; None counts what they lose by costs.
         n_bootstrap: resamplings of the blocks of text behind the 95 % intervals.
         seed: of the resampling and of the training.
         device: torch device of the training.
@@ -102,23 +111,30 @@ def floor_from_stats(
     unsimulated: tuple[str, ...] = ()
     if simulation is None and steps:
         options = {"steps": steps, "min_count": min_count, "seed": seed, "device": device, "progress": progress}
+        options |= {"judge": judge}
         simulation, unsimulated = _simulated(stats, sizes[sizes < (alive & (stats.cost > 0)).sum()], options)
+    alpha = 1.0 - float(stats.firing_rate[alive].mean())
+    found = (*stats.warnings, *_warnings(stats, alpha, tail is not None))
+    theorem = _theorem(stats.cost, stats.firing_rate, alive, sizes)
+    alone = np.array([independent(stats, alive, int(width)).floor for width in sizes])
     prediction = FloorPrediction(
         stats=stats,
         min_count=min_count,
         n_features=int(alive.sum()),
-        alpha=(alpha := 1.0 - float(stats.firing_rate[alive].mean())),
+        alpha=alpha,
         capacity=capacity(alpha),
         critical_width=critical_width(int(alive.sum()), alpha),
         n_features_interval=UNKNOWN,
         alpha_interval=UNKNOWN,
         critical_width_interval=UNKNOWN,
         widths=sizes,
-        theorem=_theorem(stats.cost, stats.firing_rate, alive, sizes),
-        independent=np.array([independent(stats, alive, int(width)).floor for width in sizes]),
+        theorem=theorem if tail is None else tail.of_additive(theorem),
+        independent=alone if tail is None else tail.of_additive(alone),
+        additive=theorem,
         interval=np.full((len(sizes), 2), np.nan),
         simulation=simulation,
-        warnings=(*stats.warnings, *_warnings(stats, alpha), *unsimulated, *_doubts(stats, alive, simulation)),
+        tail=tail,
+        warnings=(*found, *unsimulated, *_doubts(stats, alive, simulation)),
     )
     return _with_intervals(prediction, n_bootstrap, seed)
 
@@ -154,8 +170,9 @@ def _with_intervals(prediction: FloorPrediction, n_bootstrap: int, seed: int) ->
     draws = [_redraw(stats, lost, prediction.min_count, t) for t in times]
     spread = [np.std(np.stack(drawn), axis=0) for drawn in zip(*draws, strict=True)]
     error = Geometry._make(spread)
-    floor_error = np.hypot(error.floor, prediction.simulation_error())
     floor = prediction.expected
+    summed = np.maximum([prediction.lost_share(int(w)) @ stats.cost for w in prediction.widths], 1e-300)
+    floor_error = np.hypot(error.floor * floor / summed, prediction.measured_error())
     return dataclasses.replace(
         prediction,
         n_features_interval=_around(prediction.n_features, error.n_features),
@@ -244,10 +261,15 @@ def _doubts(stats: FeatureStats, alive: Bool[np.ndarray, " feature"], simulation
     return found
 
 
-def _warnings(stats: FeatureStats, alpha: float) -> list[str]:
+def _warnings(stats: FeatureStats, alpha: float, has_tail: bool) -> list[str]:
     found = []
     if len(stats.blocks.n_tokens) < 2:
         found.append("one block of text gives no intervals: measure more tokens, or smaller batches")
+    if stats.cost_unit == "nats" and not has_tail:
+        found.append(
+            "costs in nats do not add up to the loss of removing many features, which is larger; give a teacher"
+            " (predict_floor) to have it measured"
+        )
     if alpha < DENSE:
         found.append(f"sparsity {alpha:.3f} is below 0.632, where Theorem 1's capacity function has no meaning")
     if stats.fvu > 0.3:

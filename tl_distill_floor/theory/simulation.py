@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -13,6 +13,7 @@ from torch import Tensor
 from tl_distill_floor.codes import Codes
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.records import FeatureStats, Simulation
+from tl_distill_floor.tail_loss import standard_error
 from tl_distill_floor.theory.bottleneck import Batch, Bottleneck, steps_a_width, train
 from tl_distill_floor.theory.toy import Report
 
@@ -29,6 +30,12 @@ RATES = (1.0, 0.3, 0.1)
 LEFT_ERROR = 1 / 3
 """Standard error of what training without end still gains, relative to what doubling the steps gained last."""
 
+Restored = Callable[[Float[Tensor, "token feature"]], Float[Tensor, "token feature"]]
+"""From an SAE's codes to what a student gives back of them."""
+Judge = Callable[[Sequence[Restored]], tuple[Float64[np.ndarray, "student sequence"], Int64[np.ndarray, " sequence"]]]
+"""From students to what the teacher's output loses with each, summed over every held-out sequence (nats), and the
+sequences' tokens."""
+
 
 def simulate(
     stats: FeatureStats,
@@ -40,6 +47,7 @@ def simulate(
     batch_size: int = BATCH,
     seed: int = 0,
     device: str = "cpu",
+    judge: Judge | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Simulation:
     """Train bottlenecks of some widths on the codes that were kept, and measure what they lose on held-out ones.
@@ -58,10 +66,11 @@ def simulate(
         batch_size: tokens a step.
         seed: of the weights, the order of the tokens and the choice of the held-out sequences.
         device: torch device.
+        judge: what the teacher's output loses when students' codes take the place of its own; see `Judge`.
         progress: called now and then with steps done and steps in all.
 
     Returns:
-        Simulation: floors in the unit of `stats.cost`.
+        Simulation: floors in the unit of `stats.cost`, and in nats where there is a judge.
 
     Raises:
         InputError: there are no codes, some are negative, there are too few sequences of them to hold some out, or
@@ -90,7 +99,38 @@ def simulate(
         on_training_text=table("on_training_text"),
         held_out_sequences=float(task.held_out_sequences),
         steps=steps,
+        **({} if judge is None else _judged(task, stats, by_seed, judge)),
     )
+
+
+def held_out_sequences(stats: FeatureStats, seed: int = 0) -> Int64[np.ndarray, " sequence"]:
+    """Numbers of the text's sequences that the students of that seed do not see; without codes, of as many others."""
+    if stats.codes is not None:
+        return np.unique(stats.codes.sequence[_held_out(stats.codes.sequence, seed)])
+    size = stats.settings["context_size"]
+    n = max(1, (stats.n_tokens + stats.n_masked) // size)
+    chosen = np.random.default_rng(seed).permutation(n)[: max(1, MOST_HELD_OUT // size)]
+    return np.sort(chosen).astype(np.int64)
+
+
+def _judged(task: "Task", stats: FeatureStats, by_seed: list[list["Reached"]], judge: Judge) -> dict[str, np.ndarray]:
+    """The fields of `Simulation` in nats: every width's two trainings judged, and extrapolated as its floor is."""
+    floors, lasts, errors = [], [], []
+    for of_seed in by_seed:
+        students = [task.restoring(model, stats) for reached in of_seed for model in reached.models]
+        loss, n_tokens = judge(students)
+        mean = loss.sum(1) / n_tokens.sum()
+        shorter, longer = mean[::2], mean[1::2]
+        floors.append([_extrapolated(*pair) for pair in zip(shorter, longer, strict=True)])
+        lasts.append(longer)
+        errors.append(np.hypot(standard_error(loss, n_tokens)[1::2], LEFT_ERROR * np.maximum(shorter - longer, 0.0)))
+    return {"kl": np.array(floors).T, "kl_reached": np.array(lasts).T, "kl_error": np.mean(errors, axis=0)}
+
+
+def _extrapolated(shorter: float, longer: float) -> float:
+    """L∞ = 2 L(n) − L(n/2), at least L(n)/2; L(n/2) where the longer training lost more."""
+    gained = shorter - longer
+    return longer - min(gained, longer / 2.0) if gained > 0 else shorter
 
 
 class Reached(NamedTuple):
@@ -101,6 +141,8 @@ class Reached(NamedTuple):
     standard_error: float
     lost_share: Float64[np.ndarray, " alive"]
     on_training_text: float
+    models: tuple[Bottleneck, Bottleneck]
+    """After half the steps, and after all."""
 
 
 class Loss(NamedTuple):
@@ -187,24 +229,36 @@ class Task:
             for width, models in zip(left, trained, strict=True):
                 shorter, longer = (self.loss(model, self.held_out) for model in models)
                 if shorter.is_sound and longer.is_sound:
-                    found[width] = self._at_the_end(models[1], shorter, longer)
+                    found[width] = self._at_the_end(models, shorter, longer)
         diverged = [width for width in widths if width not in found]
         if diverged:
             raise InputError(f"the simulated student of width {diverged[0]} diverged; set the steps to 0 to do without")
         return [found[width] for width in widths]
 
-    def _at_the_end(self, model: Bottleneck, shorter: Loss, longer: Loss) -> Reached:
+    def _at_the_end(self, models: tuple[Bottleneck, Bottleneck], shorter: Loss, longer: Loss) -> Reached:
         gained = shorter.share - longer.share
-        floor = longer.share - min(gained, longer.share / 2.0) if gained > 0 else shorter.share
         n_seen, n_compared = self.training.n_tokens, min(self.training.n_tokens, self.held_out.n_tokens)
         some = self.training.of_tokens(np.linspace(0, n_seen - 1, n_compared).astype(np.int64))
         return Reached(
-            floor * self.total,
+            _extrapolated(shorter.share, longer.share) * self.total,
             longer.share * self.total,
             math.hypot(longer.standard_error(self.held_out.sequence), LEFT_ERROR * gained) * self.total,
             longer.shares(np.bincount(self.held_out.feature, minlength=len(self.alive))),
-            self.loss(model, some).share * self.total,
+            self.loss(models[1], some).share * self.total,
+            models,
         )
+
+    def restoring(self, model: Bottleneck, stats: FeatureStats) -> Restored:
+        """From an SAE's codes to what the student gives back of them; nothing of features that are not alive."""
+        norm = torch.tensor(stats.decoder_norm[self.alive], dtype=torch.float32, device=model.W.device)
+        alive = torch.from_numpy(self.alive).to(model.W.device)
+
+        def restored(codes: Tensor) -> Tensor:
+            seen = codes[:, alive.to(codes.device)].to(model.W.device) * norm
+            back = model.output(seen @ model.W) / norm.clamp(min=torch.finfo(torch.float32).tiny)
+            return torch.zeros_like(codes).index_copy_(1, alive.to(codes.device), back.to(codes))
+
+        return restored
 
     @torch.no_grad()
     def loss(self, model: Bottleneck, codes: Codes) -> Loss:

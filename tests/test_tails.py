@@ -1,0 +1,149 @@
+"""Losses measured in nats: against plain forward passes with a hook, and the curve between them."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from tests.conftest import CONTEXT, FEATURES
+from tests.test_importance import activation_of, logits_with
+from tl_distill_floor import FloorPrediction, InputError, floor_from_stats, measure, predict_floor
+from tl_distill_floor.measuring.subject import subject_of
+from tl_distill_floor.measuring.tails import _chosen, student_losses, tail_losses
+from tl_distill_floor.tail_loss import TailLoss, grid, standard_error
+from tl_distill_floor.theory.simulation import held_out_sequences
+
+SOME = np.array([1, 4, 5, 30])
+
+
+def kl_without(model: Any, sae: Any, ids: Tensor, dropped: Tensor) -> np.ndarray:
+    """Summed KL (nats) of every sequence when features are removed from the tokens that count, by a plain hook."""
+    counts = (ids != 0) & (torch.arange(CONTEXT) > 0)
+    activation = activation_of(model, ids)
+    codes = sae.encode(activation).detach() * counts[..., None]
+    without = activation - codes[..., dropped] @ sae.W_dec[dropped].detach()
+    p, q = (logits_with(model, ids, a).double().log_softmax(-1) for a in (activation, without))
+    return (p.exp() * (p - q)).sum((1, 2)).numpy()
+
+
+def test_a_tail_loss_is_the_kl_of_plain_forward_passes(bridge: Any, sae: Any, ids: Tensor) -> None:
+    subject = subject_of(bridge, [sae], ids, batch_size=3)
+    order = np.random.default_rng(0).permutation(FEATURES)
+    ranks = np.array([0, 10, 60, FEATURES])
+    found = tail_losses(subject, order, ranks, np.linspace(3, 0, 4), SOME)
+    for rank, loss in zip(ranks, found.loss, strict=True):
+        expected = kl_without(bridge, sae, ids[SOME], torch.from_numpy(order[rank:].copy()))
+        np.testing.assert_allclose(loss, expected, rtol=1e-3, atol=1e-4)
+    assert found.n_tokens.tolist() == [int((ids[i, 1:] != 0).sum()) for i in SOME]
+    assert found.loss[-1].max() == 0
+
+
+def test_features_that_are_not_named_are_removed_with_the_last(bridge: Any, sae: Any, ids: Tensor) -> None:
+    subject = subject_of(bridge, [sae], ids)
+    order = np.arange(40)
+    found = tail_losses(subject, order, np.array([0, 40]), np.array([1.0, 0.0]), SOME)
+    expected = kl_without(bridge, sae, ids[SOME], torch.arange(40, FEATURES))
+    np.testing.assert_allclose(found.loss[1], expected, rtol=1e-3, atol=1e-4)
+
+
+def test_students_are_judged_by_what_they_give_back(bridge: Any, sae: Any, ids: Tensor) -> None:
+    subject = subject_of(bridge, [sae], ids, batch_size=3)
+    students = [lambda codes: codes, torch.zeros_like, lambda codes: codes * (torch.arange(FEATURES) < 7)]
+    loss, n_tokens = student_losses(subject, students, SOME)
+    assert loss[0].max() == 0
+    for found, kept in zip(loss[1:], (0, 7), strict=True):
+        expected = kl_without(bridge, sae, ids[SOME], torch.arange(kept, FEATURES))
+        np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
+    assert len(n_tokens) == len(SOME)
+
+
+def test_only_the_chosen_sequences_are_read(bridge: Any, sae: Any, ids: Tensor) -> None:
+    found = torch.cat(list(_chosen(subject_of(bridge, [sae], ids, batch_size=3), SOME)))
+    assert torch.equal(found, ids[SOME])
+    with pytest.raises(InputError, match="give more text"):
+        student_losses(subject_of(bridge, [sae], ids), [torch.zeros_like], np.array([10**4]))
+
+
+def made(loss: list[float], additive: list[float]) -> TailLoss:
+    """One sequence of one token."""
+    n = len(loss)
+    return TailLoss(np.arange(n), np.array(additive), np.array(loss)[:, None], np.array([1]), np.array([0]))
+
+
+def test_the_curve_goes_through_what_was_measured_and_keeps_its_ratio_below() -> None:
+    tail = made([8.0, 3.0, 1.2, 0.0], [2.0, 1.0, 0.5, 0.0])
+    assert tail.of_additive(np.array([2.0, 1.0, 0.5])) == pytest.approx([8.0, 3.0, 1.2])
+    assert tail.of_additive(0.05) == pytest.approx(0.12)  # 1.2 ÷ 0.5 of it
+    assert tail.of_additive(0.0) == 0
+    assert tail.of_additive(5.0) == tail.total == 8.0
+    assert made([0.0], [0.0]).of_additive(0.0) == 0
+    # A power of the costs is a straight line of the logarithms, and met exactly.
+    power = made([4.0, 1.0, 0.25], [4.0, 2.0, 1.0])
+    assert power.of_additive(3.0) == pytest.approx(2.25)
+
+
+@given(st.lists(st.tuples(st.floats(1e-6, 10), st.floats(1e-6, 10)), min_size=1, max_size=8))
+def test_more_cost_is_never_less_loss(pairs: list[tuple[float, float]]) -> None:
+    costs, losses = (np.sort(np.array(values))[::-1] for values in zip(*pairs, strict=True))
+    tail = made(losses.tolist(), costs.tolist())
+    found = tail.of_additive(np.geomspace(1e-8, 20, 50))
+    assert (np.diff(found) >= -1e-9 * found[1:]).all()
+    assert (found <= tail.total * (1 + 1e-12)).all()
+
+
+def test_the_standard_error_by_hand() -> None:
+    # Two sequences of one token lose 1 and 3: the mean is 2, the residuals are ∓1, √(2 · 2/1) / 2 = 1.
+    assert standard_error(np.array([[1.0, 3.0]]), np.array([1, 1])) == pytest.approx([1.0])
+
+
+def test_ranks_begin_at_none_and_are_denser_at_the_top() -> None:
+    assert grid(2000).tolist() == [0, 13, 55, 125, 222, 347, 500, 680, 888, 1125, 1388, 1680]
+    assert grid(3).tolist() == [0, 1, 2]
+    assert grid(0).tolist() == [0]
+
+
+def test_a_prediction_in_nats_is_made_of_measured_losses(bridge: Any, sae: Any, ids: Tensor, tmp_path: Path) -> None:
+    floor = predict_floor(bridge, sae, ids, widths=[2, 8], steps=20)
+    assert floor.unit == "nats"
+    assert floor.tail is not None
+    assert floor.simulation is not None
+    stats = measure(bridge, sae, ids)
+    assert floor.tail.sequences.tolist() == held_out_sequences(stats).tolist()
+    plain = floor_from_stats(stats, [2, 8], steps=0)
+    assert floor.additive.tolist() == plain.theorem.tolist()
+    np.testing.assert_allclose(floor.theorem, floor.tail.of_additive(plain.theorem))
+    np.testing.assert_allclose(floor.independent, floor.tail.of_additive(plain.independent))
+    np.testing.assert_allclose(floor.simulated, floor.simulation.kl[:, 0])
+    assert any("do not add up" in warning for warning in plain.warnings)
+    assert not any("do not add up" in warning for warning in floor.warnings)
+    # What is lost of each feature stays a share of its cost.
+    assert (floor.lost_share(2) <= 1.0 + 1e-6).all() or floor.simulation.floor[0, 0] > floor.stats.cost.sum()
+    again = FloorPrediction.load(floor.save(tmp_path).parent)
+    np.testing.assert_array_equal(again.tail.loss, floor.tail.loss)
+    np.testing.assert_allclose(again.expected, floor.expected)
+    assert again.floor_at(5) == pytest.approx(floor.floor_at(5))
+
+
+def test_without_students_the_tail_loss_sizes_what_is_expected(bridge: Any, sae: Any, ids: Tensor) -> None:
+    floor = predict_floor(bridge, sae, ids, widths=[2, 8], steps=0, n_codes=0)
+    assert floor.simulated is None
+    assert floor.expected.tolist() == floor.independent.tolist()
+    assert (floor.interval[:, 0] < floor.expected).all()
+    assert (floor.interval[:, 1] > floor.expected).all()
+
+
+def test_a_damaged_tail_loss_is_refused(tmp_path: Path) -> None:
+    file = made([2.0, 1.0], [2.0, 1.0]).save(tmp_path)
+    assert TailLoss.load(tmp_path).total == 2.0
+    file.write_bytes(file.read_bytes()[:-8])
+    with pytest.raises(InputError, match="missing or is no complete file"):
+        TailLoss.load(file)
+    with pytest.raises(ValueError, match="must rise from 0"):
+        TailLoss(np.array([1]), np.array([1.0]), np.array([[1.0]]), np.array([1]), np.array([0]))
+    with pytest.raises(ValueError, match="finite numbers of at least 0"):
+        made([float("nan")], [1.0])
