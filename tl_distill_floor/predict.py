@@ -1,5 +1,6 @@
 """`predict_floor`: from a teacher and its SAE to the floor of every student width, in one call."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -43,12 +44,51 @@ def predict_floor(
     Raises:
         InputError: see `measure` and `floor_from_stats`.
     """
+    (floor,) = predict_floors(
+        model, [sae], text, layers=[layer], widths=widths, steps=steps, min_count=min_count, seed=seed,
+        **measure_options,
+    )  # fmt: skip
+    return floor
+
+
+def predict_floors(
+    model: Any,
+    saes: Sequence[Any],
+    text: Any = None,
+    *,
+    layers: Sequence[int | None] | None = None,
+    bar: Bar = lambda _unit, _doing: nullcontext(),
+    widths: Any = None,
+    steps: int = STEPS,
+    min_count: int = 1,
+    seed: int = 0,
+    **measure_options: Any,
+) -> list[FloorPrediction]:
+    """The same for several SAEs, of several layers or of one, measured in one pass over the teacher.
+
+    Args:
+        model, text, widths, steps, min_count, seed: see `predict_floor`.
+        saes: each as `predict_floor` takes it; they must have been trained on a teacher that was loaded in one way.
+        layers: for each SAE its layer; the SAE's own where it is None.
+        bar: makes progress bars.
+        measure_options: see `measure`; `checkpoints` names a file for each SAE.
+
+    Raises:
+        InputError: see `measure` and `floor_from_stats`; the SAEs cannot be measured together.
+    """
     where = {name: measure_options.pop(name) for name in WHERE if name in measure_options}
-    subject = subject_of(model, [sae], text, layers=[layer], **where)
-    checkpoint = measure_options.pop("checkpoint", None)
-    (stats,) = measure_subject(subject, checkpoints=[checkpoint], **measure_options)
-    device = str(where.get("device", subject.readings[0].sae.device))  # where an SAE in memory lies
-    return floor_of(subject, stats, widths=widths, steps=steps, min_count=min_count, seed=seed, device=device)
+    if "checkpoint" in measure_options:
+        measure_options["checkpoints"] = [measure_options.pop("checkpoint")]
+    with bar("tokens", "measuring") as progress:
+        subject = subject_of(model, saes, text, layers=layers, **where)
+        options = {"progress": progress} | measure_options
+        found = measure_subject(subject, **options)
+    floors = []
+    for reading, stats in zip(subject.readings, found, strict=True):
+        device = str(where.get("device", reading.sae.device))  # where an SAE in memory lies
+        predict = {"widths": widths, "steps": steps, "min_count": min_count, "seed": seed, "device": device, "bar": bar}
+        floors.append(floor_of(dataclasses.replace(subject, readings=(reading,)), stats, **predict))
+    return floors
 
 
 def floor_of(

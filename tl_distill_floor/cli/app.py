@@ -48,7 +48,13 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an e
 @one_sentence
 def measure(
     model: Model = "tiny-prose",
-    layer: Layer = None,
+    layer: Annotated[
+        str | None,
+        typer.Option(
+            help="Layer after which the residual stream is read; several such as 4,8,12, or all, in one pass, with"
+            " {layer} in --sae for its number."
+        ),
+    ] = None,
     sae: Annotated[
         str | None,
         typer.Option(
@@ -84,25 +90,87 @@ def measure(
     debug: Debug = False,  # noqa: ARG001
 ) -> None:
     """Measure a teacher's features and predict the loss floor of its students."""
-    from tl_distill_floor.cli.measuring import Run, parsed_widths, run_measure
+    from tl_distill_floor.cli.measuring import Run, parsed_layers, parsed_widths, run_measure, saes_of_layers
 
-    run = Run(out or default_out(model, layer), resume=resume, quiet=as_json)
-    predict: dict[str, Any] = {"widths": parsed_widths(widths), "min_count": min_count, "seed": seed, "device": device}
-    where = {"device": device, "dtype": dtype.value, "context_size": context_size, "batch_size": batch_size}
-    floor = run_measure(
-        run,
+    layers = parsed_layers(layer, model, sae)
+    named = (out / f"layer{n}" if out and len(layers) > 1 else out or default_out(model, n) for n in layers)
+    runs = [Run(directory, resume=resume, quiet=as_json) for directory in named]
+    options: dict[str, Any] = {} if steps is None else {"steps": steps}
+    floors = run_measure(
+        runs,
         model,
-        sae,
+        saes_of_layers(sae, layers),
         text,
+        layers=layers,
         cost=cost.value,
         draws=draws,
         n_tokens=tokens,
         n_codes=0 if steps == 0 else CODES,
-        layer=layer,
-        where=where,
-        predict=predict if steps is None else predict | {"steps": steps},
+        device=device,
+        dtype=dtype.value,
+        context_size=context_size,
+        batch_size=batch_size,
+        widths=parsed_widths(widths),
+        min_count=min_count,
+        seed=seed,
+        **options,
     )
-    show(floor, run.directory, as_json)
+    if len(floors) == 1:
+        show(floors[0], runs[0].directory, as_json)
+    else:
+        show_several(floors, [run.directory for run in runs], as_json)
+
+
+@app.command()
+@one_sentence
+def compare(
+    model: Model,
+    sae: Annotated[list[str], typer.Option(help="An SAE; give two or more, each with its own --sae.")],
+    layer: Layer = None,
+    text: Text = None,
+    tokens: Annotated[int, typer.Option(help="Tokens to read.", min=1)] = 200_000,
+    cost: Annotated[Cost, typer.Option(help="What a feature is worth; see measure.")] = Cost.fisher,
+    widths: Annotated[str | None, typer.Option(help="Student widths, such as 64,128,256.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Steps of the students behind simulated; 0 trains none.", show_default="1000")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Directory.", show_default="runs/MODEL-compared")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where an interrupted run stopped.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+    device: Device = "cpu",
+    dtype: Annotated[Dtype, typer.Option(help="Of the teacher.")] = Dtype.fp32,
+    context_size: Context = None,
+    batch_size: BatchSize = 16,
+    seed: Seed = 0,
+    debug: Debug = False,  # noqa: ARG001
+) -> None:
+    """Measure several SAEs of one teacher in one pass: which conclusions survive the choice of the SAE."""
+    from tl_distill_floor.cli.measuring import Run, parsed_widths, run_measure
+    from tl_distill_floor.errors import InputError
+
+    if len(sae) < 2:
+        raise InputError("comparing takes two SAEs or more; add another --sae, or use tl-floor measure")
+    directory = out or Path("runs") / f"{short_name(model)}-compared"
+    runs = [Run(directory / f"sae{number}", resume=resume, quiet=as_json) for number in range(len(sae))]
+    options: dict[str, Any] = {} if steps is None else {"steps": steps}
+    floors = run_measure(
+        runs,
+        model,
+        list(sae),
+        text,
+        layers=[layer] * len(sae),
+        cost=cost.value,
+        n_tokens=tokens,
+        n_codes=0 if steps == 0 else CODES,
+        device=device,
+        dtype=dtype.value,
+        context_size=context_size,
+        batch_size=batch_size,
+        widths=parsed_widths(widths),
+        seed=seed,
+        **options,
+    )
+    show_several(floors, [run.directory for run in runs], as_json)
 
 
 @app.command()
@@ -248,6 +316,21 @@ def show(floor: "FloorPrediction", directory: Path, as_json: bool) -> None:
     console = Console()
     console.print(floor_view(floor))
     console.print(f"Saved in {directory}", style="dim", highlight=False)
+
+
+def show_several(floors: "list[FloorPrediction]", directories: list[Path], as_json: bool) -> None:
+    """Several predictions on stdout: one JSON object, or a table and where they were saved."""
+    from rich.console import Console
+
+    from tl_distill_floor.present.machine import several_json
+    from tl_distill_floor.present.several import several_view
+
+    if as_json:
+        print(json.dumps(several_json(floors)))
+        return
+    console = Console()
+    console.print(several_view(floors))
+    console.print(f"Saved in {', '.join(str(directory) for directory in directories)}", style="dim", highlight=False)
 
 
 def main() -> Any:

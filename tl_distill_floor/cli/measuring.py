@@ -5,8 +5,8 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -60,33 +60,61 @@ class Run:
 
 
 def run_measure(
-    run: Run,
-    model: Any,
-    sae: Any,
-    text: Any,
-    *,
-    layer: int | None,
-    where: dict[str, Any],
-    predict: dict[str, Any],
-    **options: Any,
-) -> FloorPrediction:
-    """Measure into a run directory and predict; the interrupted sums go once the result is saved."""
-    with run.prepared(), quiet_libraries():
-        from tl_distill_floor.measuring.features import measure_subject
-        from tl_distill_floor.measuring.subject import subject_of
-        from tl_distill_floor.predict import floor_of
+    runs: list[Run], model: Any, saes: list[Any], text: Any, *, layers: Sequence[int | None], **options: Any
+) -> list[FloorPrediction]:
+    """Measure SAEs in one pass, each into its own run directory, and predict; interrupted sums go once all is saved."""
+    with ExitStack() as prepared, quiet_libraries():
+        for run in runs:
+            prepared.enter_context(run.prepared())
+        from tl_distill_floor.predict import predict_floors
         from tl_distill_floor.sources.text import is_cached_activations
 
         teacher = None if text is not None and is_cached_activations(Path(text)) else model
-        with progress_bar(run.quiet, "tokens", "measuring") as progress:
-            subject = subject_of(teacher, [sae], text, layers=[layer], **where)
-            (stats,) = measure_subject(
-                subject, checkpoints=[run.partial], resume=run.resume, progress=progress, **options
-            )
-        floor = floor_of(subject, stats, bar=partial(progress_bar, run.quiet), **predict)
-        floor.save(run.directory)
-        run.partial.unlink(missing_ok=True)
-    return floor
+        options |= {"checkpoints": [run.partial for run in runs], "resume": runs[0].resume}
+        bar = partial(progress_bar, runs[0].quiet)
+        floors = predict_floors(teacher, saes, text, layers=layers, bar=bar, **options)
+        for run, floor in zip(runs, floors, strict=True):
+            floor.save(run.directory)
+        for run in runs:
+            run.partial.unlink(missing_ok=True)
+    return floors
+
+
+def parsed_layers(layer: str | None, model: str, sae: str | None) -> Sequence[int | None]:
+    """The layers of "4", "4,8,12" or "all": those that an SAE is known for, or that `{layer}` in --sae has one for.
+
+    Raises:
+        InputError: it is something else, or no SAE is known for any layer.
+    """
+    if layer is None:
+        return [None]
+    if layer != "all":
+        if not re.fullmatch(r"\s*\d{1,3}(\s*,\s*\d{1,3})*\s*", layer):
+            raise InputError(f"layers must be whole numbers with commas between, or all, got {layer!r}; try 4,8,12")
+        return sorted({int(number) for number in layer.split(",")})
+    from tl_distill_floor.sources.sae_directory import find_saes
+
+    if sae is not None:
+        found = {number for number in range(200) if Path(sae.replace("{layer}", str(number))).exists()}
+        found = found if "{layer}" in sae else set()
+    else:
+        found = {entry.layer for entry in find_saes(model, None) if entry.layer is not None}
+    if not found:
+        raise InputError(
+            f"no SAE is known for the layers of {model}; name them with --layer 4,8 and a --sae that holds {{layer}}"
+        )
+    return sorted(found)
+
+
+def saes_of_layers(sae: str | None, layers: Sequence[int | None]) -> list[str | None]:
+    """For each layer its SAE, `{layer}` in the name replaced by its number.
+
+    Raises:
+        InputError: one name is given for several layers.
+    """
+    if len(layers) > 1 and sae is not None and "{layer}" not in sae:
+        raise InputError(f"--sae {sae} names one SAE for {len(layers)} layers; write {{layer}} where its number stands")
+    return [None if sae is None else sae.replace("{layer}", str(layer)) for layer in layers]
 
 
 def train(model: str, text: str | None, *, out: Path, layer: int, **options: Any) -> None:

@@ -180,7 +180,8 @@ def ablated(
         rows = torch.unique(batch.row[token.cpu()])
         change = -value[:, None] * decoder[feature].float()
         losses = torch.zeros(batch.n_sequences, dtype=torch.float64)
-        losses[rows] = spliced_kl(batch, token, change, rows)
+        if len(rows):
+            losses[rows] = spliced_kl(batch, token, change, rows)
         yield losses
 
 

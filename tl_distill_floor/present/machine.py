@@ -59,3 +59,10 @@ def tail_json(tail: TailLoss) -> dict[str, Any]:
         "additive": tail.additive.tolist(),
         "n_tokens": int(tail.n_tokens.sum()),
     }
+
+
+def several_json(floors: list[FloorPrediction]) -> dict[str, Any]:
+    """One JSON object: each prediction, and at each width the place of the largest floor among them."""
+    from tl_distill_floor.present.several import binding
+
+    return {"predictions": [floor_json(floor) for floor in floors], "largest": binding(floors)}
