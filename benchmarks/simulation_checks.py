@@ -1,6 +1,6 @@
 """Whether `simulated` can be relied on: between widths, over seeds, with half the steps, with half the text.
 
-tl-floor measure && python benchmarks/simulation_checks.py runs/tiny-prose     # 4 minutes
+tl-floor measure --cost energy && python benchmarks/simulation_checks.py runs/tiny-prose     # 4 minutes
 """
 
 import argparse

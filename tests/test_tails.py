@@ -117,6 +117,10 @@ def test_a_prediction_in_nats_is_made_of_measured_losses(bridge: Any, sae: Any, 
     plain = floor_from_stats(stats, [2, 8], steps=0)
     assert floor.additive.tolist() == plain.theorem.tolist()
     np.testing.assert_allclose(floor.theorem, floor.tail.of_additive(plain.theorem))
+    held = [int(width * floor.capacity) for width in (2, 8)]
+    assert set(held) <= set(floor.tail.ranks.tolist())  # so that Theorem 1's floors are measured, not interpolated
+    places = np.searchsorted(floor.tail.ranks, held)
+    np.testing.assert_allclose(floor.theorem, floor.tail.mean[places])
     np.testing.assert_allclose(floor.independent, floor.tail.of_additive(plain.independent))
     np.testing.assert_allclose(floor.simulated, floor.simulation.kl[:, 0])
     assert any("do not add up" in warning for warning in plain.warnings)

@@ -10,9 +10,8 @@ from tl_distill_floor.measuring.subject import Subject, subject_of
 from tl_distill_floor.measuring.tails import student_losses, tail_losses
 from tl_distill_floor.prediction import FloorPrediction
 from tl_distill_floor.records import FeatureStats
-from tl_distill_floor.tail_loss import grid
 from tl_distill_floor.theory.allocation import by_cost, tail_costs
-from tl_distill_floor.theory.floor import STEPS, floor_from_stats
+from tl_distill_floor.theory.floor import STEPS, floor_from_stats, ranks_to_measure
 
 Bar = Callable[[str, str], AbstractContextManager[Any]]
 """From a unit and what is being done to a context that gives a progress function, or None."""
@@ -112,7 +111,7 @@ def floor_of(
 
         chosen = held_out_sequences(stats, seed)
         order = by_cost(stats.cost, stats.alive(min_count))
-        ranks = grid(len(order))
+        ranks = ranks_to_measure(stats, widths, min_count)
         additive = tail_costs(stats.cost[order])[ranks]
         with bar("sequences", "removing features") as progress:
             predict["tail"] = tail_losses(subject, order, ranks, additive, chosen, progress=progress)

@@ -84,7 +84,7 @@ def _widths(floor: FloorPrediction) -> Table:
             f"{width:,}",
             f"{floor.n_features - len(floor.lost(width)):,}",
             *(f"{curve[i]:.4g}" for curve in shown.values()),
-            "" if math.isnan(high) else f"{low:.3g} to {high:.3g}",
+            "" if math.isnan(high) else f"{low:.3g}–{high:.3g}",
             f"{floor.expected[i] / floor.total:.1%}" if floor.total else "",
             *([] if gains is None else ["" if math.isnan(gains[i]) else f"{gains[i]:.1f}"]),
         )

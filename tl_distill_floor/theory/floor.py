@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float64, Int64
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.prediction import FloorPrediction, Interval, independent
 from tl_distill_floor.records import FeatureStats, Simulation
-from tl_distill_floor.tail_loss import TailLoss
+from tl_distill_floor.tail_loss import TailLoss, grid
 from tl_distill_floor.theory.allocation import by_cost, check_features, tail_costs
 from tl_distill_floor.theory.capacity import Number, capacity, critical_width, n_held
 
@@ -146,10 +146,29 @@ def _theorem(
     widths: Int64[np.ndarray, " width"] | Float64[np.ndarray, " width"],
 ) -> Float64[np.ndarray, " width"]:
     order = by_cost(cost, alive)
-    per_dimension = capacity(1.0 - float(rate[order].mean()))
-    held = [n_held(width, per_dimension, len(order)) for width in widths]
-    floors: np.ndarray = tail_costs(cost[order])[held]
+    floors: np.ndarray = tail_costs(cost[order])[_held(rate[order], widths)]
     return floors
+
+
+def _held(
+    rate: Float64[np.ndarray, " alive"], widths: Int64[np.ndarray, " width"] | Float64[np.ndarray, " width"]
+) -> list[int]:
+    """F_S of every width: how many features its students hold by Theorem 1."""
+    per_dimension = capacity(1.0 - float(rate.mean()))
+    return [n_held(width, per_dimension, len(rate)) for width in widths]
+
+
+def ranks_to_measure(stats: FeatureStats, widths: Any = None, min_count: int = 1) -> Int64[np.ndarray, " rank"]:
+    """Ranks for a tail loss: a grid, and where Theorem 1 cuts at each of the widths, so that it is measured there.
+
+    Raises:
+        InputError: a width is no whole number above 0.
+    """
+    alive = stats.alive(min_count)
+    n, sizes = int(alive.sum()), _widths(widths, stats.d_model)
+    held = _held(stats.firing_rate[alive], sizes) if n and stats.firing_count[alive].min() < stats.n_tokens else []
+    ranks: np.ndarray = np.unique(np.concatenate([grid(n), [rank for rank in held if rank < n]]).astype(np.int64))
+    return ranks
 
 
 def _with_intervals(prediction: FloorPrediction, n_bootstrap: int, seed: int) -> FloorPrediction:
