@@ -1,6 +1,6 @@
 """Water-filling against toy models whose features have the rates and costs of real ones, but fire independently.
 
-tl-floor measure --cost energy && python benchmarks/independent_surrogate.py runs/tiny-prose --widths 16,64,128     # 9 minutes
+tl-floor measure --cost energy && python benchmarks/independent_surrogate.py runs/tiny-prose --widths 16,64,128  # 9 min
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """Why real features pack better than independent ones: what of their co-activation a bottleneck student lives on.
 
-    tl-floor measure --cost energy && python benchmarks/structure.py runs/tiny-prose --out structure.json      # 10 minutes
+    tl-floor measure --cost energy && python benchmarks/structure.py runs/tiny-prose --out structure.json    # 10 min
 
 A bottleneck is trained on surrogates of a run's codes as on the codes themselves. Every surrogate keeps each feature's
 values, and so its rate and amplitudes, but deals them to other tokens: `shuffled` to any, feature by feature; `in its
