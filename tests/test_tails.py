@@ -1,5 +1,6 @@
 """Losses measured in nats: against plain forward passes with a hook, and the curve between them."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,7 @@ def test_the_curve_goes_through_what_was_measured_and_keeps_its_ratio_below() ->
     assert tail.of_additive(0.05) == pytest.approx(0.12)  # 1.2 ÷ 0.5 of it
     assert tail.of_additive(0.0) == 0
     assert tail.of_additive(5.0) == tail.total == 8.0
-    assert made([0.0], [0.0]).of_additive(0.0) == 0
+    assert made([0.0], [0.0]).of_additive(0.0) == made([0.0], [2.0]).of_additive(1.0) == 0
     # A power of the costs is a straight line of the logarithms, and met exactly.
     power = made([4.0, 1.0, 0.25], [4.0, 2.0, 1.0])
     assert power.of_additive(3.0) == pytest.approx(2.25)
@@ -151,3 +152,37 @@ def test_a_damaged_tail_loss_is_refused(tmp_path: Path) -> None:
         TailLoss(np.array([1]), np.array([1.0]), np.array([[1.0]]), np.array([1]), np.array([0]))
     with pytest.raises(ValueError, match="finite numbers of at least 0"):
         made([float("nan")], [1.0])
+
+
+def test_an_older_prediction_without_a_tail_loss_is_read(bridge: Any, sae: Any, ids: Tensor, tmp_path: Path) -> None:
+    floor = predict_floor(bridge, sae, ids, widths=[2, 8], steps=0, cost="energy")
+    file = floor.save(tmp_path)
+    older = json.loads(file.read_text())
+    del older["additive"], older["has_tail"]
+    file.write_text(json.dumps(older))
+    assert FloorPrediction.load(tmp_path).additive.tolist() == floor.theorem.tolist()
+
+
+def test_an_interval_is_in_the_unit_of_the_floor(bridge: Any, sae: Any, ids: Tensor) -> None:
+    """Students that nobody judged: their error in summed costs is sized as their floor is."""
+    whole = predict_floor(bridge, sae, ids, widths=[2, 8], steps=20)
+    unjudged = floor_from_stats(whole.stats, [2, 8], steps=20, tail=whole.tail)
+    assert unjudged.simulation.kl is None
+    sizes = unjudged.expected / unjudged.simulation.floor[:, 0]
+    np.testing.assert_allclose(unjudged.measured_error(), unjudged.simulation.standard_error * sizes, rtol=1e-6)
+
+
+def test_shares_of_the_cost_are_of_the_summed_cost(bridge: Any, sae: Any, ids: Tensor) -> None:
+    floor = predict_floor(bridge, sae, ids, widths=[2, 8], steps=20)
+    assert floor.total_cost == pytest.approx(floor.stats.cost.sum())
+    assert floor.total == pytest.approx(floor.tail.total)
+
+
+def test_a_bf16_teacher_says_what_rounding_does(teacher_dir: Path, sae: Any, ids: Tensor) -> None:
+    floor = predict_floor(str(teacher_dir), sae, ids, widths=[2], steps=0, dtype="bf16")
+    assert any("half precision" in warning for warning in floor.warnings)
+
+
+def test_bad_steps_are_refused_before_anything_is_measured(bridge: Any, sae: Any, ids: Tensor) -> None:
+    with pytest.raises(InputError, match="at least 2, or 0"):
+        predict_floor(bridge, sae, ids * 10**6, steps=1)

@@ -5,16 +5,18 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+from tl_distill_floor.errors import InputError
 from tl_distill_floor.measuring.features import measure_subject
 from tl_distill_floor.measuring.subject import Subject, subject_of
 from tl_distill_floor.measuring.tails import student_losses, tail_losses
 from tl_distill_floor.prediction import FloorPrediction
 from tl_distill_floor.records import FeatureStats
 from tl_distill_floor.theory.allocation import by_cost, tail_costs
-from tl_distill_floor.theory.floor import STEPS, floor_from_stats, ranks_to_measure
+from tl_distill_floor.theory.floor import STEPS, check_steps, floor_from_stats, ranks_to_measure
 
 Bar = Callable[[str, str], AbstractContextManager[Any]]
 """From a unit and what is being done to a context that gives a progress function, or None."""
+HALF = "the teacher's logits are rounded to half precision: losses of some 1e-4 nats are rounding; use --dtype fp32"
 WHERE = ("hook_name", "context_size", "batch_size", "device", "dtype")
 
 
@@ -75,11 +77,14 @@ def predict_floors(
     Raises:
         InputError: see `measure` and `floor_from_stats`; the SAEs cannot be measured together.
     """
+    check_steps(steps)
     where = {name: measure_options.pop(name) for name in WHERE if name in measure_options}
     if "checkpoint" in measure_options:
         measure_options["checkpoints"] = [measure_options.pop("checkpoint")]
     with bar("tokens", "measuring") as progress:
         subject = subject_of(model, saes, text, layers=layers, **where)
+        if widths is None and len({int(reading.sae.cfg.d_in) for reading in subject.readings}) > 1:
+            raise InputError("the SAEs read activations of different widths; name the students' widths with --widths")
         options = {"progress": progress} | measure_options
         found = measure_subject(subject, **options)
     floors = []
@@ -107,12 +112,16 @@ def floor_of(
     """
     predict: dict[str, Any] = {"widths": widths, "steps": steps, "min_count": min_count, "seed": seed, "device": device}
     if stats.cost_unit == "nats" and subject.teacher is not None:
+        import torch
+
         from tl_distill_floor.theory.simulation import held_out_sequences
 
         chosen = held_out_sequences(stats, seed)
         order = by_cost(stats.cost, stats.alive(min_count))
         ranks = ranks_to_measure(stats, widths, min_count)
         additive = tail_costs(stats.cost[order])[ranks]
+        if next(subject.teacher.model.parameters()).dtype != torch.float32:
+            stats = dataclasses.replace(stats, warnings=(*stats.warnings, HALF))
         with bar("sequences", "removing features") as progress:
             predict["tail"] = tail_losses(subject, order, ranks, additive, chosen, progress=progress)
 

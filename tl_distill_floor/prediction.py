@@ -105,7 +105,12 @@ class FloorPrediction:
     @property
     def total(self) -> float:
         """What a student loses that holds no feature: the loss without any, or their summed cost."""
-        return float(self.sized(self.stats.cost[self.stats.alive(self.min_count)].sum()))
+        return float(self.sized(self.total_cost))
+
+    @property
+    def total_cost(self) -> float:
+        """The summed cost of all alive features."""
+        return float(self.stats.cost[self.stats.alive(self.min_count)].sum())
 
     def sized(self, cost: Any) -> Any:
         """Summed costs as the loss that they stand for: by the tail loss where there is one, else as they are."""
@@ -170,6 +175,9 @@ class FloorPrediction:
         known = self.simulation.kl_error if in_nats else self.simulation.standard_error
         assert known is not None
         error: np.ndarray = np.interp(np.log(self.widths), np.log(self.simulation.widths), known)
+        if self.tail is not None and not in_nats:
+            summed = np.array([self._additive_at(int(width)) for width in self.widths])
+            error *= np.divide(self.expected, summed, out=np.ones_like(summed), where=summed > 0)
         return error
 
     def kept(self, width: Number) -> Bool[np.ndarray, " feature"]:
@@ -229,6 +237,8 @@ class FloorPrediction:
         try:
             found: dict[str, Any] = json.loads(file.read_bytes())
             check_format(file, "floor", found.get("format"), found.get("version"))
+            # Files of an earlier state of this version knew no tail loss.
+            found = {"additive": found.get("theorem"), "has_tail": False} | found
             stats = FeatureStats.load(file.parent / STATS_FILE)
             if found["stats"] != stats.digest():
                 raise ValueError(f"it was not computed from the {STATS_FILE} beside it")  # noqa: TRY301

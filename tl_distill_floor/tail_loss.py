@@ -71,7 +71,7 @@ class TailLoss:
         """
         costs = np.asarray(cost, dtype=np.float64)
         if self._curve is None:
-            return costs
+            return np.zeros_like(costs) if costs.ndim else 0.0
         log_cost, log_ratio = self._curve
         inside = np.clip(np.log(np.maximum(costs, 1e-300)), *log_cost)
         found = np.minimum(costs * np.exp(log_ratio(inside)), self.total)

@@ -72,7 +72,7 @@ def lost_features(floor: FloorPrediction, width: int | None, top: int) -> LostFe
         floor=floor,
         width=size,
         lost=tuple(lost.tolist()),
-        cost_share=float(cost[lost].sum()) / floor.total if floor.total else 0.0,
+        cost_share=float(cost[lost].sum()) / floor.total_cost if floor.total_cost else 0.0,
         shown=features_at(floor, size, lost[:top]),
     )
 

@@ -208,6 +208,8 @@ def _read_on(subject: Subject, so_far: list[_SoFar], n_tokens: int, progress: Pr
         finally:
             for each in so_far:
                 each.save()
+    if any(each.n_read < done for each in so_far):
+        raise InputError("the checkpoints hold different parts of the text; delete them to start again")
 
 
 @contextmanager

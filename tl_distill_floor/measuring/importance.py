@@ -124,8 +124,8 @@ def batch_of(
     kept = reading.checked(acts)[counts.to(acts.device)].to(sae.device).flatten(1)
     if not kept.isfinite().all():
         raise InputError(f"the activation at {reading.hook_name} holds NaN or Inf; run the teacher with --dtype fp32")
-    if sae.cfg.reshape_activations == "hook_z" and subject.teacher:
-        kept = kept.reshape(len(kept), int(subject.teacher.model.cfg.n_heads), -1)  # such an SAE joins the heads itself
+    if sae.cfg.reshape_activations == "hook_z":  # such an SAE joins the heads itself
+        kept = kept.reshape(len(kept), int(subject.teacher.model.cfg.n_heads) if subject.teacher else 1, -1)
     row, position = counts.nonzero(as_tuple=True)
     return Batch(kept, first + row.cpu(), position.cpu(), first, len(counts), int((~counts).sum()), ids)
 

@@ -103,14 +103,15 @@ def _over_sequences(
     with torch.no_grad(), spliced_pass(subject, 0) as step:
         for ids in _chosen(subject, sequences):
             (batch,) = step(0, ids)
-            if len(batch.activation):
-                found.append(torch.stack(list(losses(batch))).numpy())
-                counted.append(np.bincount(batch.row.numpy(), minlength=len(ids)))
+            found.append(torch.stack(list(losses(batch))).numpy())
+            counted.append(np.bincount(batch.row.numpy(), minlength=len(ids)))
             done += len(ids)
             if progress:
                 progress(done, len(sequences))
     if not found or sum(int(c.sum()) for c in counted) == 0:
         raise InputError(f"{subject.text.name} holds no token whose loss could be measured; give more text")
+    if done != len(sequences):
+        raise InputError(f"{subject.text.name} no longer holds what was measured; give text that can be read twice")
     return np.concatenate(found, axis=1), np.concatenate(counted)
 
 

@@ -105,7 +105,7 @@ def feature_view(found: OneFeature) -> RenderableType:
     rows = [
         ("feature", f"{first.feature:,} of {floor.stats.sae_name}"),
         ("rank", f"{first.rank:,} of {floor.n_features:,} alive features by cost"),
-        ("cost", f"{first.cost:.4g} ({UNIT_IN_WORDS[floor.unit]}){_share(first.cost, floor.total)}"),
+        ("cost", f"{first.cost:.4g} ({UNIT_IN_WORDS[floor.unit]}){_share(first.cost, floor.total_cost)}"),
         ("fires on", f"{_percent(first.firing_rate)} of the tokens"),
         ("survives", _survival(found)),
         ("promotes", _listed(first.promoted)),

@@ -70,6 +70,8 @@ def _verdict(floors: list[FloorPrediction]) -> str:
     runs = f"d* runs from {min(needed):.1f} to {max(needed):.1f} dimensions"
     sentence = f"{runs}; floors differ by a factor of up to {apart:.2g}."
     if len({floor.stats.hook_name for floor in floors}) == len(floors):
+        if floors[0].unit == "mse":
+            return sentence + " Squared errors at different layers are not one loss: --cost fisher says which binds."
         return sentence + " A student of some width loses at least the largest floor of the layers: that layer binds."
     orders = {tuple(np.argsort(-curves[:, i], kind="stable").tolist()) for i in range(curves.shape[1])}
     same = "the same" if len(orders) == 1 else "not the same"

@@ -194,6 +194,7 @@ def _from_ids(given: Any) -> TextSource:
 
 def _from_store(store: Any) -> TextSource:
     def read() -> Iterator[Tensor]:
+        store.iterable_sequences = store._iterate_tokenized_sequences()  # from the beginning, as every text is read
         while True:
             try:
                 batch = store.get_batch_tokens(1, raise_at_epoch_end=True)

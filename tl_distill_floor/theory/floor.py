@@ -106,8 +106,7 @@ def floor_from_stats(
         )
     if stats.firing_count[alive].min() == stats.n_tokens:
         raise InputError("every feature fires on every token, so they are not sparse; name another SAE with --sae")
-    if steps < 0 or steps == 1:
-        raise InputError(f"the steps must be at least 2, or 0 to simulate nothing, got {steps}")
+    check_steps(steps)
     unsimulated: tuple[str, ...] = ()
     if simulation is None and steps:
         options = {"steps": steps, "min_count": min_count, "seed": seed, "device": device, "progress": progress}
@@ -137,6 +136,12 @@ def floor_from_stats(
         warnings=(*found, *unsimulated, *_doubts(stats, alive, simulation)),
     )
     return _with_intervals(prediction, n_bootstrap, seed)
+
+
+def check_steps(steps: int) -> None:
+    """Raise an InputError unless students can be trained for so many steps, or none are asked for."""
+    if steps < 0 or steps == 1:
+        raise InputError(f"the steps must be at least 2, or 0 to simulate nothing, got {steps}")
 
 
 def _theorem(

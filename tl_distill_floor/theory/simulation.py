@@ -105,11 +105,11 @@ def simulate(
 
 def held_out_sequences(stats: FeatureStats, seed: int = 0) -> Int64[np.ndarray, " sequence"]:
     """Numbers of the text's sequences that the students of that seed do not see; without codes, of as many others."""
-    if stats.codes is not None:
+    if stats.codes is not None and len(np.unique(stats.codes.sequence)) > LEAST_HELD_OUT:
         return np.unique(stats.codes.sequence[_held_out(stats.codes.sequence, seed)])
     size = stats.settings["context_size"]
     n = max(1, (stats.n_tokens + stats.n_masked) // size)
-    chosen = np.random.default_rng(seed).permutation(n)[: max(1, MOST_HELD_OUT // size)]
+    chosen = np.random.default_rng(seed).permutation(n)[: max(LEAST_HELD_OUT, MOST_HELD_OUT // size)]
     return np.sort(chosen).astype(np.int64)
 
 
@@ -255,7 +255,7 @@ class Task:
 
         def restored(codes: Tensor) -> Tensor:
             seen = codes[:, alive.to(codes.device)].to(model.W.device) * norm
-            back = model.output(seen @ model.W) / norm.clamp(min=torch.finfo(torch.float32).tiny)
+            back = torch.where(norm > 0, model.output(seen @ model.W) / norm, 0.0)
             return torch.zeros_like(codes).index_copy_(1, alive.to(codes.device), back.to(codes))
 
         return restored
