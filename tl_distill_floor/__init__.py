@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from tl_distill_floor.errors import InputError as InputError
     from tl_distill_floor.measuring.features import measure as measure
     from tl_distill_floor.predict import predict_floor as predict_floor
+    from tl_distill_floor.predict import predict_floors as predict_floors
     from tl_distill_floor.prediction import FloorPrediction as FloorPrediction
     from tl_distill_floor.records import Allocation as Allocation
     from tl_distill_floor.records import FeatureStats as FeatureStats
@@ -33,6 +34,7 @@ _HOME = {
     "InputError": "errors",
     "measure": "measuring.features",
     "predict_floor": "predict",
+    "predict_floors": "predict",
     "FloorPrediction": "prediction",
     "Allocation": "records",
     "FeatureStats": "records",
