@@ -1,12 +1,12 @@
 """What a feature is worth in nats: `fisher` against exact ablation, the tail loss, and what measuring them takes.
 
-    python benchmarks/costs_in_nats.py                                                   # tiny-prose, 6 minutes
+    python benchmarks/costs_in_nats.py                                                   # tiny-prose
     python benchmarks/costs_in_nats.py smollm2-135m --sae SAE --text TEXT --tokens 8192  # another teacher
 
 Fisher costs and the exact KL of removing single features are taken on the same tokens, of 200 features in equal numbers
-from ten classes of rank. The tail loss is measured at ranks that are not on its grid and on the other half of the text.
-Rates are of batches of one run, in turn: energy, fisher, and the bare work of fisher (the forward pass, one backward
-pass to the hook point, `sae.encode`).
+from ten classes of rank. The tail loss, in the order of costs from twice its tokens, is measured at ranks that are not
+on its grid and on the other half of the text. Rates are of batches of one run, in turn: energy, fisher, and the bare
+work of fisher (the forward pass, one backward pass to the hook point, `sae.encode`).
 """
 
 import argparse
@@ -49,6 +49,7 @@ def main() -> None:
     found: dict[str, Any] = {"model": given.model, "tokens": given.tokens, "draws": given.draws}
     (stats,) = measure_subject(subject, n_tokens=given.tokens, draws=given.draws, n_codes=0)
     found["single"] = single_features(subject, stats, given.tokens)
+    (stats,) = measure_subject(subject, n_tokens=2 * given.tail_tokens, draws=2, n_codes=0)
     found["tail"] = tails(subject, stats, given.tail_tokens)
     found["rates"] = rates(subject, given.rounds)
     if given.out:

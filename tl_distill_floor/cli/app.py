@@ -38,7 +38,24 @@ Text = Annotated[
     typer.Option(help="A .txt or .jsonl file (also .gz), a Hugging Face dataset, or cached activations."),
 ]
 Device = Annotated[str, typer.Option(help="torch device, such as cpu, cuda or mps.")]
-Context = Annotated[int | None, typer.Option(help="Tokens a sequence.  [default: as the SAE was trained]")]
+Context = Annotated[int | None, typer.Option(help="Tokens a sequence.", show_default="as the SAE was trained")]
+Tokens = Annotated[int, typer.Option(help="Tokens to read.", min=1)]
+Worth = Annotated[
+    Cost,
+    typer.Option(
+        help="What a feature is worth: fisher is KL in nats to second order, ablation the exact KL (slow), energy"
+        " squared error."
+    ),
+]
+Widths = Annotated[str | None, typer.Option(help="Student widths, such as 64,128,256.")]
+Steps = Annotated[
+    int | None,
+    typer.Option(
+        help="Steps that the students behind simulated are trained for; 0 trains none.", show_default="1000", min=0
+    ),
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on where an interrupted run stopped.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 BatchSize = Annotated[int, typer.Option(help="Sequences a batch.", min=1)]
 Seed = Annotated[int, typer.Option(help="Seed of everything that is drawn at random.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
@@ -62,26 +79,15 @@ def measure(
         ),
     ] = None,
     text: Text = None,
-    tokens: Annotated[int, typer.Option(help="Tokens to read.", min=1)] = 200_000,
-    cost: Annotated[
-        Cost,
-        typer.Option(
-            help="What a feature is worth: fisher is KL in nats to second order, ablation the exact KL (slow), energy"
-            " squared error."
-        ),
-    ] = Cost.fisher,
+    tokens: Tokens = 200_000,
+    cost: Worth = Cost.fisher,
     draws: Annotated[int, typer.Option(help="Outputs drawn at each position for fisher.", min=1)] = 1,
-    widths: Annotated[str | None, typer.Option(help="Student widths, such as 64,128,256.")] = None,
-    steps: Annotated[
-        int | None,
-        typer.Option(
-            help="Steps that the students behind simulated are trained for; 0 trains none.  [default: 1000]", min=0
-        ),
-    ] = None,
+    widths: Widths = None,
+    steps: Steps = None,
     min_count: Annotated[int, typer.Option(help="Times that a feature must fire to be alive.", min=1)] = 1,
-    out: Annotated[Path | None, typer.Option(help="Directory of the results.  [default: runs/MODEL]")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on where an interrupted run stopped.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Directory of the results.", show_default="runs/MODEL")] = None,
+    resume: Resume = False,
+    as_json: AsJson = False,
     device: Device = "cpu",
     dtype: Annotated[Dtype, typer.Option(help="Of the teacher.")] = Dtype.fp32,
     context_size: Context = None,
@@ -128,15 +134,13 @@ def compare(
     sae: Annotated[list[str], typer.Option(help="An SAE; give two or more, each with its own --sae.")],
     layer: Layer = None,
     text: Text = None,
-    tokens: Annotated[int, typer.Option(help="Tokens to read.", min=1)] = 200_000,
-    cost: Annotated[Cost, typer.Option(help="What a feature is worth; see measure.")] = Cost.fisher,
-    widths: Annotated[str | None, typer.Option(help="Student widths, such as 64,128,256.")] = None,
-    steps: Annotated[
-        int | None, typer.Option(help="Steps of the students behind simulated; 0 trains none.", show_default="1000")
-    ] = None,
+    tokens: Tokens = 200_000,
+    cost: Worth = Cost.fisher,
+    widths: Widths = None,
+    steps: Steps = None,
     out: Annotated[Path | None, typer.Option(help="Directory.", show_default="runs/MODEL-compared")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on where an interrupted run stopped.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+    resume: Resume = False,
+    as_json: AsJson = False,
     device: Device = "cpu",
     dtype: Annotated[Dtype, typer.Option(help="Of the teacher.")] = Dtype.fp32,
     context_size: Context = None,
@@ -206,8 +210,8 @@ def train_sae(
     model: Model,
     layer: Annotated[int, typer.Option(help="Layer after which the residual stream is read.")],
     text: Text = None,
-    out: Annotated[Path | None, typer.Option(help="Directory to write.  [default: MODEL-layerL-sae]")] = None,
-    features: Annotated[int | None, typer.Option(help="Features.  [default: 8 times the width]", min=1)] = None,
+    out: Annotated[Path | None, typer.Option(help="Directory to write.", show_default="MODEL-layerL-sae")] = None,
+    features: Annotated[int | None, typer.Option(help="Features.", show_default="8 times the width", min=1)] = None,
     k: Annotated[int, typer.Option(help="Active features per token.", min=1)] = 32,
     tokens: Annotated[int, typer.Option(help="Tokens to train on.", min=8192)] = 4_000_000,
     architecture: Annotated[Architecture, typer.Option(help="SAELens architecture.")] = Architecture.batchtopk,
@@ -281,7 +285,7 @@ def lost(
     ] = None,
     feature: Annotated[int | None, typer.Option(help="Show this feature alone, over the prediction's widths.")] = None,
     top: Annotated[int, typer.Option(help="How many of the lost features to describe.")] = 20,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+    as_json: AsJson = False,
     debug: Debug = False,  # noqa: ARG001
 ) -> None:
     """Show which features a student of some width loses, what they fire on, and from which width on one survives."""

@@ -96,7 +96,7 @@ def slope_pass(subject: Subject, draws: int) -> Iterator[Step]:
 @contextmanager
 def spliced_pass(subject: Subject, _draws: int) -> Iterator[Step]:
     """Whole forward passes that can be run again from the hook point on."""
-    (reading,) = one_reading(subject)
+    reading = one_reading(subject)
     with splicer(_model(subject), reading.hook_name) as teacher:
 
         def step(first: int, ids: Tensor) -> list[Batch]:
@@ -249,15 +249,15 @@ def summed(place: Int64[Tensor, " entry"], values: Float64[Tensor, " entry"], n:
     return torch.bincount(place, weights=values, minlength=n).double()
 
 
-def one_reading(subject: Subject) -> tuple[Reading]:
-    """Its only one.
+def one_reading(subject: Subject) -> Reading:
+    """The only SAE of a subject.
 
     Raises:
         InputError: there are several.
     """
     if len(subject.readings) > 1:
         raise InputError("the exact ablation of features takes one SAE at a time; measure them one by one")
-    return (subject.readings[0],)
+    return subject.readings[0]
 
 
 def _depended_on(slope: Tensor | None, hook_name: str) -> Tensor:
