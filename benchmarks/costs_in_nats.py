@@ -23,14 +23,14 @@ from scipy.stats import spearmanr
 from tl_distill_floor.files import write_atomically
 from tl_distill_floor.measuring.features import measure_subject
 from tl_distill_floor.measuring.hooks import differentiator
-from tl_distill_floor.measuring.importance import Entries, ablated, spliced_pass
+from tl_distill_floor.measuring.importance import Entries, ablated, dots, slope_pass, spliced_pass, summed
 from tl_distill_floor.measuring.subject import Subject, subject_of
 from tl_distill_floor.measuring.tails import tail_losses
 from tl_distill_floor.records import FeatureStats
 from tl_distill_floor.tail_loss import grid, standard_error
 from tl_distill_floor.theory.allocation import by_cost, tail_costs
 
-CLASSES, OF_EACH = 10, 20
+CLASSES, OF_EACH, DRAWS_OF_TAIL = 10, 20, 2
 
 
 def main() -> None:
@@ -49,7 +49,7 @@ def main() -> None:
     found: dict[str, Any] = {"model": given.model, "tokens": given.tokens, "draws": given.draws}
     (stats,) = measure_subject(subject, n_tokens=given.tokens, draws=given.draws, n_codes=0)
     found["single"] = single_features(subject, stats, given.tokens)
-    (stats,) = measure_subject(subject, n_tokens=2 * given.tail_tokens, draws=2, n_codes=0)
+    (stats,) = measure_subject(subject, n_tokens=2 * given.tail_tokens, draws=DRAWS_OF_TAIL, n_codes=0)
     found["tail"] = tails(subject, stats, given.tail_tokens)
     found["rates"] = rates(subject, given.rounds)
     if given.out:
@@ -96,6 +96,7 @@ def tails(subject: Subject, stats: FeatureStats, n_tokens: int) -> dict[str, Any
     took = time.perf_counter() - started
     off_grid = tail_losses(subject, order, between, costs[between], halves[0])
     other = tail_losses(subject, order, ranks, costs[ranks], halves[1])
+    quadratic = joint_form(subject, order, ranks, halves[0])
     error = on_grid.of_additive(costs[between][1:]) / off_grid.mean[1:] - 1
     print(f"tail loss, {on_grid.n_tokens.sum():,} tokens, {len(ranks)} ranks, {took:.0f} s; between the ranks ", end="")
     print(f"{np.median(np.abs(error)):.1%} off in the median, {np.abs(error).max():.1%} at most")
@@ -104,10 +105,41 @@ def tails(subject: Subject, stats: FeatureStats, n_tokens: int) -> dict[str, Any
     print(f"the other half within the 95 % interval of the difference at {inside.sum()} of {len(inside)} ranks")
     for i, rank in enumerate(ranks):
         print(f"  {rank:6,} kept: {on_grid.mean[i]:.4g} ± {width[i] / 1.96 / 2**0.5:.2g}, other half", end=" ")
-        print(f"{other.mean[i]:.4g}, sum of costs {costs[rank]:.4g}")
-    names = {"ranks": ranks, "loss": on_grid.mean, "other_half": other.mean, "additive": costs[ranks]}
+        print(f"{other.mean[i]:.4g}, joint form {quadratic[i]:.4g}, sum of costs {costs[rank]:.4g}")
+    names = {
+        "ranks": ranks,
+        "loss": on_grid.mean,
+        "other_half": other.mean,
+        "joint": quadratic,
+        "additive": costs[ranks],
+    }
     found = {name: values.tolist() for name, values in names.items()}
     return found | {"between": between[1:].tolist(), "interpolation_error": error.tolist(), "seconds": took}
+
+
+def joint_form(subject: Subject, order: np.ndarray, ranks: np.ndarray, sequences: np.ndarray) -> np.ndarray:
+    """½ E[(Σ over the features beyond each rank of Σ_t a_t ⟨G_t, w⟩)²] per token: the tail's KL to second order."""
+    decoder = subject.readings[0].sae.W_dec.detach()
+    rank = np.full(len(decoder), len(order))
+    rank[order] = np.arange(len(order))
+    beyond = torch.from_numpy(np.searchsorted(ranks, rank, side="right") - 1)
+    total, n = torch.zeros(len(ranks), dtype=torch.float64), 0
+    with slope_pass(subject, DRAWS_OF_TAIL) as step:
+        for first, ids in subject.sequences(0, (int(sequences.max()) + 1) * subject.context_size):
+            wanted = torch.from_numpy(np.isin(np.arange(first, first + len(ids)), sequences))
+            if not wanted.any():
+                continue
+            (batch,) = step(first, ids)
+            codes = subject.readings[0].sae.encode(batch.activation).flatten(1).detach()
+            token, feature = codes.nonzero(as_tuple=True)
+            place = batch.row[token] * len(ranks) + beyond[feature]
+            for gradient in batch.gradients:
+                score = codes[token, feature].double() * dots(gradient, decoder, token, feature)
+                table = summed(place, score, batch.n_sequences * len(ranks)).view(-1, len(ranks))
+                total += table.flip(1).cumsum(1).flip(1)[wanted].square().sum(0) / (2 * len(batch.gradients))
+            n += int(wanted[batch.row].sum())
+    found: np.ndarray = total.numpy() / n
+    return found
 
 
 def rates(subject: Subject, rounds: int) -> dict[str, float]:

@@ -1,0 +1,87 @@
+"""`StudentResult`: what became of one distilled student, and where it lies."""
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tl_distill_floor.errors import InputError
+from tl_distill_floor.files import check_format, file_in, write_atomically
+
+STUDENT_FILE = "student.json"
+STATUSES = ("saturated", "under-trained", "diverged")
+
+
+@dataclass(frozen=True)
+class StudentResult:
+    """A distilled student. Losses are KL(teacher ‖ student) on held-out text, nats per token, at temperature 1."""
+
+    name: str
+    """Of its directory beside the other students'."""
+    teacher: str
+    width: int
+    """Dimensions of its residual stream."""
+    depth: int
+    n_parameters: int
+    tokens: tuple[int, ...]
+    """Tokens trained on at each point of the learning curve."""
+    losses: tuple[float, ...]
+    """Held-out loss at each point, of the running average of the weights."""
+    floor: float
+    """L∞ of L∞ + A · t^-b fitted to the learning curve."""
+    interval: tuple[float, float]
+    """95 %, of that fit."""
+    status: str
+    """"saturated", "under-trained" or "diverged"; see `theory.saturation`."""
+    heldout_tokens: int
+    settings: dict[str, Any] = field(default_factory=dict)
+    """How it was trained."""
+    path: str | None = None
+    """Directory of its Hugging Face checkpoint, where it was saved."""
+
+    def __post_init__(self) -> None:
+        if len(self.tokens) != len(self.losses) or not self.tokens:
+            raise ValueError("a student's curve needs a loss for every number of tokens")
+        if self.status not in STATUSES:
+            raise ValueError(f"a student is {', '.join(STATUSES)}, got {self.status!r}")
+
+    @property
+    def loss(self) -> float:
+        """The last held-out loss."""
+        return self.losses[-1]
+
+    def save(self, path: str | Path) -> Path:
+        """Write JSON; a directory gets `student.json`."""
+        head = {"format": "tl-distill-floor/student", "version": 1, "unit": "nats per token, KL(teacher ‖ student)"}
+        stored = {**head, **dataclasses.asdict(self), "path": None}
+        return write_atomically(file_in(path, STUDENT_FILE), json.dumps(stored, indent=1, allow_nan=False).encode())
+
+    @classmethod
+    def load(cls, path: str | Path) -> "StudentResult":
+        """Read what `save` wrote.
+
+        Raises:
+            InputError: the file is missing, truncated, foreign, or of another version.
+        """
+        file = file_in(path, STUDENT_FILE)
+        try:
+            found: dict[str, Any] = json.loads(file.read_bytes())
+            check_format(file, "student", found.pop("format", None), found.pop("version", None))
+            found.pop("unit", None)
+            lists = {name: tuple(found[name]) for name in ("tokens", "losses", "interval")}
+            return cls(**{**found, **lists, "path": str(file.parent)})
+        except InputError:
+            raise
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"{file} is missing or holds no student ({error}); run tl-floor distill") from error
+
+
+def students_in(directory: str | Path) -> list[StudentResult]:
+    """The students that lie in a run's directory, the narrowest first.
+
+    Raises:
+        InputError: one of them is damaged.
+    """
+    found = [StudentResult.load(file) for file in sorted(Path(directory).glob(f"students/*/{STUDENT_FILE}"))]
+    return sorted(found, key=lambda student: (student.width, student.name))

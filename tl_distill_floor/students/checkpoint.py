@@ -1,0 +1,85 @@
+"""A training that was interrupted: weights, averages, optimiser states and curves of all its students, in one file.
+
+One safetensors file, written atomically: nothing in it is unpickled.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from tl_distill_floor.errors import InputError
+from tl_distill_floor.files import HEADER, VERSION, check_format, write_atomically
+
+KIND = "students-partial"
+
+
+def save_checkpoint(path: Path, states: dict[str, dict[str, Any]], identity: dict[str, Any], step: int) -> Path:
+    """Write it.
+
+    Args:
+        states: of every student, by name: nested dictionaries and lists of tensors and of what JSON holds.
+        identity: what must be equal when it is read again.
+        step: steps done.
+    """
+    from safetensors.torch import save
+
+    tensors: dict[str, Tensor] = {}
+    plain = _emptied(states, "", tensors)
+    scalars = {"states": plain, "identity": identity, "step": step}
+    header = {"format": f"tl-distill-floor/{KIND}", "version": VERSION, "scalars": scalars}
+    return write_atomically(path, save(tensors, metadata={HEADER: json.dumps(header)}))
+
+
+def load_checkpoint(path: Path, identity: dict[str, Any]) -> tuple[dict[str, dict[str, Any]], int]:
+    """(states, steps done) of what `save_checkpoint` wrote.
+
+    Raises:
+        InputError: the file is damaged, foreign, of another version, or of another training.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = json.loads((file.metadata() or {}).get(HEADER, "{}"))
+            check_format(path, KIND, header.get("format"), header.get("version"))
+            scalars = header["scalars"]
+            _check_same(path, identity, scalars["identity"])
+            return _filled(scalars["states"], file.get_tensor), int(scalars["step"])
+    except InputError:
+        raise
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"{path} is no complete checkpoint ({error}); delete it to start again") from error
+
+
+def _check_same(path: Path, identity: dict[str, Any], found: dict[str, Any]) -> None:
+    differing = [key for key, value in json.loads(json.dumps(identity)).items() if value != found.get(key)]
+    if differing:
+        raise InputError(
+            f"{path} is of a training with another {', '.join(differing)}; give what it was begun with, or delete it to"
+            " start again"
+        )
+
+
+def _emptied(value: Any, place: str, tensors: dict[str, Tensor]) -> Any:
+    """The value with its tensors taken out, each leaving its name."""
+    if isinstance(value, Tensor):
+        tensors[place] = value.detach().cpu().contiguous().clone()
+        return {"tensor": place}
+    if isinstance(value, dict):
+        return {"items": [[key, _emptied(item, f"{place}/{key}", tensors)] for key, item in value.items()]}
+    if isinstance(value, list | tuple):
+        return [_emptied(item, f"{place}/{number}", tensors) for number, item in enumerate(value)]
+    return value
+
+
+def _filled(value: Any, tensor: Any) -> Any:
+    """The value with its tensors back in."""
+    if isinstance(value, dict):
+        return (
+            tensor(value["tensor"])
+            if "tensor" in value
+            else {key: _filled(item, tensor) for key, item in value["items"]}
+        )
+    return [_filled(item, tensor) for item in value] if isinstance(value, list) else value

@@ -1,0 +1,118 @@
+"""Distillation: students of several widths, trained on one teacher pass a batch, to the floor of each.
+
+    accelerate launch --num_processes 2 -m tl_distill_floor.cli.app distill tiny-prose --widths 16,32
+
+runs in several processes what `tl-floor distill` runs in one: every process takes its part of each batch.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tl_distill_floor.errors import InputError
+from tl_distill_floor.files import check_writable
+from tl_distill_floor.sources.teachers import load_teacher
+from tl_distill_floor.student_result import StudentResult
+from tl_distill_floor.students.forward import teacher_body
+from tl_distill_floor.students.sweep import PARTIAL_FILE, Progress, Sweep
+from tl_distill_floor.students.texts import texts_of
+from tl_distill_floor.students.training import Spec, Training
+
+CHECKPOINT_SECONDS = 120.0
+
+
+def distill(
+    teacher: Any,
+    width: int,
+    text: Any = None,
+    *,
+    depth: int | None = None,
+    start: str = "random",
+    out: str | Path | None = None,
+    heldout: Any = None,
+    training: Training | None = None,
+    **options: Any,
+) -> StudentResult:
+    """Distil one student of a given width, and say at what loss it saturates.
+
+    Args:
+        teacher: see `load_teacher`.
+        width: of the student's residual stream, dimensions.
+        text: see `load_text`; the embedded text when left out.
+        depth, start: see `build_student`.
+        out: directory whose `students/` receives the checkpoint; nothing is written when left out.
+        heldout: text to judge on, never trained on; the last tenth of `text` when left out.
+        training: see `Training`.
+        options: see `distill_students`.
+
+    Raises:
+        InputError: see `distill_students`.
+    """
+    spec = Spec(width, depth, start)
+    (result,) = distill_students(teacher, [spec], text, out=out, heldout=heldout, training=training, **options)
+    return result
+
+
+def distill_students(
+    teacher: Any,
+    specs: Sequence[Spec],
+    text: Any = None,
+    *,
+    out: str | Path | None = None,
+    heldout: Any = None,
+    training: Training | None = None,
+    context_size: int | None = None,
+    device: str = "cpu",
+    dtype: str = "fp32",
+    resume: bool = False,
+    checkpoint_seconds: float = CHECKPOINT_SECONDS,
+    progress: Progress | None = None,
+) -> list[StudentResult]:
+    """Distil several students on the same batches, the teacher run once for all.
+
+    Args:
+        teacher, text, out, heldout, training: see `distill`.
+        specs: the students.
+        context_size: tokens a sequence; 256, or what the teacher reads at most, when left out.
+        device: torch device, of a single process; with several, each has its own.
+        dtype: of a teacher that is loaded here.
+        resume: go on from the checkpoint in `out`, if there is one.
+        checkpoint_seconds: time between checkpoints.
+        progress: see `Progress`.
+
+    Returns:
+        A result for every student, in their order.
+
+    Raises:
+        InputError: no student can be built, the text is too short, `out` holds students of these names already or an
+            interrupted training, or every student diverged.
+    """
+    from accelerate import Accelerator
+
+    training = training or Training()
+    accelerator = Accelerator(cpu=device == "cpu")
+    loaded = load_teacher(teacher, device=str(accelerator.device), dtype=dtype)
+    directory = None if out is None else Path(out) / "students"
+    _check_place(directory, specs, resume, accelerator.is_main_process)
+    texts = texts_of(loaded, text, heldout, training, context_size)
+    sweep = Sweep(loaded, specs, texts, training, accelerator)
+    if directory is not None and resume:
+        sweep.load(directory / PARTIAL_FILE)
+    with teacher_body(loaded.model, sweep.teacher_hook) as body:
+        sweep.run(body, None if directory is None else directory / PARTIAL_FILE, checkpoint_seconds, progress)
+    return sweep.results(directory)
+
+
+def _check_place(directory: Path | None, specs: Sequence[Spec], resume: bool, main: bool) -> None:
+    """Nothing that lies there may be lost."""
+    if directory is None:
+        return
+    there = [spec.directory for spec in specs if (directory / spec.directory).exists()]
+    if there:
+        raise InputError(f"{directory} holds {', '.join(there)} already; name another --out, or move them away")
+    if (directory / PARTIAL_FILE).exists() and not resume:
+        raise InputError(
+            f"{directory / PARTIAL_FILE} holds an interrupted training; add --resume to go on, or delete it"
+        )
+    if main:
+        check_writable(directory)

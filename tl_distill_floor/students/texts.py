@@ -1,0 +1,90 @@
+"""The text that students are trained on, and the text that they are judged on."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from tl_distill_floor.errors import InputError
+from tl_distill_floor.measuring.subject import Subject
+from tl_distill_floor.sources.teachers import Teacher, check_context
+from tl_distill_floor.sources.text import TextSource, load_text
+from tl_distill_floor.students.training import Training
+
+HELD_OUT_SHARE = 0.1
+"""Share of a text that is held out where no other text is given for that, at its end."""
+READ_AT_ONCE = 256
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Sequences to train on and sequences to judge on; `subject` says which of their tokens count."""
+
+    subject: Subject
+    train: Int[Tensor, "train position"]
+    heldout: Int[Tensor, "heldout position"]
+    fingerprint: str
+
+    def batch(self, step: int, training: Training) -> Int[Tensor, "batch position"]:
+        """The sequences of a step, counted from 0: the text in an order of its own in every pass over it."""
+        first, n = step * training.batch_size, len(self.train)
+        places = range(first, first + training.batch_size)
+        orders = {e: self._order(e, training.seed) for e in {place // n for place in places}}
+        return self.train[torch.stack([orders[place // n][place % n] for place in places])]
+
+    def steps(self, training: Training) -> int:
+        return max(1, round(training.tokens / (training.batch_size * self.train.shape[1])))
+
+    def _order(self, epoch: int, seed: int) -> Int[Tensor, " sequence"]:
+        random = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+        return torch.randperm(len(self.train), generator=random)
+
+
+def texts_of(teacher: Teacher, text: Any, heldout: Any, training: Training, context_size: int | None = None) -> Texts:
+    """Read as much as the training needs.
+
+    Args:
+        teacher: whose tokenizer is taken.
+        text: see `load_text`.
+        heldout: the same; the end of `text` when None.
+        training: how much is needed.
+        context_size: tokens a sequence; 256, or what the teacher reads at most, when None.
+
+    Raises:
+        InputError: a text cannot be read, or holds less than a batch.
+    """
+    check_context(teacher.model, context_size)
+    subject = _subject(teacher, text, context_size or min(256, int(teacher.model.cfg.n_ctx)))
+    wanted, n_heldout = (-(-n // subject.context_size) for n in (training.tokens, training.heldout_tokens))
+    if heldout is None:
+        read = _read(subject, round(wanted / (1 - HELD_OUT_SHARE)) + 1)
+        n_heldout = min(n_heldout, max(1, int(len(read) * HELD_OUT_SHARE)))
+        train, held = read[:-n_heldout], read[-n_heldout:]
+    else:
+        train, held = _read(subject, wanted), _read(_subject(teacher, heldout, subject.context_size), n_heldout)
+        if held.shape[1:] != train.shape[1:] or not len(held):
+            raise InputError(f"the held-out text holds no sequence of {train.shape[1]} tokens; give more of it")
+    if len(train) < training.batch_size:
+        raise InputError(
+            f"{subject.text.name} holds {len(train)} sequences of {subject.context_size} tokens to train on, a batch is"
+            f" {training.batch_size}; give more text, or a smaller --batch-size"
+        )
+    return Texts(subject, train, held, f"{subject.text.fingerprint} {heldout if heldout is None else len(held)}")
+
+
+def _subject(teacher: Teacher, text: Any, context_size: int) -> Subject:
+    tokenizer = getattr(teacher.model, "tokenizer", None)
+    has_bos = tokenizer is not None and tokenizer.bos_token_id is not None
+    loaded: TextSource = load_text(text, tokenizer, context_size=context_size, prepend_bos=has_bos)
+    check_context(teacher.model, loaded.context_size)
+    return Subject((), teacher, loaded, {"batch_size": READ_AT_ONCE})
+
+
+def _read(subject: Subject, n_sequences: int) -> Int[Tensor, "sequence position"]:
+    batches: Iterator[Tensor] = (ids.cpu() for _, ids in subject.sequences(0, n_sequences * subject.context_size))
+    found = list(islice(batches, n_sequences))
+    return torch.cat(found) if found else torch.zeros((0, subject.context_size), dtype=torch.long)

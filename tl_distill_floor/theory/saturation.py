@@ -1,0 +1,82 @@
+"""The floor of a learning curve: L(t) = L∞ + A · t^-b, the loss that training would end at."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float64
+from scipy.stats import f as f_distribution
+
+FEWEST = 5
+"""Points of a curve that three parameters can be fitted to."""
+EXPONENTS = np.geomspace(0.05, 3.0, 120)
+FROM = 0.1
+"""Points before this share of the tokens are warm-up, and are left out."""
+CLOSE = 0.05
+"""A curve that is within this share of its floor has reached it."""
+WORSE = 1.1
+"""A curve that ends above its own lowest point by this factor has diverged."""
+
+
+@dataclass(frozen=True)
+class Saturation:
+    """Where a learning curve ends. Losses are in the curve's unit."""
+
+    floor: float
+    """L∞."""
+    interval: tuple[float, float]
+    """95 %, of the fit alone: what curves of this form could still fit as well."""
+    amplitude: float
+    exponent: float
+    status: str
+    """"saturated": the last loss and the interval's lower end are within 5 % of each other; "under-trained": they are
+    not; "diverged": the last loss is not a number, or 10 % above the lowest."""
+
+
+def saturation(tokens: Any, loss: Any) -> Saturation:
+    """Fit L∞ + A · t^-b to a learning curve by least squares.
+
+    For every exponent the rest is linear; the interval holds the floors of all exponents whose squared error is not
+    significantly larger than the best one's (F-test, 95 %).
+
+    Args:
+        tokens: [point] how much had been trained on, rising.
+        loss: [point] on held-out text.
+
+    Returns:
+        The fit; where the curve has fewer than 5 points, or does not fall, the last loss, and nothing known below it.
+    """
+    t, losses = (np.asarray(given, dtype=np.float64) for given in (tokens, loss))
+    if len(t) != len(losses) or not len(t):
+        raise ValueError(f"a curve needs a loss for every number of tokens, got {len(losses)} and {len(t)}")
+    lowest, last = float(np.nanmin(losses, initial=math.inf)), float(losses[-1])
+    if not math.isfinite(last) or last > WORSE * lowest:
+        return Saturation(lowest, (0.0, lowest), 0.0, 0.0, "diverged")
+    chosen = t >= FROM * t[-1]
+    t, losses = t[chosen], losses[chosen]
+    if len(t) < FEWEST:
+        return Saturation(last, (0.0, last), 0.0, 0.0, "under-trained")
+    fits = np.array([_linear(t / t[-1], losses, exponent) for exponent in EXPONENTS])
+    error, best = fits[:, 2], int(fits[:, 2].argmin())
+    bound = error[best] * (1 + 3 / max(len(t) - 3, 1) * f_distribution.ppf(0.95, 3, max(len(t) - 3, 1)))
+    near = fits[error <= max(bound, error[best]), 0]
+    floor, amplitude = float(fits[best, 0]), float(fits[best, 1] * t[-1] ** EXPONENTS[best])
+    low, high = float(near.min()), min(float(near.max()), lowest)
+    reached = last - low <= CLOSE * last
+    return Saturation(floor, (low, max(high, floor)), amplitude, float(EXPONENTS[best]), _status(reached))
+
+
+def _status(reached: bool) -> str:
+    return "saturated" if reached else "under-trained"
+
+
+def _linear(t: Float64[np.ndarray, " point"], loss: Float64[np.ndarray, " point"], exponent: float) -> Any:
+    """(floor, amplitude, squared error) of the best curve of this exponent, none below 0; t is 1 at the last point."""
+    falling = t**-exponent
+    floor, amplitude = np.linalg.lstsq(np.stack([np.ones_like(t), falling], axis=1), loss, rcond=None)[0]
+    if amplitude < 0:
+        floor, amplitude = loss.mean(), 0.0
+    elif floor < 0:
+        floor, amplitude = 0.0, (falling @ loss) / (falling @ falling)
+    return floor, amplitude, ((floor + amplitude * falling - loss) ** 2).sum()
