@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tl_distill_floor.calibration import Calibration as Calibration
     from tl_distill_floor.errors import InputError as InputError
     from tl_distill_floor.measuring.features import measure as measure
     from tl_distill_floor.predict import predict_floor as predict_floor
@@ -22,6 +23,14 @@ if TYPE_CHECKING:
     from tl_distill_floor.sources.teachers import load_teacher as load_teacher
     from tl_distill_floor.sources.text import load_text as load_text
     from tl_distill_floor.sources.train_sae import train_sae as train_sae
+    from tl_distill_floor.student_plan import Plan as Plan
+    from tl_distill_floor.student_result import StudentResult as StudentResult
+    from tl_distill_floor.students.build import build_student as build_student
+    from tl_distill_floor.students.calibrate import calibrate as calibrate
+    from tl_distill_floor.students.distill import distill as distill
+    from tl_distill_floor.students.distill import distill_students as distill_students
+    from tl_distill_floor.students.plan import plan as plan
+    from tl_distill_floor.students.training import Training as Training
     from tl_distill_floor.theory import toy as toy
     from tl_distill_floor.theory.allocation import allocate as allocate
     from tl_distill_floor.theory.capacity import capacity as capacity
@@ -31,6 +40,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 _HOME = {
+    "Calibration": "calibration",
     "InputError": "errors",
     "measure": "measuring.features",
     "predict_floor": "predict",
@@ -43,6 +53,14 @@ _HOME = {
     "load_teacher": "sources.teachers",
     "load_text": "sources.text",
     "train_sae": "sources.train_sae",
+    "Plan": "student_plan",
+    "StudentResult": "student_result",
+    "build_student": "students.build",
+    "calibrate": "students.calibrate",
+    "distill": "students.distill",
+    "distill_students": "students.distill",
+    "plan": "students.plan",
+    "Training": "students.training",
     "allocate": "theory.allocation",
     "capacity": "theory.capacity",
     "critical_width": "theory.capacity",

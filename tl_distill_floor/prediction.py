@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
+from tl_distill_floor.calibration import CALIBRATION_FILE, Bounds, Calibration
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.files import check_format, file_in, write_atomically
 from tl_distill_floor.records import (
@@ -24,7 +25,7 @@ from tl_distill_floor.records import (
     Simulation,
 )
 from tl_distill_floor.tail_loss import TAIL_FILE, TailLoss
-from tl_distill_floor.theory.allocation import allocate, by_cost
+from tl_distill_floor.theory.allocation import allocate, by_cost, tail_costs
 from tl_distill_floor.theory.capacity import Number
 from tl_distill_floor.theory.power_law import PowerLaw, power_law_of
 
@@ -67,6 +68,8 @@ class FloorPrediction:
     tail: TailLoss | None = None
     """How much the teacher's output really loses, where costs are in nats: see `sized`."""
     warnings: tuple[str, ...] = ()
+    calibration: Calibration | None = None
+    """How trained students follow it; None where none were held against it."""
 
     def __post_init__(self) -> None:
         n = len(self.widths)
@@ -94,6 +97,43 @@ class FloorPrediction:
     def expected(self) -> Float64[np.ndarray, " width"]:
         """The better supported of the predictions that exist: simulated, else independent."""
         return self.independent if self.simulated is None else self.simulated
+
+    @property
+    def calibrated(self) -> Float64[np.ndarray, " width"] | None:
+        """The student's own loss, C · floor + B, nats per token; None where no students were held against it."""
+        if self.calibration is None:
+            return None
+        return np.array([self.calibrated_at(int(width)).value for width in self.widths])
+
+    def calibrated_at(self, width: Number, level: float = 0.95) -> Bounds:
+        """The loss of a student of `width` dimensions, with the interval of a new student's.
+
+        Raises:
+            InputError: no students were held against this prediction.
+        """
+        if self.calibration is None:
+            raise InputError("no students were held against this prediction; run tl-floor distill and calibrate")
+        return self.calibration.fit.at(self.predicted(self.calibration.predictor, width), level)
+
+    def predicted(self, predictor: str, width: Number) -> float:
+        """One predictor's floor at any width, in `unit`.
+
+        Args:
+            predictor: "theorem", "independent" or "simulated".
+            width: dimensions.
+
+        Raises:
+            InputError: there is no such predictor here.
+        """
+        if predictor == "theorem":
+            order = by_cost(self.stats.cost, self.stats.alive(self.min_count))
+            rank = min(int(float(width) * self.capacity), self.n_features)
+            return float(self.sized(tail_costs(self.stats.cost[order])[rank]))
+        if predictor == "independent":
+            return float(self.sized(self._independent(width).floor))
+        if predictor != "simulated" or self.simulation is None:
+            raise InputError(f"there is no prediction {predictor!r} here; measure with codes for simulated")
+        return self.floor_at(width)
 
     @property
     def structure_gain(self) -> Float64[np.ndarray, " width"] | None:
@@ -219,6 +259,8 @@ class FloorPrediction:
             self.simulation.save(directory / SIMULATION_FILE)
         if self.tail is not None:
             self.tail.save(directory / TAIL_FILE)
+        if self.calibration is not None:
+            self.calibration.save(directory)
         fields = {f.name: getattr(self, f.name) for f in _stored_fields(type(self))}
         head = {"format": "tl-distill-floor/floor", "version": 1, "unit": self.unit, "stats": self.stats.digest()}
         head["has_tail"] = self.tail is not None
@@ -245,8 +287,12 @@ class FloorPrediction:
             simulated = found["simulated"] is not None
             simulation = Simulation.load(file.parent / SIMULATION_FILE) if simulated else None
             tail = TailLoss.load(file.parent / TAIL_FILE) if found["has_tail"] else None
+            calibration = _calibration_in(file.parent, stats.digest())
             fields = {f.name: _decode(f.name, found[f.name]) for f in _stored_fields(cls)}
-            return _checked(cls(stats=stats, simulation=simulation, tail=tail, **fields), found["simulated"])
+            return _checked(
+                cls(stats=stats, simulation=simulation, tail=tail, calibration=calibration, **fields),
+                found["simulated"],
+            )
         except InputError:
             raise
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -304,6 +350,14 @@ def independent(stats: FeatureStats, alive: Bool[np.ndarray, " feature"], width:
     return allocate(np.where(alive, stats.cost, 0.0), rate, width)
 
 
+def _calibration_in(directory: Path, digest: str) -> Calibration | None:
+    """The calibration in a run's directory, unless it is of what was measured there before."""
+    if not (directory / CALIBRATION_FILE).exists():
+        return None
+    found = Calibration.load(directory)
+    return found if found.stats == digest else None
+
+
 def _checked(floor: FloorPrediction, simulated: Any) -> FloorPrediction:
     """The prediction, where its simulation gives the floors that were stored with it."""
     if floor.simulated is not None and not np.allclose(floor.simulated, simulated):
@@ -312,7 +366,7 @@ def _checked(floor: FloorPrediction, simulated: Any) -> FloorPrediction:
 
 
 def _stored_fields(record: type[FloorPrediction]) -> list[dataclasses.Field[Any]]:
-    return [f for f in dataclasses.fields(record) if f.name not in ("stats", "simulation", "tail")]
+    return [f for f in dataclasses.fields(record) if f.name not in ("stats", "simulation", "tail", "calibration")]
 
 
 def plain(value: Any) -> Any:

@@ -175,4 +175,4 @@ def progress_bar(quiet: bool, unit: str, doing: str) -> Iterator[Any]:
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("loading", total=None)
-        yield lambda done, total: bar.update(task, description=doing, completed=done, total=total)
+        yield lambda done, total, words="": bar.update(task, description=words or doing, completed=done, total=total)

@@ -1,22 +1,26 @@
 """Distillation: students of several widths, trained on one teacher pass a batch, to the floor of each.
 
-    accelerate launch --num_processes 2 -m tl_distill_floor.cli.app distill tiny-prose --widths 16,32
+    accelerate launch --num_processes 2 -m tl_distill_floor distill tiny-prose --widths 16,32
 
 runs in several processes what `tl-floor distill` runs in one: every process takes its part of each batch.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.files import check_writable
 from tl_distill_floor.sources.teachers import load_teacher
 from tl_distill_floor.student_result import StudentResult
 from tl_distill_floor.students.forward import teacher_body
+from tl_distill_floor.students.matching import KeptPart
 from tl_distill_floor.students.sweep import PARTIAL_FILE, Progress, Sweep
 from tl_distill_floor.students.texts import texts_of
 from tl_distill_floor.students.training import Spec, Training
+
+if TYPE_CHECKING:
+    from tl_distill_floor.prediction import FloorPrediction
 
 CHECKPOINT_SECONDS = 120.0
 
@@ -116,3 +120,20 @@ def _check_place(directory: Path | None, specs: Sequence[Spec], resume: bool, ma
         )
     if main:
         check_writable(directory)
+
+
+def kept_part(floor: "FloorPrediction", sae: Any, width: int) -> KeptPart:
+    """What of the teacher's activation a student of `width` is expected to hold, as a target of hook matching.
+
+    Args:
+        floor: of the teacher, measured with this SAE.
+        sae: of the hook point that is matched.
+        width: of the student, dimensions.
+
+    Raises:
+        InputError: the SAE is another one, or no feature is held.
+    """
+    stats = floor.stats
+    return KeptPart(
+        sae, floor.kept(width), stats.cost, stats.sum_act_sq / max(stats.n_tokens, 1) * stats.decoder_norm**2
+    )

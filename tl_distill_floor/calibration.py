@@ -1,0 +1,175 @@
+"""`Calibration`: how the losses of trained students follow a prediction, L = C · floor + B, beside null models."""
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float64
+from scipy.stats import t as student_t
+
+from tl_distill_floor.errors import InputError
+from tl_distill_floor.files import check_format, file_in, write_atomically
+
+CALIBRATION_FILE = "calibration.json"
+
+
+class Bounds(NamedTuple):
+    """A loss, and the interval that it lies in."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Affine:
+    """loss = slope · x + baseline, by least squares. Intervals are 95 %, Student's t with n − 2 degrees of freedom."""
+
+    slope: float
+    """C of the paper, where x is a predicted floor."""
+    baseline: float
+    """B: what is lost whatever the width is. Nats per token."""
+    slope_interval: tuple[float, float]
+    baseline_interval: tuple[float, float]
+    r2: float
+    """Share of the variance of the losses that the line explains."""
+    loo_error: float
+    """Mean of |predicted − reached| ÷ reached, each width predicted by the line through the others."""
+    x: tuple[float, ...]
+    residual: float
+    """Standard deviation of the losses around the line."""
+
+    def at(self, x: float, level: float = 0.95) -> Bounds:
+        """The loss at `x`, and the two-sided interval of a new student's."""
+        places, n = np.array(self.x), len(self.x)
+        around = 1.0 + 1.0 / n + (x - places.mean()) ** 2 / max(((places - places.mean()) ** 2).sum(), 1e-300)
+        reach = float(student_t.ppf(0.5 + level / 2, n - 2)) * self.residual * math.sqrt(around)
+        value = self.slope * x + self.baseline
+        return Bounds(value, max(value - reach, 0.0), value + reach)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Trained students against predictions. Losses are KL(teacher ‖ student), nats per token."""
+
+    teacher: str
+    stats: str
+    """Digest of the statistics that the predictions stand on."""
+    unit: str
+    """Of the predictions: "nats" or "mse"."""
+    widths: tuple[int, ...]
+    losses: tuple[float, ...]
+    """The floor of each student, L∞ of its learning curve, or the loss that was given."""
+    statuses: tuple[str, ...]
+    """"saturated", "under-trained", or "given"."""
+    predictor: str
+    """The one whose leave-one-width-out error is least: `theorem`, `independent` or `simulated`."""
+    predictors: dict[str, Affine]
+    nulls: dict[str, float]
+    """Leave-one-width-out error of models that know nothing of features, by name."""
+    at_teacher_width: float
+    """What the line says of a student as wide as its teacher: B, and C times the teacher's own floor."""
+    warnings: tuple[str, ...] = field(default=())
+
+    @property
+    def fit(self) -> Affine:
+        return self.predictors[self.predictor]
+
+    @property
+    def slope(self) -> float:
+        """C."""
+        return self.fit.slope
+
+    @property
+    def baseline(self) -> float:
+        """B, nats per token."""
+        return self.fit.baseline
+
+    @property
+    def r2(self) -> float:
+        return self.fit.r2
+
+    @property
+    def loo_error(self) -> float:
+        """Mean relative error of a width that the line was not fitted to."""
+        return self.fit.loo_error
+
+    def save(self, path: str | Path) -> Path:
+        """Write JSON; a directory gets `calibration.json`."""
+        head = {"format": "tl-distill-floor/calibration", "version": 1}
+        stored = json.dumps({**head, **dataclasses.asdict(self)}, indent=1, allow_nan=False)
+        return write_atomically(file_in(path, CALIBRATION_FILE), stored.encode())
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Calibration":
+        """Read what `save` wrote.
+
+        Raises:
+            InputError: the file is missing, truncated, foreign, or of another version.
+        """
+        file = file_in(path, CALIBRATION_FILE)
+        try:
+            found: dict[str, Any] = json.loads(file.read_bytes())
+            check_format(file, "calibration", found.pop("format", None), found.pop("version", None))
+            predictors = {name: _affine(fit) for name, fit in found.pop("predictors").items()}
+            lists = {name: tuple(found[name]) for name in ("widths", "losses", "statuses", "warnings")}
+            fields: dict[str, Any] = {**found, **lists, "predictors": predictors}
+            return cls(**fields)
+        except InputError:
+            raise
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"{file} is missing or holds no calibration ({error}); run tl-floor calibrate") from error
+
+
+def affine(x: Float64[np.ndarray, " width"], loss: Float64[np.ndarray, " width"]) -> Affine:
+    """The line through losses, its intervals and its leave-one-out error.
+
+    Raises:
+        ValueError: fewer than 3 points.
+    """
+    n = len(x)
+    if n < 3:
+        raise ValueError(f"a line with an error needs 3 points, got {n}")
+    slope, baseline = _line(x, loss)
+    residual = loss - (slope * x + baseline)
+    deviation = math.sqrt(float(residual @ residual) / (n - 2))
+    spread, variance = float(((x - x.mean()) ** 2).sum()), float(((loss - loss.mean()) ** 2).sum())
+    reach = float(student_t.ppf(0.975, n - 2)) * deviation
+    of_slope = reach / math.sqrt(spread) if spread > 0 else 0.0
+    of_baseline = reach * math.sqrt(1.0 / n + (x.mean() ** 2 / spread if spread > 0 else 0.0))
+    return Affine(
+        slope=slope,
+        baseline=baseline,
+        slope_interval=(slope - of_slope, slope + of_slope),
+        baseline_interval=(baseline - of_baseline, baseline + of_baseline),
+        r2=1.0 - float(residual @ residual) / variance if variance > 0 else 1.0,
+        loo_error=leave_one_out(x, loss),
+        x=tuple(x.tolist()),
+        residual=deviation,
+    )
+
+
+def leave_one_out(x: Float64[np.ndarray, " width"], loss: Float64[np.ndarray, " width"]) -> float:
+    """Mean relative error of each loss, predicted by the line through the others."""
+    errors = []
+    for left_out in range(len(x)):
+        others = np.arange(len(x)) != left_out
+        slope, baseline = _line(x[others], loss[others])
+        errors.append(abs(slope * x[left_out] + baseline - loss[left_out]) / loss[left_out])
+    return float(np.mean(errors))
+
+
+def _line(x: Float64[np.ndarray, " width"], loss: Float64[np.ndarray, " width"]) -> tuple[float, float]:
+    centred = x - x.mean()
+    spread = float(centred @ centred)
+    slope = float(centred @ loss) / spread if spread > 0 else 0.0
+    return slope, float(loss.mean() - slope * x.mean())
+
+
+def _affine(stored: dict[str, Any]) -> Affine:
+    lists = {name: tuple(stored[name]) for name in ("slope_interval", "baseline_interval", "x")}
+    return Affine(**{**stored, **lists})

@@ -1,0 +1,125 @@
+"""The work of `tl-floor distill`, `calibrate` and `plan`: a run directory, a progress bar, tables."""
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from tl_distill_floor.cli.measuring import progress_bar, quiet_libraries
+from tl_distill_floor.errors import InputError
+from tl_distill_floor.prediction import FloorPrediction
+from tl_distill_floor.records import FLOOR_FILE
+from tl_distill_floor.student_result import students_in
+
+
+def run_distill(
+    directory: Path,
+    model: str,
+    widths: list[int] | None,
+    text: str | None,
+    *,
+    depth: int | None,
+    start: str,
+    match: tuple[str, int | None, float, str | None],
+    training: Any,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Distil, save into the run's directory and show what came out; of several processes the first one speaks."""
+    from tl_distill_floor.present.students import students_view
+
+    first = int(os.environ.get("RANK", "0")) == 0
+    with quiet_libraries(), progress_bar(as_json or not first, "tokens", "distilling") as progress:
+        from tl_distill_floor.sources.teachers import load_teacher
+        from tl_distill_floor.students.distill import distill_students
+        from tl_distill_floor.students.training import Spec
+
+        teacher = load_teacher(model, device=options["device"], dtype=options["dtype"])
+        asked = widths or [max(1, int(teacher.model.cfg.d_model) // share) for share in (8, 4, 2)]
+        specs = [Spec(width, depth, start, training.seed) for width in asked]
+        specs = [_matching(spec, teacher.model, directory, *match) for spec in specs]
+        results = distill_students(teacher, specs, text, out=directory, training=training, progress=progress, **options)
+    if not first:
+        return
+    if as_json:
+        print(json.dumps([dataclasses.asdict(result) for result in results]))
+        return
+    console = Console()
+    console.print(students_view(results))
+    console.print(f"Saved in {directory / 'students'}. Next: tl-floor calibrate {directory}", highlight=False)
+
+
+def run_calibrate(directory: Path, as_json: bool) -> None:
+    """Fit the students in a run's directory to its prediction, and save that there."""
+    from tl_distill_floor.present.students import calibration_view
+    from tl_distill_floor.students.calibrate import calibrate
+
+    floor, students = FloorPrediction.load(directory), students_in(directory)
+    if not students:
+        raise InputError(f"{directory} holds no students; run tl-floor distill with --out {directory}")
+    calibration = calibrate(floor, students)
+    calibration.save(directory)
+    if as_json:
+        print(json.dumps(dataclasses.asdict(calibration)))
+        return
+    console = Console()
+    console.print(calibration_view(dataclasses.replace(floor, calibration=calibration)))
+    console.print(f"Saved in {directory}. Next: tl-floor plan {directory} --max-loss 0.2", highlight=False)
+
+
+def run_plan(directory: Path, as_json: bool, **asked: Any) -> None:
+    """Choose a student by what lies in a run's directory."""
+    from tl_distill_floor.present.students import plan_view
+
+    floor = FloorPrediction.load(directory)
+    with quiet_libraries():
+        from tl_distill_floor.sources.teachers import load_teacher
+        from tl_distill_floor.students.plan import plan
+
+        chosen = plan(floor, load_teacher(floor.stats.model_name).model, **asked)
+    if as_json:
+        print(json.dumps(dataclasses.asdict(chosen) | {"megabytes": chosen.megabytes}))
+        return
+    Console().print(plan_view(chosen, directory))
+
+
+def _matching(
+    spec: Any, model: Any, directory: Path, what: str, layer: int | None, weight: float, sae: str | None
+) -> Any:
+    """The student, with what it matches."""
+    if what == "none":
+        return spec
+    from tl_distill_floor.measuring.hooks import resid_post
+    from tl_distill_floor.sources.saes import load_sae
+    from tl_distill_floor.students.distill import kept_part
+    from tl_distill_floor.students.matching import Match
+
+    if what == "kept" or layer is None:
+        if not (directory / FLOOR_FILE).exists():
+            raise InputError(
+                f"{directory} holds no prediction of what a width can hold; run tl-floor measure with --out {directory}"
+                " first, or use --match activation --match-layer L"
+            )
+        floor = FloorPrediction.load(directory)
+        hook = floor.stats.hook_name if layer is None else resid_post(layer)
+    else:
+        hook = resid_post(layer)
+    layers = int(model.cfg.n_layers)
+    matched = Match(hook, student_layer(hook, layers, spec.depth or layers), weight)
+    if what == "activation":
+        return dataclasses.replace(spec, match=matched)
+    source = load_sae(sae, model_name=floor.stats.model_name)
+    return dataclasses.replace(spec, match=matched, target=kept_part(floor, source.sae, spec.width))
+
+
+def student_layer(hook: str, layers: int, depth: int) -> int:
+    """The layer of a student that lies as deep, in its own layers, as a hook point of the teacher does in its."""
+    from sae_lens.util import extract_layer_from_tlens_hook_name
+
+    layer: int | None = extract_layer_from_tlens_hook_name(hook)
+    if layer is None:
+        raise InputError(f"{hook} belongs to no layer, so no student's layer matches it; give --match-layer")
+    return max(1, round((layer + 1) * depth / layers)) - 1

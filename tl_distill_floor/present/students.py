@@ -1,0 +1,129 @@
+"""Students as tables: what they reached, how they follow the prediction, and which one to train."""
+
+from pathlib import Path
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from tl_distill_floor.calibration import Affine, Calibration
+from tl_distill_floor.prediction import FloorPrediction
+from tl_distill_floor.student_plan import Plan
+from tl_distill_floor.student_result import StudentResult
+
+LOSS = "KL(teacher ‖ student), nats/token"
+
+
+def students_view(results: list[StudentResult]) -> RenderableType:
+    """What every student reached on held-out text, and where its learning curve ends."""
+    first = results[0]
+    table = _table(f"Students of {first.teacher}: {LOSS}, on {first.heldout_tokens:,} held-out tokens")
+    for heading in ("student", "parameters", "tokens", "reached", "floor", "95 % interval", ""):
+        table.add_column(heading, justify="left" if heading in ("student", "") else "right")
+    for student in results:
+        low, high = student.interval
+        table.add_row(
+            student.name,
+            f"{student.n_parameters:,}",
+            f"{student.tokens[-1]:,}",
+            f"{student.loss:.4f}",
+            f"{student.floor:.4f}",
+            f"{low:.4g}–{high:.4g}",
+            student.status,
+        )
+    note = Text("floor is where the learning curve ends, L∞ of L∞ + A · t^-b; its interval is of that fit alone.")
+    lost = [f"! {s.name} diverged {s.settings.get('diverged', '')}" for s in results if s.status == "diverged"]
+    return Group(table, note, *(Text(line, style="yellow") for line in lost))
+
+
+def calibration_view(floor: FloorPrediction) -> RenderableType:
+    """Students beside the predictions, the lines through them, and models that know nothing of features.
+
+    Raises:
+        InputError: the prediction has no calibration.
+    """
+    calibration = floor.calibration
+    assert calibration is not None
+    unit = "nats/token" if calibration.unit == "nats" else "MSE"
+    students = _table(f"Students of {calibration.teacher}: {LOSS}; predictions: {unit}")
+    names = list(calibration.predictors)
+    for heading in ("width", "student", *names, "calibrated", "95 % of a new one"):
+        students.add_column(heading, justify="right")
+    students.add_column("")
+    rows = zip(calibration.widths, calibration.losses, calibration.statuses, strict=True)
+    for i, (width, loss, status) in enumerate(rows):
+        line = floor.calibrated_at(width)
+        students.add_row(
+            f"{width:,}",
+            f"{loss:.4f}",
+            *(f"{calibration.predictors[name].x[i]:.4g}" for name in names),
+            f"{line.value:.4f}",
+            f"{line.low:.3g}–{line.high:.3g}",
+            status,
+        )
+    parts: list[RenderableType] = [students, Text(), _fits(calibration), Text(_verdict(calibration))]
+    return Group(*parts, *(Text(f"! {warning}", style="yellow") for warning in calibration.warnings))
+
+
+def plan_view(plan: Plan, run: Path) -> RenderableType:
+    """The student to train, and what that stands on."""
+    unit = "nats/token" if plan.unit == "nats" else "MSE"
+    table = _table(f"Train a student of width {plan.width:,}")
+    table.show_header = False
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    of_teacher = plan.n_parameters / plan.teacher_parameters
+    loses = f"{plan.loss:.4g} {unit} expected, below {plan.bound:.4g} with 90 % confidence"
+    rows = [
+        ("teacher", f"{plan.teacher}, {plan.teacher_parameters:,} parameters"),
+        ("loss", loses + ("" if plan.calibrated else " (not calibrated: no student was measured)")),
+        ("parameters", f"{plan.n_parameters:,} ({of_teacher:.1%} of the teacher's), {plan.depth} layers"),
+        ("memory", f"{plan.megabytes:,.1f} MB of weights in half precision"),
+        ("speed", f"{plan.speed:.1f} times the teacher's tokens a second, forward, on this machine"),
+        (
+            "features",
+            f"holds {plan.kept:,} of {plan.features:,}; tl-floor lost {run} --width {plan.width} names the others",
+        ),
+        *(("known", sentence) for sentence in plan.known),
+        *(("assumed", sentence) for sentence in plan.assumed),
+    ]
+    for row in rows:
+        table.add_row(*row)
+    return Group(table, Text(f"Next: tl-floor distill {plan.teacher} --widths {plan.width} --text YOUR_TEXT"))
+
+
+def _fits(calibration: Calibration) -> Table:
+    table = _table("loss = C · prediction + B; the error of each width, predicted from the others")
+    for heading in ("", "C", "95 %", "B (nats/token)", "95 %", "R²", "error"):
+        table.add_column(heading, justify="left" if not heading else "right")
+    for name, fit in calibration.predictors.items():
+        mark = " *" if name == calibration.predictor else ""
+        table.add_row(name + mark, *_numbers(fit))
+    for name, error in calibration.nulls.items():
+        table.add_row(f"null: {name}", "", "", "", "", "", f"{error:.1%}")
+    return table
+
+
+def _numbers(fit: Affine) -> tuple[str, ...]:
+    slope, baseline = fit.slope_interval, fit.baseline_interval
+    return (
+        f"{fit.slope:.4g}",
+        f"{slope[0]:.3g} to {slope[1]:.3g}",
+        f"{fit.baseline:.4f}",
+        f"{baseline[0]:.3g} to {baseline[1]:.3g}",
+        f"{fit.r2:.4f}",
+        f"{fit.loo_error:.1%}",
+    )
+
+
+def _verdict(calibration: Calibration) -> str:
+    null, error = min(calibration.nulls.items(), key=lambda item: item[1])
+    better = "less" if calibration.loo_error < error else "no less"
+    return (
+        f"* is what calibrated stands on. Its error is {better} than that of the best null model, {null}. By its line a"
+        f" student as wide as the teacher loses {calibration.at_teacher_width:.4g} nats per token."
+    )
+
+
+def _table(title: str) -> Table:
+    return Table(title=title, title_justify="left", box=None, pad_edge=False)

@@ -1,0 +1,157 @@
+"""Choosing a student: the narrowest below a loss, or the best within a size."""
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from tl_distill_floor.calibration import Bounds
+from tl_distill_floor.errors import InputError
+from tl_distill_floor.student_plan import Plan
+from tl_distill_floor.students.build import build_student, parameters_of, student_config
+
+if TYPE_CHECKING:
+    from tl_distill_floor.prediction import FloorPrediction
+
+TWO_SIDED = 0.8
+"""A two-sided interval of this confidence ends above at the one-sided bound of 90 %."""
+Z90, Z95 = 1.2816, 1.96
+TIMED_TOKENS, ROUNDS = 1024, 3
+
+
+def plan(
+    floor: "FloorPrediction",
+    teacher: Any,
+    *,
+    max_loss: float | None = None,
+    max_width: int | None = None,
+    max_params: int | None = None,
+    depth: int | None = None,
+) -> Plan:
+    """The student to train.
+
+    Args:
+        floor: of the teacher; with a calibration, losses are the student's own.
+        teacher: a TransformerBridge on a Hugging Face model, as `build_student` takes it.
+        max_loss: the narrowest student that stays below it with 90 % confidence, in nats per token, or in the unit of
+            `floor` where nothing was calibrated.
+        max_width, max_params: the widest student within them, in dimensions and parameters.
+        depth: layers; the teacher's when left out.
+
+    Raises:
+        InputError: nothing was asked for, or no student of the teacher's family is good or small enough.
+    """
+    asked = (max_loss is not None) + (max_width is not None) + (max_params is not None)
+    if asked != 1:
+        raise InputError("say what the student may be: one of --max-loss, --max-width, --max-params")
+    if max_loss is not None and not max_loss > 0:
+        raise InputError(f"the loss must be above 0, got {max_loss}")
+    width = (
+        _narrowest(floor, teacher, max_loss) if max_loss is not None else _widest(teacher, max_width, max_params, depth)
+    )
+    loss, in_nats = expected_loss(floor, width), floor.calibration is not None or floor.unit == "nats"
+    layers = depth or int(teacher.original_model.config.num_hidden_layers)
+    known, assumed = _grounds(floor, width, depth is not None)
+    return Plan(
+        teacher=floor.stats.model_name,
+        width=width,
+        depth=layers,
+        unit="nats" if in_nats else "mse",
+        loss=loss.value,
+        bound=loss.high,
+        calibrated=floor.calibration is not None,
+        n_parameters=parameters_of(teacher, width, depth),
+        teacher_parameters=parameters_of(teacher, int(teacher.cfg.d_model)),
+        speed=relative_speed(teacher, width, depth),
+        features=floor.n_features,
+        kept=floor.n_features - len(floor.lost(width)),
+        known=known,
+        assumed=assumed,
+    )
+
+
+def expected_loss(floor: "FloorPrediction", width: int) -> Bounds:
+    """What a student of `width` is expected to lose, and its interval of 80 %, which ends at the 90 % bound."""
+    if floor.calibration is not None:
+        return floor.calibrated_at(width, TWO_SIDED)
+    value = floor.floor_at(width)
+    relative = (floor.interval[:, 1] - floor.interval[:, 0]) / (2 * np.maximum(floor.expected, 1e-300))
+    relative = np.where(np.isfinite(relative), relative, 0.0)
+    reach = value * float(np.interp(np.log(width), np.log(floor.widths), relative)) * Z90 / Z95
+    return Bounds(value, max(value - reach, 0.0), value + reach)
+
+
+def relative_speed(teacher: Any, width: int, depth: int | None = None) -> float:
+    """Tokens a second of a student's forward pass ÷ those of a model of the teacher's own shape, medians in turn."""
+    device = next(teacher.parameters()).device
+    models = [build_student(teacher, int(teacher.cfg.d_model)), build_student(teacher, width, depth=depth)]
+    length = min(256, int(teacher.cfg.n_ctx))
+    ids = torch.zeros((max(1, TIMED_TOKENS // length), length), dtype=torch.long, device=device)
+    seconds: list[list[float]] = [[], []]
+    with torch.no_grad():
+        for _ in range(ROUNDS + 1):
+            for model, of_model in zip(models, seconds, strict=True):
+                model.to(device)
+                started = time.perf_counter()
+                model(ids)
+                of_model.append(time.perf_counter() - started)
+    of_teacher, of_student = (float(np.median(each[1:])) for each in seconds)
+    return of_teacher / of_student
+
+
+def _narrowest(floor: "FloorPrediction", teacher: Any, max_loss: float) -> int:
+    widest = int(teacher.cfg.d_model)
+    narrow, wide = 0, widest  # losses fall with the width
+    while wide - narrow > 1:
+        middle = (narrow + wide) // 2
+        narrow, wide = (narrow, middle) if expected_loss(floor, middle).high <= max_loss else (middle, wide)
+    for width in range(wide, widest + 1):
+        if expected_loss(floor, width).high <= max_loss and _fits(teacher, width):
+            return width
+    at_best = expected_loss(floor, widest)
+    raise InputError(
+        f"no student up to the teacher's width, {widest}, stays below {max_loss:g} with 90 % confidence: there it is"
+        f" {at_best.value:.4g}, at most {at_best.high:.4g}; raise --max-loss"
+    )
+
+
+def _widest(teacher: Any, max_width: int | None, max_params: int | None, depth: int | None) -> int:
+    for width in range(min(max_width or 10**9, int(teacher.cfg.d_model)), 0, -1):
+        small = max_params is None or (_fits(teacher, width) and parameters_of(teacher, width, depth) <= max_params)
+        if small and _fits(teacher, width):
+            return width
+    raise InputError("no student of the teacher's family is as small as that; raise --max-width or --max-params")
+
+
+def _fits(teacher: Any, width: int) -> bool:
+    try:
+        student_config(teacher, width)
+    except InputError:
+        return False
+    return True
+
+
+def _grounds(floor: "FloorPrediction", width: int, shallow: bool) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """(what was measured, what is assumed)."""
+    stats, calibration = floor.stats, floor.calibration
+    known = [f"{floor.n_features:,} features of {stats.sae_name} at {stats.hook_name}, on {stats.n_tokens:,} tokens"]
+    assumed = [f"what the SAE leaves unexplained, {stats.fvu:.1%} of the variance, is in no floor"]
+    if calibration is None:
+        known.append("no student: the loss is the floor itself, which no training goes below by much")
+        assumed.append("that a student loses nothing but what its width cannot hold (C = 1, B = 0)")
+    else:
+        fit = calibration.fit
+        known.append(
+            f"students of widths {', '.join(str(w) for w in calibration.widths)}: loss ="
+            f" {fit.slope:.3g} · {calibration.predictor} + {fit.baseline:.3g}, each width predicted from the others"
+            f" {fit.loo_error:.1%} off"
+        )
+        if not min(calibration.widths) <= width <= max(calibration.widths):
+            assumed.append(f"that the line holds at width {width}, outside of the widths that were trained")
+        if "under-trained" in calibration.statuses:
+            assumed.append("that the learning curves of students that are not saturated end where their fit says")
+        assumed.append("that it is trained on text of the same kind, as those students were")
+    if shallow:
+        assumed.append("that fewer layers lose nothing more: no floor knows of depth")
+    return tuple(known), tuple(assumed)
