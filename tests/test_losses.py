@@ -17,6 +17,10 @@ def logits(seed: int, n: int = 12, vocabulary: int = 50) -> torch.Tensor:
     return 3 * torch.randn(n, vocabulary, generator=torch.Generator().manual_seed(seed))
 
 
+def of(objective: Objective, teacher: torch.Tensor, student: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    return objective(objective.target(teacher), student, labels)
+
+
 def test_forward_kl_against_torch_and_float64() -> None:
     teacher, student = logits(0), logits(1)
     of_torch = kl_div(student.log_softmax(-1), teacher.log_softmax(-1), log_target=True, reduction="none").sum(-1)
@@ -44,13 +48,13 @@ def test_temperature_and_cross_entropy_by_hand() -> None:
     teacher, student = torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 0.0]])
     labels = torch.tensor([0])
     # At T = 2 the teacher's logits are (1, 0): KL from even odds = ln 2 - H(σ(1)) = 0.1110, times T² = 0.4441.
-    hot = Objective(temperature=2.0)(teacher, student, labels)
+    hot = of(Objective(temperature=2.0), teacher, student, labels)
     assert float(hot) == pytest.approx(0.4441, abs=1e-3)
     # Cross-entropy of even odds is ln 2; a quarter of it, and three quarters of the KL.
-    kl = float(Objective()(teacher, student, labels))
-    mixed = Objective(cross_entropy=0.25)(teacher, student, labels)
+    kl = float(of(Objective(), teacher, student, labels))
+    mixed = of(Objective(cross_entropy=0.25), teacher, student, labels)
     assert float(mixed) == pytest.approx(0.75 * kl + 0.25 * 0.6931, abs=1e-4)
-    unlabelled = Objective(cross_entropy=0.25)(teacher, student, torch.tensor([NO_LABEL]))
+    unlabelled = of(Objective(cross_entropy=0.25), teacher, student, torch.tensor([NO_LABEL]))
     assert float(unlabelled) == pytest.approx(0.75 * kl, abs=1e-4)
 
 
@@ -60,7 +64,7 @@ def test_temperature_and_cross_entropy_by_hand() -> None:
 )
 def test_chunks_equal_the_whole(objective: Objective, monkeypatch: pytest.MonkeyPatch) -> None:
     """Losses, and gradients in hidden states and unembeddings, of two students at once, against plain autograd."""
-    monkeypatch.setattr(losses, "LOGITS_AT_ONCE", 150)  # three tokens of 50
+    monkeypatch.setattr(losses, "LOGITS_AT_ONCE", {"cpu": 150})  # three tokens of 50
     torch.manual_seed(0)
     teacher = Ends(torch.randn(10, 8), nn.Linear(8, 50))
     students = [Ends(torch.randn(10, d, requires_grad=True), nn.Linear(d, 50, bias=d == 4)) for d in (4, 6)]
@@ -72,7 +76,7 @@ def test_chunks_equal_the_whole(objective: Objective, monkeypatch: pytest.Monkey
 
     with torch.no_grad():
         of_teacher = teacher.unembed(teacher.hidden)
-    whole = [objective(of_teacher, s.unembed(s.hidden), labels).sum() for s in students]
+    whole = [of(objective, of_teacher, s.unembed(s.hidden), labels).sum() for s in students]
     expected = torch.autograd.grad(2.0 * whole[0] + whole[1], inputs)
     torch.testing.assert_close(torch.stack(found), torch.stack(whole))
     for ours, theirs in zip(gradients, expected, strict=True):
@@ -80,7 +84,7 @@ def test_chunks_equal_the_whole(objective: Objective, monkeypatch: pytest.Monkey
 
 
 def test_summed_kl_is_that_of_whole_logits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(losses, "LOGITS_AT_ONCE", 150)
+    monkeypatch.setattr(losses, "LOGITS_AT_ONCE", {"cpu": 150})
     teacher, student = Ends(torch.randn(10, 8), nn.Linear(8, 50)), Ends(torch.randn(10, 4), nn.Linear(4, 50))
     whole = forward_kl(teacher.unembed(teacher.hidden), student.unembed(student.hidden)).sum().detach()
     assert summed_kl(teacher, [student, student]).tolist() == pytest.approx([float(whole)] * 2, rel=1e-5)

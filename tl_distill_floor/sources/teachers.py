@@ -38,7 +38,7 @@ def load_teacher(
 
     Args:
         model: a HookedTransformer, TransformerBridge or their SAE kin; a TransformerLens or Hugging Face name; a
-            Hugging Face directory; a `.gguf` file; `tiny-prose`; `smollm2-135m`.
+            Hugging Face directory; a `.gguf` file; `tiny-prose`; `smollm2-135m`; a Teacher, which is returned as it is.
         device: torch device.
         dtype: "fp32" or "bf16"; a model in memory keeps its own.
         model_kwargs: what the SAE's metadata asks of `from_pretrained_no_processing`, of which only processing and
@@ -48,6 +48,8 @@ def load_teacher(
     Raises:
         InputError: nothing of that name exists or it cannot be loaded.
     """
+    if isinstance(model, Teacher):
+        return model
     if hasattr(model, "hook_dict"):
         name = str(getattr(model.cfg, "model_name", None) or "in-memory model")
         return Teacher(model, name, named=False, loading={"class": type(model).__name__})

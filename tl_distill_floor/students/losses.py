@@ -14,13 +14,22 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from tl_distill_floor.errors import InputError
-from tl_distill_floor.kl import forward_kl, reverse_kl
+from tl_distill_floor.kl import forward_kl
 
-LOGITS_AT_ONCE = 2**22
-"""Numbers of one chunk's logits, 16 MiB in fp32."""
+LOGITS_AT_ONCE = {"cpu": 2**20}
+ON_A_GPU = 2**26
+"""Numbers of one chunk's logits: what the caches of a CPU hold, and what keeps a GPU busy; else as on a GPU."""
 NO_LABEL = -100
 """Label of a position that no token follows."""
-DIVERGENCES = {"forward-kl": forward_kl, "reverse-kl": reverse_kl}
+DIVERGENCES = ("forward-kl", "reverse-kl")
+
+
+class Target(NamedTuple):
+    """The teacher's distribution at some tokens, at a temperature."""
+
+    log_p: Float[Tensor, "token vocabulary"]
+    p: Float[Tensor, "token vocabulary"]
+    entropy: Float[Tensor, " token"]
 
 
 @dataclass(frozen=True)
@@ -42,19 +51,45 @@ class Objective:
         if not 0 <= self.cross_entropy <= 1:
             raise InputError(f"the share of cross-entropy must be from 0 to 1, got {self.cross_entropy}")
 
+    @property
+    def is_plain(self) -> bool:
+        """KL(teacher ‖ student) and nothing else."""
+        return self.divergence == "forward-kl" and self.temperature == 1.0 and self.cross_entropy == 0.0
+
+    @torch.no_grad()
+    def target(self, teacher: Float[Tensor, "token vocabulary"]) -> Target:
+        """From the teacher's logits; the same for every student."""
+        log_p = (teacher.float() / self.temperature if self.temperature != 1.0 else teacher.float()).log_softmax(-1)
+        p = log_p.exp()
+        return Target(log_p, p, -torch.linalg.vecdot(p, log_p))
+
     def __call__(
-        self,
-        teacher: Float[Tensor, "token vocabulary"],
-        student: Float[Tensor, "token vocabulary"],
-        labels: Int[Tensor, " token"],
+        self, target: Target, student: Float[Tensor, "token vocabulary"], labels: Int[Tensor, " token"]
     ) -> Float[Tensor, " token"]:
-        """Nats of every position, from logits and the tokens that follow (`NO_LABEL` where none does)."""
-        heat = self.temperature
-        loss: Tensor = DIVERGENCES[self.divergence](teacher / heat, student / heat) * heat**2
+        """Nats of every position, from the student's logits and the tokens that follow (`NO_LABEL` where none does)."""
+        log_q = (student.float() / self.temperature).log_softmax(-1)
+        if self.divergence == "forward-kl":
+            loss = -target.entropy - (target.p * log_q).sum(-1)
+        else:
+            loss = (log_q.exp() * (log_q - target.log_p)).sum(-1)
+        loss = loss * self.temperature**2
         if self.cross_entropy:
             unlabelled = cross_entropy(student.float(), labels, ignore_index=NO_LABEL, reduction="none")
             loss = (1 - self.cross_entropy) * loss + self.cross_entropy * unlabelled
         return loss
+
+    def with_slope(
+        self, target: Target, student: Float[Tensor, "token vocabulary"], labels: Int[Tensor, " token"]
+    ) -> tuple[Float[Tensor, ""], Float[Tensor, "token vocabulary"]]:
+        """(nats summed over the positions, their slope in the student's logits, which is q − p for the plain KL)."""
+        if self.is_plain:
+            with torch.no_grad():
+                log_q = student.detach().float().log_softmax(-1)
+                loss = -(target.entropy + torch.linalg.vecdot(target.p, log_q)).sum()
+                return loss, log_q.exp_().sub_(target.p).to(student.dtype)
+        logits = student.detach().requires_grad_()
+        loss = self(target, logits, labels).sum()
+        return loss.detach(), torch.autograd.grad(loss, logits)[0]
 
 
 class Ends(NamedTuple):
@@ -86,9 +121,9 @@ def chunked_losses(
     taken = [_Gradients(inputs) for inputs in given]
     for rows in _chunks(teacher):
         with torch.no_grad():
-            logits = teacher.logits(rows)
+            target = objective.target(teacher.logits(rows))
         for student, gradients in zip(students, taken, strict=True):
-            gradients.add(student, rows, logits, labels[rows], objective)
+            gradients.add(student, rows, target, labels[rows], objective)
     return [
         _WithGradients.apply(gradients.loss, gradients.found, *inputs)  # type: ignore[no-untyped-call]
         for gradients, inputs in zip(taken, given, strict=True)
@@ -110,7 +145,8 @@ def summed_kl(teacher: Ends, students: Sequence[Ends]) -> Float[Tensor, " studen
 def _chunks(ends: Ends) -> list[slice]:
     n = len(ends.hidden)
     vocabulary = max((len(weight) if weight.ndim == 1 else max(weight.shape)) for weight in ends.unembed.parameters())
-    at_once = max(1, LOGITS_AT_ONCE // vocabulary)
+    numbers = LOGITS_AT_ONCE.get(ends.hidden.device.type, ON_A_GPU)
+    at_once = max(1, numbers // vocabulary)
     return [slice(first, min(first + at_once, n)) for first in range(0, n, at_once)]
 
 
@@ -121,13 +157,14 @@ class _Gradients:
         self.loss = torch.zeros((), device=inputs[0].device)
         self.found = [torch.zeros_like(given, dtype=torch.float32) for given in inputs]
 
-    def add(self, student: Ends, rows: slice, teacher: Tensor, labels: Tensor, objective: Objective) -> None:
+    def add(self, student: Ends, rows: slice, target: Target, labels: Tensor, objective: Objective) -> None:
         weights = tuple(student.unembed.parameters())
         with torch.enable_grad():
             hidden = student.hidden[rows].detach().requires_grad_()
-            loss = objective(teacher, student.unembed(hidden), labels).sum()
-        of_hidden, *of_weights = torch.autograd.grad(loss, (hidden, *weights))
-        self.loss += loss.detach()
+            logits = student.unembed(hidden)
+            loss, slope = objective.with_slope(target, logits, labels)
+        of_hidden, *of_weights = torch.autograd.grad(logits, (hidden, *weights), slope)
+        self.loss += loss
         self.found[0][rows] = of_hidden
         for whole, part in zip(self.found[1:], of_weights, strict=True):
             whole += part
