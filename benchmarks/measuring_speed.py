@@ -1,6 +1,8 @@
 """How near measuring comes to its limit: the bare forward pass to the layer plus `sae.encode`, on the same batches.
 
-    python benchmarks/measuring_speed.py [--only CASE] [--json]
+    python benchmarks/measuring_speed.py [--only CASE] [--cost fisher] [--json]
+
+With `--cost fisher` the limit is the whole forward pass, one backward pass to the layer, and `sae.encode`.
 
 Each case runs bare, ours and SAELens's `run_evals` (sparsity, variance and feature densities) in turn, `--rounds`
 times, and reports the median ratio of the rounds. Peak memory is the high-water mark of a process of its own that
@@ -22,7 +24,7 @@ import typer
 
 from tl_distill_floor import load_sae, load_teacher, measure
 from tl_distill_floor.cli.measuring import quiet_libraries
-from tl_distill_floor.measuring.hooks import hook_point
+from tl_distill_floor.measuring.hooks import differentiator, hook_point
 
 Case = StrEnum("Case", ["tiny-prose", "smollm2", "pythia-410m-shape"])
 Work = StrEnum("Work", ["bare", "ours", "run_evals"])
@@ -34,9 +36,10 @@ class Subject(NamedTuple):
     sae: Any
     hook_name: str
     ids: torch.Tensor
+    cost: str
 
 
-def subject(case: str, n_tokens: int, dtype: str, smollm2_sae: str | None) -> Subject:
+def subject(case: str, n_tokens: int, dtype: str, smollm2_sae: str | None, cost: str) -> Subject:
     if case == "tiny-prose":
         source = load_sae(None, model_name="tiny-prose")
         model, sae, hook = load_teacher("tiny-prose", dtype=dtype).model, source.sae, source.hook_name
@@ -47,7 +50,7 @@ def subject(case: str, n_tokens: int, dtype: str, smollm2_sae: str | None) -> Su
         model, hook = random_pythia(dtype), "blocks.12.hook_resid_post"
         sae = random_sae(1024, 32_768, hook, l0=200)
     ids = torch.randint(1000, 4000, (n_tokens // CONTEXT, CONTEXT), generator=torch.Generator().manual_seed(0))
-    return Subject(model, sae, hook, ids)
+    return Subject(model, sae, hook, ids, cost)
 
 
 def random_pythia(dtype: str) -> Any:
@@ -87,7 +90,15 @@ def random_sae(d_in: int, d_sae: int, hook: str, l0: int = 40) -> Any:
 
 
 def bare(s: Subject) -> None:
-    """Nothing but the forward pass, ended at the hook point, and the encoder."""
+    """Nothing but the forward pass, ended at the hook point, and the encoder; see above for fisher."""
+    if s.cost == "fisher":
+        with differentiator(s.model, [s.hook_name]) as run:
+            for batch in s.ids.split(BATCH):
+                logits, acts = run(batch)
+                torch.autograd.grad(logits, acts, torch.ones_like(logits))
+                with torch.no_grad():
+                    s.sae.encode(acts[0].detach())
+        return
 
     class StopError(Exception):
         pass
@@ -111,7 +122,7 @@ def bare(s: Subject) -> None:
 
 
 def ours(s: Subject) -> None:
-    measure(s.model, s.sae, s.ids, cost="energy", hook_name=s.hook_name, batch_size=BATCH, n_tokens=s.ids.numel())
+    measure(s.model, s.sae, s.ids, cost=s.cost, hook_name=s.hook_name, batch_size=BATCH, n_tokens=s.ids.numel())
 
 
 def run_evals(s: Subject) -> None:
@@ -155,14 +166,17 @@ def main(
     tokens: int = 16_384,
     rounds: int = 3,
     dtype: str = "fp32",
+    cost: str = "energy",
     smollm2_sae: Annotated[str | None, typer.Option(help="SAE of SmolLM2; random weights when left out.")] = None,
     as_json: Annotated[bool, typer.Option("--json")] = False,
     peak_of: Annotated[Work | None, typer.Option(hidden=True)] = None,
 ) -> None:
-    options = ["--tokens", str(tokens), "--dtype", dtype] + (["--smollm2-sae", smollm2_sae] if smollm2_sae else [])
+    options = ["--tokens", str(tokens), "--dtype", dtype, "--cost", cost] + (
+        ["--smollm2-sae", smollm2_sae] if smollm2_sae else []
+    )
     for case in [only] if only else list(Case):
         with quiet_libraries():
-            s = subject(case, tokens, dtype, smollm2_sae)
+            s = subject(case, tokens, dtype, smollm2_sae, cost)
             if peak_of:
                 WORK[peak_of](s)
                 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
@@ -173,6 +187,7 @@ def main(
         row: dict[str, Any] = {
             "case": case,
             "dtype": dtype,
+            "cost": cost,
             "tokens": s.ids.numel(),
             "bare_tokens_per_s": round(s.ids.numel() / statistics.median(t["bare"] for t in times)),
             "ours_tokens_per_s": round(s.ids.numel() / statistics.median(t["ours"] for t in times)),

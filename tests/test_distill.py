@@ -15,7 +15,7 @@ from tl_distill_floor.sources.teachers import load_teacher
 from tl_distill_floor.student_result import StudentResult, students_in
 from tl_distill_floor.students import sweep as module
 from tl_distill_floor.students.distill import distill, distill_students
-from tl_distill_floor.students.matching import KeptPart, Match
+from tl_distill_floor.students.matching import KeptPart, Match, Matcher
 from tl_distill_floor.students.training import Spec, Training
 
 QUICK = Training(tokens=32 * 8 * 6, batch_size=8, evaluations=3, heldout_tokens=128, early_stop=False)
@@ -235,6 +235,16 @@ def test_matching_needs_a_weight_and_falls_to_its_end() -> None:
     assert [Match("h", 0, weight=2.0, until=0.5).weight_at(share) for share in (0.0, 0.25, 0.5, 1.0)] == [2, 1, 0, 0]
     with pytest.raises(InputError, match="weight above 0"):
         Match("h", 0, weight=0.0)
+
+
+def test_a_projection_starts_where_least_squares_end() -> None:
+    torch.manual_seed(0)
+    student, matcher = torch.randn(200, 4), Matcher(4, 6)
+    target = student @ torch.randn(4, 6) + 3.0
+    matcher.scale(target)
+    before = float(matcher(student, target).detach()) / 200
+    matcher.begin(student, target)
+    assert float(matcher(student, target).detach()) / 200 < 1e-6 < 0.1 < before
 
 
 def test_the_schedule_by_hand() -> None:

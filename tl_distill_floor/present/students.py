@@ -93,9 +93,9 @@ def plan_view(plan: Plan, run: Path) -> RenderableType:
 
 
 def _fits(calibration: Calibration) -> Table:
-    table = _table("loss = C · prediction + B; the error of each width, predicted from the others")
-    for heading in ("", "C", "95 %", "B (nats/token)", "95 %", "R²", "error"):
-        table.add_column(heading, justify="left" if not heading else "right")
+    table = _table("loss = C · prediction + B (nats/token); error: of each width, from the others")
+    for heading in ("", "C", "95 %", "B", "95 %", "R²", "error"):
+        table.add_column(heading, justify="left" if not heading else "right", no_wrap=True)
     for name, fit in calibration.predictors.items():
         mark = " *" if name == calibration.predictor else ""
         table.add_row(name + mark, *_numbers(fit))

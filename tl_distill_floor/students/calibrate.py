@@ -72,12 +72,15 @@ def _usable(
     if foreign:
         raise InputError(f"the students are of {', '.join(sorted(foreign))}, the floor is of {floor.stats.model_name}")
     lost = [student.name for student in students if student.status == "diverged"]
-    short = [student.name for student in students if student.status == "under-trained"]
+    open_ended = [s.name for s in students if s.status != "diverged" and s.floor <= 0]
+    fine = sorted((s for s in students if s.name not in {*lost, *open_ended}), key=lambda s: s.width)
+    short = [student.name for student in fine if student.status == "under-trained"]
     if lost:
         warnings.append(f"left out, since they diverged: {', '.join(lost)}")
+    if open_ended:
+        warnings.append(f"left out, since their learning curves do not bend yet: {', '.join(open_ended)}; train longer")
     if short:
         warnings.append(f"not saturated, so that their floors are extrapolated: {', '.join(short)}")
-    fine = sorted((s for s in students if s.status != "diverged"), key=lambda s: s.width)
     return [(s.width, s.floor, s.status, s.n_parameters) for s in fine], warnings
 
 

@@ -123,7 +123,7 @@ class Sweep:
     ) -> None:
         """Train until the steps are done or every student has reached its floor."""
         evaluated, per_step = set(self.training.evaluated_at(self.steps)), self._tokens_a_step
-        self._scale(body)
+        self._begin_matching(body)
         started, saved, begun = time.perf_counter(), time.perf_counter(), self.step
         while self.step < self.steps and self.active:
             losses = self._one_step(body)
@@ -199,19 +199,22 @@ class Sweep:
         return losses
 
     @torch.no_grad()
-    def _scale(self, body: TeacherBody) -> None:
-        """Set what a matching loss of 1 is, from the first batch: the variance of the target."""
+    def _begin_matching(self, body: TeacherBody) -> None:
+        """From the first batch: the variance of the target, and, at the first step, the projection to start from."""
         ids = self.texts.batch(0, self.training).to(self._accelerator.device)
-        matched = [student for student in self.students if student.trainee.matcher is not None]
-        if matched:
+        counts = self.texts.subject.counts(ids)
+        for student in self.students:
+            matcher = student.trainee.matcher
+            if matcher is None:
+                continue
             _, activation = body(ids)
             assert activation is not None
-            kept = activation[self.texts.subject.counts(ids)].flatten(1)
-            for student in matched:
-                target = _target(student.spec, kept)
-                assert target is not None
-                assert student.trainee.matcher is not None
-                student.trainee.matcher.scale(target)
+            target, (_, matched) = _target(student.spec, activation[counts].flatten(1)), student.trainee.body(ids)
+            assert target is not None
+            assert matched is not None
+            matcher.scale(target)
+            if self.step == 0:
+                matcher.begin(matched[counts], target)
 
     @torch.no_grad()
     def _evaluate(self, body: TeacherBody) -> None:

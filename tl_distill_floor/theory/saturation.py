@@ -8,9 +8,10 @@ import numpy as np
 from jaxtyping import Float64
 from scipy.stats import f as f_distribution
 
-FEWEST = 5
-"""Points of a curve that three parameters can be fitted to."""
-EXPONENTS = np.geomspace(0.05, 3.0, 120)
+FEWEST, SPAN = 8, 10.0
+"""Points that three parameters can be fitted to, and how many times as many tokens the last has seen as the first: a
+shorter curve says nothing of its end."""
+EXPONENTS = np.geomspace(0.05, 3.0, 400)
 FROM = 0.1
 """Points before this share of the tokens are warm-up, and are left out."""
 CLOSE = 0.05
@@ -35,7 +36,7 @@ class Saturation:
 
 
 def saturation(tokens: Any, loss: Any) -> Saturation:
-    """Fit L∞ + A · t^-b to a learning curve by least squares.
+    """Fit L∞ + A · t^-b to a learning curve by least squares of relative errors.
 
     For every exponent the rest is linear; the interval holds the floors of all exponents whose squared error is not
     significantly larger than the best one's (F-test, 95 %).
@@ -45,18 +46,18 @@ def saturation(tokens: Any, loss: Any) -> Saturation:
         loss: [point] on held-out text.
 
     Returns:
-        The fit; where the curve has fewer than 5 points, or does not fall, the last loss, and nothing known below it.
+        The fit; where the curve is too short for one, the last loss, and nothing known below it.
     """
     t, losses = (np.asarray(given, dtype=np.float64) for given in (tokens, loss))
     if len(t) != len(losses) or not len(t):
         raise ValueError(f"a curve needs a loss for every number of tokens, got {len(losses)} and {len(t)}")
     lowest, last = float(np.nanmin(losses, initial=math.inf)), float(losses[-1])
-    if not math.isfinite(last) or last > WORSE * lowest:
+    if not math.isfinite(last) or last > WORSE * lowest or lowest <= 0:
         return Saturation(lowest, (0.0, lowest), 0.0, 0.0, "diverged")
     chosen = t >= FROM * t[-1]
-    t, losses = t[chosen], losses[chosen]
-    if len(t) < FEWEST:
+    if chosen.sum() < FEWEST or t[-1] < SPAN * t[0]:
         return Saturation(last, (0.0, last), 0.0, 0.0, "under-trained")
+    t, losses = t[chosen], losses[chosen]
     fits = np.array([_linear(t / t[-1], losses, exponent) for exponent in EXPONENTS])
     error, best = fits[:, 2], int(fits[:, 2].argmin())
     bound = error[best] * (1 + 3 / max(len(t) - 3, 1) * f_distribution.ppf(0.95, 3, max(len(t) - 3, 1)))
@@ -73,10 +74,10 @@ def _status(reached: bool) -> str:
 
 def _linear(t: Float64[np.ndarray, " point"], loss: Float64[np.ndarray, " point"], exponent: float) -> Any:
     """(floor, amplitude, squared error) of the best curve of this exponent, none below 0; t is 1 at the last point."""
-    falling = t**-exponent
-    floor, amplitude = np.linalg.lstsq(np.stack([np.ones_like(t), falling], axis=1), loss, rcond=None)[0]
+    constant, falling = 1.0 / loss, t**-exponent / loss
+    floor, amplitude = np.linalg.lstsq(np.stack([constant, falling], axis=1), np.ones_like(loss), rcond=None)[0]
     if amplitude < 0:
-        floor, amplitude = loss.mean(), 0.0
+        floor, amplitude = constant.sum() / (constant @ constant), 0.0
     elif floor < 0:
-        floor, amplitude = 0.0, (falling @ loss) / (falling @ falling)
-    return floor, amplitude, ((floor + amplitude * falling - loss) ** 2).sum()
+        floor, amplitude = 0.0, falling.sum() / (falling @ falling)
+    return floor, amplitude, ((floor * constant + amplitude * falling - 1.0) ** 2).sum()

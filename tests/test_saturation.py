@@ -1,0 +1,52 @@
+"""Where a learning curve ends, on curves whose end is known."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tl_distill_floor.theory.saturation import saturation
+
+TOKENS = np.geomspace(2e4, 1e6, 24)
+
+
+@given(st.floats(0.05, 2.0), st.floats(0.02, 1.0), st.floats(0.2, 2.0))
+def test_a_power_law_with_an_offset_is_found_again(floor: float, amplitude: float, exponent: float) -> None:
+    fit = saturation(TOKENS, floor + amplitude * (TOKENS / TOKENS[-1]) ** -exponent)
+    assert fit.floor == pytest.approx(floor, abs=0.1 * amplitude)
+    assert fit.interval[0] <= fit.floor <= fit.interval[1]
+
+
+@given(st.integers(0, 200), st.floats(0.3, 1.5))
+def test_the_interval_holds_the_floor_that_noise_hides(seed: int, exponent: float) -> None:
+    """95 % are asked for on average; here the interval may miss by no more than its own noise."""
+    noise = np.random.default_rng(seed).normal(0, 0.003, len(TOKENS))
+    fit = saturation(TOKENS, 0.5 + 0.2 * (TOKENS / TOKENS[-1]) ** -exponent + noise)
+    assert fit.interval[0] - 0.01 <= 0.5 <= fit.interval[1] + 0.01
+
+
+def test_statuses() -> None:
+    flat = 0.5 + 1e-3 * (TOKENS / TOKENS[-1]) ** -1.5
+    falling = 0.5 + 1.0 * (TOKENS / TOKENS[-1]) ** -0.3
+    rising = np.append(flat[:-1], 0.9)
+    assert [saturation(TOKENS, curve).status for curve in (flat, falling, rising)] == [
+        "saturated", "under-trained", "diverged",
+    ]  # fmt: skip
+    assert saturation(TOKENS, np.append(flat[:-1], np.nan)).status == "diverged"
+    assert saturation([1, 2, 3], [3.0, 2.0, 1.0]) == saturation([3], [1.0])
+    assert saturation([3], [1.0]).status == "under-trained"
+    # Flat, but over less than a tenfold of tokens, or at too few points.
+    assert saturation(TOKENS[10:], flat[10:]).status == "under-trained"
+    assert saturation(TOKENS[::6], flat[::6]).status == "under-trained"
+
+
+def test_the_warm_up_is_left_out() -> None:
+    """Points before a tenth of the tokens, however wild, change nothing."""
+    curve = 0.5 + 0.1 * (TOKENS / TOKENS[-1]) ** -1.0
+    wild = np.where(TOKENS < 1e5, 9.0, curve)
+    assert saturation(TOKENS, wild) == saturation(TOKENS, curve)
+
+
+def test_a_curve_needs_as_many_losses_as_tokens() -> None:
+    with pytest.raises(ValueError, match="a loss for every number of tokens"):
+        saturation([1, 2], [1.0])
