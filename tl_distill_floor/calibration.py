@@ -166,7 +166,7 @@ def leave_one_out(x: Float64[np.ndarray, " width"], loss: Float64[np.ndarray, " 
 def _line(x: Float64[np.ndarray, " width"], loss: Float64[np.ndarray, " width"]) -> tuple[float, float]:
     centred = x - x.mean()
     spread = float(centred @ centred)
-    slope = float(centred @ loss) / spread if spread > 0 else 0.0
+    slope = float(centred @ loss) / spread if spread > 1e-20 * float(x @ x) else 0.0  # a prediction that is constant
     return slope, float(loss.mean() - slope * x.mean())
 
 

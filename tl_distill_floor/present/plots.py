@@ -11,7 +11,10 @@ from tl_distill_floor.records import UNIT_IN_WORDS
 
 
 def floor_figure(floor: FloorPrediction) -> go.Figure:
-    """Floor against student width, with the interval of the expected floor, d* and the teacher's width."""
+    """Floor against student width: predictions, their interval, d*, the teacher's width, and students if there are any.
+
+    Students lose nats per token, whatever the predictions' unit is.
+    """
     widths = floor.widths.tolist()
     figure = go.Figure()
     if np.isfinite(floor.interval).all():
@@ -28,6 +31,11 @@ def floor_figure(floor: FloorPrediction) -> go.Figure:
         curve = getattr(floor, name)
         if curve is not None:
             figure.add_scatter(x=widths, y=curve.tolist(), mode="lines+markers", name=name)
+    calibration, calibrated = floor.calibration, floor.calibrated
+    if calibration is not None and calibrated is not None:
+        figure.add_scatter(x=widths, y=calibrated.tolist(), mode="lines", line={"dash": "dash"}, name="calibrated")
+        students = {"x": list(calibration.widths), "y": list(calibration.losses)}
+        figure.add_scatter(**students, mode="markers", marker={"color": "black", "size": 9}, name="students")
     figure.add_vline(floor.critical_width, line_dash="dash", annotation_text=f"d* = {floor.critical_width:.0f}")
     figure.add_vline(floor.stats.d_model, line_dash="dot", annotation_text="teacher")
     figure.update_layout(

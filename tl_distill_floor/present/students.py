@@ -47,11 +47,9 @@ def calibration_view(floor: FloorPrediction) -> RenderableType:
     unit = "nats/token" if calibration.unit == "nats" else "MSE"
     students = _table(f"Students of {calibration.teacher}: {LOSS}; predictions: {unit}")
     names = list(calibration.predictors)
-    for heading in ("width", "student", *names, "calibrated", "95 % of a new one"):
-        students.add_column(heading, justify="right")
-    students.add_column("")
-    rows = zip(calibration.widths, calibration.losses, calibration.statuses, strict=True)
-    for i, (width, loss, status) in enumerate(rows):
+    for heading in ("width", "student", *names, "calibrated", "95 %"):
+        students.add_column(heading, justify="right", no_wrap=True)
+    for i, (width, loss) in enumerate(zip(calibration.widths, calibration.losses, strict=True)):
         line = floor.calibrated_at(width)
         students.add_row(
             f"{width:,}",
@@ -59,7 +57,6 @@ def calibration_view(floor: FloorPrediction) -> RenderableType:
             *(f"{calibration.predictors[name].x[i]:.4g}" for name in names),
             f"{line.value:.4f}",
             f"{line.low:.3g}–{line.high:.3g}",
-            status,
         )
     parts: list[RenderableType] = [students, Text(), _fits(calibration), Text(_verdict(calibration))]
     return Group(*parts, *(Text(f"! {warning}", style="yellow") for warning in calibration.warnings))
@@ -93,24 +90,22 @@ def plan_view(plan: Plan, run: Path) -> RenderableType:
 
 
 def _fits(calibration: Calibration) -> Table:
-    table = _table("loss = C · prediction + B (nats/token); error: of each width, from the others")
-    for heading in ("", "C", "95 %", "B", "95 %", "R²", "error"):
+    table = _table("loss = C · prediction + B, nats/token (95 %); error: of each width, from the others")
+    for heading in ("", "C", "B", "R²", "error"):
         table.add_column(heading, justify="left" if not heading else "right", no_wrap=True)
     for name, fit in calibration.predictors.items():
         mark = " *" if name == calibration.predictor else ""
         table.add_row(name + mark, *_numbers(fit))
     for name, error in calibration.nulls.items():
-        table.add_row(f"null: {name}", "", "", "", "", "", f"{error:.1%}")
+        table.add_row(f"null: {name}", "", "", "", f"{error:.1%}")
     return table
 
 
 def _numbers(fit: Affine) -> tuple[str, ...]:
-    slope, baseline = fit.slope_interval, fit.baseline_interval
+    (slope_low, slope_high), (low, high) = fit.slope_interval, fit.baseline_interval
     return (
-        f"{fit.slope:.4g}",
-        f"{slope[0]:.3g} to {slope[1]:.3g}",
-        f"{fit.baseline:.4f}",
-        f"{baseline[0]:.3g} to {baseline[1]:.3g}",
+        f"{fit.slope:.3g} ({slope_low:.2g} to {slope_high:.2g})",
+        f"{fit.baseline:.3g} ({low:.2g} to {high:.2g})",
         f"{fit.r2:.4f}",
         f"{fit.loo_error:.1%}",
     )
@@ -120,8 +115,9 @@ def _verdict(calibration: Calibration) -> str:
     null, error = min(calibration.nulls.items(), key=lambda item: item[1])
     better = "less" if calibration.loo_error < error else "no less"
     return (
-        f"* is what calibrated stands on. Its error is {better} than that of the best null model, {null}. By its line a"
-        f" student as wide as the teacher loses {calibration.at_teacher_width:.4g} nats per token."
+        f"calibrated is the line of *, with the interval of a new student. Its error is {better} than that of the best"
+        f" null model, {null}. By it a student as wide as the teacher loses {calibration.at_teacher_width:.4g} nats per"
+        " token."
     )
 
 
