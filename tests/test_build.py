@@ -67,7 +67,7 @@ def test_widths_and_depths_that_are_none(llama: Any, width: int, depth: int | No
 def test_random_students_differ_by_seed_and_leave_the_generator_alone(llama: Any) -> None:
     torch.manual_seed(5)
     before = torch.random.get_rng_state()
-    one, same, other = (build_student(llama, 16, seed=seed).lm_head.weight for seed in (0, 0, 1))
+    one, same, other = (build_student(llama, 16, start="random", seed=seed).lm_head.weight for seed in (0, 0, 1))
     assert torch.equal(one, same)
     assert not torch.equal(one, other)
     assert torch.equal(before, torch.random.get_rng_state())
@@ -108,6 +108,26 @@ def test_joint_weights_are_cut_head_by_head(bridge: Any) -> None:
     (name,) = [n for n in joint if n.endswith("layers.1._original_component.attention._original_component.query_key_value._original_component.weight")]  # fmt: skip  # noqa: E501
     ours = student.gpt_neox.layers[1].attention.query_key_value.weight
     assert torch.equal(ours, joint[name][:48, :16])
+
+
+@pytest.mark.filterwarnings("ignore:HookedTransformer is deprecated")
+def test_a_hooked_transformer_gets_a_student_of_the_family_it_was_loaded_by(teacher_dir: Path) -> None:
+    from transformer_lens import HookedTransformer, HookedTransformerConfig
+    from transformers import AutoTokenizer
+
+    from tl_distill_floor import Training, distill
+
+    config = HookedTransformerConfig(
+        n_layers=3, d_model=24, n_ctx=64, d_head=8, n_heads=3, d_mlp=48, d_vocab=300, act_fn="gelu", device="cpu",
+        model_name=str(teacher_dir), seed=0,
+    )  # fmt: skip
+    teacher = HookedTransformer(config, AutoTokenizer.from_pretrained(teacher_dir))
+    assert type(build_student(teacher, 16, start="random")).__name__ == "GPTNeoXForCausalLM"
+    ids = torch.randint(1, 300, (12, 16), generator=torch.Generator().manual_seed(0))
+    result = distill(teacher, 16, ids, start="random", training=Training(tokens=256, batch_size=4, heldout_tokens=32))
+    assert (result.width, result.depth) == (16, 3)
+    with pytest.raises(InputError, match="use --start random, or load the teacher as a TransformerBridge"):
+        build_student(teacher, 16, start="svd")
 
 
 def test_a_teacher_without_a_hugging_face_configuration_is_refused() -> None:

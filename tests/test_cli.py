@@ -108,6 +108,8 @@ def test_an_unknown_model_is_one_sentence(given: Given, monkeypatch: pytest.Monk
 def test_a_short_text_is_one_sentence(given: Given, tmp_path: Path) -> None:
     (tmp_path / "short.txt").write_text("Too short.")
     assert "too short" in refused(run(*given, "--text", tmp_path / "short.txt"))
+    (tmp_path / "one.txt").write_text("a")
+    assert "too short" in refused(run(*given, "--text", tmp_path / "one.txt"))
     (tmp_path / "empty.txt").write_text("")
     assert "too short" in refused(run(*given, "--text", tmp_path / "empty.txt"))
 

@@ -12,7 +12,7 @@ from tl_distill_floor.errors import InputError
 from tl_distill_floor.students.build import parameters_of
 from tl_distill_floor.students.plan import expected_loss
 
-QUICK = ("--tokens", 4096, "--lr", 1e-2, "--batch-size", 4, "--context-size", 32, "--seed", 1)
+QUICK = ("--tokens", 4096, "--lr", 1e-2, "--batch-size", 4, "--context-size", 32, "--start", "random", "--seed", 1)
 """Another seed than the random teacher of the tests was made with, whose copy a student would be."""
 
 
@@ -68,6 +68,17 @@ def test_one_after_the_other(distilled: Path) -> None:
     assert shown.exit_code == 0, shown.output
     for word in ("Train a student of width 16", "90 % confidence", "parameters", "assumed", "tl-floor distill"):
         assert word in shown.stdout
+
+
+def test_where_stderr_is_a_file_progress_is_lines(
+    measured: tuple[Path, Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tl_distill_floor.cli.measuring.SECONDS_A_LINE", 0.0)
+    _, teacher, text = measured
+    result = run("distill", teacher, "--text", text, "--widths", "8", "--out", tmp_path, *QUICK)
+    first = result.stderr.splitlines()[0]
+    assert first.startswith("distilling: 256 of 4,096 tokens, ")
+    assert "tokens/s" in first
 
 
 def test_json_is_nothing_else(measured: tuple[Path, Path, Path], tmp_path: Path) -> None:

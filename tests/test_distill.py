@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from tl_distill_floor.sources.teachers import load_teacher
 from tl_distill_floor.student_result import StudentResult, students_in
 from tl_distill_floor.students import sweep as module
 from tl_distill_floor.students.distill import distill, distill_students
-from tl_distill_floor.students.matching import KeptPart, Match, Matcher
+from tl_distill_floor.students.matching import KeptPart, Match
 from tl_distill_floor.students.training import Spec, Training
 
 QUICK = Training(tokens=32 * 8 * 6, batch_size=8, evaluations=3, heldout_tokens=128, early_stop=False)
@@ -237,16 +238,6 @@ def test_matching_needs_a_weight_and_falls_to_its_end() -> None:
         Match("h", 0, weight=0.0)
 
 
-def test_a_projection_starts_where_least_squares_end() -> None:
-    torch.manual_seed(0)
-    student, matcher = torch.randn(200, 4), Matcher(4, 6)
-    target = student @ torch.randn(4, 6) + 3.0
-    matcher.scale(target)
-    before = float(matcher(student, target).detach()) / 200
-    matcher.begin(student, target)
-    assert float(matcher(student, target).detach()) / 200 < 1e-6 < 0.1 < before
-
-
 def test_the_schedule_by_hand() -> None:
     training = Training(lr=1.0, warmup=0.1, decay=0.2)
     # 100 steps: rises over 10, is 1, falls over the last 20: step 90 has 10 of 20 left.
@@ -280,6 +271,47 @@ def test_two_processes_equal_one(teacher_dir: Path, ids: torch.Tensor, tmp_path:
         subprocess.run([str(part) for part in command], check=True, timeout=300)
     for name in ("width8", "width16"):
         assert_like([tmp_path / n / "students" / name for n in ("1", "2")], ids)
+
+
+KILLED = """
+import sys, torch
+import warnings; warnings.simplefilter("ignore")
+torch.set_num_threads(1)
+from tl_distill_floor.students.distill import distill_students
+from tl_distill_floor.students.training import Spec, Training
+training = Training(tokens=32 * 8 * 300, batch_size=8, evaluations=3, heldout_tokens=128, early_stop=False)
+ids = torch.load(sys.argv[2], weights_only=True)
+specs = [Spec(8), Spec(16)]
+distill_students(sys.argv[1], specs, ids, out=sys.argv[3], training=training, resume=True, checkpoint_seconds=0.0)
+"""
+
+
+@pytest.mark.slow
+def test_killed_by_the_system_at_any_moment(teacher_dir: Path, ids: torch.Tensor, tmp_path: Path) -> None:
+    """SIGKILL again and again, each time a little later after the checkpoint moved on, until a run ends by itself."""
+    script = tmp_path / "train.py"
+    script.write_text(KILLED)
+    torch.save(ids, tmp_path / "ids.pt")
+    partial, kills = tmp_path / "killed" / "students" / module.PARTIAL_FILE, 0
+    while kills < 4:
+        process = subprocess.Popen(
+            [sys.executable, script, teacher_dir, tmp_path / "ids.pt", tmp_path / "killed"], stderr=subprocess.DEVNULL
+        )
+        before, deadline = partial.stat().st_mtime_ns if partial.exists() else 0, time.monotonic() + 120
+        while process.poll() is None and time.monotonic() < deadline:
+            if partial.exists() and partial.stat().st_mtime_ns != before:
+                time.sleep(0.011 * kills)
+                process.kill()
+            time.sleep(0.001)
+        assert process.wait() == -9, "it ended before it was killed; train for longer"
+        kills += 1
+    for run in ("killed", "whole"):
+        command = [sys.executable, script, teacher_dir, tmp_path / "ids.pt", tmp_path / run]
+        subprocess.run(command, check=True, timeout=300, stderr=subprocess.DEVNULL)
+    for name in ("width8", "width16"):
+        one, other = (weights(tmp_path / run / "students" / name) for run in ("killed", "whole"))
+        assert all(torch.equal(one[key], other[key]) for key in one)
+    assert not list((tmp_path / "killed" / "students").glob(".*"))
 
 
 def test_teachers_are_loaded_by_name(teacher_dir: Path, ids: torch.Tensor) -> None:

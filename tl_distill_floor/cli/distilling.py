@@ -37,6 +37,8 @@ def run_distill(
         from tl_distill_floor.students.distill import distill_students
         from tl_distill_floor.students.training import Spec
 
+        if options["device"] == "cuda" and "LOCAL_RANK" in os.environ:
+            options["device"] = f"cuda:{os.environ['LOCAL_RANK']}"  # each process its own
         teacher = load_teacher(model, device=options["device"], dtype=options["dtype"])
         asked = widths or [max(1, int(teacher.model.cfg.d_model) // share) for share in (8, 4, 2)]
         specs = [Spec(width, depth, start, training.seed) for width in asked]
@@ -52,14 +54,14 @@ def run_distill(
     console.print(f"Saved in {directory / 'students'}. Next: tl-floor calibrate {directory}", highlight=False)
 
 
-def run_calibrate(directory: Path, as_json: bool) -> None:
-    """Fit the students in a run's directory to its prediction, and save that there."""
+def run_calibrate(directory: Path, of_students: Path, as_json: bool) -> None:
+    """Fit the students in a run's directory to the prediction of the same or another, and save that there."""
     from tl_distill_floor.present.students import calibration_view
     from tl_distill_floor.students.calibrate import calibrate
 
-    floor, students = FloorPrediction.load(directory), students_in(directory)
+    floor, students = FloorPrediction.load(directory), students_in(of_students)
     if not students:
-        raise InputError(f"{directory} holds no students; run tl-floor distill with --out {directory}")
+        raise InputError(f"{of_students} holds no students; run tl-floor distill with --out {of_students}")
     calibration = calibrate(floor, students)
     calibration.save(directory)
     if as_json:

@@ -4,6 +4,7 @@ import logging
 import os
 import re
 import sys
+import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -20,6 +21,7 @@ from tl_distill_floor.files import check_writable
 from tl_distill_floor.prediction import FloorPrediction
 
 PARTIAL_FILE = "partial.safetensors"
+SECONDS_A_LINE = 60.0
 
 
 @dataclass(frozen=True)
@@ -162,9 +164,15 @@ def quiet_libraries() -> Iterator[None]:
 
 @contextmanager
 def progress_bar(quiet: bool, unit: str, doing: str) -> Iterator[Any]:
-    """A progress bar on stderr, counting `unit`; None where nobody would see it."""
-    if quiet or not sys.stderr.isatty():
+    """A progress bar on stderr, counting `unit`; a line a minute where stderr is a file; None where it is to be quiet.
+
+    What it gives is called with how much is done, how much there is, and what else to say.
+    """
+    if quiet:
         yield None
+        return
+    if not sys.stderr.isatty():
+        yield _Lines(unit, doing)
         return
     columns = (
         TextColumn("{task.description}"),
@@ -176,3 +184,22 @@ def progress_bar(quiet: bool, unit: str, doing: str) -> Iterator[Any]:
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("loading", total=None)
         yield lambda done, total, words="": bar.update(task, description=words or doing, completed=done, total=total)
+
+
+class _Lines:
+    """Progress as lines of a log, one a minute."""
+
+    def __init__(self, unit: str, doing: str) -> None:
+        self._unit, self._doing = unit, doing
+        self._started = self._said = time.monotonic()
+        self._first: int | None = None
+
+    def __call__(self, done: int, total: int, words: str = "") -> None:
+        now = time.monotonic()
+        self._first = done if self._first is None else self._first
+        if now - self._said < SECONDS_A_LINE or done == self._first:
+            return
+        self._said = now
+        left = (now - self._started) * (total - done) / (done - self._first) / 60
+        line = f"{self._doing}: {done:,} of {total:,} {self._unit}, {left:,.0f} min left"
+        print(f"{line}; {words}" if words else line, file=sys.stderr, flush=True)

@@ -39,7 +39,7 @@ def distill(
     ] = None,
     tokens: Annotated[int, typer.Option(help="Tokens to train on, repetitions included.", min=1)] = 2_000_000,
     depth: Annotated[int | None, typer.Option(help="Layers of the students.", show_default="the teacher's")] = None,
-    start: Annotated[Start, typer.Option(help="Weights that students start from.")] = Start.random,
+    start: Annotated[Start, typer.Option(help="Weights that students start from.")] = Start.svd,
     lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 3e-3,
     optimizer: Annotated[Optimizer, typer.Option(help="muon is for the layers' matrices.")] = Optimizer.muon,
     schedule: Annotated[Schedule, typer.Option(help="constant falls to 0 in the last fifth.")] = Schedule.constant,
@@ -106,11 +106,18 @@ def distill(
 
 
 @one_sentence
-def calibrate(run: RunDirectory, as_json: AsJson = False, debug: Debug = False) -> None:  # noqa: ARG001
+def calibrate(
+    run: RunDirectory,
+    students: Annotated[
+        Path | None, typer.Option(help="Directory of the run that the students were distilled in.", show_default="RUN")
+    ] = None,
+    as_json: AsJson = False,
+    debug: Debug = False,  # noqa: ARG001
+) -> None:
     """Hold the prediction against the students that were distilled, and fit the student's own loss to it."""
     from tl_distill_floor.cli.distilling import run_calibrate
 
-    run_calibrate(run, as_json)
+    run_calibrate(run, students or run, as_json)
 
 
 @one_sentence

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tl_distill_floor.errors import InputError
+from tl_distill_floor.sources.teachers import official_name
 
 STARTS = ("random", "teacher-slice", "svd")
 MLP_MULTIPLE = 8
@@ -18,15 +19,16 @@ OFF = "._original_component"
 
 
 def build_student(
-    teacher: Any, width: int, *, depth: int | None = None, start: str = "random", seed: int = 0
+    teacher: Any, width: int, *, depth: int | None = None, start: str = "svd", seed: int = 0
 ) -> nn.Module:
     """A student of the teacher's family: the same class, vocabulary and head size, a narrower residual stream.
 
     Heads and MLPs are scaled with the width, the number of query heads for each key-value head is kept. Where the
-    family derives the head size from the width, the one nearest to the teacher's that divides the width is taken.
+    family derives the head size from the width, the largest one up to the teacher's that divides the width is taken.
 
     Args:
-        teacher: a TransformerBridge on a Hugging Face causal language model.
+        teacher: a TransformerBridge on a Hugging Face causal language model, or a HookedTransformer that was loaded by
+            the name of one.
         width: of the residual stream (d_model), dimensions.
         depth: layers; the teacher's when left out.
         start: "random" (the family's own initialisation); "teacher-slice" (the leading rows and columns of the
@@ -97,13 +99,25 @@ def parameters_of(teacher: Any, width: int, depth: int | None = None) -> int:
 
 
 def _config_of(teacher: Any) -> Any:
+    """The Hugging Face configuration of a bridge's own model, or the one that a HookedTransformer was loaded by."""
     config = getattr(getattr(teacher, "original_model", None), "config", None)
-    if config is None or not hasattr(config, "hidden_size"):
+    if config is None:
+        config = _config_by_name(str(getattr(getattr(teacher, "cfg", None), "model_name", None)))
+    if not hasattr(config, "hidden_size"):
         raise InputError(
             f"a student needs a teacher with a Hugging Face configuration, which this {type(teacher).__name__} has not;"
             " load it by its name, its directory, or with TransformerBridge.boot_transformers"
         )
     return config
+
+
+def _config_by_name(name: str) -> Any:
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(official_name(name))
+    except (OSError, ValueError):
+        return None
 
 
 def _narrow_heads(config: Any, given: Any, width: int) -> None:
@@ -123,15 +137,15 @@ def _narrow_heads(config: Any, given: Any, width: int) -> None:
 
 
 def _head_size(given: Any, width: int, size: int) -> int:
-    """The head size nearest to the teacher's that divides the width and that rotary embeddings can turn."""
+    """The head size nearest below the teacher's that divides the width and that rotary embeddings can turn."""
     fitting = [n for n in range(1, width + 1) if width % n == 0 and _rotates(given, n)]
-    near = [n for n in fitting if size / 2 <= n <= size * 2 or n == width < size]
+    near = [n for n in fitting if size / 2 <= n <= size or n == width < size]
     if not near:
         raise InputError(
             f"no head near the teacher's {size} dimensions fits a student of width {width};"
             f" try --width {max(size, size * round(width / size))}"
         )
-    return min(near, key=lambda n: (abs(n - size), n))
+    return max(near)
 
 
 def _rotates(given: Any, head_size: int) -> bool:
@@ -150,6 +164,11 @@ def _layers_kept(layers: int, depth: int) -> list[int]:
 @torch.no_grad()
 def _inherit(teacher: Any, student: Any, start: str) -> None:
     """Give the student what is left of the teacher's weights in fewer dimensions."""
+    if not hasattr(teacher, "original_model"):
+        raise InputError(
+            f"the weights of a {type(teacher).__name__} have names of their own, so no student starts from them; use"
+            " --start random, or load the teacher as a TransformerBridge"
+        )
     state = {name.replace(OFF, ""): weight for name, weight in teacher.original_model.state_dict().items()}
     given, config = _config_of(teacher), student.config
     kept = _layers_kept(int(given.num_hidden_layers), int(config.num_hidden_layers))

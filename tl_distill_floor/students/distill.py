@@ -31,7 +31,7 @@ def distill(
     text: Any = None,
     *,
     depth: int | None = None,
-    start: str = "random",
+    start: str = "svd",
     out: str | Path | None = None,
     heldout: Any = None,
     training: Training | None = None,

@@ -10,9 +10,6 @@ from torch import Tensor, nn
 
 from tl_distill_floor.errors import InputError
 
-RIDGE = 1e-6
-"""Share of the mean square that keeps the first projection's least squares well-posed."""
-
 
 @dataclass(frozen=True)
 class Match:
@@ -93,15 +90,6 @@ class Matcher(nn.Module):
     def scale(self, target: Float[Tensor, "token d_target"]) -> None:
         """Take the variance of these targets as what a distance of 1 for each token is."""
         self._variance = max(float(target.float().var(dim=0, correction=0).sum()), 1e-12)
-
-    @torch.no_grad()
-    def begin(self, student: Float[Tensor, "token width"], target: Float[Tensor, "token d_target"]) -> None:
-        """Start from the best projection of what the student holds already, by least squares."""
-        held = torch.cat([student.float(), torch.ones(len(student), 1, device=student.device)], dim=1).double()
-        ridge = RIDGE * held.square().sum() / len(held) * torch.eye(held.shape[1], dtype=held.dtype, device=held.device)
-        best = torch.linalg.solve(held.T @ held / len(held) + ridge, held.T @ target.double() / len(held))
-        self.projection.weight.copy_(best[:-1].T)
-        self.projection.bias.copy_(best[-1])
 
     def forward(
         self, student: Float[Tensor, "token width"], target: Float[Tensor, "token d_target"]

@@ -85,7 +85,8 @@ def expected_loss(floor: "FloorPrediction", width: int) -> Bounds:
 def relative_speed(teacher: Any, width: int, depth: int | None = None) -> float:
     """Tokens a second of a student's forward pass ÷ those of a model of the teacher's own shape, medians in turn."""
     device = next(teacher.parameters()).device
-    models = [build_student(teacher, int(teacher.cfg.d_model)), build_student(teacher, width, depth=depth)]
+    shapes = ((int(teacher.cfg.d_model), None), (width, depth))
+    models = [build_student(teacher, each, depth=layers, start="random") for each, layers in shapes]
     length = min(256, int(teacher.cfg.n_ctx))
     ids = torch.zeros((max(1, TIMED_TOKENS // length), length), dtype=torch.long, device=device)
     seconds: list[list[float]] = [[], []]

@@ -123,7 +123,7 @@ class Sweep:
     ) -> None:
         """Train until the steps are done or every student has reached its floor."""
         evaluated, per_step = set(self.training.evaluated_at(self.steps)), self._tokens_a_step
-        self._begin_matching(body)
+        self._scale_matching(body)
         started, saved, begun = time.perf_counter(), time.perf_counter(), self.step
         while self.step < self.steps and self.active:
             losses = self._one_step(body)
@@ -187,7 +187,8 @@ class Sweep:
         with self._autocast():
             hidden, activation = body(ids)
             kept = None if activation is None else activation[counts].flatten(1)
-            passed = [s.module(ids, counts, _target(s.spec, kept)) for s in self.active]
+            targets = {spec.target: _target(spec, kept) for spec in (s.spec for s in self.active if s.spec.match)}
+            passed = [s.module(ids, counts, targets.get(s.spec.target) if s.spec.match else None) for s in self.active]
             of_students = [student.trainee.body for student in self.active]
             student_ends = [ends(b, h) for b, (h, _) in zip(of_students, passed, strict=True)]
             losses = chunked_losses(ends(body, hidden[counts]), student_ends, labels, self.training.objective)
@@ -199,22 +200,16 @@ class Sweep:
         return losses
 
     @torch.no_grad()
-    def _begin_matching(self, body: TeacherBody) -> None:
-        """From the first batch: the variance of the target, and, at the first step, the projection to start from."""
+    def _scale_matching(self, body: TeacherBody) -> None:
+        """Set what a matching loss of 1 is, from the first batch: the variance of the target."""
         ids = self.texts.batch(0, self.training).to(self._accelerator.device)
-        counts = self.texts.subject.counts(ids)
         for student in self.students:
-            matcher = student.trainee.matcher
-            if matcher is None:
-                continue
-            _, activation = body(ids)
-            assert activation is not None
-            target, (_, matched) = _target(student.spec, activation[counts].flatten(1)), student.trainee.body(ids)
-            assert target is not None
-            assert matched is not None
-            matcher.scale(target)
-            if self.step == 0:
-                matcher.begin(matched[counts], target)
+            if student.trainee.matcher is not None:
+                _, activation = body(ids)
+                assert activation is not None
+                target = _target(student.spec, activation[self.texts.subject.counts(ids)].flatten(1))
+                assert target is not None
+                student.trainee.matcher.scale(target)
 
     @torch.no_grad()
     def _evaluate(self, body: TeacherBody) -> None:

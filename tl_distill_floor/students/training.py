@@ -24,7 +24,7 @@ class Spec:
     width: int
     depth: int | None = None
     """Layers; the teacher's when None."""
-    start: str = "random"
+    start: str = "svd"
     seed: int = 0
     match: Match | None = None
     target: KeptPart | None = field(default=None, compare=False, repr=False)
