@@ -65,6 +65,7 @@ def test_temperature_and_cross_entropy_by_hand() -> None:
 def test_chunks_equal_the_whole(objective: Objective, monkeypatch: pytest.MonkeyPatch) -> None:
     """Losses, and gradients in hidden states and unembeddings, of two students at once, against plain autograd."""
     monkeypatch.setattr(losses, "LOGITS_AT_ONCE", {"cpu": 150})  # three tokens of 50
+    monkeypatch.setattr(losses, "FEWEST_TOKENS", 1)
     torch.manual_seed(0)
     teacher = Ends(torch.randn(10, 8), nn.Linear(8, 50))
     students = [Ends(torch.randn(10, d, requires_grad=True), nn.Linear(d, 50, bias=d == 4)) for d in (4, 6)]
@@ -85,6 +86,7 @@ def test_chunks_equal_the_whole(objective: Objective, monkeypatch: pytest.Monkey
 
 def test_summed_kl_is_that_of_whole_logits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(losses, "LOGITS_AT_ONCE", {"cpu": 150})
+    monkeypatch.setattr(losses, "FEWEST_TOKENS", 1)
     teacher, student = Ends(torch.randn(10, 8), nn.Linear(8, 50)), Ends(torch.randn(10, 4), nn.Linear(4, 50))
     whole = forward_kl(teacher.unembed(teacher.hidden), student.unembed(student.hidden)).sum().detach()
     assert summed_kl(teacher, [student, student]).tolist() == pytest.approx([float(whole)] * 2, rel=1e-5)

@@ -19,6 +19,8 @@ from tl_distill_floor.kl import forward_kl
 LOGITS_AT_ONCE = {"cpu": 2**20}
 ON_A_GPU = 2**26
 """Numbers of one chunk's logits: what the caches of a CPU hold, and what keeps a GPU busy; else as on a GPU."""
+FEWEST_TOKENS = 256
+"""Of a chunk, however large the vocabulary: each chunk reads the whole unembedding."""
 NO_LABEL = -100
 """Label of a position that no token follows."""
 DIVERGENCES = ("forward-kl", "reverse-kl")
@@ -146,7 +148,7 @@ def _chunks(ends: Ends) -> list[slice]:
     n = len(ends.hidden)
     vocabulary = max((len(weight) if weight.ndim == 1 else max(weight.shape)) for weight in ends.unembed.parameters())
     numbers = LOGITS_AT_ONCE.get(ends.hidden.device.type, ON_A_GPU)
-    at_once = max(1, numbers // vocabulary)
+    at_once = max(FEWEST_TOKENS, numbers // vocabulary)
     return [slice(first, min(first + at_once, n)) for first in range(0, n, at_once)]
 
 
