@@ -57,7 +57,15 @@ def compared(given: Any) -> dict[str, Any]:
     plain = [Spec(given.width, start=given.start, seed=s, name=f"plain-{s}") for s in range(given.seeds)]
     whole = [dataclasses.replace(spec, match=match, name=f"activation-{spec.seed}") for spec in plain]
     parts = [dataclasses.replace(spec, match=match, target=kept, name=f"kept-{spec.seed}") for spec in plain]
-    training = Training(tokens=given.tokens, lr=given.lr, batch_size=8, dtype="bf16", evaluations=16, early_stop=False)
+    training = Training(
+        tokens=given.tokens,
+        lr=given.lr,
+        batch_size=8,
+        dtype="bf16",
+        evaluations=8,
+        early_stop=False,
+        heldout_tokens=16_384,
+    )
 
     def trained(specs: list[Spec], tokens: int) -> list[StudentResult]:
         shorter = dataclasses.replace(training, tokens=tokens)

@@ -38,11 +38,13 @@ def test_a_line_by_hand() -> None:
     assert (fit.slope, fit.baseline, fit.r2) == pytest.approx((1.5, 7 / 6, 1 - (1 / 6) / (14 / 3)))
     # One degree of freedom: t = 12.706; s = √(1/6); the slope's error s / √2.
     assert fit.slope_interval[1] - 1.5 == pytest.approx(12.706 * np.sqrt(1 / 6) / np.sqrt(2), rel=1e-3)
-    # Each from the other two: 2·1-... (0,1) from the line through (1,3), (2,4) = 2; (1,3) = 2.5; (2,4) = 5.
+    # Each from the line through the other two: 2 for 1, 2.5 for 3, 5 for 4.
     assert fit.loo_error == pytest.approx((1 / 1 + 0.5 / 3 + 1 / 4) / 3)
     at = fit.at(1.0)
     assert at.value == pytest.approx(8 / 3)
     assert at.high - at.value == pytest.approx(12.706 * np.sqrt(1 / 6) * np.sqrt(1 + 1 / 3), rel=1e-3)
+    # A two-sided interval of 80 % ends at the one-sided bound of 90 %: t = 3.0777.
+    assert fit.at(1.0, 0.8).high - at.value == pytest.approx(3.0777 * np.sqrt(1 / 6) * np.sqrt(1 + 1 / 3), rel=1e-3)
 
 
 @given(st.floats(0.1, 10), st.floats(0, 5), st.integers(3, 8))
@@ -101,7 +103,7 @@ def test_students_that_are_not_fit_to_calibrate_on(floor: FloorPrediction) -> No
     assert calibrate(floor, three).warnings == ()
     short = dataclasses.replace(three[0], status="under-trained")
     assert calibrate(floor, [short, *three[1:]]).warnings == (
-        "not saturated, so that their floors are extrapolated: width2",
+        "not saturated, so that their floors are extrapolated or not known: width2",
     )
     lost = student(6, 9.0, status="diverged")
     found = calibrate(floor, [*three, lost])

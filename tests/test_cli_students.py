@@ -105,15 +105,16 @@ def test_hook_points_are_matched(measured: tuple[Path, Path, Path], sae_dir: Pat
     (found,) = json.loads(result.stdout)
     assert found["settings"]["match"]["teacher_hook"] == "blocks.1.hook_resid_post"
     assert found["settings"]["match"]["layer"] == 1
-    assert found["settings"]["matched"] is (what == "kept")
+    assert found["settings"]["kept_part"] is (what == "kept")
 
 
 @pytest.mark.parametrize(
     ("options", "says"),
     [
         (("--widths", "25"), "a student is 1 to 24 dimensions wide, as its teacher is; got 25"),
-        (("--widths", "7"), "no head near the teacher's 8 dimensions fits a student of width 7; try --width 8"),
+        (("--widths", "7"), "no head near the teacher's 8 dimensions fits a student of width 7; try 8"),
         (("--widths", "8", "--batch-size", "1000"), "a batch is 1000; give more text, or a smaller --batch-size"),
+        (("--widths", "8", "--match-weight", "2"), "say how hook points are matched; add --match"),
         (("--widths", "8", "--match", "kept"), "run tl-floor measure with --out"),
         (("--widths", "8", "--match", "activation", "--match-layer", "5"), "layers 0 to 2, got layer 5"),
         (("--widths", "8", "--lr", "0"), "the learning rate and the clipping must be above 0"),

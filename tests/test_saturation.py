@@ -17,12 +17,16 @@ def test_a_power_law_with_an_offset_is_found_again(floor: float, amplitude: floa
     assert fit.interval[0] <= fit.floor <= fit.interval[1]
 
 
-@given(st.integers(0, 200), st.floats(0.3, 1.5))
-def test_the_interval_holds_the_floor_that_noise_hides(seed: int, exponent: float) -> None:
-    """95 % are asked for on average; here the interval may miss by no more than its own noise."""
-    noise = np.random.default_rng(seed).normal(0, 0.003, len(TOKENS))
-    fit = saturation(TOKENS, 0.5 + 0.2 * (TOKENS / TOKENS[-1]) ** -exponent + noise)
-    assert fit.interval[0] - 0.01 <= 0.5 <= fit.interval[1] + 0.01
+@pytest.mark.parametrize("exponent", [0.0, 0.3, 0.6, 1.0])
+def test_the_interval_holds_the_floor_that_noise_hides(exponent: float) -> None:
+    """In 57 of 60 drawings 95 % are; at most 6 may miss, and a flat curve is no exception."""
+    missed = 0
+    for seed in range(60):
+        noise = 1 + np.random.default_rng(seed).normal(0, 0.005, len(TOKENS))
+        falling = 0.2 * (TOKENS / TOKENS[-1]) ** -exponent if exponent else 0.0
+        fit = saturation(TOKENS, (0.5 + falling) * noise)
+        missed += not fit.interval[0] <= 0.5 <= fit.interval[1]
+    assert missed <= 6
 
 
 def test_statuses() -> None:

@@ -125,8 +125,8 @@ class Calibration:
             raise InputError(f"{file} is missing or holds no calibration ({error}); run tl-floor calibrate") from error
 
 
-def affine(x: Float64[np.ndarray, " width"], loss: Float64[np.ndarray, " width"]) -> Affine:
-    """The line through losses, its intervals and its leave-one-out error.
+def affine(x: Float64[np.ndarray, " student"], loss: Float64[np.ndarray, " student"], width: Any = None) -> Affine:
+    """The line through losses, its intervals and its leave-one-width-out error.
 
     Raises:
         ValueError: fewer than 3 points.
@@ -147,19 +147,21 @@ def affine(x: Float64[np.ndarray, " width"], loss: Float64[np.ndarray, " width"]
         slope_interval=(slope - of_slope, slope + of_slope),
         baseline_interval=(baseline - of_baseline, baseline + of_baseline),
         r2=1.0 - float(residual @ residual) / variance if variance > 0 else 1.0,
-        loo_error=leave_one_out(x, loss),
+        loo_error=leave_one_out(x, loss, width),
         x=tuple(x.tolist()),
         residual=deviation,
     )
 
 
-def leave_one_out(x: Float64[np.ndarray, " width"], loss: Float64[np.ndarray, " width"]) -> float:
-    """Mean relative error of each loss, predicted by the line through the others."""
-    errors = []
-    for left_out in range(len(x)):
-        others = np.arange(len(x)) != left_out
-        slope, baseline = _line(x[others], loss[others])
-        errors.append(abs(slope * x[left_out] + baseline - loss[left_out]) / loss[left_out])
+def leave_one_out(
+    x: Float64[np.ndarray, " student"], loss: Float64[np.ndarray, " student"], width: Any = None
+) -> float:
+    """Mean relative error of each loss, predicted by the line through those of other widths (of each other x)."""
+    groups, errors = x if width is None else np.asarray(width), []
+    for group in np.unique(groups):
+        out = groups == group
+        slope, baseline = _line(x[~out], loss[~out])
+        errors += (np.abs(slope * x[out] + baseline - loss[out]) / loss[out]).tolist()
     return float(np.mean(errors))
 
 

@@ -287,12 +287,9 @@ class FloorPrediction:
             simulated = found["simulated"] is not None
             simulation = Simulation.load(file.parent / SIMULATION_FILE) if simulated else None
             tail = TailLoss.load(file.parent / TAIL_FILE) if found["has_tail"] else None
-            calibration = _calibration_in(file.parent, stats.digest())
             fields = {f.name: _decode(f.name, found[f.name]) for f in _stored_fields(cls)}
-            return _checked(
-                cls(stats=stats, simulation=simulation, tail=tail, calibration=calibration, **fields),
-                found["simulated"],
-            )
+            floor = cls(stats=stats, simulation=simulation, tail=tail, **fields)
+            return _checked(floor, found["simulated"], file.parent)
         except InputError:
             raise
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -350,19 +347,26 @@ def independent(stats: FeatureStats, alive: Bool[np.ndarray, " feature"], width:
     return allocate(np.where(alive, stats.cost, 0.0), rate, width)
 
 
-def _calibration_in(directory: Path, digest: str) -> Calibration | None:
-    """The calibration in a run's directory, unless it is of what was measured there before."""
-    if not (directory / CALIBRATION_FILE).exists():
-        return None
-    found = Calibration.load(directory)
-    return found if found.stats == digest else None
-
-
-def _checked(floor: FloorPrediction, simulated: Any) -> FloorPrediction:
-    """The prediction, where its simulation gives the floors that were stored with it."""
+def _checked(floor: FloorPrediction, simulated: Any, directory: Path) -> FloorPrediction:
+    """The prediction, where its simulation gives the floors that were stored with it, with its own calibration."""
     if floor.simulated is not None and not np.allclose(floor.simulated, simulated):
         raise ValueError(f"it was not computed from the {SIMULATION_FILE} beside it")
-    return floor
+    if not (directory / CALIBRATION_FILE).exists():
+        return floor
+    found = Calibration.load(directory)
+    return dataclasses.replace(floor, calibration=found) if _stands_on(found, floor) else floor
+
+
+def _stands_on(calibration: Calibration, floor: FloorPrediction) -> bool:
+    """Whether a calibration is of this prediction, not of what was measured or simulated there before."""
+    if calibration.stats != floor.stats.digest() or ("simulated" in calibration.predictors) != (
+        floor.simulation is not None
+    ):
+        return False
+    return all(
+        np.allclose([floor.predicted(name, width) for width in calibration.widths], fit.x)
+        for name, fit in calibration.predictors.items()
+    )
 
 
 def _stored_fields(record: type[FloorPrediction]) -> list[dataclasses.Field[Any]]:

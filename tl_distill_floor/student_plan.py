@@ -11,12 +11,15 @@ class Plan:
     width: int
     """Dimensions of its residual stream."""
     depth: int
+    teacher_depth: int
+    """Layers."""
     unit: str
     """Of the losses: "nats" (per token) or "mse"."""
     loss: float
     """What it is expected to lose: calibrated where students were measured, else the floor."""
-    bound: float
-    """Stays below this with 90 % confidence, as far as what it stands on holds."""
+    bound: float | None
+    """Stays below this with 90 % confidence, as far as what it stands on holds; None where a text of one block says
+    nothing of that."""
     calibrated: bool
     n_parameters: int
     teacher_parameters: int

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,15 +42,15 @@ class StudentResult:
     """Directory of its Hugging Face checkpoint, where it was saved."""
 
     def __post_init__(self) -> None:
-        if len(self.tokens) != len(self.losses) or not self.tokens:
+        if len(self.tokens) != len(self.losses) or not (self.tokens or self.status == "diverged"):
             raise ValueError("a student's curve needs a loss for every number of tokens")
         if self.status not in STATUSES:
             raise ValueError(f"a student is {', '.join(STATUSES)}, got {self.status!r}")
 
     @property
     def loss(self) -> float:
-        """The last held-out loss."""
-        return self.losses[-1]
+        """The last held-out loss; not a number where it diverged before there was one."""
+        return self.losses[-1] if self.losses else math.nan
 
     def save(self, path: str | Path) -> Path:
         """Write JSON; a directory gets `student.json`."""
@@ -83,5 +84,6 @@ def students_in(directory: str | Path) -> list[StudentResult]:
     Raises:
         InputError: one of them is damaged.
     """
-    found = [StudentResult.load(file) for file in sorted(Path(directory).glob(f"students/*/{STUDENT_FILE}"))]
+    files = sorted(Path(directory).glob(f"students/[!.]*/{STUDENT_FILE}"))  # hidden ones were not finished
+    found = [StudentResult.load(file) for file in files]
     return sorted(found, key=lambda student: (student.width, student.name))

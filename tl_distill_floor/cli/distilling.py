@@ -14,6 +14,8 @@ from tl_distill_floor.prediction import FloorPrediction
 from tl_distill_floor.records import FLOOR_FILE
 from tl_distill_floor.student_result import students_in
 
+MATCH_WEIGHT = 20.0
+
 
 def run_distill(
     directory: Path,
@@ -23,7 +25,7 @@ def run_distill(
     *,
     depth: int | None,
     start: str,
-    match: tuple[str, int | None, float, str | None],
+    match: dict[str, Any],
     training: Any,
     as_json: bool,
     **options: Any,
@@ -42,7 +44,7 @@ def run_distill(
         teacher = load_teacher(model, device=options["device"], dtype=options["dtype"])
         asked = widths or [max(1, int(teacher.model.cfg.d_model) // share) for share in (8, 4, 2)]
         specs = [Spec(width, depth, start, training.seed) for width in asked]
-        specs = [_matching(spec, teacher.model, directory, *match) for spec in specs]
+        specs = matching(specs, teacher.model, directory, device=options["device"], **match)
         results = distill_students(teacher, specs, text, out=directory, training=training, progress=progress, **options)
     if not first:
         return
@@ -88,33 +90,52 @@ def run_plan(directory: Path, as_json: bool, **asked: Any) -> None:
     Console().print(plan_view(chosen, directory))
 
 
-def _matching(
-    spec: Any, model: Any, directory: Path, what: str, layer: int | None, weight: float, sae: str | None
-) -> Any:
-    """The student, with what it matches."""
+def matching(
+    specs: list[Any],
+    model: Any,
+    directory: Path,
+    *,
+    what: str,
+    layer: int | None,
+    weight: float | None,
+    sae: str | None,
+    device: str,
+) -> list[Any]:
+    """The students, with what they match.
+
+    Raises:
+        InputError: an option that has no effect, no prediction of what a width can hold, or another SAE than its own.
+    """
     if what == "none":
-        return spec
+        if layer is not None or weight is not None or sae is not None:
+            raise InputError("--match-layer, --match-weight and --sae say how hook points are matched; add --match")
+        return specs
     from tl_distill_floor.measuring.hooks import resid_post
     from tl_distill_floor.sources.saes import load_sae
     from tl_distill_floor.students.distill import kept_part
     from tl_distill_floor.students.matching import Match
 
-    if what == "kept" or layer is None:
-        if not (directory / FLOOR_FILE).exists():
-            raise InputError(
-                f"{directory} holds no prediction of what a width can hold; run tl-floor measure with --out {directory}"
-                " first, or use --match activation --match-layer L"
-            )
-        floor = FloorPrediction.load(directory)
-        hook = floor.stats.hook_name if layer is None else resid_post(layer)
-    else:
-        hook = resid_post(layer)
+    if (what == "kept" or layer is None) and not (directory / FLOOR_FILE).exists():
+        raise InputError(
+            f"{directory} holds no prediction of what a width can hold; run tl-floor measure with --out {directory}"
+            " first, or use --match activation --match-layer L"
+        )
+    floor = FloorPrediction.load(directory) if what == "kept" or layer is None else None
+    hook = floor.stats.hook_name if floor and layer is None else resid_post(layer or 0)
+    if what == "kept" and floor and hook != floor.stats.hook_name:
+        raise InputError(f"the prediction is of {floor.stats.hook_name}; leave --match-layer to it")
     layers = int(model.cfg.n_layers)
-    matched = Match(hook, student_layer(hook, layers, spec.depth or layers), weight)
-    if what == "activation":
-        return dataclasses.replace(spec, match=matched)
-    source = load_sae(sae, model_name=floor.stats.model_name)
-    return dataclasses.replace(spec, match=matched, target=kept_part(floor, source.sae, spec.width))
+    source = load_sae(sae, model_name=floor.stats.model_name, device=device).sae if what == "kept" and floor else None
+    return [
+        dataclasses.replace(
+            spec,
+            match=Match(
+                hook, student_layer(hook, layers, spec.depth or layers), MATCH_WEIGHT if weight is None else weight
+            ),
+            target=kept_part(floor, source, spec.width) if source is not None and floor else None,
+        )
+        for spec in specs
+    ]
 
 
 def student_layer(hook: str, layers: int, depth: int) -> int:

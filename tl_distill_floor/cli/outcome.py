@@ -21,7 +21,7 @@ def one_sentence(command: Callable[..., None]) -> Callable[..., None]:
         try:
             command(*args, **kwargs)
         except KeyboardInterrupt:
-            kept = "; what was measured is kept, --resume goes on from there" if "resume" in kwargs else ""
+            kept = "; --resume goes on from the last checkpoint, if one was written" if "resume" in kwargs else ""
             _end(f"interrupted{kept}", INTERRUPTED)
         except (InputError, ValueError, OSError) as error:
             if kwargs.get("debug"):

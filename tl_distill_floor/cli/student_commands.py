@@ -35,7 +35,7 @@ def distill(
     widths: Widths = None,
     text: Text = None,
     heldout: Annotated[
-        str | None, typer.Option(help="Text to judge on, as --text.", show_default="the last tenth of --text")
+        str | None, typer.Option(help="Text to judge on, as --text.", show_default="what follows in --text")
     ] = None,
     tokens: Annotated[int, typer.Option(help="Tokens to train on, repetitions included.", min=1)] = 2_000_000,
     depth: Annotated[int | None, typer.Option(help="Layers of the students.", show_default="the teacher's")] = None,
@@ -55,7 +55,9 @@ def distill(
     match_layer: Annotated[
         int | None, typer.Option(help="Layer of the teacher that is matched.", show_default="the run's")
     ] = None,
-    match_weight: Annotated[float, typer.Option(help="Of the matching loss beside the divergence.")] = 1.0,
+    match_weight: Annotated[
+        float | None, typer.Option(help="Of the matching loss beside the divergence.", show_default="20")
+    ] = None,
     sae: Annotated[str | None, typer.Option(help="SAE of --match kept, as of measure.")] = None,
     out: Annotated[Path | None, typer.Option(help="Directory of the results.", show_default="runs/MODEL")] = None,
     early_stop: Annotated[bool, typer.Option(help="Stop a student that has reached its floor.")] = True,
@@ -95,7 +97,7 @@ def distill(
         heldout=heldout,
         depth=depth,
         start=start.value,
-        match=(match.value, match_layer, match_weight, sae),
+        match={"what": match.value, "layer": match_layer, "weight": match_weight, "sae": sae},
         training=training,
         as_json=as_json,
         resume=resume,

@@ -221,7 +221,7 @@ def subject_of(
         "text": loaded.fingerprint,
         "teacher": teacher.loading if teacher else "cached activations",
     }
-    readings = tuple(Reading(*each, _digest(each[0].sae)) for each in zip(sources, hooks, strict=True))
+    readings = tuple(Reading(*each, digest_of(each[0].sae)) for each in zip(sources, hooks, strict=True))
     return Subject(readings, teacher, loaded, settings)
 
 
@@ -238,7 +238,7 @@ def _kwargs(sources: Sequence[SaeSource]) -> dict[str, Any]:
     return sources[0].model_kwargs
 
 
-def _digest(sae: Any) -> str:
+def digest_of(sae: Any) -> str:
     """Differs when the SAE does."""
     found = hashlib.sha256()
     for name, tensor in sorted(sae.state_dict().items()):

@@ -13,7 +13,7 @@ from tl_distill_floor.records import UNIT_IN_WORDS
 def floor_figure(floor: FloorPrediction) -> go.Figure:
     """Floor against student width: predictions, their interval, d*, the teacher's width, and students if there are any.
 
-    Students lose nats per token, whatever the predictions' unit is.
+    Students, which lose nats per token, are drawn where predictions are in nats.
     """
     widths = floor.widths.tolist()
     figure = go.Figure()
@@ -32,7 +32,7 @@ def floor_figure(floor: FloorPrediction) -> go.Figure:
         if curve is not None:
             figure.add_scatter(x=widths, y=curve.tolist(), mode="lines+markers", name=name)
     calibration, calibrated = floor.calibration, floor.calibrated
-    if calibration is not None and calibrated is not None:
+    if calibration is not None and calibrated is not None and floor.unit == "nats":
         figure.add_scatter(x=widths, y=calibrated.tolist(), mode="lines", line={"dash": "dash"}, name="calibrated")
         students = {"x": list(calibration.widths), "y": list(calibration.losses)}
         figure.add_scatter(**students, mode="markers", marker={"color": "black", "size": 9}, name="students")

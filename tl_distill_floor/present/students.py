@@ -25,10 +25,10 @@ def students_view(results: list[StudentResult]) -> RenderableType:
         table.add_row(
             student.name,
             f"{student.n_parameters:,}",
-            f"{student.tokens[-1]:,}",
-            f"{student.loss:.4f}",
-            f"{student.floor:.4f}",
-            f"{low:.4g}–{high:.4g}",
+            f"{student.tokens[-1]:,}" if student.tokens else "",
+            f"{student.loss:.4f}" if student.tokens else "",
+            f"{student.floor:.4f}" if student.tokens else "",
+            f"{low:.4g}–{high:.4g}" if student.tokens else "",
             student.status,
         )
     note = Text("floor is where the learning curve ends, L∞ of L∞ + A · t^-b; its interval is of that fit alone.")
@@ -70,7 +70,13 @@ def plan_view(plan: Plan, run: Path) -> RenderableType:
     table.add_column(style="bold")
     table.add_column(overflow="fold")
     of_teacher = plan.n_parameters / plan.teacher_parameters
-    loses = f"{plan.loss:.4g} {unit} expected, below {plan.bound:.4g} with 90 % confidence"
+    sure = (
+        "how sure that is, one block of text does not say"
+        if plan.bound is None
+        else f"below {plan.bound:.4g} with 90 % confidence"
+    )
+    loses = f"{plan.loss:.4g} {unit} expected, {sure}"
+    depth = "" if plan.depth == plan.teacher_depth else f" --depth {plan.depth}"
     rows = [
         ("teacher", f"{plan.teacher}, {plan.teacher_parameters:,} parameters"),
         ("loss", loses + ("" if plan.calibrated else " (not calibrated: no student was measured)")),
@@ -86,7 +92,7 @@ def plan_view(plan: Plan, run: Path) -> RenderableType:
     ]
     for row in rows:
         table.add_row(*row)
-    return Group(table, Text(f"Next: tl-floor distill {plan.teacher} --widths {plan.width} --text YOUR_TEXT"))
+    return Group(table, Text(f"Next: tl-floor distill {plan.teacher} --widths {plan.width}{depth} --text YOUR_TEXT"))
 
 
 def _fits(calibration: Calibration) -> Table:

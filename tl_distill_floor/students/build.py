@@ -70,7 +70,7 @@ def student_config(teacher: Any, width: int, depth: int | None = None) -> Any:
         raise InputError(f"a student has 1 to {layers} layers, as its teacher has; got {depth}")
     config = copy.deepcopy(given)
     config.output_attentions = False
-    config._attn_implementation = "sdpa"
+    config._attn_implementation = None  # a bridge sets one of its own
     _narrow_heads(config, given, width)
     for name in ("intermediate_size", "n_inner", "ffn_dim"):
         if isinstance(getattr(given, name, None), int):
@@ -82,6 +82,8 @@ def student_config(teacher: Any, width: int, depth: int | None = None) -> Any:
         for name, value in vars(given).items():
             if isinstance(value, list) and len(value) == layers:  # what is said of each layer, such as layer_types
                 setattr(config, name, [value[layer] for layer in _layers_kept(layers, depth)])
+        if hasattr(given, "attention_types"):  # what GPT-Neo makes its list of layers from
+            config.attention_types = [[[kind], 1] for kind in config.attention_layers]
     return config
 
 
@@ -130,20 +132,21 @@ def _narrow_heads(config: Any, given: Any, width: int) -> None:
         if chosen > group:
             chosen = group * max(1, round(chosen / group))
     else:
-        chosen = width // _head_size(given, width, size)
+        chosen = width // _head_size(given, width, size, group)
     config.num_attention_heads = chosen
     if getattr(given, "num_key_value_heads", None) is not None:
         config.num_key_value_heads = max(1, chosen // group)
 
 
-def _head_size(given: Any, width: int, size: int) -> int:
+def _head_size(given: Any, width: int, size: int, group: int) -> int:
     """The head size nearest below the teacher's that divides the width and that rotary embeddings can turn."""
     fitting = [n for n in range(1, width + 1) if width % n == 0 and _rotates(given, n)]
     near = [n for n in fitting if size / 2 <= n <= size or n == width < size]
+    near = [n for n in near if width // n <= group or width // n % group == 0]
     if not near:
         raise InputError(
             f"no head near the teacher's {size} dimensions fits a student of width {width};"
-            f" try --width {max(size, size * round(width / size))}"
+            f" try {size * group * max(1, round(width / size / group))}"
         )
     return max(near)
 
@@ -173,7 +176,7 @@ def _inherit(teacher: Any, student: Any, start: str) -> None:
     given, config = _config_of(teacher), student.config
     kept = _layers_kept(int(given.num_hidden_layers), int(config.num_hidden_layers))
     if start == "svd":
-        state = _turned(state, int(given.hidden_size), int(config.hidden_size))
+        state = _turned(state, student, int(config.hidden_size))
     for name, weight in student.state_dict().items():
         source = re.sub(r"(?<=\.)\d+(?=\.)", lambda found: str(kept[int(found[0])]), name, count=1)
         if source not in state:
@@ -188,8 +191,8 @@ def _sliced(name: str, weight: Tensor, shape: torch.Size, given: Any, config: An
     if layout is None or weight.ndim == 0:
         return weight[tuple(slice(0, n) for n in shape)]
     axis = 0 if weight.ndim == 1 or "query_key_value" in name else 1
-    old, new = (layout(int(c.num_attention_heads), int(c.hidden_size) // int(c.num_attention_heads))
-                for c in (given, config))  # fmt: skip
+    heads = [(int(c.num_attention_heads), int(c.hidden_size) // int(c.num_attention_heads)) for c in (given, config)]
+    old, new = (layout(*each) for each in heads)
     moved = weight.movedim(axis, 0)
     parts = moved.reshape(*old, *moved.shape[1:])
     narrow: Tensor = parts[tuple(slice(0, n) for n in new)].flatten(0, len(new) - 1).movedim(0, axis)
@@ -198,6 +201,8 @@ def _sliced(name: str, weight: Tensor, shape: torch.Size, given: Any, config: An
 
 def _joint_layout(name: str) -> Callable[[int, int], tuple[int, int, int]] | None:
     """How a joint weight of query, key and value holds its heads: GPT-NeoX by heads, GPT-2 by kinds."""
+    if re.search(r"\.(qkv_proj|gate_up_proj|Wqkv|c_attn_kv)\.", name):
+        raise InputError(f"{name} joins several weights in a way that is not known here; use --start random")
     if ".query_key_value." in name:
         return lambda heads, size: (heads, 3, size)
     if ".attn.c_attn." in name:
@@ -205,39 +210,51 @@ def _joint_layout(name: str) -> Callable[[int, int], tuple[int, int, int]] | Non
     return None
 
 
-def _turned(state: dict[str, Tensor], d_model: int, width: int) -> dict[str, Tensor]:
+READS = r"(q_proj|k_proj|v_proj|query_key_value|c_attn|gate_proj|up_proj|h_to_4h|c_fc|fc_in|fc1|w1|w3)"
+WRITES = r"(o_proj|out_proj|dense|4h_to_h|down_proj|c_proj|fc_out|fc2|w2)"
+"""Last part of the names of what reads the residual stream, and of what writes it."""
+
+
+def _turned(state: dict[str, Tensor], student: Any, width: int) -> dict[str, Tensor]:
     """The weights with their residual dimensions turned into the leading singular directions of the embeddings.
 
     A norm's scale becomes the mean of the teacher's, weighted by the squared loadings of the new direction.
     """
-    tables = [weight.float() for weight in state.values() if weight.ndim == 2 and _is_table(weight, d_model)]
-    if not tables:
-        raise InputError("the teacher has no embedding whose directions a student could start from; use --start random")
-    directions = torch.linalg.svd(torch.cat(tables).T @ torch.cat(tables))[0][:, :width]
-    return {name: _turned_weight(name, weight.float(), directions) for name, weight in state.items()}
+    tables = {
+        name
+        for name, module in student.named_modules()
+        if isinstance(module, nn.Embedding) or module is student.get_output_embeddings()
+    }
+    stacked = torch.cat([state[f"{name}.weight"].float() for name in sorted(tables)])
+    directions = torch.linalg.svd(stacked.T @ stacked)[0][:, :width]
+    kinds = {name: type(module).__name__ for name, module in student.named_modules()}
+    names = student.state_dict()
+    found = {}
+    for name, weight in state.items():
+        module, _, kind = name.rpartition(".")
+        if _first_layer(name) in names:
+            found[name] = _turned_weight(module, kind, weight.float(), directions, module in tables, kinds)
+    return found
 
 
-def _turned_weight(name: str, weight: Tensor, directions: Tensor) -> Tensor:
-    d_model = len(directions)
-    if weight.ndim == 1 and len(weight) == d_model and not _reads(name):
-        return directions.T @ weight if name.endswith("bias") else directions.T.square() @ weight
-    if weight.ndim != 2:
-        return weight
-    transposed = ".c_" in name  # GPT-2 keeps [input, output]
-    residual = (0 if transposed else 1) if _is_table(weight, d_model) or _reads(name) else (1 if transposed else 0)
-    if weight.shape[residual] != d_model:
-        return weight
-    return (directions.T @ weight) if residual == 0 else weight @ directions
+def _turned_weight(
+    module: str, kind: str, weight: Tensor, directions: Tensor, is_table: bool, kinds: dict[str, str]
+) -> Tensor:
+    last = module.rpartition(".")[2]
+    reads, writes = (re.search(names + "$", last) is not None for names in (READS, WRITES))
+    if weight.ndim == 1:
+        if reads or is_table or len(weight) != len(directions):
+            return weight
+        return directions.T @ weight if kind == "bias" else directions.T.square() @ weight
+    if weight.ndim != 2 or is_table:
+        return weight @ directions if is_table else weight
+    if not (reads or writes):
+        raise InputError(f"whether {module} reads the residual stream is not known here; use --start teacher-slice")
+    input_axis = 0 if kinds[_first_layer(module)] == "Conv1D" else 1  # GPT-2 keeps [input, output]
+    residual = input_axis if reads else 1 - input_axis
+    return directions.T @ weight if residual == 0 else weight @ directions
 
 
-def _is_table(weight: Tensor, d_model: int) -> bool:
-    """A token embedding or unembedding, [vocabulary, d_model]."""
-    return weight.shape[1] == d_model and len(weight) > 4 * d_model
-
-
-def _reads(name: str) -> bool:
-    """Whether a weight reads the residual stream; the others write it, or belong to it as norms do."""
-    return (
-        re.search(r"(q_proj|k_proj|v_proj|query_key_value|c_attn|gate_proj|up_proj|h_to_4h|c_fc|fc1|wpe)\.", name)
-        is not None
-    )
+def _first_layer(module: str) -> str:
+    """The same module of the first layer, which every student has."""
+    return re.sub(r"(?<=\.)\d+(?=\.)", "0", module, count=1)

@@ -9,6 +9,7 @@ from scipy.optimize import curve_fit
 
 from tl_distill_floor.calibration import Calibration, affine, leave_one_out
 from tl_distill_floor.errors import InputError
+from tl_distill_floor.sources.teachers import same_model
 from tl_distill_floor.student_result import StudentResult
 
 if TYPE_CHECKING:
@@ -41,7 +42,8 @@ def calibrate(floor: "FloorPrediction", students: Sequence[StudentResult] | Mapp
             " distil more with tl-floor distill --widths"
         )
     names = [name for name in PREDICTORS if name != "simulated" or floor.simulated is not None]
-    fits = {name: affine(np.array([floor.predicted(name, int(width)) for width in widths]), losses) for name in names}
+    predicted = {name: np.array([floor.predicted(name, int(width)) for width in widths]) for name in names}
+    fits = {name: affine(x, losses, widths) for name, x in predicted.items()}
     best = min(fits, key=lambda name: fits[name].loo_error)
     own = floor.predicted(best, floor.stats.d_model)
     return Calibration(
@@ -68,7 +70,8 @@ def _usable(
             raise InputError("every student's loss must be a number above 0, in nats per token")
         return [(int(width), float(loss), "given", None) for width, loss in sorted(students.items())], []
     warnings = []
-    foreign = {student.teacher for student in students} - {floor.stats.model_name}
+    foreign = {s.teacher for s in students if s.teacher != floor.stats.model_name}
+    foreign = {name for name in foreign if not same_model(name, floor.stats.model_name)}
     if foreign:
         raise InputError(f"the students are of {', '.join(sorted(foreign))}, the floor is of {floor.stats.model_name}")
     lost = [student.name for student in students if student.status == "diverged"]
@@ -80,7 +83,7 @@ def _usable(
     if open_ended:
         warnings.append(f"left out, since their learning curves do not bend yet: {', '.join(open_ended)}; train longer")
     if short:
-        warnings.append(f"not saturated, so that their floors are extrapolated: {', '.join(short)}")
+        warnings.append(f"not saturated, so that their floors are extrapolated or not known: {', '.join(short)}")
     return [(s.width, s.floor, s.status, s.n_parameters) for s in fine], warnings
 
 
@@ -88,23 +91,27 @@ def _nulls(
     widths: Float64[np.ndarray, " width"], losses: Float64[np.ndarray, " width"], parameters: list[Any]
 ) -> dict[str, float]:
     """Leave-one-width-out errors of models without features."""
-    found = {"1/width": leave_one_out(1.0 / widths, losses)}
+    found = {"1/width": leave_one_out(1.0 / widths, losses, widths)}
     size = widths if None in parameters else np.array(parameters, dtype=np.float64)
-    found["log parameters" if size is not widths else "log width"] = leave_one_out(np.log(size), losses)
-    error = _power_law_error(size, losses) if len(widths) >= FOR_A_POWER_LAW else None
+    found["log parameters" if size is not widths else "log width"] = leave_one_out(np.log(size), losses, widths)
+    error = _power_law_error(size, losses, widths) if len(set(widths.tolist())) >= FOR_A_POWER_LAW else None
     return found if error is None else found | {"power law": error}
 
 
-def _power_law_error(size: Float64[np.ndarray, " width"], losses: Float64[np.ndarray, " width"]) -> float | None:
-    """Of L = E + A · size^-b, fitted to the others; None where no fit is found."""
+def _power_law_error(
+    size: Float64[np.ndarray, " student"],
+    losses: Float64[np.ndarray, " student"],
+    widths: Float64[np.ndarray, " student"],
+) -> float | None:
+    """Of L = E + A · size^-b, fitted to the other widths; None where no fit is found."""
     shape: Callable[..., Any] = lambda x, offset, scale, power: offset + scale * x**-power  # noqa: E731
     scaled, errors = size / np.exp(np.log(size).mean()), []
-    for left_out in range(len(size)):
-        others = np.arange(len(size)) != left_out
+    for width in np.unique(widths):
+        out = widths == width
         start = (0.5 * losses.min(), losses.mean(), 0.5)
         try:
-            fit, _ = curve_fit(shape, scaled[others], losses[others], p0=start, bounds=(0, np.inf), maxfev=20_000)
+            fit, _ = curve_fit(shape, scaled[~out], losses[~out], p0=start, bounds=(0, np.inf), maxfev=20_000)
         except RuntimeError:
             return None
-        errors.append(abs(shape(scaled[left_out], *fit) - losses[left_out]) / losses[left_out])
+        errors += (np.abs(shape(scaled[out], *fit) - losses[out]) / losses[out]).tolist()
     return float(np.mean(errors))

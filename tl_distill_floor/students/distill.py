@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.files import check_writable
-from tl_distill_floor.sources.teachers import load_teacher
+from tl_distill_floor.measuring.subject import device_of, digest_of
+from tl_distill_floor.sources.teachers import Teacher, load_teacher
 from tl_distill_floor.student_result import StudentResult
 from tl_distill_floor.students.forward import teacher_body
 from tl_distill_floor.students.matching import KeptPart
@@ -45,7 +46,7 @@ def distill(
         text: see `load_text`; the embedded text when left out.
         depth, start: see `build_student`.
         out: directory whose `students/` receives the checkpoint; nothing is written when left out.
-        heldout: text to judge on, never trained on; the last tenth of `text` when left out.
+        heldout: text to judge on, never trained on; when left out, what follows in `text` on what is trained on.
         training: see `Training`.
         options: see `distill_students`.
 
@@ -78,7 +79,7 @@ def distill_students(
         teacher, text, out, heldout, training: see `distill`.
         specs: the students.
         context_size: tokens a sequence; 256, or what the teacher reads at most, when left out.
-        device: torch device, of a single process; with several, each has its own.
+        device: torch device of a teacher that is loaded here; students are trained where their teacher is.
         dtype: of a teacher that is loaded here.
         resume: go on from the checkpoint in `out`, if there is one.
         checkpoint_seconds: time between checkpoints.
@@ -91,10 +92,8 @@ def distill_students(
         InputError: no student can be built, the text is too short, `out` holds students of these names already or an
             interrupted training, or every student diverged.
     """
-    from accelerate import Accelerator
-
     training = training or Training()
-    accelerator = Accelerator(cpu=device == "cpu")
+    accelerator = _accelerator(teacher, device)
     loaded = load_teacher(teacher, device=str(accelerator.device), dtype=dtype)
     directory = None if out is None else Path(out) / "students"
     _check_place(directory, specs, resume, accelerator.is_main_process)
@@ -107,12 +106,30 @@ def distill_students(
     return sweep.results(directory)
 
 
+def _accelerator(teacher: Any, device: str) -> Any:
+    """Where students are trained: with their teacher. Precision is ours to say, whatever the launcher was told."""
+    import torch
+    from accelerate import Accelerator
+
+    in_memory = teacher.model if isinstance(teacher, Teacher) else teacher
+    wanted = device_of(in_memory) if hasattr(in_memory, "hook_dict") else torch.device(device)
+    if wanted.type == "cuda" and wanted.index is not None:
+        torch.cuda.set_device(wanted)
+    accelerator = Accelerator(cpu=wanted.type == "cpu", mixed_precision="no")
+    if accelerator.device.type != wanted.type:
+        raise InputError(
+            f"this process distils on {accelerator.device.type} already, the teacher is on {wanted.type}; start another"
+        )
+    return accelerator
+
+
 def _check_place(directory: Path | None, specs: Sequence[Spec], resume: bool, main: bool) -> None:
     """Nothing that lies there may be lost."""
     if directory is None:
         return
+    going_on = resume and (directory / PARTIAL_FILE).exists()
     there = [spec.directory for spec in specs if (directory / spec.directory).exists()]
-    if there:
+    if there and not going_on:
         raise InputError(f"{directory} holds {', '.join(there)} already; name another --out, or move them away")
     if (directory / PARTIAL_FILE).exists() and not resume:
         raise InputError(
@@ -134,6 +151,11 @@ def kept_part(floor: "FloorPrediction", sae: Any, width: int) -> KeptPart:
         InputError: the SAE is another one, or no feature is held.
     """
     stats = floor.stats
+    measured = stats.settings.get("sae")
+    if measured is not None and measured != digest_of(sae):
+        raise InputError(
+            f"the prediction was measured with {stats.sae_name}, which this SAE is not; name that with --sae"
+        )
     return KeptPart(
         sae, floor.kept(width), stats.cost, stats.sum_act_sq / max(stats.n_tokens, 1) * stats.decoder_norm**2
     )

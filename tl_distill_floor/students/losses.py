@@ -138,9 +138,7 @@ def summed_kl(teacher: Ends, students: Sequence[Ends]) -> Float[Tensor, " studen
     found = torch.zeros(len(students), dtype=torch.float64)
     for rows in _chunks(teacher):
         logits = teacher.logits(rows)
-        found += torch.stack(
-            [forward_kl(logits, student.logits(rows)).sum(dtype=torch.float64).cpu() for student in students]
-        )
+        found += torch.stack([forward_kl(logits, student.logits(rows)).cpu().double().sum() for student in students])
     return found
 
 

@@ -1,5 +1,6 @@
 """Hook matching: a student's residual stream, through a learned projection, is drawn to what the teacher's holds."""
 
+import hashlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +19,7 @@ class Match:
     teacher_hook: str
     layer: int
     """Of the student, whose residual stream after it is projected."""
-    weight: float = 1.0
+    weight: float = 20.0
     """Of the matching loss (a share of the target's variance) beside the objective (nats per token)."""
     until: float = 1.0
     """Share of the training after which the weight has fallen to 0, linearly."""
@@ -68,6 +69,8 @@ class KeptPart:
         )
         values, vectors = torch.linalg.eigh(direction.T @ direction)
         self._root = vectors * values.clamp(min=0).sqrt()
+        self.digest = hashlib.sha256(kept.tobytes() + share.tobytes()).hexdigest()[:16]
+        """Differs when the target does."""
 
     @torch.no_grad()
     def __call__(self, activation: Float[Tensor, "token d_model"]) -> Float[Tensor, "token d_model"]:

@@ -1,6 +1,8 @@
 """Choosing a student: the narrowest below a loss, or the best within a size."""
 
+import math
 import time
+from bisect import bisect_right
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -51,15 +53,15 @@ def plan(
         _narrowest(floor, teacher, max_loss) if max_loss is not None else _widest(teacher, max_width, max_params, depth)
     )
     loss, in_nats = expected_loss(floor, width), floor.calibration is not None or floor.unit == "nats"
-    layers = depth or int(teacher.original_model.config.num_hidden_layers)
     known, assumed = _grounds(floor, width, depth is not None)
     return Plan(
         teacher=floor.stats.model_name,
         width=width,
-        depth=layers,
+        depth=depth or int(teacher.cfg.n_layers),
+        teacher_depth=int(teacher.cfg.n_layers),
         unit="nats" if in_nats else "mse",
         loss=loss.value,
-        bound=loss.high,
+        bound=None if math.isnan(loss.high) else loss.high,
         calibrated=floor.calibration is not None,
         n_parameters=parameters_of(teacher, width, depth),
         teacher_parameters=parameters_of(teacher, int(teacher.cfg.d_model)),
@@ -77,52 +79,54 @@ def expected_loss(floor: "FloorPrediction", width: int) -> Bounds:
         return floor.calibrated_at(width, TWO_SIDED)
     value = floor.floor_at(width)
     relative = (floor.interval[:, 1] - floor.interval[:, 0]) / (2 * np.maximum(floor.expected, 1e-300))
-    relative = np.where(np.isfinite(relative), relative, 0.0)
     reach = value * float(np.interp(np.log(width), np.log(floor.widths), relative)) * Z90 / Z95
-    return Bounds(value, max(value - reach, 0.0), value + reach)
+    return Bounds(value, max(value - reach, 0.0), value + reach)  # not numbers where the text is one block
 
 
 def relative_speed(teacher: Any, width: int, depth: int | None = None) -> float:
     """Tokens a second of a student's forward pass ÷ those of a model of the teacher's own shape, medians in turn."""
     device = next(teacher.parameters()).device
     shapes = ((int(teacher.cfg.d_model), None), (width, depth))
-    models = [build_student(teacher, each, depth=layers, start="random") for each, layers in shapes]
+    models = [build_student(teacher, each, depth=layers, start="random").to(device) for each, layers in shapes]
     length = min(256, int(teacher.cfg.n_ctx))
     ids = torch.zeros((max(1, TIMED_TOKENS // length), length), dtype=torch.long, device=device)
     seconds: list[list[float]] = [[], []]
     with torch.no_grad():
         for _ in range(ROUNDS + 1):
             for model, of_model in zip(models, seconds, strict=True):
-                model.to(device)
                 started = time.perf_counter()
-                model(ids)
+                float(model(ids).logits[0, 0, 0])  # waits for the device
                 of_model.append(time.perf_counter() - started)
     of_teacher, of_student = (float(np.median(each[1:])) for each in seconds)
     return of_teacher / of_student
 
 
-def _narrowest(floor: "FloorPrediction", teacher: Any, max_loss: float) -> int:
+def _widths(teacher: Any) -> list[int]:
+    """Widths of students of the teacher's family, in steps of 8 where it is 128 dimensions wide or wider."""
     widest = int(teacher.cfg.d_model)
-    narrow, wide = 0, widest  # losses fall with the width
-    while wide - narrow > 1:
-        middle = (narrow + wide) // 2
-        narrow, wide = (narrow, middle) if expected_loss(floor, middle).high <= max_loss else (middle, wide)
-    for width in range(wide, widest + 1):
-        if expected_loss(floor, width).high <= max_loss and _fits(teacher, width):
+    step = 8 if widest >= 128 else 1
+    return [width for width in range(step, widest + 1, step) if _fits(teacher, width)]
+
+
+def _narrowest(floor: "FloorPrediction", teacher: Any, max_loss: float) -> int:
+    found = [(width, expected_loss(floor, width)) for width in _widths(teacher)]
+    for width, loss in found:
+        if (loss.value if math.isnan(loss.high) else loss.high) <= max_loss:
             return width
-    at_best = expected_loss(floor, widest)
+    width, loss = min(found, key=lambda each: each[1].value)
     raise InputError(
-        f"no student up to the teacher's width, {widest}, stays below {max_loss:g} with 90 % confidence: there it is"
-        f" {at_best.value:.4g}, at most {at_best.high:.4g}; raise --max-loss"
+        f"no student up to the teacher's width stays below {max_loss:g} with 90 % confidence: at width {width:,}"
+        f" {loss.value:.4g} is expected, at most {loss.high:.4g}; raise --max-loss"
     )
 
 
 def _widest(teacher: Any, max_width: int | None, max_params: int | None, depth: int | None) -> int:
-    for width in range(min(max_width or 10**9, int(teacher.cfg.d_model)), 0, -1):
-        small = max_params is None or (_fits(teacher, width) and parameters_of(teacher, width, depth) <= max_params)
-        if small and _fits(teacher, width):
-            return width
-    raise InputError("no student of the teacher's family is as small as that; raise --max-width or --max-params")
+    fitting = [width for width in _widths(teacher) if max_width is None or width <= max_width]
+    if max_params is not None:
+        fitting = fitting[: bisect_right(fitting, max_params, key=lambda width: parameters_of(teacher, width, depth))]
+    if not fitting:
+        raise InputError("no student of the teacher's family is as small as that; raise --max-width or --max-params")
+    return fitting[-1]
 
 
 def _fits(teacher: Any, width: int) -> bool:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.sources.teachers import Teacher
-from tl_distill_floor.student_result import StudentResult
+from tl_distill_floor.student_result import STUDENT_FILE, StudentResult
 from tl_distill_floor.students.build import build_student
 from tl_distill_floor.students.checkpoint import load_checkpoint, save_checkpoint
 from tl_distill_floor.students.forward import TeacherBody, ends
@@ -46,13 +46,17 @@ class Student:
         """Why it goes no further; None while it is trained."""
         self.diverged_at = ""
 
+    def diverge(self, where: str) -> None:
+        """It goes no further, and its weights are worth nothing."""
+        self.status, self.diverged_at = "diverged", where
+
     def state(self) -> dict[str, Any]:
         return {
             "trainee": dict(self.trainee.state_dict()),
             "average": self.average.weights,
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "curve": [self.tokens, self.losses],
-            "status": self.status,
+            "status": [self.status, self.diverged_at],
         }
 
     def load(self, state: dict[str, Any]) -> None:
@@ -61,7 +65,7 @@ class Student:
             weight.copy_(state["average"][name])
         for optimizer, of_optimizer in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(of_optimizer)
-        (self.tokens, self.losses), self.status = state["curve"], state["status"]
+        (self.tokens, self.losses), (self.status, self.diverged_at) = state["curve"], state["status"]
 
     def update(self, step: int, lr: float, largest: float, accelerator: Any) -> None:
         """One step of the optimisers, and of the average."""
@@ -105,7 +109,11 @@ class Sweep:
         """What must be the same when the training goes on; the learning rate may be another."""
         settings = dataclasses.asdict(self.training)
         del settings["lr"]
-        specs = [dataclasses.asdict(dataclasses.replace(s.spec, target=None)) for s in self.students]
+        specs = [
+            dataclasses.asdict(dataclasses.replace(s.spec, target=None))
+            | {"target": s.spec.target and s.spec.target.digest}
+            for s in self.students
+        ]
         return {"teacher": self.teacher.name, "text": self.texts.fingerprint, "students": specs, **settings}
 
     def load(self, path: Path) -> None:
@@ -131,6 +139,7 @@ class Sweep:
             self.step += 1
             if self.step in evaluated:
                 self._evaluate(body)
+                self._check_any_left(checkpoint)
             now = time.perf_counter()
             if checkpoint and self._accelerator.is_main_process and now - saved >= checkpoint_seconds:
                 self.save(checkpoint)
@@ -227,8 +236,12 @@ class Sweep:
             n += int(counts.sum())
         for student in active:
             student.average.swapped(student.trainee.student)
-        both = accelerator.reduce(torch.cat([summed, torch.tensor([float(n)], dtype=torch.float64)]), "sum")
-        for student, loss in zip(active, (both[:-1] / both[-1]).tolist(), strict=True):
+        mine_and_theirs = torch.cat([summed, torch.tensor([float(n)], dtype=torch.float64)]).to(accelerator.device)
+        both = accelerator.reduce(mine_and_theirs, "sum").cpu()
+        for student, loss in zip(active, (both[:-1] / both[-1]).clamp(min=0.0).tolist(), strict=True):
+            if not math.isfinite(loss):
+                student.diverge(f"at step {self.step} (held-out loss {loss})")
+                continue
             student.tokens.append(self.step * self._tokens_a_step)
             student.losses.append(loss)
             fit = saturation(student.tokens, student.losses)
@@ -239,8 +252,10 @@ class Sweep:
         for student, loss in zip(self.active, losses, strict=True):
             if not math.isfinite(loss):
                 lr = self.training.lr_at(self.step, self.steps)
-                student.status = "diverged"
-                student.diverged_at = f"at step {self.step + 1} (loss {loss}, learning rate {lr:.3g})"
+                student.diverge(f"at step {self.step + 1} (loss {loss}, learning rate {lr:.3g})")
+        self._check_any_left(checkpoint)
+
+    def _check_any_left(self, checkpoint: Path | None) -> None:
         if not any(student.status != "diverged" for student in self.students):
             kept = f"; the last checkpoint stays in {checkpoint}" if checkpoint and checkpoint.exists() else ""
             told = ", ".join(f"{student.spec.directory} {student.diverged_at}" for student in self.students)
@@ -255,10 +270,10 @@ class Sweep:
 
     def _result(self, student: Student) -> StudentResult:
         model, spec = student.trainee.student, student.spec
-        tokens, losses = student.tokens or [0], student.losses or [0.0]
-        fit = saturation(tokens, losses)
+        fit = saturation(student.tokens, student.losses) if student.losses else None
         settings = dataclasses.asdict(self.training) | dataclasses.asdict(dataclasses.replace(spec, target=None))
-        settings |= {"text": self.texts.subject.text.name, "matched": spec.target is not None}
+        settings |= {"order_seed": self.training.seed, "kept_part": spec.target is not None, **self.texts.settings}
+        del settings["target"]
         if student.diverged_at:
             settings["diverged"] = student.diverged_at
         return StudentResult(
@@ -267,19 +282,21 @@ class Sweep:
             width=spec.width,
             depth=int(model.config.num_hidden_layers),  # type: ignore[union-attr,arg-type]
             n_parameters=int(sum(weight.numel() for weight in model.parameters())),
-            tokens=tuple(tokens),
-            losses=tuple(losses),
-            floor=fit.floor,
-            interval=fit.interval,
-            status=student.status or fit.status,
+            tokens=tuple(student.tokens),
+            losses=tuple(student.losses),
+            floor=fit.floor if fit else 0.0,
+            interval=fit.interval if fit else (0.0, 0.0),
+            status=student.status or (fit.status if fit else "diverged"),
             heldout_tokens=int(self.texts.subject.counts(self.texts.heldout).sum()),
             settings=settings,
         )
 
     def _saved(self, student: Student, result: StudentResult, directory: Path) -> StudentResult:
         place, model = directory / student.spec.directory, student.trainee.student
-        if result.status == "diverged":
-            result.save(place / "student.json")
+        if place.exists():  # saved before something went wrong with another student
+            return StudentResult.load(place)
+        if student.diverged_at:
+            result.save(place / STUDENT_FILE)
             return result
         student.average.swapped(model)
         try:

@@ -16,7 +16,7 @@ from tl_distill_floor.sources.text import TextSource, load_text
 from tl_distill_floor.students.training import Training
 
 HELD_OUT_SHARE = 0.1
-"""Share of a text that is held out where no other text is given for that, at its end."""
+"""Share of what is read of a text that is held out, at its end, where no other text is given for that."""
 READ_AT_ONCE = 256
 
 
@@ -28,6 +28,8 @@ class Texts:
     train: Int[Tensor, "train position"]
     heldout: Int[Tensor, "heldout position"]
     fingerprint: str
+    """Differs when one of the texts, or how it is cut, does."""
+    settings: dict[str, Any]
 
     def batch(self, step: int, training: Training) -> Int[Tensor, "batch position"]:
         """The sequences of a step, counted from 0: the text in an order of its own in every pass over it."""
@@ -50,7 +52,7 @@ def texts_of(teacher: Teacher, text: Any, heldout: Any, training: Training, cont
     Args:
         teacher: whose tokenizer is taken.
         text: see `load_text`.
-        heldout: the same; the end of `text` when None.
+        heldout: the same; the last tenth of what is read of `text`, or less, when None.
         training: how much is needed.
         context_size: tokens a sequence; 256, or what the teacher reads at most, when None.
 
@@ -65,7 +67,8 @@ def texts_of(teacher: Teacher, text: Any, heldout: Any, training: Training, cont
         n_heldout = min(n_heldout, max(1, int(len(read) * HELD_OUT_SHARE)))
         train, held = read[:-n_heldout], read[-n_heldout:]
     else:
-        train, held = _read(subject, wanted), _read(_subject(teacher, heldout, subject.context_size), n_heldout)
+        judging = _subject(teacher, heldout, subject.context_size)
+        train, held = _read(subject, wanted), _read(judging, n_heldout)
         if held.shape[1:] != train.shape[1:] or not len(held):
             raise InputError(f"the held-out text holds no sequence of {train.shape[1]} tokens; give more of it")
     if len(train) < training.batch_size:
@@ -73,7 +76,10 @@ def texts_of(teacher: Teacher, text: Any, heldout: Any, training: Training, cont
             f"{subject.text.name} holds {len(train)} sequences of {subject.context_size} tokens to train on, a batch is"
             f" {training.batch_size}; give more text, or a smaller --batch-size"
         )
-    return Texts(subject, train, held, f"{subject.text.fingerprint} {heldout if heldout is None else len(held)}")
+    names = {"text": subject.text.name, "heldout": (subject if heldout is None else judging).text.name}
+    prints = [(subject if heldout is None else judging).text.fingerprint, subject.text.fingerprint]
+    fingerprint = " ".join([*prints, str(tuple(train.shape)), str(len(held))])
+    return Texts(subject, train, held, fingerprint, names | {"context_size": subject.context_size})
 
 
 def _subject(teacher: Teacher, text: Any, context_size: int) -> Subject:

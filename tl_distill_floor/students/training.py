@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -155,7 +154,3 @@ class Average:
             mine_data = mine.clone()
             mine.copy_(weight)
             weight.copy_(mine_data)
-
-
-def clipped(parameters: Any, largest: float) -> None:
-    torch.nn.utils.clip_grad_norm_(parameters, largest)

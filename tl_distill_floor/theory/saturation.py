@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64
 from scipy.stats import f as f_distribution
+from scipy.stats import t as student_t
 
 FEWEST, SPAN = 8, 10.0
 """Points that three parameters can be fitted to, and how many times as many tokens the last has seen as the first: a
@@ -38,8 +39,8 @@ class Saturation:
 def saturation(tokens: Any, loss: Any) -> Saturation:
     """Fit L∞ + A · t^-b to a learning curve by least squares of relative errors.
 
-    For every exponent the rest is linear; the interval holds the floors of all exponents whose squared error is not
-    significantly larger than the best one's (F-test, 95 %).
+    For every exponent the rest is linear; the interval holds the floors, with their own errors, of all exponents whose
+    squared error is not significantly larger than the best one's (F-test of all three parameters, 95 %).
 
     Args:
         tokens: [point] how much had been trained on, rising.
@@ -52,32 +53,43 @@ def saturation(tokens: Any, loss: Any) -> Saturation:
     if len(t) != len(losses) or not len(t):
         raise ValueError(f"a curve needs a loss for every number of tokens, got {len(losses)} and {len(t)}")
     lowest, last = float(np.nanmin(losses, initial=math.inf)), float(losses[-1])
-    if not math.isfinite(last) or last > WORSE * lowest or lowest <= 0:
+    if last == 0.0 and lowest == 0.0:
+        return Saturation(0.0, (0.0, 0.0), 0.0, 0.0, "saturated")
+    if not math.isfinite(last) or last > WORSE * lowest:
         return Saturation(lowest, (0.0, lowest), 0.0, 0.0, "diverged")
     chosen = t >= FROM * t[-1]
     if chosen.sum() < FEWEST or t[-1] < SPAN * t[0]:
         return Saturation(last, (0.0, last), 0.0, 0.0, "under-trained")
-    t, losses = t[chosen], losses[chosen]
+    t, losses = t[chosen], np.maximum(losses[chosen], 1e-12)
     fits = np.array([_linear(t / t[-1], losses, exponent) for exponent in EXPONENTS])
-    error, best = fits[:, 2], int(fits[:, 2].argmin())
-    bound = error[best] * (1 + 3 / max(len(t) - 3, 1) * f_distribution.ppf(0.95, 3, max(len(t) - 3, 1)))
-    near = fits[error <= max(bound, error[best]), 0]
-    floor, amplitude = float(fits[best, 0]), float(fits[best, 1] * t[-1] ** EXPONENTS[best])
-    low, high = float(near.min()), min(float(near.max()), lowest)
+    floors, amplitudes, spread, error = fits.T
+    best, free = int(error.argmin()), len(t) - 3
+    near = error <= error[best] * (1 + 3 * f_distribution.ppf(0.95, 3, free) / free)
+    reach = student_t.ppf(0.975, free) * np.sqrt(error[best] / free) * spread[near]
+    low, high = max(float((floors[near] - reach).min()), 0.0), float((floors[near] + reach).max())
+    amplitude = float(amplitudes[best] * t[-1] ** EXPONENTS[best])
     reached = last - low <= CLOSE * last
-    return Saturation(floor, (low, max(high, floor)), amplitude, float(EXPONENTS[best]), _status(reached))
+    return Saturation(float(floors[best]), (low, high), amplitude, float(EXPONENTS[best]), _status(reached))
 
 
 def _status(reached: bool) -> str:
     return "saturated" if reached else "under-trained"
 
 
-def _linear(t: Float64[np.ndarray, " point"], loss: Float64[np.ndarray, " point"], exponent: float) -> Any:
-    """(floor, amplitude, squared error) of the best curve of this exponent, none below 0; t is 1 at the last point."""
+def _linear(
+    t: Float64[np.ndarray, " point"], loss: Float64[np.ndarray, " point"], exponent: float
+) -> tuple[float, float, float, float]:
+    """(floor, amplitude, its floor's error for errors of 1, squared error) of the best curve of this exponent.
+
+    Neither floor nor amplitude is below 0; t is 1 at the last point.
+    """
     constant, falling = 1.0 / loss, t**-exponent / loss
-    floor, amplitude = np.linalg.lstsq(np.stack([constant, falling], axis=1), np.ones_like(loss), rcond=None)[0]
+    basis = np.stack([constant, falling], axis=1)
+    floor, amplitude = np.linalg.lstsq(basis, np.ones_like(loss), rcond=None)[0]
+    spread = math.sqrt(float(np.linalg.pinv(basis.T @ basis)[0, 0]))
     if amplitude < 0:
-        floor, amplitude = constant.sum() / (constant @ constant), 0.0
+        floor, amplitude, spread = constant.sum() / (constant @ constant), 0.0, 1.0 / math.sqrt(constant @ constant)
     elif floor < 0:
         floor, amplitude = 0.0, falling.sum() / (falling @ falling)
-    return floor, amplitude, ((floor * constant + amplitude * falling - 1.0) ** 2).sum()
+    squared = float(((floor * constant + amplitude * falling - 1.0) ** 2).sum())
+    return float(floor), float(amplitude), spread, squared
