@@ -61,7 +61,7 @@ def test_the_true_predictor_is_chosen_and_its_constants_found(floor: FloorPredic
     found = calibrate(floor, students)
     assert (found.predictor, found.slope, found.baseline) == ("theorem", pytest.approx(2.0), pytest.approx(0.5))
     assert set(found.predictors) == {"theorem", "independent"}
-    assert set(found.nulls) == {"1/width", "log parameters", "power law"}
+    assert set(found.nulls) == {"1/width", "log size", "power law"}
     assert found.loo_error < 1e-6 < min(found.nulls.values())
     at_teacher = 2.0 * floor.predicted("theorem", floor.stats.d_model) + 0.5
     assert found.at_teacher_width == pytest.approx(at_teacher)

@@ -47,7 +47,7 @@ def test_one_after_the_other(distilled: Path) -> None:
         "independent",
         "theorem",
         "R²",
-        "null: 1/width",
+        "null, 1/width",
         "not saturated",
         "KL(teacher ‖ student)",
     ):

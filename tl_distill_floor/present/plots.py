@@ -21,6 +21,7 @@ def floor_figure(floor: FloorPrediction) -> go.Figure:
         figure.add_scatter(
             x=widths + widths[::-1],
             y=[*floor.interval[:, 1].tolist(), *floor.interval[::-1, 0].tolist()],
+            mode="lines",
             fill="toself",
             fillcolor="rgba(0, 90, 160, 0.15)",
             line={"width": 0},

@@ -103,15 +103,15 @@ def _fits(calibration: Calibration) -> Table:
         mark = " *" if name == calibration.predictor else ""
         table.add_row(name + mark, *_numbers(fit))
     for name, error in calibration.nulls.items():
-        table.add_row(f"null: {name}", "", "", "", f"{error:.1%}")
+        table.add_row(f"null, {name}", "", "", "", f"{error:.1%}")
     return table
 
 
 def _numbers(fit: Affine) -> tuple[str, ...]:
     (slope_low, slope_high), (low, high) = fit.slope_interval, fit.baseline_interval
     return (
-        f"{fit.slope:.3g} ({slope_low:.2g} to {slope_high:.2g})",
-        f"{fit.baseline:.3g} ({low:.2g} to {high:.2g})",
+        f"{fit.slope:.3g} ({slope_low:.2g}…{slope_high:.2g})",
+        f"{fit.baseline:.2g} ({low:.2g}…{high:.2g})",
         f"{fit.r2:.4f}",
         f"{fit.loo_error:.1%}",
     )

@@ -93,7 +93,7 @@ def _nulls(
     """Leave-one-width-out errors of models without features."""
     found = {"1/width": leave_one_out(1.0 / widths, losses, widths)}
     size = widths if None in parameters else np.array(parameters, dtype=np.float64)
-    found["log parameters" if size is not widths else "log width"] = leave_one_out(np.log(size), losses, widths)
+    found["log size" if size is not widths else "log width"] = leave_one_out(np.log(size), losses, widths)
     error = _power_law_error(size, losses, widths) if len(set(widths.tolist())) >= FOR_A_POWER_LAW else None
     return found if error is None else found | {"power law": error}
 
