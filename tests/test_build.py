@@ -101,6 +101,67 @@ def test_fewer_dimensions_and_layers_are_inherited(family: str, start: str, requ
     assert student(torch.arange(20).view(1, 20)).logits.isfinite().all()
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt2", "bridge"])
+def test_singular_directions_keep_most_of_the_embeddings(family: str, request: pytest.FixtureRequest) -> None:
+    """Tables of a student are the teacher's in orthogonal directions: the leading singular values of all are kept."""
+    teacher = request.getfixturevalue(family)
+    student = build_student(teacher, 8, start="svd")
+    whole = build_student(teacher, int(teacher.cfg.d_model), start="teacher-slice")
+
+    def stacked(model: Any) -> torch.Tensor:
+        tables = [m.weight for m in model.modules() if isinstance(m, torch.nn.Embedding)]
+        return torch.cat([*tables, model.get_output_embeddings().weight]).detach()
+
+    found, all_of_them = (torch.linalg.svdvals(stacked(model)) for model in (student, whole))
+    torch.testing.assert_close(found, all_of_them[:8], rtol=1e-3, atol=1e-3)
+
+
+def test_what_reads_and_what_writes_is_turned_on_its_side(bridge: Any) -> None:
+    """A student of the whole width, after a rotation R: what reads is W R, what writes is Rᵀ W."""
+    turned, plain = (build_student(bridge, 24, start=start) for start in ("svd", "teacher-slice"))
+    rotation = torch.linalg.lstsq(plain.gpt_neox.embed_in.weight, turned.gpt_neox.embed_in.weight).solution.detach()
+    torch.testing.assert_close(rotation @ rotation.T, torch.eye(24), atol=1e-3, rtol=1e-3)
+    ours, theirs = (model.gpt_neox.layers[2] for model in (turned, plain))
+    for path in ("attention.query_key_value", "mlp.dense_h_to_4h"):
+        weight = theirs.get_submodule(path).weight @ rotation
+        torch.testing.assert_close(ours.get_submodule(path).weight, weight, atol=1e-3, rtol=1e-3)
+    for path in ("attention.dense", "mlp.dense_4h_to_h"):
+        weight = rotation.T @ theirs.get_submodule(path).weight
+        torch.testing.assert_close(ours.get_submodule(path).weight, weight, atol=1e-3, rtol=1e-3)
+
+
+def test_a_joint_weight_of_an_unknown_kind_is_refused(tokenizer: Any, tmp_path: Path) -> None:
+    from transformers import Phi3Config, Phi3ForCausalLM
+
+    config = Phi3Config(
+        vocab_size=300, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4, pad_token_id=0
+    )
+    phi = bridged(config, Phi3ForCausalLM, tokenizer, tmp_path)
+    assert build_student(phi, 16, start="random").config.hidden_size == 16
+    with pytest.raises(InputError, match="joins several weights in a way that is not known here; use --start random"):
+        build_student(phi, 16, start="teacher-slice")
+
+
+@pytest.mark.parametrize("width", range(8, 57))
+def test_grouped_queries_fit_their_keys_where_the_head_size_follows_from_the_width(width: int) -> None:
+    """Qwen2's configuration has no head size of its own: 14 queries of 4 to 2 keys."""
+    from types import SimpleNamespace
+
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    config = Qwen2Config(
+        vocab_size=50, hidden_size=56, intermediate_size=64, num_hidden_layers=1, num_attention_heads=14,
+        num_key_value_heads=2,
+    )  # fmt: skip
+    teacher = SimpleNamespace(original_model=SimpleNamespace(config=config))
+    try:
+        narrow = student_config(teacher, width)
+    except InputError as error:
+        assert "no head near the teacher's 4 dimensions" in str(error)  # noqa: PT017
+        return
+    assert Qwen2ForCausalLM(narrow)(torch.zeros(1, 3, dtype=torch.long)).logits.shape == (1, 3, 50)
+
+
 def test_joint_weights_are_cut_head_by_head(bridge: Any) -> None:
     """GPT-NeoX holds query, key and value of a head side by side: two heads of 8 are the first 48 rows of 72."""
     student = build_student(bridge, 16, start="teacher-slice")

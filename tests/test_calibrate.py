@@ -98,6 +98,32 @@ def test_what_was_calibrated_lies_beside_the_floor(floor: FloorPrediction, tmp_p
     assert FloorPrediction.load(tmp_path).calibration is None
 
 
+def test_a_calibration_of_another_simulation_is_not_taken(floor: FloorPrediction, tmp_path: Path) -> None:
+    """The same statistics, predicted anew with another definition of alive."""
+    stats = stats_of(1.0 / np.arange(1, 65), d_model=16)
+    rare = dataclasses.replace(stats, firing_count=np.where(np.arange(64) < 8, 1, stats.firing_count))
+    blocks = dataclasses.replace(rare.blocks, firing_count=np.stack([rare.firing_count // 2, rare.firing_count - rare.firing_count // 2]))  # fmt: skip  # noqa: E501
+    rare = dataclasses.replace(rare, blocks=blocks)
+    first = floor_from_stats(rare, widths=[2, 4, 8])
+    first.save(tmp_path)
+    calibrate(first, {2: 2.0, 4: 1.5, 8: 1.0}).save(tmp_path)
+    assert FloorPrediction.load(tmp_path).calibration is not None
+    floor_from_stats(rare, widths=[2, 4, 8], min_count=2).save(tmp_path)
+    assert FloorPrediction.load(tmp_path).calibration is None
+
+
+def test_several_students_of_a_width_are_left_out_together(floor: FloorPrediction) -> None:
+    """Two of width 2 that agree with each other alone: neither vouches for the other."""
+    loss = {2: 9.0, 4: 1.5, 8: 1.0}
+    one = calibrate(floor, [student(w, loss[w]) for w in (2, 4, 8)])
+    both = calibrate(floor, [*(student(w, loss[w]) for w in (2, 4, 8)), student(2, 9.0, name="again")])
+    of_two = leave_one_out(np.array([3.0, 3.0, 2.0, 1.0]), np.array([9.0, 9.0, 1.5, 1.0]), [2, 2, 4, 8])
+    # Width 2 from the line through (2, 1.5), (1, 1): 2, which is 7 of 9 off, for both of its students.
+    assert of_two == pytest.approx((2 * 7 / 9 + abs(5.0 - 1.5) / 1.5 + abs(-6.0 - 1.0)) / 4)
+    assert both.widths == (2, 2, 4, 8)
+    assert one.widths == (2, 4, 8)
+
+
 def test_students_that_are_not_fit_to_calibrate_on(floor: FloorPrediction) -> None:
     three = [student(w, 1.0 / w) for w in (2, 4, 8)]
     assert calibrate(floor, three).warnings == ()

@@ -155,6 +155,13 @@ def test_a_plan_that_no_student_stands_behind_says_so(measured: tuple[Path, Path
     assert chosen.loss == pytest.approx(floor.floor_at(chosen.width))
     assert any("no student" in sentence for sentence in chosen.known)
     assert any("fewer layers" in sentence for sentence in chosen.assumed)
+    # The narrowest: no fitting width below it is bound below the loss that it is bound below.
+    asked = expected_loss(floor, 12).high
+    narrowest = plan(floor, model, max_loss=asked)
+    assert narrowest.bound is not None
+    assert narrowest.bound <= asked
+    bounds = {w: expected_loss(floor, w).high for w in range(4, narrowest.width) if w % 4 == 0}
+    assert all(bound > asked for width, bound in bounds.items() if width != narrowest.width)
     # Half as wide is cheaper to run, and holds no more features.
     narrow = plan(floor, model, max_width=8)
     assert narrow.kept <= chosen.kept

@@ -1,5 +1,6 @@
 """Distillation: the same losses however a batch is cut, killed or spread; students that plain transformers loads."""
 
+import dataclasses
 import subprocess
 import sys
 import time
@@ -18,6 +19,7 @@ from tl_distill_floor.students import sweep as module
 from tl_distill_floor.students.distill import distill, distill_students
 from tl_distill_floor.students.matching import KeptPart, Match
 from tl_distill_floor.students.training import Spec, Training
+from tl_distill_floor.theory.saturation import Saturation
 
 QUICK = Training(tokens=32 * 8 * 6, batch_size=8, evaluations=3, heldout_tokens=128, early_stop=False)
 """6 steps of 8 sequences."""
@@ -30,8 +32,6 @@ def weights(directory: Path) -> dict[str, torch.Tensor]:
 
 
 def changed(**given: Any) -> Training:
-    import dataclasses
-
     return dataclasses.replace(QUICK, **given)
 
 
@@ -137,6 +137,68 @@ def test_a_checkpoint_of_another_training_is_refused(bridge: Any, ids: torch.Ten
     file.write_bytes(file.read_bytes()[:1000])
     with pytest.raises(InputError, match=r"no complete checkpoint .* delete it to start again"):
         distill(bridge, 8, ids, out=tmp_path, training=QUICK, resume=True)
+
+
+def test_other_texts_contexts_and_targets_are_other_trainings(
+    bridge: Any, ids: torch.Tensor, sae: Any, tmp_path: Path
+) -> None:
+    """Each by one difference; the learning rate alone may change."""
+    kept = np.ones(sae.W_dec.shape[0], dtype=bool)
+    part = KeptPart(sae, kept, np.ones(len(kept)), np.ones(len(kept)))
+    spec = Spec(8, match=Match("blocks.1.hook_resid_post", 1))
+
+    def kill(*_: Any) -> None:
+        raise KilledError
+
+    options: dict[str, Any] = {"heldout": ids[:4], "out": tmp_path, "training": QUICK}
+    with pytest.raises(KilledError):
+        distill_students(bridge, [spec], ids, checkpoint_seconds=0.0, progress=kill, **options)
+    for other in ({"heldout": ids[4:8]}, {"heldout": ids[:3]}, {"heldout": None}):
+        with pytest.raises(InputError, match="another text"):
+            distill_students(bridge, [spec], ids, resume=True, **(options | other))
+    with pytest.raises(InputError, match="another text"):
+        distill_students(bridge, [spec], ids[:, :16], resume=True, **(options | {"heldout": ids[:4, :16]}))
+    with pytest.raises(InputError, match="another students"):
+        distill_students(bridge, [dataclasses.replace(spec, target=part)], ids, resume=True, **options)
+    slower = dataclasses.replace(QUICK, lr=1e-3)
+    distill_students(bridge, [spec], ids, resume=True, **(options | {"training": slower}))
+
+
+def test_a_disk_that_fills_at_the_second_student_loses_neither(
+    bridge: Any, ids: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = module.save_student
+
+    def full(student: Any, tokenizer: Any, result: StudentResult, directory: Path) -> StudentResult:
+        if directory.name == "width16":
+            raise InputError("cannot write: no space left")
+        return whole(student, tokenizer, result, directory)
+
+    specs = [Spec(8), Spec(16)]
+    monkeypatch.setattr(module, "save_student", full)
+    with pytest.raises(InputError, match="no space left"):
+        distill_students(bridge, specs, ids, out=tmp_path, training=QUICK)
+    monkeypatch.setattr(module, "save_student", whole)
+    found = distill_students(bridge, specs, ids, out=tmp_path, training=QUICK, resume=True)
+    assert found == students_in(tmp_path)
+    assert [student.tokens[-1] for student in found] == [32 * 8 * 6] * 2
+
+
+def test_a_curve_that_ends_badly_keeps_its_weights(
+    bridge: Any, ids: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A student whose held-out loss rose is called diverged, and still lies there."""
+    risen = Saturation(1.0, (0.0, 1.0), 0.0, 0.0, "diverged")
+    monkeypatch.setattr(module, "saturation", lambda _tokens, _losses: risen)
+    result = distill(bridge, 8, ids, out=tmp_path, training=QUICK)
+    assert result.status == "diverged"
+    assert weights(tmp_path / "students" / "width8")
+
+
+def test_half_precision_comes_near(bridge: Any, ids: torch.Tensor) -> None:
+    full, half = (distill(bridge, 16, ids, training=changed(dtype=dtype)) for dtype in ("fp32", "bf16"))
+    assert full.losses != half.losses
+    assert half.loss == pytest.approx(full.loss, rel=0.02)
 
 
 def test_what_lies_there_is_not_lost(bridge: Any, ids: torch.Tensor, tmp_path: Path) -> None:

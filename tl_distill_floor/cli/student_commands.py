@@ -38,6 +38,8 @@ def distill(
         str | None, typer.Option(help="Text to judge on, as --text.", show_default="what follows in --text")
     ] = None,
     tokens: Annotated[int, typer.Option(help="Tokens to train on, repetitions included.", min=1)] = 2_000_000,
+    heldout_tokens: Annotated[int, typer.Option(help="Tokens to judge on, at every evaluation.", min=1)] = 32_768,
+    evaluations: Annotated[int, typer.Option(help="Points of the learning curve.", min=1)] = 24,
     depth: Annotated[int | None, typer.Option(help="Layers of the students.", show_default="the teacher's")] = None,
     start: Annotated[Start, typer.Option(help="Weights that students start from.")] = Start.svd,
     lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 3e-3,
@@ -79,6 +81,8 @@ def distill(
 
     training = Training(
         tokens=tokens,
+        heldout_tokens=heldout_tokens,
+        evaluations=evaluations,
         lr=lr,
         batch_size=batch_size,
         accumulate=accumulate,
