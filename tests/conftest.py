@@ -1,11 +1,16 @@
 """Small random models and SAEs, made here: nothing is downloaded."""
 
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+# One thread a worker, of torch here and in what tests start: two threads each would wait for one another.
+os.environ["OMP_NUM_THREADS"] = "1"
+torch.set_num_threads(1)
 
 WIDTH, LAYERS, VOCABULARY, CONTEXT, FEATURES = 24, 3, 300, 32, 96
 PROSE = (
