@@ -103,8 +103,9 @@ def parameters_of(teacher: Any, width: int, depth: int | None = None) -> int:
 def _config_of(teacher: Any) -> Any:
     """The Hugging Face configuration of a bridge's own model, or the one that a HookedTransformer was loaded by."""
     config = getattr(getattr(teacher, "original_model", None), "config", None)
-    if config is None:
-        config = _config_by_name(str(getattr(getattr(teacher, "cfg", None), "model_name", None)))
+    name = getattr(getattr(teacher, "cfg", None), "model_name", None)
+    if config is None and name:
+        config = _config_by_name(str(name))
     if not hasattr(config, "hidden_size"):
         raise InputError(
             f"a student needs a teacher with a Hugging Face configuration, which this {type(teacher).__name__} has not;"
