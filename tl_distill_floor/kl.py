@@ -8,16 +8,12 @@ def forward_kl(
     teacher: Float[Tensor, "*position vocabulary"], student: Float[Tensor, "*position vocabulary"]
 ) -> Float[Tensor, "*position"]:
     """KL(teacher ‖ student) of every position: what distillation minimises (Hinton et al. 2015, sec. 2, at T = 1)."""
-    return _kl(teacher.float().log_softmax(-1), student.float().log_softmax(-1))
+    return kl_of_logs(teacher.float().log_softmax(-1), student.float().log_softmax(-1))
 
 
-def reverse_kl(
-    teacher: Float[Tensor, "*position vocabulary"], student: Float[Tensor, "*position vocabulary"]
+def kl_of_logs(
+    log_p: Float[Tensor, "*position vocabulary"], log_q: Float[Tensor, "*position vocabulary"]
 ) -> Float[Tensor, "*position"]:
-    """KL(student ‖ teacher) of every position (Gu et al. 2024, MiniLLM, eq. 1)."""
-    return _kl(student.float().log_softmax(-1), teacher.float().log_softmax(-1))
-
-
-def _kl(log_p: Float[Tensor, "*position vocabulary"], log_q: Float[Tensor, "*position vocabulary"]) -> Tensor:
+    """KL(p ‖ q) of every position, from log probabilities."""
     found: Tensor = (log_p.exp() * (log_p - log_q)).sum(-1)
     return found

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from tl_distill_floor.errors import InputError
-from tl_distill_floor.kl import forward_kl
+from tl_distill_floor.kl import forward_kl, kl_of_logs
 
 LOGITS_AT_ONCE = {"cpu": 2**20}
 ON_A_GPU = 2**26
@@ -73,7 +73,7 @@ class Objective:
         if self.divergence == "forward-kl":
             loss = -target.entropy - (target.p * log_q).sum(-1)
         else:
-            loss = (log_q.exp() * (log_q - target.log_p)).sum(-1)
+            loss = kl_of_logs(log_q, target.log_p)  # Gu et al. 2024, MiniLLM, eq. 1
         loss = loss * self.temperature**2
         if self.cross_entropy:
             unlabelled = cross_entropy(student.float(), labels, ignore_index=NO_LABEL, reduction="none")
