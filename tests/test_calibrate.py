@@ -136,7 +136,9 @@ def test_students_that_are_not_fit_to_calibrate_on(floor: FloorPrediction) -> No
     assert (found.widths, found.warnings) == ((2, 4, 8), ("left out, since they diverged: width6",))
     straight = student(6, 0.0)
     assert "do not bend yet: width6; train longer" in calibrate(floor, [*three, straight]).warnings[0]
-    with pytest.raises(InputError, match="takes students of at least 3 widths, got 2; distil more"):
+    with pytest.raises(
+        InputError, match=r"at least 3 widths, got 2 \(left out, since they diverged: width6\); distil more"
+    ):
         calibrate(floor, [*three[:2], lost])
     with pytest.raises(InputError, match="the students are of another, the floor is of made"):
         calibrate(floor, [*three, student(6, 1.0, teacher="another")])

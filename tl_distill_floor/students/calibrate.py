@@ -38,8 +38,8 @@ def calibrate(floor: "FloorPrediction", students: Sequence[StudentResult] | Mapp
     losses = np.array([loss for _, loss, _, _ in used])
     if len(set(widths.tolist())) < FEWEST:
         raise InputError(
-            f"calibrating takes students of at least {FEWEST} widths, got {len(set(widths.tolist()))};"
-            " distil more with tl-floor distill --widths"
+            f"calibrating takes students of at least {FEWEST} widths, got {len(set(widths.tolist()))}"
+            f"{''.join(f' ({warning})' for warning in warnings)}; distil more with tl-floor distill --widths"
         )
     names = [name for name in PREDICTORS if name != "simulated" or floor.simulated is not None]
     predicted = {name: np.array([floor.predicted(name, int(width)) for width in widths]) for name in names}
