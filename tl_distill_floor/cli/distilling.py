@@ -14,8 +14,6 @@ from tl_distill_floor.prediction import FloorPrediction
 from tl_distill_floor.records import FLOOR_FILE
 from tl_distill_floor.student_result import students_in
 
-MATCH_WEIGHT = 20.0
-
 
 def run_distill(
     directory: Path,
@@ -124,14 +122,12 @@ def matching(
     hook = floor.stats.hook_name if floor and layer is None else resid_post(layer or 0)
     if what == "kept" and floor and hook != floor.stats.hook_name:
         raise InputError(f"the prediction is of {floor.stats.hook_name}; leave --match-layer to it")
-    layers = int(model.cfg.n_layers)
+    layers, given = int(model.cfg.n_layers), {} if weight is None else {"weight": weight}
     source = load_sae(sae, model_name=floor.stats.model_name, device=device).sae if what == "kept" and floor else None
     return [
         dataclasses.replace(
             spec,
-            match=Match(
-                hook, student_layer(hook, layers, spec.depth or layers), MATCH_WEIGHT if weight is None else weight
-            ),
+            match=Match(hook, student_layer(hook, layers, spec.depth or layers), **given),
             target=kept_part(floor, source, spec.width) if source is not None and floor else None,
         )
         for spec in specs

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.measuring.hooks import evaluating, hook_point, hooked
-from tl_distill_floor.students.losses import Ends
 
 TOLERANCE = 1e-3
 
@@ -107,11 +106,6 @@ def teacher_body(model: Any, hook_name: str | None = None) -> Iterator[TeacherBo
         with torch.no_grad():
             _compare(type(model).__name__, model(ids), body.unembed(body(ids)[0]))
         yield body
-
-
-def ends(body: Any, hidden: Float[Tensor, "token d"]) -> Ends:
-    """What `chunked_losses` needs of some tokens."""
-    return Ends(hidden, body.unembed)
 
 
 def _check_whole(body: Body) -> None:

@@ -16,8 +16,8 @@ from tl_distill_floor.sources.teachers import Teacher
 from tl_distill_floor.student_result import STUDENT_FILE, StudentResult
 from tl_distill_floor.students.build import build_student
 from tl_distill_floor.students.checkpoint import load_checkpoint, save_checkpoint
-from tl_distill_floor.students.forward import TeacherBody, ends
-from tl_distill_floor.students.losses import NO_LABEL, chunked_losses, summed_kl
+from tl_distill_floor.students.forward import TeacherBody
+from tl_distill_floor.students.losses import NO_LABEL, Ends, chunked_losses, summed_kl
 from tl_distill_floor.students.save import save_student
 from tl_distill_floor.students.texts import Texts
 from tl_distill_floor.students.training import Average, Spec, Trainee, Training, optimizers_of
@@ -199,8 +199,8 @@ class Sweep:
             targets = {spec.target: _target(spec, kept) for spec in (s.spec for s in self.active if s.spec.match)}
             passed = [s.module(ids, counts, targets.get(s.spec.target) if s.spec.match else None) for s in self.active]
             of_students = [student.trainee.body for student in self.active]
-            student_ends = [ends(b, h) for b, (h, _) in zip(of_students, passed, strict=True)]
-            losses = chunked_losses(ends(body, hidden[counts]), student_ends, labels, self.training.objective)
+            student_ends = [Ends(h, b.unembed) for b, (h, _) in zip(of_students, passed, strict=True)]
+            losses = chunked_losses(Ends(hidden[counts], body.unembed), student_ends, labels, self.training.objective)
         share = self.step / self.steps
         for i, (student, (_, distance)) in enumerate(zip(self.active, passed, strict=True)):
             if distance is not None:
@@ -231,8 +231,8 @@ class Sweep:
         for ids in torch.split(mine.to(accelerator.device), HELD_OUT_AT_ONCE):
             counts = self.texts.subject.counts(ids)
             hidden, _ = body(ids)
-            students = [ends(s.trainee.body, s.trainee.body(ids)[0][counts]) for s in active]
-            summed += summed_kl(ends(body, hidden[counts]), students)
+            students = [Ends(s.trainee.body(ids)[0][counts], s.trainee.body.unembed) for s in active]
+            summed += summed_kl(Ends(hidden[counts], body.unembed), students)
             n += int(counts.sum())
         for student in active:
             student.average.swapped(student.trainee.student)
