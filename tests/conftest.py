@@ -110,3 +110,31 @@ def prose_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("text") / "prose.txt"
     file.write_text(PROSE * 40)
     return file
+
+
+@pytest.fixture(scope="session")
+def measured(
+    teacher_dir: Path, sae_dir: Path, prose_file: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Path, Path]:
+    """(run directory, teacher, text)."""
+    from tests.test_cli import run
+
+    directory = tmp_path_factory.mktemp("runs") / "tiny"
+    options = ("--text", prose_file, "--batch-size", 4, "--steps", 20, "--widths", "8,16,24", "--out", directory)
+    result = run("measure", teacher_dir, "--sae", sae_dir, *options)
+    assert result.exit_code == 0, result.output
+    return directory, teacher_dir, prose_file
+
+
+@pytest.fixture(scope="session")
+def distilled(measured: tuple[Path, Path, Path]) -> Path:
+    from tests.making import QUICK
+    from tests.test_cli import run
+
+    directory, teacher, text = measured
+    result = run("distill", teacher, "--text", text, "--widths", "8,16,24", "--out", directory, *QUICK)
+    assert result.exit_code == 0, result.output
+    assert "width16" in result.stdout
+    assert "under-trained" in result.stdout
+    assert f"Next: tl-floor calibrate {directory}" in " ".join(result.stdout.split())
+    return directory

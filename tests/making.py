@@ -6,6 +6,9 @@ import numpy as np
 
 from tl_distill_floor.records import Blocks, FeatureStats
 
+QUICK = ("--tokens", 4096, "--lr", 1e-2, "--batch-size", 4, "--context-size", 32, "--start", "random", "--seed", 1)
+"""Another seed than the random teacher of the tests was made with, whose copy a student would be."""
+
 
 def stats_of(
     cost: np.ndarray | None,

@@ -6,37 +6,12 @@ from typing import Any
 
 import pytest
 
+from tests.making import QUICK
 from tests.test_cli import refused, run
 from tl_distill_floor import FloorPrediction, load_teacher, plan
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.students.build import parameters_of
 from tl_distill_floor.students.plan import expected_loss
-
-QUICK = ("--tokens", 4096, "--lr", 1e-2, "--batch-size", 4, "--context-size", 32, "--start", "random", "--seed", 1)
-"""Another seed than the random teacher of the tests was made with, whose copy a student would be."""
-
-
-@pytest.fixture(scope="module")
-def measured(
-    teacher_dir: Path, sae_dir: Path, prose_file: Path, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, Path, Path]:
-    """(run directory, teacher, text)."""
-    directory = tmp_path_factory.mktemp("runs") / "tiny"
-    options = ("--text", prose_file, "--batch-size", 4, "--steps", 20, "--widths", "8,16,24", "--out", directory)
-    result = run("measure", teacher_dir, "--sae", sae_dir, *options)
-    assert result.exit_code == 0, result.output
-    return directory, teacher_dir, prose_file
-
-
-@pytest.fixture(scope="module")
-def distilled(measured: tuple[Path, Path, Path]) -> Path:
-    directory, teacher, text = measured
-    result = run("distill", teacher, "--text", text, "--widths", "8,16,24", "--out", directory, *QUICK)
-    assert result.exit_code == 0, result.output
-    assert "width16" in result.stdout
-    assert "under-trained" in result.stdout
-    assert f"Next: tl-floor calibrate {directory}" in " ".join(result.stdout.split())
-    return directory
 
 
 def test_one_after_the_other(distilled: Path) -> None:

@@ -68,7 +68,7 @@ def test_the_embedded_text_is_there(tokenizer: Any) -> None:
         ("a.txt", b"some\x00thing" * 50, "NUL"),
         ("a.jsonl", b"not json\n", "line 1 is no JSON"),
         ("a.jsonl", b'{"text": "a"}\n{"words": 3}\n', "line 2 has no text"),
-        ("a.jsonl", b"[1, 2]\n", "has no text"),
+        ("a.jsonl", b"[1, 2]\n", "is no object"),
         ("a.txt.gz", b"no gzip at all", "cannot be read"),
         ("a.txt.gz", gzip.compress(b"cut short " * 1000, mtime=0)[:40], "cannot be read"),
         ("a.jsonl", b'{"text": "\\ud800 hello"}\n', "half a surrogate pair"),

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from tl_distill_floor.predict import predict_floor as predict_floor
     from tl_distill_floor.predict import predict_floors as predict_floors
     from tl_distill_floor.prediction import FloorPrediction as FloorPrediction
+    from tl_distill_floor.probe_result import ProbeResult as ProbeResult
+    from tl_distill_floor.probe_result import Probes as Probes
     from tl_distill_floor.records import Allocation as Allocation
     from tl_distill_floor.records import FeatureStats as FeatureStats
     from tl_distill_floor.sources.sae_directory import find_saes as find_saes
@@ -30,6 +32,9 @@ if TYPE_CHECKING:
     from tl_distill_floor.students.distill import distill as distill
     from tl_distill_floor.students.distill import distill_students as distill_students
     from tl_distill_floor.students.plan import plan as plan
+    from tl_distill_floor.students.probes import probe as probe
+    from tl_distill_floor.students.survival import Probing as Probing
+    from tl_distill_floor.students.survival import survival as survival
     from tl_distill_floor.students.training import Training as Training
     from tl_distill_floor.theory import toy as toy
     from tl_distill_floor.theory.allocation import allocate as allocate
@@ -46,6 +51,8 @@ _HOME = {
     "predict_floor": "predict",
     "predict_floors": "predict",
     "FloorPrediction": "prediction",
+    "ProbeResult": "probe_result",
+    "Probes": "probe_result",
     "Allocation": "records",
     "FeatureStats": "records",
     "find_saes": "sources.sae_directory",
@@ -60,6 +67,9 @@ _HOME = {
     "distill": "students.distill",
     "distill_students": "students.distill",
     "plan": "students.plan",
+    "probe": "students.probes",
+    "Probing": "students.survival",
+    "survival": "students.survival",
     "Training": "students.training",
     "allocate": "theory.allocation",
     "capacity": "theory.capacity",

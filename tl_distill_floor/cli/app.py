@@ -19,6 +19,7 @@ from tl_distill_floor.cli.options import (
     Layer,
     Model,
     Resume,
+    RunDirectory,
     Seed,
     Steps,
     Text,
@@ -29,6 +30,7 @@ from tl_distill_floor.cli.options import (
     short_name,
 )
 from tl_distill_floor.cli.outcome import one_sentence
+from tl_distill_floor.cli.probing import probe
 
 if TYPE_CHECKING:
     from tl_distill_floor.prediction import FloorPrediction
@@ -263,7 +265,7 @@ def toy(
 @app.command()
 @one_sentence
 def lost(
-    run: Annotated[Path, typer.Argument(help="Directory that tl-floor measure saved its results in.")],
+    run: RunDirectory,
     width: Annotated[
         int | None, typer.Option(help="Width of the student.", show_default="the narrowest of the prediction")
     ] = None,
@@ -282,7 +284,7 @@ def lost(
         show_feature(floor, feature, width, as_json)
 
 
-for command in (student_commands.distill, student_commands.calibrate, student_commands.plan):
+for command in (student_commands.distill, student_commands.calibrate, student_commands.plan, probe):
     app.command()(command)
 
 

@@ -111,6 +111,7 @@ def matching(
     from tl_distill_floor.measuring.hooks import resid_post
     from tl_distill_floor.sources.saes import load_sae
     from tl_distill_floor.students.distill import kept_part
+    from tl_distill_floor.students.layers import student_layer
     from tl_distill_floor.students.matching import Match
 
     if (what == "kept" or layer is None) and not (directory / FLOOR_FILE).exists():
@@ -132,13 +133,3 @@ def matching(
         )
         for spec in specs
     ]
-
-
-def student_layer(hook: str, layers: int, depth: int) -> int:
-    """The layer of a student that lies as deep, in its own layers, as a hook point of the teacher does in its."""
-    from sae_lens.util import extract_layer_from_tlens_hook_name
-
-    layer: int | None = extract_layer_from_tlens_hook_name(hook)
-    if layer is None:
-        raise InputError(f"{hook} belongs to no layer, so no student's layer matches it; give --match-layer")
-    return max(1, round((layer + 1) * depth / layers)) - 1

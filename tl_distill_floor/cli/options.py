@@ -16,6 +16,7 @@ Model = Annotated[
         help="A TransformerLens or Hugging Face name, a model's directory, a .gguf file, tiny-prose, or smollm2-135m."
     ),
 ]
+RunDirectory = Annotated[Path, typer.Argument(help="Directory that tl-floor measure saved its results in.")]
 Layer = Annotated[int | None, typer.Option(help="Layer after which the residual stream is read.")]
 Text = Annotated[
     str | None,

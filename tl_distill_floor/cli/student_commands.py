@@ -14,6 +14,7 @@ from tl_distill_floor.cli.options import (
     Dtype,
     Model,
     Resume,
+    RunDirectory,
     Seed,
     Text,
     Widths,
@@ -26,7 +27,6 @@ Optimizer = StrEnum("Optimizer", ["muon", "adamw"])
 Schedule = StrEnum("Schedule", ["constant", "cosine"])
 Divergence = StrEnum("Divergence", ["forward-kl", "reverse-kl"])
 Matched = StrEnum("Matched", ["none", "activation", "kept"])
-RunDirectory = Annotated[Path, typer.Argument(help="Directory that tl-floor measure saved its results in.")]
 
 
 @one_sentence

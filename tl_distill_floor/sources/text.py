@@ -5,6 +5,7 @@ import hashlib
 import json
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -117,20 +118,33 @@ def _open(path: Path) -> Any:
     return gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8")
 
 
-def _guarded(path: Path, documents: Iterator[str]) -> Iterator[str]:
-    """The documents, with one sentence for a file that turns out not to be text."""
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """One sentence for a file that turns out not to be text."""
     try:
-        for document in documents:
-            if "\0" in document:
-                raise InputError(f"{path} holds NUL bytes, so it is no text; name a .txt or .jsonl file with --text")
-            document.encode()  # lone surrogates, which JSON can hold and no tokenizer takes
-            yield document
+        yield
     except UnicodeDecodeError as error:
-        raise InputError(f"{path} is no UTF-8 text ({error.reason}); name a .txt or .jsonl file with --text") from error
-    except UnicodeEncodeError as error:
-        raise InputError(f"{path} holds half a surrogate pair, so it is no text; name another file") from error
+        raise InputError(f"{path} is no UTF-8 text ({error.reason}); name a .txt or .jsonl file") from error
     except (EOFError, OSError, zlib.error) as error:
-        raise InputError(f"{path} cannot be read ({error}); name another file with --text") from error
+        raise InputError(f"{path} cannot be read ({error}); name another file") from error
+
+
+def _guarded(path: Path, documents: Iterator[str]) -> Iterator[str]:
+    """The documents, none of which a tokenizer would not take."""
+    with _readable(path):
+        for document in documents:
+            check_text(document, str(path))
+            yield document
+
+
+def check_text(text: str, place: str) -> None:
+    """Raise an InputError where a text holds what no tokenizer takes."""
+    if "\0" in text:
+        raise InputError(f"{place} holds NUL bytes, so it is no text; name a .txt or .jsonl file")
+    try:
+        text.encode()  # lone surrogates, which JSON can hold
+    except UnicodeEncodeError as error:
+        raise InputError(f"{place} holds half a surrogate pair, so it is no text; name another file") from error
 
 
 def _plain(path: Path) -> Iterator[str]:
@@ -143,37 +157,58 @@ def _plain(path: Path) -> Iterator[str]:
 
 
 def _jsonl(path: Path) -> Iterator[str]:
-    def texts() -> Iterator[str]:
-        with _open(path) as file:
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    yield _text_of(line, f"{path}, line {number}")
-
-    return _guarded(path, texts())
+    return _guarded(path, (_text_of(row, place) for place, row in jsonl_rows(path)))
 
 
-def _text_of(line: str, place: str) -> str:
+def jsonl_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(place, to be named in an error; row) of every line that is not empty.
+
+    Raises:
+        InputError: a line holds no JSON object, or the file cannot be read.
+    """
+    with _readable(path), _open(path) as file:
+        for number, line in enumerate(file, start=1):
+            if line.strip():
+                yield f"{path}, line {number}", _row_of(line, f"{path}, line {number}")
+
+
+def _row_of(line: str, place: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{place} is no JSON ({error.msg}); every line must be an object with a text") from error
-    if not isinstance(row, dict) or not isinstance(row.get("text"), str):
+    except (json.JSONDecodeError, RecursionError) as error:
+        reason = getattr(error, "msg", "nested too deeply")
+        raise InputError(f"{place} is no JSON ({reason}); every line must be an object with a text") from error
+    if not isinstance(row, dict):
+        raise InputError(f'{place} is no object; every line must look like {{"text": "..."}}')
+    return row
+
+
+def _text_of(row: dict[str, Any], place: str) -> str:
+    if not isinstance(row.get("text"), str):
         raise InputError(f'{place} has no text; every line must look like {{"text": "..."}}')
     text: str = row["text"]
     return text
 
 
 def _dataset(name: str) -> Iterator[str]:
-    """The texts of a Hugging Face dataset's training split, streamed, no code of its own run."""
+    """The texts of a Hugging Face dataset."""
+    for row in dataset_rows(name):
+        if "text" not in row:
+            raise InputError(f"dataset {name} has no column 'text'; name a dataset with texts, or a file")
+        yield row["text"]
+
+
+def dataset_rows(name: str) -> Iterator[dict[str, Any]]:
+    """The rows of a Hugging Face dataset's training split, streamed, no code of its own run.
+
+    Raises:
+        InputError: it cannot be read.
+    """
     from datasets import load_dataset
 
     repository, _, config = name.partition(":")
     try:
-        rows = load_dataset(repository, config or None, split="train", streaming=True)
-        for row in rows:
-            yield row["text"]
-    except KeyError as error:
-        raise InputError(f"dataset {name} has no column {error}; name a dataset with texts, or a file") from error
+        yield from load_dataset(repository, config or None, split="train", streaming=True)
     except Exception as error:  # every failure of a remote dataset, of which there are many kinds
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(

@@ -30,6 +30,8 @@ RATES = (1.0, 0.3, 0.1)
 LEFT_ERROR = 1 / 3
 """Standard error of what training without end still gains, relative to what doubling the steps gained last."""
 
+Hidden = Callable[[Float[Tensor, "token feature"]], Float[Tensor, "token width"]]
+"""From an SAE's codes to what a student holds of them."""
 Restored = Callable[[Float[Tensor, "token feature"]], Float[Tensor, "token feature"]]
 """From an SAE's codes to what a student gives back of them."""
 Judge = Callable[[Sequence[Restored]], tuple[Float64[np.ndarray, "student sequence"], Int64[np.ndarray, " sequence"]]]
@@ -101,6 +103,29 @@ def simulate(
         steps=steps,
         **({} if judge is None else _judged(task, stats, by_seed, judge)),
     )
+
+
+def hidden_states(
+    stats: FeatureStats,
+    widths: Sequence[int],
+    *,
+    steps: int,
+    min_count: int = 1,
+    seed: int = 0,
+    device: str = "cpu",
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Hidden]:
+    """What the bottleneck student of each width holds of an SAE's codes, trained as `simulate` trains it.
+
+    Args: see `simulate`.
+
+    Raises:
+        InputError: see `simulate`.
+    """
+    task = Task.of(stats, stats.alive(min_count), seed, "cpu" if str(device).startswith("mps") else str(device))
+    report = Report(progress, len(widths) * steps_a_width(steps))
+    reached = task.reached([int(width) for width in widths], steps, BATCH, seed, report)
+    return [task.holding(each.models[1], stats) for each in reached]
 
 
 def held_out_sequences(stats: FeatureStats, seed: int = 0) -> Int64[np.ndarray, " sequence"]:
@@ -248,14 +273,19 @@ class Task:
             models,
         )
 
+    def holding(self, model: Bottleneck, stats: FeatureStats) -> Hidden:
+        """From an SAE's codes to the student's hidden state Wᵀx, x the codes times their decoders' norms."""
+        norm = torch.tensor(stats.decoder_norm[self.alive], dtype=torch.float32, device=model.W.device)
+        alive = torch.from_numpy(self.alive)
+        return lambda codes: (codes[:, alive.to(codes.device)].to(model.W.device) * norm) @ model.W
+
     def restoring(self, model: Bottleneck, stats: FeatureStats) -> Restored:
         """From an SAE's codes to what the student gives back of them; nothing of features that are not alive."""
         norm = torch.tensor(stats.decoder_norm[self.alive], dtype=torch.float32, device=model.W.device)
-        alive = torch.from_numpy(self.alive).to(model.W.device)
+        alive, hidden = torch.from_numpy(self.alive), self.holding(model, stats)
 
         def restored(codes: Tensor) -> Tensor:
-            seen = codes[:, alive.to(codes.device)].to(model.W.device) * norm
-            back = torch.where(norm > 0, model.output(seen @ model.W) / norm, 0.0)
+            back = torch.where(norm > 0, model.output(hidden(codes)) / norm, 0.0)
             return torch.zeros_like(codes).index_copy_(1, alive.to(codes.device), back.to(codes))
 
         return restored

@@ -1,0 +1,230 @@
+"""Linear probes: what a line can read off a model's activation at a hook point.
+
+The classifier is scikit-learn's logistic regression on standardised activations. Documents stand on one side of a split
+only: of five parts, one is tested on, one chooses the penalty, three are trained on, for every seed anew.
+"""
+
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Float32, Int64
+from torch import Tensor
+
+from tl_distill_floor.errors import InputError
+from tl_distill_floor.measuring.hooks import reader
+from tl_distill_floor.measuring.subject import device_of
+from tl_distill_floor.probe_result import ProbeResult
+from tl_distill_floor.sources.labelled import load_labelled
+from tl_distill_floor.sources.teachers import check_context, load_teacher
+from tl_distill_floor.students.probe_items import LEAST_DOCUMENTS, MEAN, Items, Sequences, sequences_of
+
+PENALTIES = (1e-3, 1e-2, 1e-1, 1.0)
+"""Of scikit-learn's C: the larger, the weaker the penalty."""
+ITERATIONS = 100
+DRAWINGS = 200
+Views = Callable[[Float[Tensor, "token d_model"]], Mapping[str, Float[Tensor, "token view"]]]
+"""From activations to what is probed of them, by name."""
+Progress = Callable[[int, int], None]
+
+
+def probe(
+    model: Any,
+    hook_name: str,
+    labelled: Any = None,
+    *,
+    label: str | None = None,
+    pool: str = "mean",
+    per_class: int = 1000,
+    splits: int = 5,
+    seed: int = 0,
+    context_size: int | None = None,
+    batch_size: int = 16,
+    device: str = "cpu",
+    dtype: str = "fp32",
+) -> ProbeResult:
+    """How well a line reads a label off a model's activation.
+
+    Args:
+        model: see `load_teacher`; a student's directory too.
+        hook_name: under HookedTransformer's or TransformerBridge's name.
+        labelled: see `load_labelled`; the embedded passages when left out.
+        label: the field that is the label; "label", or "author" of the embedded passages, when left out.
+        pool: for labels of texts, the "mean" of all tokens or the "last" one; words are probed at their last token.
+        per_class: items of a class at the most.
+        splits: of the documents, each with probes of its own.
+        seed: of the splits and of the drawing of items.
+        context_size: tokens of a text that are read at the most; 256, or what the model reads, when left out.
+        batch_size: texts a batch.
+        device, dtype: of a model that is loaded here.
+
+    Raises:
+        InputError: something cannot be loaded, no such hook point, or labels that cannot be probed.
+    """
+    loaded = load_teacher(model, device=device, dtype=dtype)
+    check_context(loaded.model, context_size)
+    found = load_labelled(labelled, None if label is None and labelled is not None else [label or "author"])
+    size = context_size or min(256, int(loaded.model.cfg.n_ctx))
+    sequences = sequences_of(
+        found, loaded.model.tokenizer, pool=pool, context_size=size, per_class=per_class, seed=seed
+    )
+    activations = collect(loaded.model, hook_name, sequences, batch_size=batch_size)["activation"]
+    (items,) = sequences.items
+    scores = fit(activations[0], items, splits=splits, seed=seed)
+    return result_of(items, scores, loaded.name, "teacher", None, hook_name)
+
+
+def result_of(items: Items, scores: "Scores", subject: str, kind: str, width: int | None, hook: str) -> ProbeResult:
+    """The record of some probes."""
+    n_documents = len(np.unique(items.document))
+    return ProbeResult(
+        items.task, items.level, items.pool, subject, kind, width, hook, items.classes, len(items), n_documents,
+        *(tuple(values) for values in scores),
+    )  # fmt: skip
+
+
+def as_it_is(activation: Float[Tensor, "token d_model"]) -> Mapping[str, Float[Tensor, "token d_model"]]:
+    return {"activation": activation}
+
+
+@torch.no_grad()
+def collect(
+    model: Any, hook_name: str, sequences: Sequences, views: Views = as_it_is, *, batch_size: int = 16
+) -> dict[str, list[Float32[np.ndarray, "item view"]]]:
+    """What is probed, by view and task.
+
+    Texts of one length stand together and are padded on the right, which no earlier token of a causal model sees.
+
+    Raises:
+        InputError: no such hook point, or an activation is not finite.
+    """
+    used = np.unique(np.concatenate([items.text for items in sequences.items]))
+    order = sorted(used.tolist(), key=lambda text: len(sequences.ids[text]))
+    found: dict[str, list[np.ndarray]] = {}
+    with reader(model, [hook_name]) as read:
+        for first in range(0, len(order), batch_size):
+            texts = order[first : first + batch_size]
+            rows = [sequences.ids[text] for text in texts]
+            padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+            (activation,) = read(padded.to(device_of(model)))
+            if not activation.isfinite().all():
+                raise InputError(f"the activation at {hook_name} holds NaN or Inf; load the model in fp32")
+            flat = activation.flatten(2).float()
+            for place, (text, ids) in enumerate(zip(texts, rows, strict=True)):
+                _collect_text(found, sequences, text, flat[place, : len(ids)], views)
+    return found
+
+
+def _collect_text(
+    found: dict[str, list[np.ndarray]], sequences: Sequences, text: int, activation: Tensor, views: Views
+) -> None:
+    """Put what is probed of one text where it belongs."""
+    chosen = [np.flatnonzero(items.text == text) for items in sequences.items]
+    needed = [items.position[rows] for items, rows in zip(sequences.items, chosen, strict=True)]
+    everything = any((positions == MEAN).any() for positions in needed)
+    tokens = np.arange(sequences.n_leading, len(activation)) if everything else np.unique(np.concatenate(needed))
+    for name, seen in views(activation[torch.from_numpy(tokens).to(activation.device)]).items():
+        values = seen.float().cpu().numpy()
+        for task, (rows, positions) in enumerate(zip(chosen, needed, strict=True)):
+            if name not in found:
+                found[name] = [np.zeros((len(i), values.shape[1]), dtype=np.float32) for i in sequences.items]
+            mean = positions == MEAN
+            found[name][task][rows[mean]] = values.mean(0)
+            found[name][task][rows[~mean]] = values[np.searchsorted(tokens, positions[~mean])]
+
+
+class Scores(NamedTuple):
+    """Of every split."""
+
+    accuracy: list[float]
+    auroc: list[float]
+    majority: list[float]
+    penalty: list[float]
+
+
+class Split(NamedTuple):
+    """Which items are trained on, choose the penalty, and are tested on; no document stands in two of them."""
+
+    train: Int64[np.ndarray, " train"]
+    validation: Int64[np.ndarray, " validation"]
+    test: Int64[np.ndarray, " test"]
+
+
+def split_of(items: Items, seed: int) -> Split:
+    """Five parts of whole documents, drawn at random until every class stands in all of: three, one and one.
+
+    Raises:
+        InputError: no drawing of many has every class to be trained on.
+    """
+    # scikit-learn's StratifiedGroupKFold gives the same parts for every seed where documents differ in their counts.
+    random = np.random.default_rng(seed)
+    documents, n_classes = np.unique(items.document), len(items.classes)
+    found = None
+    for _ in range(DRAWINGS):
+        parts = np.array_split(random.permutation(documents), LEAST_DOCUMENTS)
+        test, validation = (np.flatnonzero(np.isin(items.document, part)) for part in parts[:2])
+        drawn = Split(np.flatnonzero(np.isin(items.document, np.concatenate(parts[2:]))), validation, test)
+        n_there = [len(np.unique(items.label[part])) for part in drawn]
+        if min(n_there) == n_classes:
+            return drawn
+        if found is None and n_there[0] == n_classes:
+            found = drawn
+    if found is None:
+        raise InputError(
+            f"{items.task}: no split of its {len(documents)} documents leaves every class to train on; give more"
+        )
+    return found
+
+
+def fit(x: Float[np.ndarray, "item view"], items: Items, *, splits: int = 5, seed: int = 0) -> Scores:
+    """Fit and judge one probe for every split.
+
+    Raises:
+        InputError: fewer than one split, or see `split_of`.
+    """
+    if splits < 1:
+        raise InputError(f"the number of splits must be at least 1, got {splits}")
+    found = Scores([], [], [], [])
+    for number in range(splits):
+        split = split_of(items, seed + number)
+        scores = _fitted(x, items.label, split, len(items.classes))
+        for values, value in zip(found, scores, strict=True):
+            values.append(value)
+    return found
+
+
+def _fitted(
+    x: Float[np.ndarray, "item view"], label: Int64[np.ndarray, " item"], split: Split, n_classes: int
+) -> tuple[float, float, float, float]:
+    """(accuracy, AUROC, majority, C) of the probe whose penalty the validation documents like best."""
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.preprocessing import StandardScaler
+
+    scaler = StandardScaler().fit(x[split.train])
+    train, validation, test = (scaler.transform(x[part]) for part in split)
+    model = LogisticRegression(warm_start=True, max_iter=ITERATIONS, tol=1e-3)
+    best, chosen, probability = -1.0, PENALTIES[0], np.zeros((len(test), n_classes))
+    with warnings.catch_warnings():
+        # From a strong penalty to a weak one, each from where the last ended: what has not converged is chosen or not.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        for penalty in PENALTIES:
+            model.set_params(C=penalty).fit(train, label[split.train])
+            accuracy = float(model.score(validation, label[split.validation]))
+            if accuracy > best:
+                best, chosen = accuracy, penalty
+                probability = np.zeros((len(test), n_classes))
+                probability[:, model.classes_] = model.predict_proba(test)
+    right: Bool[np.ndarray, " test"] = probability.argmax(1) == label[split.test]
+    majority = np.bincount(label[split.test]).max() / len(test)
+    return float(right.mean()), auroc_of(probability, label[split.test]), float(majority), chosen
+
+
+def auroc_of(probability: Float[np.ndarray, "item class"], label: Int64[np.ndarray, " item"]) -> float:
+    """Mean over the classes that are among the labels, each against the rest."""
+    from sklearn.metrics import roc_auc_score
+
+    there = [c for c in np.unique(label) if (label == c).sum() < len(label)]
+    return float(np.mean([roc_auc_score(label == c, probability[:, c]) for c in there])) if there else 0.5

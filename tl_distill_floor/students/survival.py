@@ -1,0 +1,193 @@
+"""What survives a width: probes of the teacher, of what a width is expected to hold of it, and of real students."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from tl_distill_floor.errors import InputError
+from tl_distill_floor.measuring.subject import digest_of
+from tl_distill_floor.probe_result import ProbeResult, Probes
+from tl_distill_floor.sources.labelled import load_labelled
+from tl_distill_floor.sources.saes import load_sae
+from tl_distill_floor.sources.teachers import Teacher, load_teacher
+from tl_distill_floor.student_result import StudentResult
+from tl_distill_floor.students.decodability import decodability
+from tl_distill_floor.students.layers import layer_of, student_hook
+from tl_distill_floor.students.probe_items import Sequences, sequences_of
+from tl_distill_floor.students.probes import as_it_is, collect, fit, result_of
+from tl_distill_floor.theory.simulation import Hidden, hidden_states
+
+if TYPE_CHECKING:
+    from tl_distill_floor.prediction import FloorPrediction
+
+Report = Callable[[int, int, str], None]
+"""Called with steps done, steps in all, and what is being done."""
+
+
+@dataclass(frozen=True)
+class Probing:
+    """How probes are fitted."""
+
+    pool: str = "mean"
+    """For labels of texts: "mean" or "last"."""
+    per_class: int = 1000
+    """Items of a class at the most."""
+    splits: int = 5
+    """Of the documents, each with probes of its own."""
+    bottleneck_steps: int = 1000
+    """Of the bottleneck students; 0 trains none."""
+    feature_tokens: int = 60_000
+    """Tokens on which features are decoded; 0 decodes none."""
+    seed: int = 0
+    batch_size: int = 16
+    """Texts a batch."""
+
+    def __post_init__(self) -> None:
+        if min(self.bottleneck_steps, self.feature_tokens) < 0 or self.batch_size < 1:
+            raise InputError("steps and tokens must be at least 0, and a batch at least 1 text")
+
+
+def survival(
+    floor: "FloorPrediction",
+    teacher: Any = None,
+    sae: Any = None,
+    labelled: Any = None,
+    *,
+    labels: Sequence[str] | None = None,
+    students: Sequence[StudentResult] = (),
+    widths: Sequence[int] | None = None,
+    text: Any = None,
+    probing: Probing | None = None,
+    device: str = "cpu",
+    progress: Report | None = None,
+) -> Probes:
+    """Probe the teacher, what each width is expected to hold of its activation, and students that were distilled.
+
+    Args:
+        floor: of the teacher; says which features each width keeps.
+        teacher: see `load_teacher`; the one that was measured when left out.
+        sae: that the floor was measured with; see `load_sae`.
+        labelled, labels: see `load_labelled`.
+        students: saved ones, probed after the layer that lies as deep as the teacher's hook point.
+        widths: of the forecasts; those of the students, or of the prediction where there are none, when left out.
+        text: on which features are decoded; see `load_text`.
+        probing: how probes are fitted.
+        device: torch device of what is loaded here.
+        progress: see `Report`.
+
+    Raises:
+        InputError: something cannot be loaded, another SAE than the floor's, or labels that cannot be probed.
+    """
+    probing, stats = probing or Probing(), floor.stats
+    loaded_sae = load_sae(sae, model_name=stats.model_name, layer=layer_of(stats.hook_name), device=device)
+    measured = stats.settings.get("sae")
+    if measured is not None and measured != digest_of(loaded_sae.sae):
+        raise InputError(f"the prediction is of {stats.sae_name}, this SAE is another; name that with --sae")
+    loaded = load_teacher(teacher or stats.model_name, device=device, model_kwargs=loaded_sae.model_kwargs)
+    saved = [student for student in students if student.path is not None]
+    asked = sorted(set(widths or [student.width for student in saved] or floor.widths.tolist()))
+    found = load_labelled(labelled, labels)
+    sequences = sequences_of(
+        found,
+        loaded.model.tokenizer,
+        pool=probing.pool,
+        context_size=int(stats.settings.get("context_size", min(256, loaded.model.cfg.n_ctx))),
+        prepend_bos=loaded_sae.prepend_bos is not False,
+        per_class=probing.per_class,
+        seed=probing.seed,
+    )
+    run = _Run(floor, loaded, loaded_sae.sae, sequences, probing, saved, asked, progress)
+    results = [*run.of_teacher(), *(result for student in saved for result in run.of_student(student))]
+    features = decodability(
+        floor, loaded, loaded_sae.sae, saved, text, n_tokens=probing.feature_tokens, seed=probing.seed,
+        batch_size=probing.batch_size, report=run.step,
+    ) if probing.feature_tokens else []  # fmt: skip
+    return Probes(loaded.name, stats.hook_name, found.name, tuple(results), tuple(features), sequences.warnings)
+
+
+class _Run:
+    """One run of probes, and how far it is."""
+
+    def __init__(
+        self,
+        floor: "FloorPrediction",
+        teacher: Teacher,
+        sae: Any,
+        sequences: Sequences,
+        probing: Probing,
+        students: Sequence[StudentResult],
+        widths: Sequence[int],
+        progress: Report | None,
+    ) -> None:
+        self.floor, self.teacher, self.sae, self.sequences, self.probing = floor, teacher, sae, sequences, probing
+        self.widths, self._progress, self._done = widths, progress, 0
+        n_tasks, forecasts = len(sequences.items), 2 if self._has_bottlenecks else 1
+        self._total = n_tasks * (1 + len(students) + forecasts * len(widths)) + self._has_bottlenecks
+        self._total += (1 + len(students)) * bool(probing.feature_tokens)
+
+    @property
+    def _has_bottlenecks(self) -> bool:
+        return self.floor.stats.codes is not None and self.probing.bottleneck_steps > 0
+
+    def step(self, doing: str) -> None:
+        self._done += 1
+        if self._progress:
+            self._progress(self._done, max(self._total, self._done), doing)
+
+    def of_teacher(self) -> list[ProbeResult]:
+        """Its own activation, and what the widths hold of that."""
+        hidden: list[Hidden] = []
+        if self._has_bottlenecks:
+            steps, min_count = self.probing.bottleneck_steps, self.floor.min_count
+            hidden = hidden_states(self.floor.stats, self.widths, steps=steps, min_count=min_count)
+            self.step("bottlenecks")
+        hook = self.floor.stats.hook_name
+        kept = {width: torch.from_numpy(self.floor.kept(width)) for width in self.widths}
+        views = forecasts(self.sae, kept, dict(zip(self.widths, hidden, strict=bool(hidden))))
+        found = collect(self.teacher.model, hook, self.sequences, views, batch_size=self.probing.batch_size)
+        results = self._fitted(found.pop("activation"), self.teacher.name, "teacher", None, hook)
+        for name, activations in found.items():
+            kind, _, width = name.partition(" ")
+            results += self._fitted(activations, f"{kind} at {width}", kind, int(width), hook)
+        return results
+
+    def of_student(self, student: StudentResult) -> list[ProbeResult]:
+        model = load_teacher(student.path, device=str(next(self.teacher.model.parameters()).device)).model
+        hook = student_hook(self.floor.stats.hook_name, int(self.teacher.model.cfg.n_layers), student.depth)
+        found = collect(model, hook, self.sequences, as_it_is, batch_size=self.probing.batch_size)["activation"]
+        return self._fitted(found, student.name, "student", student.width, hook)
+
+    def _fitted(
+        self, activations: Sequence[Any], subject: str, kind: str, width: int | None, hook: str
+    ) -> list[ProbeResult]:
+        results = []
+        for x, items in zip(activations, self.sequences.items, strict=True):
+            scores = fit(x, items, splits=self.probing.splits, seed=self.probing.seed)
+            results.append(result_of(items, scores, subject, kind, width, hook))
+            self.step(f"{items.task} in {subject}")
+        return results
+
+
+def forecasts(
+    sae: Any, kept: Mapping[int, Bool[Tensor, " feature"]], hidden: Mapping[int, Hidden]
+) -> Callable[[Float[Tensor, "token d_model"]], dict[str, Float[Tensor, "token view"]]]:
+    """From activations to what is probed: themselves, what is rebuilt from the features kept, and bottlenecks' states.
+
+    Args:
+        sae: of the hook point.
+        kept: by width, the features that it is expected to hold.
+        hidden: by width, what the bottleneck student holds of the codes.
+    """
+    decoder = sae.W_dec.detach().float()
+
+    def views(activation: Tensor) -> dict[str, Tensor]:
+        codes = sae.encode(activation.to(sae.dtype)).flatten(1).float()
+        rebuilt = {f"kept {width}": (codes * mask.to(codes.device)) @ decoder for width, mask in kept.items()}
+        held = {f"bottleneck {width}": holds(codes) for width, holds in hidden.items()}
+        return {"activation": activation, **rebuilt, **held}
+
+    return views
