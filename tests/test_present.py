@@ -15,7 +15,7 @@ COST = np.array([5.0, 1.0, 9.0, 4.0, 2.0, 8.0, 7.0, 6.0])
 
 def test_a_notebook_shows_the_table() -> None:
     html = floor_from_stats(stats_of(COST, rate=0.05), [1, 2])._repr_html_()
-    for shown in ("<pre>", "8 alive features", "0.95000", "6.68 features per dimension", "independent"):
+    for shown in ("<table>", "<meter", "8 alive features", "0.95000", "6.68 features per dimension", "independent"):
         assert shown in html
     assert "<script" not in html
 
@@ -23,7 +23,7 @@ def test_a_notebook_shows_the_table() -> None:
 def test_the_figure_shows_floor_interval_and_critical_width() -> None:
     floor = floor_from_stats(stats_of(COST, rate=0.05), [1, 2])
     figure = floor.plot()
-    assert [trace.name for trace in figure.data] == ["95 % interval", "theorem", "independent"]
+    assert [trace.name for trace in figure.data] == ["95 % interval", "theorem", "independent (expected)"]
     assert list(figure.data[1].y) == floor.theorem.tolist()
     assert "d* = 1" in figure.layout.annotations[0].text
     assert figure.layout.yaxis.title.text.startswith("squared error per token")

@@ -98,6 +98,12 @@ class Calibration:
         """Mean relative error of a width that the line was not fitted to."""
         return self.fit.loo_error
 
+    def _repr_html_(self) -> str:
+        from tl_distill_floor.present.html import fragment
+        from tl_distill_floor.present.students import calibration_view
+
+        return fragment(calibration_view(self))
+
     def save(self, path: str | Path) -> Path:
         """Write JSON; a directory gets `calibration.json`."""
         head = {"format": "tl-distill-floor/calibration", "version": 1}

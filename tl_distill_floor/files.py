@@ -5,6 +5,7 @@ A file is written beside its place and then renamed, so that a reader sees the o
 
 import contextlib
 import json
+import math
 import os
 import tempfile
 from pathlib import Path
@@ -96,3 +97,12 @@ def check_format(path: Path, kind: str, found: Any, version: Any) -> None:
         raise InputError(f"{path} says it is {found!r}, not tl-distill-floor/{kind}; name a file that measure wrote")
     if str(version) != str(VERSION):
         raise InputError(f"{path} is of version {version}, this package reads {VERSION}; upgrade tl-distill-floor")
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON holds it: lists for arrays, None for NaN (a bound that one block of text cannot give)."""
+    if isinstance(value, np.ndarray):
+        value = value.tolist()
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value

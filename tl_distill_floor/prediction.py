@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float64, Int64
 
 from tl_distill_floor.calibration import CALIBRATION_FILE, Bounds, Calibration
 from tl_distill_floor.errors import InputError
-from tl_distill_floor.files import check_format, file_in, write_atomically
+from tl_distill_floor.files import check_format, file_in, plain, write_atomically
 from tl_distill_floor.records import (
     FLOOR_FILE,
     SIMULATION_FILE,
@@ -126,7 +126,7 @@ class FloorPrediction:
             InputError: there is no such predictor here.
         """
         if predictor == "theorem":
-            order = by_cost(self.stats.cost, self.stats.alive(self.min_count))
+            order = self.ranked
             rank = min(int(float(width) * self.capacity), self.n_features)
             return float(self.sized(tail_costs(self.stats.cost[order])[rank]))
         if predictor == "independent":
@@ -229,6 +229,15 @@ class FloorPrediction:
             return self._independent(width).kept
         return self.stats.alive(self.min_count) & (self.lost_share(width) <= 0.5 * self.stats.variance_share)
 
+    @property
+    def ranked(self) -> Int64[np.ndarray, " alive"]:
+        """Indices of the alive features, the most costly first."""
+        return by_cost(self.stats.cost, self.stats.alive(self.min_count))
+
+    def capacities(self, width: Number) -> Float64[np.ndarray, " feature"]:
+        """Dimensions that water-filling gives each feature at one width; they sum to at most the width."""
+        return self._independent(width).capacity
+
     def lost(self, width: Number) -> Int64[np.ndarray, " lost"]:
         """Indices of the other alive features, the most costly first."""
         return by_cost(self.stats.cost, self.stats.alive(self.min_count) & ~self.kept(width))
@@ -302,9 +311,10 @@ class FloorPrediction:
         return floor_figure(self)
 
     def _repr_html_(self) -> str:
-        from tl_distill_floor.present.terminal import floor_html
+        from tl_distill_floor.present.html import fragment
+        from tl_distill_floor.present.terminal import floor_view
 
-        return floor_html(self)
+        return fragment(floor_view(self))
 
     @cached_property
     def power_law(self) -> PowerLaw | None:
@@ -371,15 +381,6 @@ def _stands_on(calibration: Calibration, floor: FloorPrediction) -> bool:
 
 def _stored_fields(record: type[FloorPrediction]) -> list[dataclasses.Field[Any]]:
     return [f for f in dataclasses.fields(record) if f.name not in ("stats", "simulation", "tail", "calibration")]
-
-
-def plain(value: Any) -> Any:
-    """A value as JSON holds it: lists for arrays, None for NaN (a bound that one block of text cannot give)."""
-    if isinstance(value, np.ndarray):
-        value = value.tolist()
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def _decode(name: str, value: Any) -> Any:

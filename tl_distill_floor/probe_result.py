@@ -81,6 +81,12 @@ class ProbeResult:
         """95 % of `mean_auroc`, as `interval`."""
         return _interval(self.auroc)
 
+    def _repr_html_(self) -> str:
+        from tl_distill_floor.present.html import fragment
+        from tl_distill_floor.present.probes import probe_view
+
+        return fragment(probe_view(self))
+
     def retained(self, teacher: "ProbeResult") -> float:
         """Share of the teacher's accuracy above the commonest class that is left; not a number where it had none."""
         gain = teacher.mean_accuracy - teacher.mean_majority
@@ -155,6 +161,12 @@ class Probes:
             if student.width == forecast.width
         ]
         return float(np.mean(errors)) if errors else math.nan
+
+    def _repr_html_(self) -> str:
+        from tl_distill_floor.present.html import fragment
+        from tl_distill_floor.present.probes import probes_view
+
+        return fragment(probes_view(self))
 
     def save(self, path: str | Path) -> Path:
         """Write JSON; a directory gets `probes.json`."""

@@ -38,3 +38,9 @@ class Plan:
     def megabytes(self) -> float:
         """Weights in half precision."""
         return self.n_parameters * 2 / 1e6
+
+    def _repr_html_(self) -> str:
+        from tl_distill_floor.present.html import fragment
+        from tl_distill_floor.present.students import plan_view
+
+        return fragment(plan_view(self))

@@ -52,6 +52,12 @@ class StudentResult:
         """The last held-out loss; not a number where it diverged before there was one."""
         return self.losses[-1] if self.losses else math.nan
 
+    def _repr_html_(self) -> str:
+        from tl_distill_floor.present.html import fragment
+        from tl_distill_floor.present.students import students_view
+
+        return fragment(students_view([self]))
+
     def save(self, path: str | Path) -> Path:
         """Write JSON; a directory gets `student.json`."""
         head = {"format": "tl-distill-floor/student", "version": 1, "unit": "nats per token, KL(teacher ‖ student)"}
@@ -78,12 +84,16 @@ class StudentResult:
             raise InputError(f"{file} is missing or holds no student ({error}); run tl-floor distill") from error
 
 
+def student_files(directory: str | Path) -> list[Path]:
+    """Where a run's students are described."""
+    return sorted(Path(directory).glob(f"students/[!.]*/{STUDENT_FILE}"))  # hidden ones were not finished
+
+
 def students_in(directory: str | Path) -> list[StudentResult]:
     """The students that lie in a run's directory, the narrowest first.
 
     Raises:
         InputError: one of them is damaged.
     """
-    files = sorted(Path(directory).glob(f"students/[!.]*/{STUDENT_FILE}"))  # hidden ones were not finished
-    found = [StudentResult.load(file) for file in files]
+    found = [StudentResult.load(file) for file in student_files(directory)]
     return sorted(found, key=lambda student: (student.width, student.name))

@@ -31,6 +31,7 @@ from tl_distill_floor.cli.options import (
 )
 from tl_distill_floor.cli.outcome import one_sentence
 from tl_distill_floor.cli.probing import probe
+from tl_distill_floor.cli.reporting import report
 
 if TYPE_CHECKING:
     from tl_distill_floor.prediction import FloorPrediction
@@ -284,7 +285,7 @@ def lost(
         show_feature(floor, feature, width, as_json)
 
 
-for command in (student_commands.distill, student_commands.calibrate, student_commands.plan, probe):
+for command in (student_commands.distill, student_commands.calibrate, student_commands.plan, probe, report):
     app.command()(command)
 
 

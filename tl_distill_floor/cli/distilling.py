@@ -68,7 +68,7 @@ def run_calibrate(directory: Path, of_students: Path, as_json: bool) -> None:
         print(json.dumps(dataclasses.asdict(calibration)))
         return
     console = Console()
-    console.print(calibration_view(dataclasses.replace(floor, calibration=calibration)))
+    console.print(calibration_view(calibration))
     console.print(f"Saved in {directory}. Next: tl-floor plan {directory} --max-loss 0.2", highlight=False)
 
 

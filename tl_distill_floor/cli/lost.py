@@ -8,7 +8,7 @@ from jaxtyping import Int
 from rich.console import Console
 
 from tl_distill_floor.errors import InputError
-from tl_distill_floor.prediction import FloorPrediction, independent
+from tl_distill_floor.prediction import FloorPrediction
 from tl_distill_floor.present.lost import (
     Context,
     FeatureAt,
@@ -20,7 +20,6 @@ from tl_distill_floor.present.lost import (
     lost_view,
 )
 from tl_distill_floor.records import FLOOR_FILE, FeatureStats
-from tl_distill_floor.theory.allocation import by_cost
 
 NEURONPEDIA = "https://www.neuronpedia.org"
 N_SCANNED = 12
@@ -133,8 +132,8 @@ def features_at(floor: FloorPrediction, width: int, features: Int[np.ndarray, " 
     stats = floor.stats
     alive = stats.alive(floor.min_count)
     rank = np.zeros(len(alive), dtype=np.int64)
-    rank[by_cost(stats.cost, alive)] = np.arange(1, floor.n_features + 1)
-    capacity, share, kept = independent(stats, alive, width).capacity, floor.lost_share(width), floor.kept(width)
+    rank[floor.ranked] = np.arange(1, floor.n_features + 1)
+    capacity, share, kept = floor.capacities(width), floor.lost_share(width), floor.kept(width)
     return tuple(
         FeatureAt(
             feature=feature,

@@ -80,12 +80,9 @@ class OneFeature:
 def lost_view(found: LostFeatures) -> RenderableType:
     """The most costly of the lost features, and how many there are."""
     floor = found.floor
+    head = lost_head(found)
     if not found.lost:
-        return Text(f"A student of width {found.width:,} is expected to hold all {floor.n_features:,} alive features.")
-    head = (
-        f"A student of width {found.width:,} is expected to lose {len(found.lost):,} of {floor.n_features:,} alive"
-        f" features, which hold {found.cost_share:.1%} of the cost."
-    )
+        return Text(head)
     shown, lost = len(found.shown), len(found.lost)
     listed = f"The {shown:,} most costly" if shown < lost else "The most costly first"
     title = f"{listed}; cost is {UNIT_IN_WORDS[floor.unit]}"
@@ -94,6 +91,17 @@ def lost_view(found: LostFeatures) -> RenderableType:
         Text("Rank is by cost; dims is what water-filling gives; lost is of the feature's own cost.", style="dim")
     )
     return Group(*parts, *_footnotes(found.shown[0]))
+
+
+def lost_head(found: LostFeatures) -> str:
+    """How many features are lost, and what they are worth."""
+    n = found.floor.n_features
+    if not found.lost:
+        return f"A student of width {found.width:,} is expected to hold all {n:,} alive features."
+    return (
+        f"A student of width {found.width:,} is expected to lose {len(found.lost):,} of {n:,} alive features,"
+        f" which hold {found.cost_share:.1%} of the cost."
+    )
 
 
 def feature_view(found: OneFeature) -> RenderableType:

@@ -3,7 +3,8 @@
 import dataclasses
 from typing import Any
 
-from tl_distill_floor.prediction import FloorPrediction, plain
+from tl_distill_floor.files import plain
+from tl_distill_floor.prediction import FloorPrediction
 from tl_distill_floor.tail_loss import TailLoss, standard_error
 
 

@@ -23,6 +23,18 @@ def several_view(floors: list[FloorPrediction]) -> RenderableType:
     return Group(*parts)
 
 
+def compared_view(floors: list[FloorPrediction], labels: list[str]) -> RenderableType:
+    """The same of runs that need not be of one teacher, of one unit or of the same widths."""
+    unit = {"nats": "nats/token", "mse": "MSE"}
+    table = Table(box=None, pad_edge=False, title="Expected floor", title_justify="left")
+    table.add_column("width", justify="right")
+    for floor, label in zip(floors, labels, strict=True):
+        table.add_column(f"{label} ({unit[floor.unit]})", justify="right")
+    for width in sorted({int(width) for floor in floors for width in floor.widths}):
+        table.add_row(f"{width:,}", *(f"{floor.floor_at(width):.4g}" for floor in floors))
+    return Group(_measured(floors, labels), table)
+
+
 def labels_of(floors: list[FloorPrediction]) -> list[str]:
     """Short names that differ: hook points, or else a letter for each SAE."""
     hooks = [floor.stats.hook_name for floor in floors]
@@ -38,7 +50,7 @@ def binding(floors: list[FloorPrediction]) -> list[int]:
 
 
 def _measured(floors: list[FloorPrediction], labels: list[str]) -> Table:
-    table = Table(box=None, pad_edge=False, title=floors[0].stats.model_name, title_justify="left")
+    table = Table(box=None, pad_edge=False, title=_teachers(floors), title_justify="left")
     for heading in ("", "hook point", "features", "L0", "unexplained", "F", "α", "d*"):
         table.add_column(heading, justify="left" if heading in ("", "hook point") else "right", overflow="fold")
     for label, floor in zip(labels, floors, strict=True):
@@ -50,6 +62,10 @@ def _measured(floors: list[FloorPrediction], labels: list[str]) -> Table:
             f"{floor.n_features:,}", f"{floor.alpha:.5f}", width,
         )  # fmt: skip
     return table
+
+
+def _teachers(floors: list[FloorPrediction]) -> str:
+    return ", ".join(dict.fromkeys(floor.stats.model_name for floor in floors))
 
 
 def _floors(floors: list[FloorPrediction], labels: list[str], unit: str) -> Table:

@@ -7,7 +7,6 @@ from rich.table import Table
 from rich.text import Text
 
 from tl_distill_floor.calibration import Affine, Calibration
-from tl_distill_floor.prediction import FloorPrediction
 from tl_distill_floor.student_plan import Plan
 from tl_distill_floor.student_result import StudentResult
 
@@ -36,21 +35,15 @@ def students_view(results: list[StudentResult]) -> RenderableType:
     return Group(table, note, *(Text(line, style="yellow") for line in lost))
 
 
-def calibration_view(floor: FloorPrediction) -> RenderableType:
-    """Students beside the predictions, the lines through them, and models that know nothing of features.
-
-    Raises:
-        InputError: the prediction has no calibration.
-    """
-    calibration = floor.calibration
-    assert calibration is not None
+def calibration_view(calibration: Calibration) -> RenderableType:
+    """Students beside the predictions, the lines through them, and models that know nothing of features."""
     unit = "nats/token" if calibration.unit == "nats" else "MSE"
     students = _table(f"Students of {calibration.teacher}: {LOSS}; predictions: {unit}")
     names = list(calibration.predictors)
     for heading in ("width", "student", *names, "calibrated", "95 %"):
         students.add_column(heading, justify="right", no_wrap=True)
     for i, (width, loss) in enumerate(zip(calibration.widths, calibration.losses, strict=True)):
-        line = floor.calibrated_at(width)
+        line = calibration.fit.at(calibration.fit.x[i])
         students.add_row(
             f"{width:,}",
             f"{loss:.4f}",
@@ -62,7 +55,7 @@ def calibration_view(floor: FloorPrediction) -> RenderableType:
     return Group(*parts, *(Text(f"! {warning}", style="yellow") for warning in calibration.warnings))
 
 
-def plan_view(plan: Plan, run: Path) -> RenderableType:
+def plan_view(plan: Plan, run: Path | None = None) -> RenderableType:
     """The student to train, and what that stands on."""
     unit = "nats/token" if plan.unit == "nats" else "MSE"
     table = _table(f"Train a student of width {plan.width:,}")
@@ -85,7 +78,8 @@ def plan_view(plan: Plan, run: Path) -> RenderableType:
         ("speed", f"{plan.speed:.1f} times the teacher's tokens a second, forward, on this machine"),
         (
             "features",
-            f"holds {plan.kept:,} of {plan.features:,}; tl-floor lost {run} --width {plan.width} names the others",
+            f"holds {plan.kept:,} of {plan.features:,}; tl-floor lost {run or 'RUN'} --width {plan.width} names the"
+            " others",
         ),
         *(("known", sentence) for sentence in plan.known),
         *(("assumed", sentence) for sentence in plan.assumed),

@@ -1,15 +1,18 @@
 """Predictions as rich tables, for the terminal and for notebooks."""
 
-import io
 import math
 from typing import TYPE_CHECKING
 
-from rich.console import Console, Group, RenderableType
+from rich.bar import Bar
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from tl_distill_floor.prediction import FloorPrediction, Interval
 from tl_distill_floor.records import UNIT_IN_WORDS
+
+BAR = 48
+"""Characters of the longest bar."""
 
 if TYPE_CHECKING:
     from tl_distill_floor.sources.sae_directory import SaeEntry
@@ -17,16 +20,24 @@ if TYPE_CHECKING:
 
 def floor_view(floor: FloorPrediction) -> RenderableType:
     """What was measured, the floor of every width, and what to be careful about."""
-    parts: list[RenderableType] = [_measured(floor), Text(), _widths(floor), Text(_verdict(floor))]
-    parts += [Text(f"! {warning}", style="yellow") for warning in floor.warnings]
-    return Group(*parts)
+    return Group(measured_view(floor), Text(), widths_view(floor), curve_view(floor), warnings_view(floor))
 
 
-def floor_html(floor: FloorPrediction) -> str:
-    """The same as an HTML fragment, for notebooks."""
-    console = Console(record=True, width=100, file=io.StringIO(), force_jupyter=False)
-    console.print(floor_view(floor))
-    return console.export_html(inline_styles=True, code_format="<pre>{code}</pre>")
+def curve_view(floor: FloorPrediction) -> Table:
+    """The expected floors as bars."""
+    table = Table(title="Expected floor", title_justify="left", box=None, pad_edge=False, show_header=False)
+    table.add_column(justify="right")
+    table.add_column(width=BAR)
+    table.add_column()
+    most = float(floor.expected.max()) or 1.0
+    for width, loss in zip(floor.widths.tolist(), floor.expected.tolist(), strict=True):
+        table.add_row(f"{width:,}", Bar(most, 0.0, loss, width=BAR), f"{loss:.3g}")
+    return table
+
+
+def warnings_view(floor: FloorPrediction) -> Group:
+    """What to be careful about."""
+    return Group(*(Text(f"! {warning}", style="yellow") for warning in floor.warnings))
 
 
 def saes_view(model_name: str, entries: "list[SaeEntry]") -> RenderableType:
@@ -41,7 +52,8 @@ def saes_view(model_name: str, entries: "list[SaeEntry]") -> RenderableType:
     return table
 
 
-def _measured(floor: FloorPrediction) -> Table:
+def measured_view(floor: FloorPrediction) -> Table:
+    """What was measured."""
     stats = floor.stats
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="bold")
@@ -65,6 +77,11 @@ def _measured(floor: FloorPrediction) -> Table:
     for row in rows:
         table.add_row(*row)
     return table
+
+
+def widths_view(floor: FloorPrediction) -> Group:
+    """The floor of every width, and how to read it."""
+    return Group(_widths(floor), Text(_verdict(floor)))
 
 
 def _widths(floor: FloorPrediction) -> Table:

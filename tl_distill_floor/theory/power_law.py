@@ -45,6 +45,25 @@ class PowerLaw:
     slope_interval: Interval = UNKNOWN
     cliff_interval: Interval = UNKNOWN
 
+    def lines(
+        self, cost: Float64[np.ndarray, " feature"], ranks: Int64[np.ndarray, " rank"]
+    ) -> list[tuple[float, Int64[np.ndarray, " _"], Float64[np.ndarray, " _"]]]:
+        """(slope, ranks, costs) of the one or two lines, to be drawn beside the costs.
+
+        Args:
+            cost: [feature] above 0, falling.
+            ranks: [rank] where the lines are wanted, rising from 1; those up to the cliff give the lines their height.
+        """
+        first = ranks if self.cliff is None else ranks[ranks <= self.cliff]
+        height = float(np.mean(np.log(cost[first - 1]) + self.slope * np.log(first)))
+        found = [(self.slope, first, np.exp(height - self.slope * np.log(first)))]
+        if self.cliff is not None and self.slope_beyond is not None:
+            beyond = np.concatenate([[round(self.cliff)], ranks[ranks > self.cliff]])
+            at_cliff = height - self.slope * math.log(self.cliff)
+            falls = at_cliff - self.slope_beyond * (np.log(beyond) - math.log(self.cliff))
+            found.append((self.slope_beyond, beyond, np.exp(falls)))
+        return found
+
     def __str__(self) -> str:
         """One line of a table."""
         law = f"cost ~ rank^-{self.slope:.2f}{_range(self.slope_interval, '.2f')}"
