@@ -88,7 +88,7 @@ def predict_floors(
         options = {"progress": progress} | measure_options
         found = measure_subject(subject, **options)
     floors = []
-    for reading, stats in zip(subject.readings, found, strict=True):
+    for reading, stats in zip(subject.readings, found, strict=bool(found)):
         device = str(where.get("device", reading.sae.device))  # where an SAE in memory lies
         predict = {"widths": widths, "steps": steps, "min_count": min_count, "seed": seed, "device": device, "bar": bar}
         floors.append(floor_of(dataclasses.replace(subject, readings=(reading,)), stats, **predict))

@@ -108,6 +108,8 @@ def measure(
         seed=seed,
         **options,
     )
+    if not floors:  # another process has them
+        return
     if len(floors) == 1:
         show(floors[0], runs[0].directory, as_json)
     else:
@@ -161,7 +163,8 @@ def compare(
         seed=seed,
         **options,
     )
-    show_several(floors, [run.directory for run in runs], as_json)
+    if floors:
+        show_several(floors, [run.directory for run in runs], as_json)
 
 
 @app.command()

@@ -64,17 +64,26 @@ class Run:
 def run_measure(
     runs: list[Run], model: Any, saes: list[Any], text: Any, *, layers: Sequence[int | None], **options: Any
 ) -> list[FloorPrediction]:
-    """Measure SAEs in one pass, each into its own run directory, and predict; interrupted sums go once all is saved."""
+    """Measure SAEs in one pass, each into its own run directory, and predict; interrupted sums go once all is saved.
+
+    Of several processes the first one predicts and saves; the others give nothing back.
+    """
+    first = int(os.environ.get("RANK", "0")) == 0
     with ExitStack() as prepared, quiet_libraries():
-        for run in runs:
+        for run in runs if first else ():
             prepared.enter_context(run.prepared())
+        from tl_distill_floor.measuring.processes import processes
         from tl_distill_floor.predict import predict_floors
         from tl_distill_floor.sources.text import is_cached_activations
 
         teacher = None if text is not None and is_cached_activations(Path(text)) else model
-        options |= {"checkpoints": [run.partial for run in runs], "resume": runs[0].resume}
-        bar = partial(progress_bar, runs[0].quiet)
+        options |= {"checkpoints": [run.partial for run in runs], "resume": runs[0].resume, "everyone": processes()}
+        if options.get("device") == "cuda" and "LOCAL_RANK" in os.environ:
+            options["device"] = f"cuda:{os.environ['LOCAL_RANK']}"  # each process its own
+        bar = partial(progress_bar, runs[0].quiet or not first)
         floors = predict_floors(teacher, saes, text, layers=layers, bar=bar, **options)
+        if not first:
+            return []
         for run, floor in zip(runs, floors, strict=True):
             floor.save(run.directory)
         for run in runs:

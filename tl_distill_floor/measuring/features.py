@@ -24,6 +24,8 @@ from tl_distill_floor.contexts import Contexts, contexts_of_both
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.measuring.contexts import batch_contexts, described
 from tl_distill_floor.measuring.importance import COSTS, Entries, cached_batches, summed
+from tl_distill_floor.measuring.part import Part, packed, unpacked
+from tl_distill_floor.measuring.processes import ALONE, Processes
 from tl_distill_floor.measuring.subject import Batch, Reading, Subject, subject_of
 from tl_distill_floor.records import MAX_BLOCKS, Blocks, FeatureStats
 
@@ -103,8 +105,15 @@ def measure_subject(
     checkpoints: Sequence[str | Path | None] | None = None,
     resume: bool = False,
     progress: Progress | None = None,
+    everyone: Processes = ALONE,
 ) -> list[FeatureStats]:
     """Measure every SAE of a subject, in one pass over the teacher; see `measure`.
+
+    Args:
+        everyone: the processes that share the work, each of which calls this; see `measuring.processes`.
+
+    Returns:
+        The statistics of every SAE; none in the processes after the first.
 
     Raises:
         InputError: see `measure`.
@@ -116,13 +125,19 @@ def measure_subject(
         raise InputError(f"cost must be one of {', '.join(COSTS)}, got {cost}")
     if n_codes < 0:
         raise InputError(f"the number of tokens whose codes are kept must be at least 0, got {n_codes}")
+    if everyone.n > 1 and subject.teacher is None:
+        raise InputError("cached activations are read by one process; start it without torchrun")
     fallen_back = subject.teacher is None and cost != "energy"
     cost = "energy" if fallen_back else cost
     decides = {"share_of_codes": min(1.0, n_codes / n_tokens), "cost": cost, "draws": draws if cost == "fisher" else 0}
     subject = dataclasses.replace(subject, settings=subject.settings | decides)
-    files = [Path(file) if file else None for file in checkpoints or [None] * len(subject.readings)]
+    files = [
+        Path(file) if file and everyone.is_first else None for file in checkpoints or [None] * len(subject.readings)
+    ]
     so_far = [_SoFar.of(subject, *each, resume) for each in zip(subject.readings, files, strict=True)]
-    _read_on(subject, so_far, n_tokens, progress)
+    _read_on(subject, so_far, n_tokens, everyone, progress)
+    if not everyone.is_first:
+        return []
     return [
         _finished(subject, reading, each.stats(), fallen_back)
         for reading, each in zip(subject.readings, so_far, strict=True)
@@ -191,11 +206,13 @@ def _apart(stats: FeatureStats) -> tuple[FeatureStats, tuple[Codes | None, ...]]
     return dataclasses.replace(stats, codes=None), (stats.codes,)
 
 
-def _read_on(subject: Subject, so_far: list[_SoFar], n_tokens: int, progress: Progress | None) -> None:
+def _read_on(
+    subject: Subject, so_far: list[_SoFar], n_tokens: int, everyone: Processes, progress: Progress | None
+) -> None:
     """Read the rest of the text, block by block, into what was measured so far."""
-    done = min(each.n_read for each in so_far)
-    with _batches(subject, done, n_tokens) as batches:
-        reported = _reported(batches, done, n_tokens, progress)
+    done = everyone.agreed(min(each.n_read for each in so_far))
+    with _parts(subject, done, n_tokens, everyone) as parts:
+        reported = _reported(parts, done, n_tokens, progress)
         try:
             for size in _block_sizes(done // subject.tokens_per_batch):
                 blocks = block_stats(subject, islice(reported, size))
@@ -208,28 +225,39 @@ def _read_on(subject: Subject, so_far: list[_SoFar], n_tokens: int, progress: Pr
         finally:
             for each in so_far:
                 each.save()
-    if any(each.n_read < done for each in so_far):
+    if everyone.is_first and any(each.n_read < done for each in so_far):
         raise InputError("the checkpoints hold different parts of the text; delete them to start again")
 
 
 @contextmanager
-def _batches(subject: Subject, done: int, n_tokens: int) -> Iterator[Iterator[list[Batch]]]:
+def _parts(subject: Subject, done: int, n_tokens: int, everyone: Processes) -> Iterator[Iterator[list[Part]]]:
+    """What each batch gives of every SAE."""
+    settings = subject.settings
+
+    def summed_up(batches: list[Batch]) -> list[Part]:
+        pairs = zip(subject.readings, batches, strict=True)
+        return [batch_sums(reading.sae, b, settings["cost"], settings["share_of_codes"]) for reading, b in pairs]
+
     if subject.teacher is None:
-        yield cached_batches(subject, done, n_tokens)
+        yield (summed_up(batches) for batches in cached_batches(subject, done, n_tokens))
         return
-    with COSTS[subject.settings["cost"]].run(subject, subject.settings["draws"]) as step:
-        yield (step(first, ids) for first, ids in subject.sequences(done, n_tokens))
+    with COSTS[settings["cost"]].run(subject, settings["draws"]) as step:
+        tasks = (
+            lambda first=first, ids=ids: summed_up(step(first, ids))  # type: ignore[misc]
+            for first, ids in subject.sequences(done, n_tokens)
+        )
+        yield everyone.in_turn(tasks, packed, unpacked)
 
 
-def block_stats(subject: Subject, batches: Iterator[list[Batch]]) -> list[FeatureStats] | None:
+def block_stats(subject: Subject, parts: Iterator[list[Part]]) -> list[FeatureStats] | None:
     """For every SAE the statistics of one block of text, decided by its own batches alone; None of no batch."""
-    parts: list[_Block] = [_Block(subject, reading) for reading in subject.readings]
+    blocks: list[_Block] = [_Block(subject, reading) for reading in subject.readings]
     read = 0
-    for batch in batches:
+    for of_batch in parts:
         read += 1
-        for part, of_sae in zip(parts, batch, strict=True):
-            part.add(of_sae)
-    return [part.stats() for part in parts] if read else None
+        for block, part in zip(blocks, of_batch, strict=True):
+            block.add(part)
+    return [block.stats() for block in blocks] if read else None
 
 
 class _Block:
@@ -241,9 +269,8 @@ class _Block:
         self.codes: list[Codes] = []
         self.contexts: Contexts | None = None
 
-    def add(self, batch: Batch) -> None:
-        settings = self.subject.settings
-        sums, codes, contexts = batch_sums(self.reading.sae, batch, settings["cost"], settings["share_of_codes"])
+    def add(self, part: Part) -> None:
+        sums, codes, contexts = part
         self.total = {name: self.total[name] + value for name, value in sums.items()} if self.total else sums
         self.codes += [] if codes is None else [codes]
         self.contexts = contexts_of_both(self.contexts, contexts) if self.contexts else contexts
@@ -262,9 +289,7 @@ class _Block:
 
 
 @torch.no_grad()
-def batch_sums(
-    sae: Any, batch: Batch, cost: str, share_of_codes: float
-) -> tuple[dict[str, Any], Codes | None, Contexts | None]:
+def batch_sums(sae: Any, batch: Batch, cost: str, share_of_codes: float) -> Part:
     """What is summed over the tokens of one batch, under the names of `FeatureStats`; the codes kept; the contexts."""
     acts = batch.activation
     codes = sae.encode(acts).flatten(1)
@@ -289,7 +314,8 @@ def batch_sums(
         "sampled_sum_sq": seen.square().sum().item(),
         "sampled_error_sq": missed.square().sum().item(),
     }
-    return sums, _kept_codes(batch, entries, found, n, share_of_codes), _contexts(batch, entries, found, n)
+    codes = _kept_codes(batch, entries, found, n, share_of_codes)
+    return Part(sums, codes, _contexts(batch, entries, found, n))
 
 
 def _kept_codes(batch: Batch, entries: Entries, found: Tensor, n: int, share: float) -> Codes | None:
@@ -365,12 +391,10 @@ def _check_same(stats: FeatureStats, asked: dict[str, Any], checkpoint: Path | N
             )
 
 
-def _reported(
-    batches: Iterator[list[Batch]], done: int, total: int, progress: Progress | None
-) -> Iterator[list[Batch]]:
-    """The batches, each reported when the next is asked for."""
-    for batch in batches:
-        yield batch
-        done += len(batch[0].activation) + batch[0].n_masked
+def _reported(parts: Iterator[list[Part]], done: int, total: int, progress: Progress | None) -> Iterator[list[Part]]:
+    """What the batches give, each reported when the next is asked for."""
+    for part in parts:
+        yield part
+        done += part[0].sums["n_tokens"] + part[0].sums["n_masked"]
         if progress:
             progress(done, max(total, done))
