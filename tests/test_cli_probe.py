@@ -1,15 +1,20 @@
 """`tl-floor probe` in process, on a tiny random teacher and its students."""
 
+import dataclasses
+import io
 import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from tests.test_cli import refused, run
+from tests.test_probes import probes as probes  # a fixture
 from tests.test_probes import rows
 from tl_distill_floor import Probes
+from tl_distill_floor.present.probes import probes_view
 
 FAST = ("--splits", 2, "--steps", 20, "--feature-tokens", 1280)
 
@@ -66,6 +71,8 @@ def test_without_students_it_is_a_forecast(
         (("--labelled", "missing.jsonl"), "no labelled text at missing.jsonl"),
         (("--sae", "missing"), "missing"),
         (("--widths", "eight"), "widths must be whole numbers"),
+        (("--steps", "1"), "the steps must be 0 or at least 2"),
+        (("--feature-tokens", "40"), "set --feature-tokens higher"),
         (("--text", "missing.txt"), "no text file at missing.txt"),
     ],
 )
@@ -75,6 +82,31 @@ def test_bad_input(
     good = ("--labelled", labelled, "--label", "half", "--sae", sae_dir, "--text", prose_file)
     assert says in refused(run("probe", copied, *good, *FAST, *options))
     assert not (copied / "probes.json").exists()
+
+
+def test_a_student_that_diverged_is_left_out(copied: Path, labelled: Path, sae_dir: Path, prose_file: Path) -> None:
+    file = copied / "students" / "width8" / "student.json"
+    stored = json.loads(file.read_bytes())
+    file.write_text(json.dumps(stored | {"status": "diverged"}))
+    (file.parent / "config.json").unlink()
+    options = ("--labelled", labelled, "--label", "half", "--label", "half", "--sae", sae_dir, "--text", prose_file)
+    result = run("probe", copied, *options, *FAST)
+    assert result.exit_code == 0, result.output
+    assert "diverged, and not probed: width8" in " ".join(result.stdout.split())
+    assert [r.width for r in Probes.load(copied).of("half", "student")] == [16, 24]
+
+
+def test_names_from_elsewhere_are_no_markup(probes: Probes) -> None:
+    console = Console(width=100, file=io.StringIO())
+    renamed = [dataclasses.replace(result, task="pos[/b]") for result in probes.results]
+    console.print(probes_view(dataclasses.replace(probes, results=tuple(renamed), labelled="rows[train].jsonl")))
+    assert "pos[/b]" in console.file.getvalue()
+    assert "rows[train].jsonl" in console.file.getvalue()
+    without = dataclasses.replace(
+        probes, results=tuple(r for r in probes.results if r.width != 8 or r.kind == "student")
+    )
+    console.print(probes_view(without))
+    assert "No student was probed at a width that was forecast" in " ".join(console.file.getvalue().split())
 
 
 def test_another_sae_is_refused(copied: Path, labelled: Path, sae: Any, tmp_path: Path) -> None:

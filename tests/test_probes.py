@@ -1,5 +1,6 @@
 """Linear probes: on activations of known decodability, on a tiny random model, and the records of both."""
 
+import dataclasses
 import math
 from pathlib import Path
 from typing import Any
@@ -9,19 +10,28 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.sparse import csc_array
+from scipy.sparse import csc_array, csr_array
 from scipy.stats import norm
 from sklearn.metrics import roc_auc_score
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
 
 from tests.conftest import PROSE
+from tests.making import stats_of
 from tl_distill_floor import ProbeResult, Probes, probe
+from tl_distill_floor.codes import Codes
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.measuring.hooks import reader
 from tl_distill_floor.probe_result import Decodability, separation
+from tl_distill_floor.records import Blocks
 from tl_distill_floor.sources.labelled import join_words, load_labelled
-from tl_distill_floor.students.decodability import auroc, decoded
+from tl_distill_floor.students.decodability import Tokens, _features, auroc, decoded
+from tl_distill_floor.students.layers import is_residual, student_layer
 from tl_distill_floor.students.probe_items import MEAN, Items, sequences_of
 from tl_distill_floor.students.probes import collect, fit, split_of
+from tl_distill_floor.students.survival import forecasts
+from tl_distill_floor.theory.simulation import Task, hidden_states
+from tl_distill_floor.theory.toy import Report
 
 HOOK = "blocks.1.hook_resid_post"
 
@@ -101,8 +111,8 @@ def test_words_are_probed_at_their_last_token(tokenizer: Any) -> None:
     labelled = load_labelled(rows(), ["length", "half"])
     found = sequences_of(labelled, tokenizer, context_size=64)
     length, half = found.items
+    assert found.warnings == ()
     assert (length.level, half.level, length.classes, half.classes) == ("word", "text", ("long", "short"), ("0", "1"))
-    assert found.n_leading == 1
     for text, position, label in zip(length.text, length.position, length.label, strict=True):
         ids = found.ids[text]
         start = int(position)
@@ -129,6 +139,36 @@ def test_what_is_collected_is_what_the_model_has(bridge: Any, tokenizer: Any) ->
                 np.testing.assert_allclose(values[i], expected.numpy(), rtol=1e-4, atol=1e-5)
 
 
+def test_words_end_at_their_last_byte_and_share_no_token() -> None:
+    """A tokenizer that knows bytes, and one token for a full stop and a quotation mark together."""
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    bpe.train_from_iterator(['."'] * 9, trainers.BpeTrainer(initial_alphabet=alphabet, special_tokens=["<s>"]))
+    fast = PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token="<s>")
+    words = ["日本", "café", "a", ".", '"', "b"]
+    some = [{"text": '日本 café a." b', "words": words, "label": [str(i) for i in range(6)]} for _ in range(6)]
+    found = sequences_of(load_labelled(some), fast)
+    (ids,), positions = {tuple(row.tolist()) for row in found.ids}, found.items[0].position.reshape(-1, 6)
+    # <s>, 2 · 3 bytes, a space and 5 bytes, a space and "a", '."', a space and "b".
+    assert len(ids) == 1 + 6 + 6 + 2 + 1 + 2
+    assert found.items[0].classes == ("0", "1", "2", "4", "5")
+    assert sorted(set(positions.ravel().tolist())) == [6, 12, 14, 15, 17]
+    assert found.warnings == ("6 words end in a token that holds a part of the next one, and were left out",)
+
+
+def test_the_first_position_is_never_probed(tokenizer: Any, bridge: Any) -> None:
+    labelled = load_labelled(rows(), ["length", "half"])
+    without = sequences_of(labelled, tokenizer, prepend_bos=False)
+    lengths = [[len(ids) for ids in found.ids] for found in (without, sequences_of(labelled, tokenizer))]
+    assert [n + 1 for n in lengths[0]] == lengths[1]
+    assert without.items[0].position.min() > 0
+    found = collect(bridge, HOOK, without)["activation"][1]
+    with reader(bridge, [HOOK]) as read:
+        alone = read(without.ids[without.items[1].text[0]][None])[0][0]
+    np.testing.assert_allclose(found[0], alone[1:].mean(0).numpy(), rtol=1e-4, atol=1e-5)
+
+
 def test_longer_texts_are_cut_and_rare_classes_left_out(tokenizer: Any) -> None:
     some = rows()
     some[0]["length"] = ["once", *some[0]["length"][1:]]
@@ -148,8 +188,10 @@ def test_a_probe_of_a_model(bridge: Any) -> None:
     assert found.chance == 0.5
     assert len(found.accuracy) == 2
     assert 0.4 < found.mean_accuracy <= 1.0
-    low, high = found.interval
-    assert low <= found.mean_accuracy <= high
+    # Two splits: the mean ± t(0.975, 1) · |a − b|/√2 · √(1/2 + 1/3).
+    one, other = found.accuracy
+    reach = 12.7062 * abs(one - other) / math.sqrt(2) * math.sqrt(1 / 2 + 1 / 3)
+    assert found.interval == pytest.approx((found.mean_accuracy - reach, found.mean_accuracy + reach), rel=1e-4)
     assert probe(bridge, HOOK, rows(), label="length", splits=2) == found
 
 
@@ -198,6 +240,11 @@ def test_files_and_the_embedded_passages(tmp_path: Path) -> None:
     found = load_labelled(file)
     assert (found.texts, found.documents, found.tasks[0].of_text) == (("a", "b"), ("3", "row 2"), ("x", None))
     assert load_labelled(found) is found
+    assert load_labelled(found, ["label", "label"]).tasks == found.tasks
+    with pytest.raises(InputError, match="has no 'genre'; name one of its labels: label"):
+        load_labelled(found, ["genre"])
+    twice = load_labelled([{"text": "a", "label": np.int64(3), "document": None, "id": 7}], ["label", "label"])
+    assert (twice.documents, [task.of_text for task in twice.tasks]) == (("7",), [("3",)])
     embedded = load_labelled()
     assert {task.name: task.level for task in embedded.tasks} == {
         "author": "text",
@@ -258,7 +305,7 @@ def result(kind: str, width: int | None, accuracy: float) -> ProbeResult:
 def probes() -> Probes:
     found = [result("teacher", None, 0.9), result("student", 8, 0.7), result("kept", 8, 0.76), result("kept", 4, 0.6)]
     features = Decodability("width8", 8, HOOK, 100, (3, 5), (0.9, 0.6), (0.4, -0.1), (True, False), (0.1, 0.8))
-    return Probes("made", HOOK, "rows", tuple(found), (features,), ("careful",))
+    return Probes("made", HOOK, "rows", "digest", tuple(found), (features,), warnings=("careful",))
 
 
 def test_probes_are_stored_and_compared(probes: Probes, tmp_path: Path) -> None:
@@ -274,6 +321,64 @@ def test_probes_are_stored_and_compared(probes: Probes, tmp_path: Path) -> None:
         (tmp_path / "probes.json").write_bytes(damage)
         with pytest.raises(InputError, match=r"probes\.json"):
             Probes.load(tmp_path)
+
+
+def test_forecasts_are_of_the_features_that_they_name(sae: Any) -> None:
+    """Against the SAE's own decoder on masked codes, and against the bottleneck's own weights."""
+    activation = torch.randn(7, sae.cfg.d_in, generator=torch.Generator().manual_seed(5))
+    kept = torch.zeros(sae.cfg.d_sae, dtype=torch.bool)
+    kept[[3, 40, 41]] = True
+    seen = forecasts(sae, 3, {8: kept}, {4: lambda codes: codes[:, :4] * 2})(activation)
+    codes = sae.encode(activation)
+    masked = codes.clone()
+    masked[:, ~kept] = 0.0
+    torch.testing.assert_close(seen["kept 8"] + sae.b_dec, sae.decode(masked))
+    torch.testing.assert_close(seen["bottleneck 4"], codes[:, :4] * 2)
+    assert seen["activation"] is activation
+
+
+def test_what_a_bottleneck_holds_is_its_weights_times_scaled_codes() -> None:
+    random = np.random.default_rng(6)
+    dense = np.maximum(random.normal(size=(600, 5)) - 0.5, 0.0)
+    dense[:, 2] = 0.0  # never fires, so no row of W is its
+    codes = Codes.from_dense(dense, np.repeat(np.arange(60), 10))
+    cost, norm = (dense**2).sum(0) / 600, np.array([1.0, 2.0, 1.0, 0.5, 1.0])
+    stats = dataclasses.replace(
+        stats_of(cost, n_tokens=600), codes=codes, decoder_norm=norm, sum_act_sq=(dense**2).sum(0),
+        firing_count=(dense > 0).sum(0), sum_cost=cost * 600,
+        blocks=Blocks(np.array([600]), (dense > 0).sum(0)[None], (cost * 600)[None]),
+    )  # fmt: skip
+    (holds,) = hidden_states(stats, [2], steps=4, seed=3)
+    unit = holds(torch.eye(5))
+    assert torch.equal(unit[2], torch.zeros(2))
+    # Linear in the codes, each row times its decoder's norm.
+    torch.testing.assert_close(
+        holds(torch.tensor([[1.0, 2.0, 3.0, 4.0, 5.0]])), torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0])[None] @ unit
+    )
+    task = Task.of(stats, stats.alive(1), 3, "cpu")
+    (reached,) = task.reached([2], 4, 1024, 3, Report(None, 1))
+    torch.testing.assert_close(unit[[0, 1, 3, 4]], reached.models[1].W * torch.tensor([1.0, 2.0, 0.5, 1.0])[:, None])
+
+
+def test_which_layer_of_a_student_stands_for_which_of_its_teacher() -> None:
+    of = [student_layer(f"blocks.{layer}.hook_resid_post", 12, 6) for layer in range(12)]
+    assert of == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5]
+    same = [student_layer(f"blocks.{layer}.hook_out", 4, 4) for layer in range(4)]
+    assert same == [0, 1, 2, 3]
+    assert student_layer("blocks.6.hook_resid_pre", 12, 12) == 5
+    assert student_layer("blocks.0.hook_resid_pre", 12, 12) == 0
+    assert [is_residual(f"blocks.1.{name}") for name in ("hook_out", "hook_in", "attn.hook_out", "hook_mlp_out")] == [
+        True, True, False, False,
+    ]  # fmt: skip
+    with pytest.raises(InputError, match="hook_embed belongs to no layer"):
+        student_layer("hook_embed", 4, 4)
+
+
+def test_a_feature_that_fires_everywhere_is_not_judged() -> None:
+    fired = csr_array(np.stack([np.ones(500), np.arange(500) % 2, np.arange(500) % 3 == 0], axis=1))
+    nothing = torch.zeros(0)
+    tokens = Tokens(nothing, np.zeros((0, 0), bool), fired, np.arange(500))
+    assert _features(tokens, np.arange(500) % 5, np.array([True, True, True]), 0).tolist() == [1, 2]
 
 
 def test_the_model_leaves_as_it_came(bridge: Any) -> None:

@@ -17,9 +17,10 @@ from rich.text import Text
 from tests.making import stats_of
 from tests.test_cli import refused, run
 from tests.test_probes import probes as probes  # a fixture
-from tl_distill_floor import FloorPrediction, Probes, floor_from_stats
+from tl_distill_floor import FloorPrediction, Probes, StudentResult, floor_from_stats
 from tl_distill_floor.contexts import PEAK, WINDOW, Contexts
 from tl_distill_floor.present.html import fragment
+from tl_distill_floor.present.report import RunParts, comparison_html, report_html
 
 SCRIPT = "<script>alert(1)</script>"
 BROWSER = all(shutil.which(name) for name in ("chromium", "chromedriver"))
@@ -49,8 +50,8 @@ def complete(distilled: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def with_probes(directory: Path, probes: Probes) -> Path:
-    several = dataclasses.replace(probes, features=(probes.features[0], probes.features[0]))
-    several.save(directory)
+    digest = FloorPrediction.load(directory).stats.digest()
+    dataclasses.replace(probes, stats=digest, features=(probes.features[0], probes.features[0])).save(directory)
     return directory
 
 
@@ -81,14 +82,19 @@ def test_two_runs_side_by_side(complete: Path, measured: tuple[Path, Path, Path]
         "compared",
         "Side by side",
         "Critical width of",
-        "By Theorem 1 the features of",
+        "By Theorem 1 the features need",
         "run &lt;b&gt;&amp;",
     ):
         assert words in page, words
     assert "1 runs given" in refused(run("report", "--compare", complete))
     assert "2 runs given" in refused(run("report", complete, complete))
-    shutil.copy(complete / "probes.json" if (complete / "probes.json").exists() else complete / "floor.json", tmp_path)
     assert "there is no run at" in refused(run("report", "--compare", complete, tmp_path / "nowhere"))
+    shutil.copytree(complete, tmp_path / "without")
+    (tmp_path / "without" / "floor.json").write_text("{")
+    assert "without holds no prediction to compare (" in refused(
+        run("report", "--compare", complete, tmp_path / "without")
+    )
+    assert "belong to the report of one run" in refused(run("report", "--compare", complete, complete, "--width", 8))
 
 
 @pytest.mark.parametrize(
@@ -99,6 +105,7 @@ def test_two_runs_side_by_side(complete: Path, measured: tuple[Path, Path, Path]
         ("probes.json", "This run holds no probes. tl-floor probe makes them."),
         ("calibration.json", "No line was fitted: tl-floor calibrate does."),
         ("stats.safetensors", "Not read:"),
+        ("simulated.safetensors", "Not read:"),
     ],
 )
 def test_what_is_absent_is_said_and_the_rest_is_shown(
@@ -118,6 +125,7 @@ def test_what_is_absent_is_said_and_the_rest_is_shown(
 def test_damaged_parts_are_named(complete: Path, probes: Probes, tmp_path: Path) -> None:
     shutil.copytree(with_probes(complete, probes), tmp_path / "run")
     (tmp_path / "run" / "probes.json").write_text("{")
+    (tmp_path / "run" / "calibration.json").write_text("{")
     (tmp_path / "run" / "students" / "width8" / "student.json").write_text("[]")
     result = run("report", tmp_path / "run")
     assert result.exit_code == 0, result.output
@@ -125,7 +133,8 @@ def test_damaged_parts_are_named(complete: Path, probes: Probes, tmp_path: Path)
     assert "left out:" in shown
     assert "probes.json" in shown
     page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
-    assert page.count("Not read:") == 2
+    assert page.count("Not read:") == 3
+    assert "Loss floor (nats/token)" in page
     assert "width16" in page
     assert "there is no run at" in refused(run("report", tmp_path / "empty"))
     assert "the width must be at least 1" in refused(run("report", tmp_path / "run", "--width", 0))
@@ -136,7 +145,31 @@ def test_a_calibration_of_another_prediction_is_named(complete: Path, tmp_path: 
     stored = json.loads((tmp_path / "run" / "calibration.json").read_bytes())
     (tmp_path / "run" / "calibration.json").write_text(json.dumps(stored | {"stats": "another"}))
     assert run("report", tmp_path / "run").exit_code == 0
-    assert "is of another prediction" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert "calibration.json is of another prediction" in page
+
+
+def test_probes_of_another_prediction_are_named(complete: Path, probes: Probes, tmp_path: Path) -> None:
+    shutil.copytree(complete, tmp_path / "run")
+    probes.save(tmp_path / "run")
+    assert run("report", tmp_path / "run").exit_code == 0
+    page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert "probes.json is of another prediction" in page
+    assert "What a line still reads off" not in page
+
+
+def test_names_are_no_markup_in_figures_and_no_signs_of_control(probes: Probes) -> None:
+    name = "a\x1b[31m\u202e<a href='https://evil.example'>z</a>"
+    stats = dataclasses.replace(stats_of(np.arange(1.0, 41.0), rate=0.02), model_name=name, sae_name=name)
+    floor = floor_from_stats(stats, [1, 2])
+    student = StudentResult(name, name, 8, 2, 10, (10, 20), (0.5, 0.4), 0.1, (0.0, 0.2), "under-trained", 10)
+    found = tuple(dataclasses.replace(result, task=name) for result in probes.results)
+    parts = RunParts(name, floor, (student,), dataclasses.replace(probes, results=found))
+    for page in (report_html(parts), comparison_html([parts, parts])):
+        own = page.split("<script>")[0]
+        assert not {"\x1b", "\u202e"} & set(own)
+        assert "<a href='https" not in own
+        assert "\\u003ca href" not in own  # plotly reads markup in what it draws
 
 
 def test_thirty_thousand_features_fit_into_seven_megabytes(tmp_path: Path) -> None:

@@ -278,8 +278,12 @@ class FloorPrediction:
         return write_atomically(directory / FLOOR_FILE, json.dumps(found, indent=1, allow_nan=False).encode())
 
     @classmethod
-    def load(cls, path: str | Path) -> "FloorPrediction":
+    def load(cls, path: str | Path, *, with_calibration: bool = True) -> "FloorPrediction":
         """Read what `save` wrote into a directory.
+
+        Args:
+            path: the directory.
+            with_calibration: read the calibration too, where one of this prediction lies there.
 
         Raises:
             InputError: a file is missing, truncated, foreign, or of another version, or the two do not belong together.
@@ -298,11 +302,17 @@ class FloorPrediction:
             tail = TailLoss.load(file.parent / TAIL_FILE) if found["has_tail"] else None
             fields = {f.name: _decode(f.name, found[f.name]) for f in _stored_fields(cls)}
             floor = cls(stats=stats, simulation=simulation, tail=tail, **fields)
-            return _checked(floor, found["simulated"], file.parent)
+            checked = _checked(floor, found["simulated"])
         except InputError:
             raise
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{file} is missing or does not fit ({error}); run tl-floor measure") from error
+        there = with_calibration and (file.parent / CALIBRATION_FILE).exists()
+        return checked.calibrated_by(Calibration.load(file.parent)) if there else checked
+
+    def calibrated_by(self, calibration: Calibration) -> "FloorPrediction":
+        """With a calibration, where that is of this prediction; else as it is."""
+        return dataclasses.replace(self, calibration=calibration) if _stands_on(calibration, self) else self
 
     def plot(self) -> "go.Figure":
         """Floor against width, as a plotly figure."""
@@ -357,14 +367,11 @@ def independent(stats: FeatureStats, alive: Bool[np.ndarray, " feature"], width:
     return allocate(np.where(alive, stats.cost, 0.0), rate, width)
 
 
-def _checked(floor: FloorPrediction, simulated: Any, directory: Path) -> FloorPrediction:
-    """The prediction, where its simulation gives the floors that were stored with it, with its own calibration."""
+def _checked(floor: FloorPrediction, simulated: Any) -> FloorPrediction:
+    """The prediction, where its simulation gives the floors that were stored with it."""
     if floor.simulated is not None and not np.allclose(floor.simulated, simulated):
         raise ValueError(f"it was not computed from the {SIMULATION_FILE} beside it")
-    if not (directory / CALIBRATION_FILE).exists():
-        return floor
-    found = Calibration.load(directory)
-    return dataclasses.replace(floor, calibration=found) if _stands_on(found, floor) else floor
+    return floor
 
 
 def _stands_on(calibration: Calibration, floor: FloorPrediction) -> bool:

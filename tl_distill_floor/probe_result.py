@@ -14,6 +14,8 @@ from tl_distill_floor.errors import InputError
 from tl_distill_floor.files import check_format, file_in, write_atomically
 
 PROBES_FILE = "probes.json"
+TEST_PER_TRAIN = 1 / 3
+"""Documents tested on for each trained on."""
 KINDS = ("teacher", "student", "kept", "bottleneck")
 
 
@@ -73,7 +75,8 @@ class ProbeResult:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """95 % of `mean_accuracy`, Student's t over the splits; they share documents, so it is a little narrow."""
+        """95 % of `mean_accuracy`: Student's t over the splits, whose variance counts 1/n + 1/3 instead of 1/n, since
+        they share documents and test on a third of what they train on (Nadeau and Bengio 2003, section 3)."""
         return _interval(self.accuracy)
 
     @property
@@ -138,9 +141,17 @@ class Probes:
     hook_name: str
     labelled: str
     """Name of the labelled text."""
+    stats: str
+    """Digest of the statistics that the forecasts stand on."""
     results: tuple[ProbeResult, ...]
     features: tuple[Decodability, ...] = ()
+    settings: dict[str, Any] = field(default_factory=dict)
+    """How probes were fitted."""
     warnings: tuple[str, ...] = field(default=())
+
+    def __post_init__(self) -> None:
+        if any(len(self.of(task, "teacher")) != 1 for task in self.tasks):
+            raise ValueError("every label needs the teacher's own probes, once")
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -210,7 +221,7 @@ def _interval(values: tuple[float, ...]) -> tuple[float, float]:
     n, mean = len(values), float(np.mean(values))
     if n < 2:
         return math.nan, math.nan
-    reach = float(student_t.ppf(0.975, n - 1)) * float(np.std(values, ddof=1)) / math.sqrt(n)
+    reach = float(student_t.ppf(0.975, n - 1)) * float(np.std(values, ddof=1)) * math.sqrt(1.0 / n + TEST_PER_TRAIN)
     return mean - reach, mean + reach
 
 

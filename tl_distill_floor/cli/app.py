@@ -302,9 +302,9 @@ def show(floor: "FloorPrediction", directory: Path, as_json: bool) -> None:
     if as_json:
         print(json.dumps(floor_json(floor)))
         return
-    console = Console()
+    console = Console(highlight=False, markup=False)
     console.print(floor_view(floor))
-    console.print(f"Saved in {directory}", style="dim", highlight=False)
+    console.print(f"Saved in {directory}", style="dim")
 
 
 def show_several(floors: "list[FloorPrediction]", directories: list[Path], as_json: bool) -> None:
@@ -317,9 +317,9 @@ def show_several(floors: "list[FloorPrediction]", directories: list[Path], as_js
     if as_json:
         print(json.dumps(several_json(floors)))
         return
-    console = Console()
+    console = Console(highlight=False, markup=False)
     console.print(several_view(floors))
-    console.print(f"Saved in {', '.join(str(directory) for directory in directories)}", style="dim", highlight=False)
+    console.print(f"Saved in {', '.join(str(directory) for directory in directories)}", style="dim")
 
 
 def main() -> Any:

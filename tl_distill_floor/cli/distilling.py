@@ -49,9 +49,9 @@ def run_distill(
     if as_json:
         print(json.dumps([dataclasses.asdict(result) for result in results]))
         return
-    console = Console()
+    console = Console(highlight=False, markup=False)
     console.print(students_view(results))
-    console.print(f"Saved in {directory / 'students'}. Next: tl-floor calibrate {directory}", highlight=False)
+    console.print(f"Saved in {directory / 'students'}. Next: tl-floor calibrate {directory}")
 
 
 def run_calibrate(directory: Path, of_students: Path, as_json: bool) -> None:
@@ -67,9 +67,9 @@ def run_calibrate(directory: Path, of_students: Path, as_json: bool) -> None:
     if as_json:
         print(json.dumps(dataclasses.asdict(calibration)))
         return
-    console = Console()
+    console = Console(highlight=False, markup=False)
     console.print(calibration_view(calibration))
-    console.print(f"Saved in {directory}. Next: tl-floor plan {directory} --max-loss 0.2", highlight=False)
+    console.print(f"Saved in {directory}. Next: tl-floor plan {directory} --max-loss 0.2")
 
 
 def run_plan(directory: Path, as_json: bool, **asked: Any) -> None:

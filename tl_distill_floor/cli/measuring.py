@@ -134,7 +134,8 @@ def train(model: str, text: str | None, *, out: Path, layer: int, **options: Any
         from tl_distill_floor.sources.train_sae import train_sae
 
         train_sae(model, text, out=out, layer=layer, **options)
-    Console().print(f"Saved in {out}. Next: tl-floor measure {model} --layer {layer} --sae {out}", highlight=False)
+    console = Console(highlight=False, markup=False)
+    console.print(f"Saved in {out}. Next: tl-floor measure {model} --layer {layer} --sae {out}")
 
 
 def parsed_widths(widths: str | None) -> list[int] | None:

@@ -77,6 +77,6 @@ def probe(
     if as_json:
         print(json.dumps(dataclasses.asdict(probes)))
         return
-    console = Console()
+    console = Console(highlight=False, markup=False)
     console.print(probes_view(probes))
-    console.print(f"Saved in {run}. Next: tl-floor report {run}", style="dim", highlight=False)
+    console.print(f"Saved in {run}. Next: tl-floor report {run}", style="dim")

@@ -40,25 +40,31 @@ def report(
 
     from tl_distill_floor.errors import InputError
     from tl_distill_floor.files import write_atomically
-    from tl_distill_floor.present.report import comparison_html, report_html
+    from tl_distill_floor.present.plots import save_figure
+    from tl_distill_floor.present.report import compared_figures, comparison_html, figures_of, report_html
 
     if compare != (len(runs) > 1):
         raise InputError(f"{len(runs)} runs given; one makes a report, two or more a comparison with --compare")
+    if compare and (width is not None or students is not None):
+        raise InputError("--width and --students belong to the report of one run; leave them out with --compare")
     found = [run_parts(run, students, width, top) for run in runs]
-    if compare:
-        without = [str(run) for run, parts in zip(runs, found, strict=True) if parts.floor is None]
-        if without:
-            raise InputError(f"{', '.join(without)} holds no prediction to compare ({'; '.join(found[0].absent)})")
+    for run, parts in zip(runs, found, strict=True):
+        if compare and parts.floor is None:
+            reasons = f" ({'; '.join(parts.absent)})" if parts.absent else ""
+            raise InputError(
+                f"{run} holds no prediction to compare{reasons}; make one with tl-floor measure --out {run}"
+            )
     page = comparison_html(found) if compare else report_html(found[0])
     file = write_atomically(out or runs[0] / ("comparison.html" if compare else REPORT_FILE), page.encode())
-    console = Console()
-    for reason in found[0].absent:
-        console.print(f"! left out: {reason}", style="yellow", highlight=False)
-    console.print(f"Saved {file} ({file.stat().st_size / 1e6:.1f} MB)", highlight=False)
+    console = Console(highlight=False, markup=False)
+    for reason in (reason for parts in found for reason in parts.absent):
+        console.print(f"! left out: {reason}", style="yellow")
+    console.print(f"Saved {file} ({file.stat().st_size / 1e6:.1f} MB)")
     if figures is not None:
         folder = runs[0] / FIGURES
-        for name in write_figures(found[0], folder, figures.value):
-            console.print(f"Saved {folder / name}", style="dim", highlight=False)
+        drawn = compared_figures(found) if compare else figures_of(found[0])
+        for name, figure in drawn.items():
+            console.print(f"Saved {save_figure(figure, folder / f'{name}.{figures.value}')}", style="dim")
 
 
 def run_parts(directory: Path, students: Path | None = None, width: int | None = None, top: int = 20) -> "RunParts":
@@ -85,13 +91,18 @@ def run_parts(directory: Path, students: Path | None = None, width: int | None =
             absent.append(str(error))
             return None
 
-    floor = read(lambda file: FloorPrediction.load(file.parent), directory / FLOOR_FILE)
-    if floor is not None and (directory / CALIBRATION_FILE).exists() and floor.calibration is None:
-        read(Calibration.load, directory / CALIBRATION_FILE)
-        absent.append(f"{directory / CALIBRATION_FILE} is of another prediction; run tl-floor calibrate {directory}")
+    floor = read(lambda file: FloorPrediction.load(file, with_calibration=False), directory / FLOOR_FILE)
+    calibration = read(Calibration.load, directory / CALIBRATION_FILE)
+    if floor is not None and calibration is not None:
+        floor = floor.calibrated_by(calibration)
+        if floor.calibration is None:
+            absent.append(f"{directory / CALIBRATION_FILE} is of another prediction; tl-floor calibrate makes it anew")
     results = [read(StudentResult.load, file) for file in student_files(students or directory)]
     distilled = sorted((r for r in results if r is not None), key=lambda result: (result.width, result.name))
     probes = read(Probes.load, directory / PROBES_FILE)
+    if floor is not None and probes is not None and probes.stats != floor.stats.digest():
+        absent.append(f"{directory / PROBES_FILE} is of another prediction; tl-floor probe makes it anew")
+        probes = None
     if floor is None and not distilled and probes is None:
         raise InputError(
             f"there is no run at {directory}; make one with tl-floor measure --out {directory}"
@@ -99,15 +110,3 @@ def run_parts(directory: Path, students: Path | None = None, width: int | None =
         )
     lost = None if floor is None else lost_features(floor, width, top)
     return RunParts(str(directory), floor, tuple(distilled), probes, lost, tuple(absent))
-
-
-def write_figures(parts: "RunParts", folder: Path, suffix: str) -> list[str]:
-    """Every figure of the report as a file of its own; their names.
-
-    Raises:
-        InputError: there is nothing to draw with, or the directory cannot be written.
-    """
-    from tl_distill_floor.present.plots import save_figure
-    from tl_distill_floor.present.report import figures_of
-
-    return [save_figure(figure, folder / f"{name}.{suffix}").name for name, figure in figures_of(parts).items()]

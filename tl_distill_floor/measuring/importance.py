@@ -16,7 +16,7 @@ from torch import Tensor
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.measuring.hooks import differentiator, reader
 from tl_distill_floor.measuring.splicing import forward_kl, splicer
-from tl_distill_floor.measuring.subject import Batch, Reading, Subject, first_masked
+from tl_distill_floor.measuring.subject import Batch, Reading, Subject, as_read, first_masked
 from tl_distill_floor.records import CostUnit
 
 NUMBERS_AT_ONCE = 2**22
@@ -121,11 +121,10 @@ def batch_of(
         InputError: the SAE reads another width, or an activation is not finite.
     """
     sae = reading.sae
-    kept = reading.checked(acts)[counts.to(acts.device)].to(sae.device).flatten(1)
+    n_heads = int(subject.teacher.model.cfg.n_heads) if subject.teacher else 1
+    kept = as_read(sae, reading.checked(acts)[counts.to(acts.device)], n_heads)
     if not kept.isfinite().all():
         raise InputError(f"the activation at {reading.hook_name} holds NaN or Inf; run the teacher with --dtype fp32")
-    if sae.cfg.reshape_activations == "hook_z":  # such an SAE joins the heads itself
-        kept = kept.reshape(len(kept), int(subject.teacher.model.cfg.n_heads) if subject.teacher else 1, -1)
     row, position = counts.nonzero(as_tuple=True)
     return Batch(kept, first + row.cpu(), position.cpu(), first, len(counts), int((~counts).sum()), ids)
 

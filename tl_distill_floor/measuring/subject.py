@@ -310,6 +310,19 @@ def _groups(rows: Iterator[Any], size: int) -> Iterator[list[Any]]:
         yield group
 
 
+def as_read(sae: Any, activation: Float[Tensor, "token *d_model"], n_heads: int) -> Float[Tensor, "token *d_in"]:
+    """Activations as an SAE takes them: on its device, and by heads where it joins these itself."""
+    flat = activation.to(sae.device).flatten(1)
+    by_heads = sae.cfg.reshape_activations == "hook_z"
+    return flat.reshape(len(flat), n_heads, -1) if by_heads else flat
+
+
+def codes_of(sae: Any, activation: Float[Tensor, "token *d_model"], n_heads: int) -> Float[Tensor, "token feature"]:
+    """What an SAE finds in activations, in fp32."""
+    found: Tensor = sae.encode(as_read(sae, activation, n_heads).to(sae.dtype)).flatten(1).float()
+    return found
+
+
 def device_of(model: Any) -> torch.device:
     first: Tensor = next(model.parameters())
     return first.device

@@ -52,7 +52,8 @@ def _table(table: Table) -> str:
 def _row(row: tuple[RenderableType, ...], numeric: list[str]) -> str:
     first, *others = map(_cell, row)
     cells = "".join(f"<td{form}>{words}</td>" for form, words in zip(numeric[1:], others, strict=True))
-    return f'<tr><th scope="row"{numeric[0]}>{first}</th>{cells}</tr>'
+    head = f'<th scope="row"{numeric[0]}>{first}</th>' if first else "<td></td>"
+    return f"<tr>{head}{cells}</tr>"
 
 
 def _cell(cell: RenderableType) -> str:

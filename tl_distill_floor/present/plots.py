@@ -1,6 +1,7 @@
 """Figures of predictions and of toy models: a record in, a plotly figure out."""
 
 from collections.abc import Sequence
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from jaxtyping import Int64
 
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.prediction import FloorPrediction
+from tl_distill_floor.present.lost import shown
 from tl_distill_floor.records import UNIT_IN_WORDS
 
 # Okabe and Ito's colours, which colour-blind readers tell apart; blue is for what is expected.
@@ -85,7 +87,7 @@ def floor_figure(floor: FloorPrediction) -> go.Figure:
     figure.add_vline(floor.stats.d_model, line_dash="dot", annotation_text="teacher", annotation_position="top left")
     return laid_out(
         figure,
-        f"Loss floor of students of {floor.stats.model_name}",
+        f"Loss floor of students of {as_words(floor.stats.model_name)}",
         "student width (dimensions)",
         UNIT_IN_WORDS[floor.unit],
     )
@@ -98,7 +100,8 @@ def costs_figure(floor: FloorPrediction) -> go.Figure:
     ranks = spaced(len(cost))
     figure = go.Figure()
     line = {"color": COLOURS["simulated"]}
-    figure.add_scatter(x=ranks.tolist(), y=cost[ranks - 1].tolist(), mode="lines", line=line, name="measured")
+    if len(cost):
+        figure.add_scatter(x=ranks.tolist(), y=cost[ranks - 1].tolist(), mode="lines", line=line, name="measured")
     law = floor.power_law
     if law is not None:
         for slope, at, values in law.lines(cost, ranks):
@@ -145,7 +148,7 @@ def growth_figure(floor: FloorPrediction) -> go.Figure:
 
 def critical_widths_figure(floors: Sequence[FloorPrediction], labels: Sequence[str] | None = None) -> go.Figure:
     """d* over layers or SAEs, with its interval, beside the teacher's width."""
-    names = list(labels or [floor.stats.hook_name for floor in floors])
+    names = [as_words(name) for name in labels or [floor.stats.hook_name for floor in floors]]
     widths = [floor.critical_width for floor in floors]
     high, low = (
         [abs(floor.critical_width_interval[side] - floor.critical_width) for floor in floors] for side in (1, 0)
@@ -159,9 +162,11 @@ def critical_widths_figure(floors: Sequence[FloorPrediction], labels: Sequence[s
         line={"color": COLOURS["simulated"]},
         name="d*",
     )
-    figure.add_hline(floors[0].stats.d_model, line_dash="dot", annotation_text="teacher's width")
+    if len({floor.stats.d_model for floor in floors}) == 1:
+        figure.add_hline(floors[0].stats.d_model, line_dash="dot", annotation_text="teacher's width")
     figure.update_yaxes(rangemode="tozero")
-    return laid_out(figure, f"Critical width of {floors[0].stats.model_name}", "", "d* (dimensions)")
+    teachers = ", ".join(dict.fromkeys(floor.stats.model_name for floor in floors))
+    return laid_out(figure, f"Critical width of {as_words(teachers)}", "", "d* (dimensions)")
 
 
 def compared_floors_figure(floors: Sequence[FloorPrediction], labels: Sequence[str]) -> go.Figure:
@@ -176,11 +181,16 @@ def compared_floors_figure(floors: Sequence[FloorPrediction], labels: Sequence[s
             error_y={"array": error[:, 1].tolist(), "arrayminus": error[:, 0].tolist()},
             mode="lines+markers",
             line={"color": CYCLE[number % len(CYCLE)]},
-            name=label,
+            name=as_words(label),
         )
     units = {floor.unit for floor in floors}
     unit = UNIT_IN_WORDS[floors[0].unit] if len(units) == 1 else "each in its own unit"
     return laid_out(figure, "Expected floors", "student width (dimensions)", unit)
+
+
+def as_words(name: str) -> str:
+    """A name from elsewhere, which plotly is not to read as markup."""
+    return escape(shown(name))
 
 
 def laid_out(figure: go.Figure, title: str, x: str, y: str) -> go.Figure:

@@ -13,7 +13,10 @@ KIND_IN_WORDS = {"student": "student", "kept": "features kept", "bottleneck": "b
 
 
 def probes_view(probes: Probes) -> RenderableType:
-    """The teacher's probes, what of them is left at each width, how well that was forecast, and the features."""
+    """The teacher's probes, what of them is left at each width, how well that was forecast, and the features.
+
+    Of several students of one width the mean is shown.
+    """
     parts: list[RenderableType] = [_teacher(probes), Text(), _left(probes), Text(_verdict(probes))]
     if len(probes.features) > 1:
         parts += [Text(), _features(probes.features), Text(_of_features(probes.features))]
@@ -33,11 +36,11 @@ def _headings(table: Table) -> None:
         table.add_column(heading, justify="left" if heading in ("label", "of") else "right")
 
 
-def _of_one(result: ProbeResult) -> tuple[str, ...]:
+def _of_one(result: ProbeResult) -> tuple[str | Text, ...]:
     low, high = result.interval
     sure = "" if math.isnan(low) else f" ± {50 * (high - low):.1f}"
     return (
-        result.task,
+        Text(result.task),
         "texts" if result.level == "text" else "words",
         f"{len(result.classes):,}",
         f"{result.n_items:,}",
@@ -64,13 +67,11 @@ def _left(probes: Probes) -> Table:
         table.add_column(heading, justify="left" if heading in ("label", "in") else "right")
     for task in probes.tasks:
         (teacher,) = probes.of(task, "teacher")
-        named = task
         for kind, words in KIND_IN_WORDS.items():
-            found = {result.width: result for result in probes.of(task, kind)}
+            found = probes.of(task, kind)
             if found:
-                left = (f"{found[w].retained(teacher):.0%}" if w in found else "" for w in widths)
-                table.add_row(named, words, *left)
-                named = ""
+                left = ([r.retained(teacher) for r in found if r.width == width] for width in widths)
+                table.add_row(Text(task), words, *(_number(float(np.mean(of)), ".0%") if of else "" for of in left))
     return table
 
 
@@ -82,8 +83,10 @@ def _verdict(probes: Probes) -> str:
         "features kept: the teacher's activation, rebuilt from the features that a width is expected to keep;"
         " bottleneck: what the bottleneck student of that width holds."
     )
-    if not known:
+    if not any(result.kind == "student" for result in probes.results):
         return words + " No student was probed, so these are forecasts."
+    if not known:
+        return words + " No student was probed at a width that was forecast."
     listed = ", ".join(f"{KIND_IN_WORDS[kind]} {100 * error:.1f} points" for kind, error in known.items())
     return f"{words} They miss the students' accuracy by, in the mean: {listed}."
 
@@ -97,7 +100,7 @@ def _features(features: tuple[Decodability, ...]) -> Table:
     for each in features:
         kept = np.array(each.kept)
         table.add_row(
-            each.subject,
+            Text(each.subject),
             f"{int(kept.sum()):,}",
             *_means(each.auroc, kept, ".3f"),
             _number(each.separation, ".2f"),
@@ -130,4 +133,4 @@ def _of_features(features: tuple[Decodability, ...]) -> str:
 
 
 def _table(title: str) -> Table:
-    return Table(title=title, title_justify="left", box=None, pad_edge=False)
+    return Table(title=Text(title), title_justify="left", box=None, pad_edge=False)

@@ -1,4 +1,4 @@
-"""One run, or two side by side, as one self-contained HTML page: nothing is loaded from anywhere."""
+"""One run, or several side by side, as one self-contained HTML page: nothing is loaded from anywhere."""
 
 import base64
 import dataclasses
@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from html import unescape
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -135,8 +136,7 @@ def report_html(parts: RunParts) -> str:
         )
         for made in (_floors(parts), _students(parts), _probes(parts), _lost(parts), _method(parts), _cite())
     ]
-    teacher = floor.stats.model_name if floor else parts.students[0].teacher if parts.students else parts.name
-    return _page(f"What students of {shown(teacher)} can become", verdict(parts), sections)
+    return _page(f"What students of {shown(_teacher(parts))} can become", shown(verdict(parts)), sections)
 
 
 def comparison_html(runs: Sequence[RunParts]) -> str:
@@ -150,15 +150,19 @@ def comparison_html(runs: Sequence[RunParts]) -> str:
     if len(floors) < 2:
         raise ValueError("a comparison takes two runs that hold a prediction")
     labels = [run.name for run in found]
-    figures = {"compared": compared_floors_figure(floors, labels), "widths": critical_widths_figure(floors, labels)}
-    together = Section("compared", "Side by side", _views(compared_view(floors, labels)), _figures(figures))
+    figures = _figures(compared_figures(found))
+    together = Section("compared", "Side by side", _views(compared_view(floors, labels)), figures)
     each = [_of_run(number, label, floor) for number, (label, floor) in enumerate(zip(labels, floors, strict=True))]
-    narrow, wide = (run(floors, key=lambda floor: floor.critical_width) for run in (min, max))
-    words = (
-        f"By Theorem 1 the features of {labels[floors.index(narrow)]} need {narrow.critical_width:,.0f} dimensions,"
-        f" those of {labels[floors.index(wide)]} {wide.critical_width:,.0f}."
-    )
+    needs = (f"{label} {floor.critical_width:,.0f}" for label, floor in zip(labels, floors, strict=True))
+    words = f"By Theorem 1 the features need, in dimensions: {', '.join(needs)}."
     return _page(f"{' and '.join(map(shown, labels))} compared", shown(words), [together, *each, _cite()])
+
+
+def compared_figures(runs: Sequence[RunParts]) -> "dict[str, go.Figure]":
+    """The figures of several runs together, by name."""
+    floors = [run.floor for run in runs if run.floor is not None]
+    labels = [run.name for run in runs if run.floor is not None]
+    return {"compared": compared_floors_figure(floors, labels), "widths": critical_widths_figure(floors, labels)}
 
 
 def verdict(parts: RunParts) -> str:
@@ -269,6 +273,12 @@ def _views(*views: RenderableType) -> tuple[Any, ...]:
     return tuple(Markup(fragment(view)) for view in views)  # noqa: S704 - fragment escapes all that it is given
 
 
+def _teacher(parts: RunParts) -> str:
+    if parts.floor is not None:
+        return parts.floor.stats.model_name
+    return parts.students[0].teacher if parts.students else parts.probes.teacher if parts.probes else parts.name
+
+
 def _missing(what: str, command: str) -> str:
     return f"This run holds no {what}. {command} makes them."
 
@@ -277,7 +287,7 @@ def _figures(figures: "dict[str, go.Figure]", prefix: str = "") -> tuple[Figure,
     from markupsafe import Markup
 
     return tuple(
-        Figure(f"figure-{prefix}{name}", str(figure.layout.title.text), Markup(_json(figure)))  # noqa: S704
+        Figure(f"figure-{prefix}{name}", shown(unescape(str(figure.layout.title.text))), Markup(_json(figure)))  # noqa: S704
         for name, figure in figures.items()
     )
 

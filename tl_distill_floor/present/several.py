@@ -29,7 +29,7 @@ def compared_view(floors: list[FloorPrediction], labels: list[str]) -> Renderabl
     table = Table(box=None, pad_edge=False, title="Expected floor", title_justify="left")
     table.add_column("width", justify="right")
     for floor, label in zip(floors, labels, strict=True):
-        table.add_column(f"{label} ({unit[floor.unit]})", justify="right")
+        table.add_column(Text(f"{label} ({unit[floor.unit]})"), justify="right")
     for width in sorted({int(width) for floor in floors for width in floor.widths}):
         table.add_row(f"{width:,}", *(f"{floor.floor_at(width):.4g}" for floor in floors))
     return Group(_measured(floors, labels), table)
@@ -50,7 +50,7 @@ def binding(floors: list[FloorPrediction]) -> list[int]:
 
 
 def _measured(floors: list[FloorPrediction], labels: list[str]) -> Table:
-    table = Table(box=None, pad_edge=False, title=_teachers(floors), title_justify="left")
+    table = Table(box=None, pad_edge=False, title=Text(_teachers(floors)), title_justify="left")
     for heading in ("", "hook point", "features", "L0", "unexplained", "F", "α", "d*"):
         table.add_column(heading, justify="left" if heading in ("", "hook point") else "right", overflow="fold")
     for label, floor in zip(labels, floors, strict=True):
@@ -58,7 +58,7 @@ def _measured(floors: list[FloorPrediction], labels: list[str]) -> Table:
         low, high = floor.critical_width_interval
         width = f"{floor.critical_width:.1f}" + ("" if np.isnan(high) else f" ({low:.1f} to {high:.1f})")
         table.add_row(
-            label, stats.hook_name, f"{len(stats.cost):,}", f"{stats.l0:.1f}", f"{stats.fvu:.1%}",
+            Text(label), Text(stats.hook_name), f"{len(stats.cost):,}", f"{stats.l0:.1f}", f"{stats.fvu:.1%}",
             f"{floor.n_features:,}", f"{floor.alpha:.5f}", width,
         )  # fmt: skip
     return table

@@ -6,7 +6,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from tl_distill_floor.calibration import Calibration
-from tl_distill_floor.present.plots import COLOURS, CYCLE, laid_out
+from tl_distill_floor.present.plots import COLOURS, CYCLE, as_words, laid_out
 from tl_distill_floor.probe_result import Probes
 from tl_distill_floor.student_result import StudentResult
 
@@ -26,14 +26,14 @@ def learning_figure(students: Sequence[StudentResult]) -> go.Figure:
             mode="lines+markers",
             line={"color": colour},
             marker={"size": 5},
-            name=f"{student.name} ({student.status})",
+            name=as_words(f"{student.name} ({student.status})"),
         )
         figure.add_scatter(
             x=[student.tokens[0], student.tokens[-1]],
             y=[student.floor, student.floor],
             mode="lines",
             line={"color": colour, "dash": "dot", "width": 1},
-            name=f"{student.name}, floor {student.floor:.3g}",
+            name=as_words(f"{student.name}, floor {student.floor:.3g}"),
             showlegend=False,
         )
     figure.update_xaxes(type="log")
@@ -80,9 +80,9 @@ def survival_figure(probes: Probes) -> go.Figure:
                 mode="lines+markers",
                 line={"color": CYCLE[number % len(CYCLE)], "dash": dash, "width": 2 if kind == "student" else 1.2},
                 marker={"symbol": "square" if coarse else "circle", "size": 7},
-                legendgroup=task,
+                legendgroup=as_words(task),
                 showlegend=kind == kinds[0],
-                name=f"{task} ({'coarse' if coarse else 'fine'})",
+                name=as_words(f"{task} ({'coarse' if coarse else 'fine'})"),
             )
     figure.add_hline(100, line_dash="dot", line_color="grey")
     lines = ", ".join(f"{DASHES[kind]}: {IN_WORDS[kind]}" for kind in kinds)
@@ -97,7 +97,7 @@ def decodability_figure(probes: Probes) -> go.Figure:
         for each in probes.features:
             chosen = np.array(each.auroc)[np.array(each.kept) == (number == 0)]
             if len(chosen):
-                subjects.append(each.subject)
+                subjects.append(as_words(each.subject))
                 marks.append(np.quantile(chosen, [0.05, 0.25, 0.5, 0.75, 0.95]).round(4).tolist())
         if subjects:
             names = ("lowerfence", "q1", "median", "q3", "upperfence")

@@ -22,7 +22,7 @@ def students_view(results: list[StudentResult]) -> RenderableType:
     for student in results:
         low, high = student.interval
         table.add_row(
-            student.name,
+            Text(student.name),
             f"{student.n_parameters:,}",
             f"{student.tokens[-1]:,}" if student.tokens else "",
             f"{student.loss:.4f}" if student.tokens else "",
@@ -84,8 +84,8 @@ def plan_view(plan: Plan, run: Path | None = None) -> RenderableType:
         *(("known", sentence) for sentence in plan.known),
         *(("assumed", sentence) for sentence in plan.assumed),
     ]
-    for row in rows:
-        table.add_row(*row)
+    for name, words in rows:
+        table.add_row(name, Text(words))
     return Group(table, Text(f"Next: tl-floor distill {plan.teacher} --widths {plan.width}{depth} --text YOUR_TEXT"))
 
 
@@ -122,4 +122,4 @@ def _verdict(calibration: Calibration) -> str:
 
 
 def _table(title: str) -> Table:
-    return Table(title=title, title_justify="left", box=None, pad_edge=False)
+    return Table(title=Text(title), title_justify="left", box=None, pad_edge=False)

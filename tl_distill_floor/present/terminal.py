@@ -42,13 +42,13 @@ def warnings_view(floor: FloorPrediction) -> Group:
 
 def saes_view(model_name: str, entries: "list[SaeEntry]") -> RenderableType:
     """The SAEs that are known for a model."""
-    table = Table(title=f"SAEs of {model_name}", title_justify="left", box=None, pad_edge=False)
+    table = Table(title=Text(f"SAEs of {model_name}"), title_justify="left", box=None, pad_edge=False)
     for heading in ("layer", "hook point", "L0", "--sae"):
         table.add_column(heading, justify="right" if heading in ("layer", "L0") else "left", overflow="fold")
     for entry in entries:
         layer = "" if entry.layer is None else str(entry.layer)
         l0 = "" if entry.expected_l0 is None else f"{entry.expected_l0:.0f}"
-        table.add_row(layer, entry.hook_name or "", l0, entry.spec)
+        table.add_row(layer, Text(entry.hook_name or ""), l0, Text(entry.spec))
     return table
 
 
@@ -74,8 +74,8 @@ def measured_view(floor: FloorPrediction) -> Table:
     ]
     if floor.power_law is not None:
         rows.append(("costs", str(floor.power_law)))
-    for row in rows:
-        table.add_row(*row)
+    for name, words in rows:
+        table.add_row(name, Text(words))
     return table
 
 

@@ -6,9 +6,12 @@ serve as labels. `document` (else `id`) says which rows belong to one document, 
 row without either is a document of its own.
 """
 
+import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
+from itertools import islice
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,7 @@ from tl_distill_floor.sources.text import check_text, dataset_rows, jsonl_rows
 
 EMBEDDED = "embedded labelled text"
 EMBEDDED_LABELS = ("author", "word_class", "next_word_class")
+MOST_ROWS = 100_000
 NO_SPACE_BEFORE = (*".,;:!?)]}%", "''", "'s", "'S", "n't", "N'T", "'ll", "'re", "'ve", "'m", "'d")
 NO_SPACE_AFTER = (*"([{$", "``")
 
@@ -56,27 +60,37 @@ def load_labelled(source: Any = None, labels: Sequence[str] | None = None) -> La
 
     Args:
         source: None (the embedded passages of public-domain prose), a `.jsonl` file (also `.gz`), a Hugging Face
-            dataset (`owner/name` or `owner/name:config`), rows in memory, or a `Labelled`, which is returned as it is.
+            dataset (`owner/name` or `owner/name:config`), rows in memory, or a `Labelled`; the first 100,000 rows.
         labels: fields that are labels; "label" when left out.
 
     Raises:
         InputError: it cannot be read, a row has no text or no such label, or a label does not fit its words.
     """
     if isinstance(source, Labelled):
-        return source
-    asked = tuple(labels or (EMBEDDED_LABELS if source is None else ("label",)))
+        return source if labels is None else _chosen(source, labels)
+    asked = tuple(dict.fromkeys(labels or (EMBEDDED_LABELS if source is None else ("label",))))
     name, rows = _rows(source)
     texts, documents, ends, found = [], [], [], []
-    for number, (place, row) in enumerate(rows, start=1):
+    for number, (place, row) in enumerate(islice(rows, MOST_ROWS), start=1):
         text, word_ends = _text(row, place)
         texts.append(text)
         ends.append(word_ends)
-        documents.append(str(row.get("document", row.get("id", f"row {number}"))))
+        named = (row.get(field) for field in ("document", "id"))
+        documents.append(str(next((value for value in named if value is not None), f"row {number}")))
         found.append([_label(row, label, len(word_ends), place) for label in asked])
     if not texts:
         raise InputError(f"{name} holds no rows; every row must look like {{'text': '...', 'label': '...'}}")
     tasks = tuple(_task(label, [row[i] for row in found], name) for i, label in enumerate(asked))
     return Labelled(name, tuple(texts), tuple(documents), tuple(ends), tasks)
+
+
+def _chosen(source: Labelled, labels: Sequence[str]) -> Labelled:
+    """Some of its labels."""
+    there = {task.name: task for task in source.tasks}
+    for label in labels:
+        if label not in there:
+            raise InputError(f"{source.name} has no {label!r}; name one of its labels: {', '.join(there)}")
+    return dataclasses.replace(source, tasks=tuple(there[label] for label in dict.fromkeys(labels)))
 
 
 def join_words(words: Sequence[str]) -> tuple[str, tuple[int, ...]]:
@@ -156,7 +170,7 @@ def _label(row: Mapping[str, Any], name: str, n_words: int, place: str) -> Label
 def _one(value: Any, name: str, place: str) -> Label:
     if value is None:
         return None
-    if not isinstance(value, str | int | bool):
+    if not isinstance(value, str | Integral):
         raise InputError(
             f"{place}: the label {name!r} is {type(value).__name__}; a class is a string or a whole number"
         )

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.measuring.hooks import reader
-from tl_distill_floor.measuring.subject import device_of, first_masked, special_ids
+from tl_distill_floor.measuring.subject import codes_of, device_of, first_masked, special_ids
 from tl_distill_floor.probe_result import Decodability
 from tl_distill_floor.sources.teachers import Teacher, load_teacher
-from tl_distill_floor.sources.text import load_text
+from tl_distill_floor.sources.text import TextSource, load_text
 from tl_distill_floor.student_result import StudentResult
 from tl_distill_floor.students.layers import student_hook
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 MOST_FEATURES = 2_000
 LEAST_FIRED = 10
-"""Tokens on which a feature must fire, of those judged on and of those trained on."""
+"""Tokens on which a feature must fire, and on which it must not, of those judged on and of those trained on."""
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """Penalties, in units of the mean variance of the activation."""
 
@@ -49,6 +49,7 @@ def decodability(
     text: Any = None,
     *,
     n_tokens: int = 60_000,
+    prepend_bos: bool = True,
     seed: int = 0,
     batch_size: int = 16,
     report: Callable[[str], None] = lambda _doing: None,
@@ -65,6 +66,7 @@ def decodability(
         students: saved ones.
         text: see `load_text`; the embedded text when left out.
         n_tokens: to read.
+        prepend_bos: lead every sequence with the beginning-of-text token, as the SAE was trained.
         seed: of the choice of sequences and of features.
         batch_size: sequences a batch.
         report: told of every model.
@@ -73,7 +75,9 @@ def decodability(
         InputError: the text cannot be read, or too few features fire on it.
     """
     stats = floor.stats
-    tokens = _tokens(teacher.model, sae, stats.hook_name, text, stats.settings, n_tokens, batch_size)
+    size = stats.settings.get("context_size")
+    source = load_text(text, teacher.model.tokenizer, context_size=size, prepend_bos=prepend_bos)
+    tokens = _tokens(teacher.model, sae, stats.hook_name, source, n_tokens, batch_size)
     parts = _parts(tokens.sequence, seed)
     chosen = _features(tokens, parts, stats.alive(floor.min_count), seed)
     codes = tokens.fired[:, chosen].tocsc()
@@ -136,25 +140,25 @@ def auroc(score: Float64[np.ndarray, "token feature"], fired: Bool[np.ndarray, "
 
 
 @torch.no_grad()
-def _tokens(
-    model: Any, sae: Any, hook: str, text: Any, settings: dict[str, Any], n_tokens: int, batch_size: int
-) -> Tokens:
-    source = load_text(text, model.tokenizer, context_size=settings.get("context_size"))
+def _tokens(model: Any, sae: Any, hook: str, source: TextSource, n_tokens: int, batch_size: int) -> Tokens:
     rows = []
     for row in source.read():
         rows.append(row)
         if len(rows) * source.context_size >= n_tokens:
             break
     if len(rows) < 5:
-        raise InputError(f"{source.name} holds {len(rows)} sequences of {source.context_size} tokens, 5 are needed")
+        raise InputError(
+            f"features are read off 5 sequences of {source.context_size} tokens or more, got {len(rows)} of"
+            f" {source.name}; set --feature-tokens higher, or give more --text"
+        )
     ids = torch.stack(rows)
     counts = first_masked(ids.shape) & ~torch.isin(ids, torch.tensor(special_ids(model), dtype=ids.dtype))
     fired: list[csr_array] = []
     with reader(model, [hook]) as read:
         for batch, mask in zip(torch.split(ids, batch_size), torch.split(counts, batch_size), strict=True):
             (activation,) = read(batch.to(device_of(model)))
-            codes = sae.encode(activation[mask.to(activation.device)].to(sae.dtype)).flatten(1)
-            fired.append(csr_array(codes.float().cpu().numpy()))
+            codes = codes_of(sae, activation[mask.to(activation.device)], int(model.cfg.n_heads))
+            fired.append(csr_array(codes.cpu().numpy()))
     return Tokens(ids, counts.numpy(), vstack(fired, format="csr"), counts.nonzero()[:, 0].numpy())
 
 
@@ -180,11 +184,13 @@ def _features(
     """At most `MOST_FEATURES` alive ones that fire often enough to be trained and judged."""
     enough = alive.copy()
     for part in (parts == 0, parts == 1, parts >= 2):
-        enough &= np.asarray((tokens.fired[np.flatnonzero(part)] != 0).sum(0)).ravel() >= LEAST_FIRED
+        n_fired = np.asarray((tokens.fired[np.flatnonzero(part)] != 0).sum(0)).ravel()
+        enough &= (n_fired >= LEAST_FIRED) & (part.sum() - n_fired >= LEAST_FIRED)
     found = np.flatnonzero(enough)
     if len(found) < 2:
         raise InputError(
-            f"only {len(found)} features fire {LEAST_FIRED} times in every part of the text; give more text"
+            f"only {len(found)} features fire {LEAST_FIRED} times in every part of the text; set --feature-tokens"
+            " higher, or give more --text"
         )
     if len(found) > MOST_FEATURES:
         found = np.sort(np.random.default_rng(seed).choice(found, MOST_FEATURES, replace=False))

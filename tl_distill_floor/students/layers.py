@@ -1,7 +1,18 @@
 """Which layer of a student stands for which of its teacher."""
 
+import math
+
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.measuring.hooks import resid_post
+
+BEFORE = ("hook_resid_pre", "hook_in")
+"""Names of the residual stream before a layer, which is that after the one below it."""
+RESIDUAL = (*BEFORE, "hook_resid_post", "hook_out")
+
+
+def is_residual(hook_name: str) -> bool:
+    """Whether a hook point is of the residual stream between layers."""
+    return hook_name.count(".") == 2 and hook_name.endswith(RESIDUAL)
 
 
 def layer_of(hook_name: str) -> int | None:
@@ -20,8 +31,9 @@ def student_layer(hook_name: str, layers: int, depth: int) -> int:
     """
     layer = layer_of(hook_name)
     if layer is None:
-        raise InputError(f"{hook_name} belongs to no layer, so no student's layer matches it; give --match-layer")
-    return max(1, round((layer + 1) * depth / layers)) - 1
+        raise InputError(f"{hook_name} belongs to no layer, so no layer of a student stands for it; name one that does")
+    passed = layer if hook_name.endswith(BEFORE) else layer + 1
+    return max(1, math.floor(passed * depth / layers + 0.5)) - 1
 
 
 def student_hook(hook_name: str, layers: int, depth: int) -> str:

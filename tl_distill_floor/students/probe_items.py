@@ -1,5 +1,6 @@
 """What probes are fitted to: which tokens of which texts carry which label."""
 
+from bisect import bisect_left
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,12 +10,14 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from tl_distill_floor.errors import InputError
-from tl_distill_floor.sources.labelled import Label, Labelled, Task
+from tl_distill_floor.sources.labelled import Labelled, Task
 
 POOLS = ("mean", "last")
 LEAST_DOCUMENTS = 5
 """Documents that a class must stand in, one for each part that the splits cut."""
 MEAN = -1
+READ_AT_ONCE = 1000
+"""Texts that are tokenized at once."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,7 +30,8 @@ class Items:
     classes: tuple[str, ...]
     text: Int64[np.ndarray, " item"]
     position: Int64[np.ndarray, " item"]
-    """Place of the token in its sequence, the beginning-of-text token counted; `MEAN` for the mean of all."""
+    """Place of the token in its sequence, the beginning-of-text token counted; `MEAN` for the mean of all but the
+    first."""
     label: Int64[np.ndarray, " item"]
     document: Int64[np.ndarray, " item"]
 
@@ -40,9 +44,7 @@ class Sequences:
     """Texts as token ids, and what of them is labelled."""
 
     ids: tuple[Tensor, ...]
-    """[text][position]"""
-    n_leading: int
-    """Beginning-of-text tokens that lead every sequence."""
+    """[text][position]; what stands at the first position is not probed, be it a beginning-of-text token or not."""
     items: tuple[Items, ...]
     warnings: tuple[str, ...]
 
@@ -77,54 +79,66 @@ def sequences_of(
         raise InputError(f"a class needs at least 2 items, got {per_class}; set --per-class")
     if tokenizer is None or not getattr(tokenizer, "is_fast", False):
         raise InputError("probing needs a teacher with a fast tokenizer, which knows where its tokens stand in a text")
-    encoded = tokenizer(list(labelled.texts), add_special_tokens=False, verbose=False)
     bos = tokenizer.bos_token_id if prepend_bos else None
     leading = [] if bos is None else [int(bos)]
-    ids = tuple(torch.tensor((leading + row)[:context_size]) for row in encoded["input_ids"])
-    longer = sum(len(row) + len(leading) > context_size for row in encoded["input_ids"])
-    warnings = [f"{longer:,} texts are longer than {context_size} tokens and were cut"] if longer else []
-    ends = [[_token_at(encoded, text, end) for end in row] for text, row in enumerate(labelled.ends)]
+    ids, ends, n_cut, n_shared = [], [], 0, 0
+    for first in range(0, len(labelled.texts), READ_AT_ONCE):
+        texts = slice(first, first + READ_AT_ONCE)
+        encoded = tokenizer(list(labelled.texts[texts]), add_special_tokens=False, verbose=False)
+        for text, found, word_ends in zip(labelled.texts[texts], encoded.encodings, labelled.ends[texts], strict=True):
+            whole = leading + list(found.ids)
+            ids.append(torch.tensor(whole[:context_size]))
+            n_cut += len(whole) > context_size
+            ends.append(_tokens_at(found.offsets, word_ends, text))
+            n_shared += ends[-1].count(None)
+    warnings = [f"{n_cut:,} texts are longer than {context_size} tokens and were cut"] if n_cut else []
+    if n_shared:
+        warnings.append(f"{n_shared:,} words end in a token that holds a part of the next one, and were left out")
     random = np.random.default_rng(seed)
     items = []
     for task in labelled.tasks:
         of_words = task.level == "word"
-        places = _word_places(task, ends, ids, len(leading)) if of_words else _text_places(task, ids, pool, leading)
-        found, notes = _items(task, pool, places, labelled.documents, per_class, random)
-        items.append(found)
+        places = _word_places(task, ends, ids, len(leading)) if of_words else _text_places(task, ids, pool)
+        chosen, notes = _items(task, pool, places, labelled.documents, per_class, random)
+        items.append(chosen)
         warnings += notes
-    return Sequences(ids, len(leading), tuple(items), tuple(warnings))
+    return Sequences(tuple(ids), tuple(items), tuple(warnings))
 
 
-def _token_at(encoded: Any, text: int, end: int) -> int | None:
-    """The token that holds the last character before `end`."""
-    token: int | None = encoded.char_to_token(text, end - 1)
-    return token
+def _tokens_at(offsets: list[tuple[int, int]], ends: tuple[int, ...], text: str) -> list[int | None]:
+    """For each word the last token that holds a part of it; None where that token holds a part of the next word too.
+
+    A character of several bytes may be several tokens, all of which a byte-level tokenizer places at that character.
+    """
+    starts, found = [start for start, _ in offsets], []
+    for end in ends:
+        token = bisect_left(starts, end) - 1
+        alone = token >= 0 and not text[end : offsets[token][1]].strip()
+        found.append(token if alone else None)
+    return found
 
 
 Place = tuple[int, int, str]
 """(text, position, label)"""
 
 
-def _text_places(task: Task, ids: tuple[Tensor, ...], pool: str, leading: list[int]) -> list[Place]:
+def _text_places(task: Task, ids: list[Tensor], pool: str) -> list[Place]:
     assert task.of_text is not None
     return [
         (text, MEAN if pool == "mean" else len(ids[text]) - 1, label)
         for text, label in enumerate(task.of_text)
-        if label is not None and len(ids[text]) > len(leading)
+        if label is not None and len(ids[text]) > 1
     ]
 
 
-def _word_places(task: Task, ends: list[list[int | None]], ids: tuple[Tensor, ...], leading: int) -> list[Place]:
+def _word_places(task: Task, ends: list[list[int | None]], ids: list[Tensor], leading: int) -> list[Place]:
     assert task.of_words is not None
-
-    def of_text(text: int, labels: tuple[Label, ...] | None) -> list[Place]:
-        found = []
-        for token, label in zip(ends[text], labels or (), strict=bool(labels)):
-            if token is not None and label is not None and token + leading < len(ids[text]):
-                found.append((text, token + leading, label))
-        return found
-
-    return [place for text, labels in enumerate(task.of_words) for place in of_text(text, labels)]
+    return [
+        (text, token + leading, label)
+        for text, labels in enumerate(task.of_words)
+        for token, label in zip(ends[text], labels or (), strict=bool(labels))
+        if token is not None and label is not None and 0 < token + leading < len(ids[text])
+    ]
 
 
 def _items(

@@ -66,6 +66,8 @@ def probe(
     loaded = load_teacher(model, device=device, dtype=dtype)
     check_context(loaded.model, context_size)
     found = load_labelled(labelled, None if label is None and labelled is not None else [label or "author"])
+    if len(found.tasks) > 1:
+        raise InputError(f"labels of {len(found.tasks)} kinds were given; name one with label=, or use survival")
     size = context_size or min(256, int(loaded.model.cfg.n_ctx))
     sequences = sequences_of(
         found, loaded.model.tokenizer, pool=pool, context_size=size, per_class=per_class, seed=seed
@@ -103,6 +105,7 @@ def collect(
     used = np.unique(np.concatenate([items.text for items in sequences.items]))
     order = sorted(used.tolist(), key=lambda text: len(sequences.ids[text]))
     found: dict[str, list[np.ndarray]] = {}
+    places = [_by_text(items) for items in sequences.items]
     with reader(model, [hook_name]) as read:
         for first in range(0, len(order), batch_size):
             texts = order[first : first + batch_size]
@@ -113,18 +116,29 @@ def collect(
                 raise InputError(f"the activation at {hook_name} holds NaN or Inf; load the model in fp32")
             flat = activation.flatten(2).float()
             for place, (text, ids) in enumerate(zip(texts, rows, strict=True)):
-                _collect_text(found, sequences, text, flat[place, : len(ids)], views)
+                chosen = [by_text(text) for by_text in places]
+                _collect_text(found, sequences, chosen, flat[place, : len(ids)], views)
     return found
 
 
+def _by_text(items: Items) -> Callable[[int], Int64[np.ndarray, " item"]]:
+    """From a text to its items."""
+    order = np.argsort(items.text, kind="stable")
+    ordered = items.text[order]
+    return lambda text: order[np.searchsorted(ordered, text) : np.searchsorted(ordered, text, side="right")]
+
+
 def _collect_text(
-    found: dict[str, list[np.ndarray]], sequences: Sequences, text: int, activation: Tensor, views: Views
+    found: dict[str, list[np.ndarray]],
+    sequences: Sequences,
+    chosen: list[Int64[np.ndarray, " _"]],
+    activation: Float[Tensor, "position d_model"],
+    views: Views,
 ) -> None:
-    """Put what is probed of one text where it belongs."""
-    chosen = [np.flatnonzero(items.text == text) for items in sequences.items]
+    """Put what is probed of one text where it belongs: of every task, some items."""
     needed = [items.position[rows] for items, rows in zip(sequences.items, chosen, strict=True)]
     everything = any((positions == MEAN).any() for positions in needed)
-    tokens = np.arange(sequences.n_leading, len(activation)) if everything else np.unique(np.concatenate(needed))
+    tokens = np.arange(1, len(activation)) if everything else np.unique(np.concatenate(needed))
     for name, seen in views(activation[torch.from_numpy(tokens).to(activation.device)]).items():
         values = seen.float().cpu().numpy()
         for task, (rows, positions) in enumerate(zip(chosen, needed, strict=True)):

@@ -1,5 +1,6 @@
 """What survives a width: probes of the teacher, of what a width is expected to hold of it, and of real students."""
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -9,14 +10,14 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from tl_distill_floor.errors import InputError
-from tl_distill_floor.measuring.subject import digest_of
+from tl_distill_floor.measuring.subject import codes_of, device_of, digest_of
 from tl_distill_floor.probe_result import ProbeResult, Probes
 from tl_distill_floor.sources.labelled import load_labelled
 from tl_distill_floor.sources.saes import load_sae
-from tl_distill_floor.sources.teachers import Teacher, load_teacher
+from tl_distill_floor.sources.teachers import DTYPES, Teacher, load_teacher
 from tl_distill_floor.student_result import StudentResult
 from tl_distill_floor.students.decodability import decodability
-from tl_distill_floor.students.layers import layer_of, student_hook
+from tl_distill_floor.students.layers import is_residual, layer_of, student_hook
 from tl_distill_floor.students.probe_items import Sequences, sequences_of
 from tl_distill_floor.students.probes import as_it_is, collect, fit, result_of
 from tl_distill_floor.theory.simulation import Hidden, hidden_states
@@ -47,8 +48,10 @@ class Probing:
     """Texts a batch."""
 
     def __post_init__(self) -> None:
-        if min(self.bottleneck_steps, self.feature_tokens) < 0 or self.batch_size < 1:
-            raise InputError("steps and tokens must be at least 0, and a batch at least 1 text")
+        if self.bottleneck_steps == 1 or min(self.bottleneck_steps, self.feature_tokens) < 0:
+            raise InputError("the steps must be 0 or at least 2, and the tokens at least 0")
+        if self.batch_size < 1 or self.splits < 1:
+            raise InputError("a batch must be at least 1 text, and the splits at least 1")
 
 
 def survival(
@@ -87,26 +90,53 @@ def survival(
     measured = stats.settings.get("sae")
     if measured is not None and measured != digest_of(loaded_sae.sae):
         raise InputError(f"the prediction is of {stats.sae_name}, this SAE is another; name that with --sae")
-    loaded = load_teacher(teacher or stats.model_name, device=device, model_kwargs=loaded_sae.model_kwargs)
-    saved = [student for student in students if student.path is not None]
+    given, kwargs = teacher or stats.model_name, loaded_sae.model_kwargs
+    loaded = load_teacher(given, device=device, dtype=_dtype(stats.settings), model_kwargs=kwargs)
+    saved = [student for student in students if student.path is not None and student.status != "diverged"]
     asked = sorted(set(widths or [student.width for student in saved] or floor.widths.tolist()))
-    found = load_labelled(labelled, labels)
+    if asked[0] < 1:
+        raise InputError(f"a width must be at least 1 dimension, got {asked[0]}")
+    found, prepend_bos = load_labelled(labelled, labels), loaded_sae.prepend_bos is not False
     sequences = sequences_of(
         found,
         loaded.model.tokenizer,
         pool=probing.pool,
         context_size=int(stats.settings.get("context_size", min(256, loaded.model.cfg.n_ctx))),
-        prepend_bos=loaded_sae.prepend_bos is not False,
+        prepend_bos=prepend_bos,
         per_class=probing.per_class,
         seed=probing.seed,
     )
     run = _Run(floor, loaded, loaded_sae.sae, sequences, probing, saved, asked, progress)
-    results = [*run.of_teacher(), *(result for student in saved for result in run.of_student(student))]
+    # First what may turn out to be too little text: probes take longer.
     features = decodability(
-        floor, loaded, loaded_sae.sae, saved, text, n_tokens=probing.feature_tokens, seed=probing.seed,
-        batch_size=probing.batch_size, report=run.step,
+        floor, loaded, loaded_sae.sae, saved, text, n_tokens=probing.feature_tokens, prepend_bos=prepend_bos,
+        seed=probing.seed, batch_size=probing.batch_size, report=run.step,
     ) if probing.feature_tokens else []  # fmt: skip
-    return Probes(loaded.name, stats.hook_name, found.name, tuple(results), tuple(features), sequences.warnings)
+    results = [*run.of_teacher(), *(result for student in saved for result in run.of_student(student))]
+    return Probes(
+        teacher=loaded.name,
+        hook_name=stats.hook_name,
+        labelled=found.name,
+        stats=stats.digest(),
+        results=tuple(results),
+        features=tuple(features),
+        settings=dataclasses.asdict(probing),
+        warnings=(*sequences.warnings, *_warnings(students, stats.hook_name)),
+    )
+
+
+def _dtype(settings: dict[str, Any]) -> str:
+    """What the teacher was measured in."""
+    loading = settings.get("teacher")
+    return "bf16" if isinstance(loading, dict) and loading.get("dtype") == DTYPES["bf16"] else "fp32"
+
+
+def _warnings(students: Sequence[StudentResult], hook_name: str) -> list[str]:
+    diverged = [student.name for student in students if student.status == "diverged"]
+    found = [f"diverged, and not probed: {', '.join(diverged)}"] if diverged else []
+    if students and not is_residual(hook_name):
+        found.append(f"students are probed at their residual stream, the teacher at {hook_name}")
+    return found
 
 
 class _Run:
@@ -125,6 +155,8 @@ class _Run:
     ) -> None:
         self.floor, self.teacher, self.sae, self.sequences, self.probing = floor, teacher, sae, sequences, probing
         self.widths, self._progress, self._done = widths, progress, 0
+        layers = int(teacher.model.cfg.n_layers)
+        self._hooks = {s.name: student_hook(floor.stats.hook_name, layers, s.depth) for s in students}
         n_tasks, forecasts = len(sequences.items), 2 if self._has_bottlenecks else 1
         self._total = n_tasks * (1 + len(students) + forecasts * len(widths)) + self._has_bottlenecks
         self._total += (1 + len(students)) * bool(probing.feature_tokens)
@@ -143,11 +175,13 @@ class _Run:
         hidden: list[Hidden] = []
         if self._has_bottlenecks:
             steps, min_count = self.probing.bottleneck_steps, self.floor.min_count
-            hidden = hidden_states(self.floor.stats, self.widths, steps=steps, min_count=min_count)
+            device = str(device_of(self.teacher.model))
+            hidden = hidden_states(self.floor.stats, self.widths, steps=steps, min_count=min_count, device=device)
             self.step("bottlenecks")
         hook = self.floor.stats.hook_name
         kept = {width: torch.from_numpy(self.floor.kept(width)) for width in self.widths}
-        views = forecasts(self.sae, kept, dict(zip(self.widths, hidden, strict=bool(hidden))))
+        held = dict(zip(self.widths, hidden, strict=bool(hidden)))
+        views = forecasts(self.sae, int(self.teacher.model.cfg.n_heads), kept, held)
         found = collect(self.teacher.model, hook, self.sequences, views, batch_size=self.probing.batch_size)
         results = self._fitted(found.pop("activation"), self.teacher.name, "teacher", None, hook)
         for name, activations in found.items():
@@ -156,8 +190,8 @@ class _Run:
         return results
 
     def of_student(self, student: StudentResult) -> list[ProbeResult]:
-        model = load_teacher(student.path, device=str(next(self.teacher.model.parameters()).device)).model
-        hook = student_hook(self.floor.stats.hook_name, int(self.teacher.model.cfg.n_layers), student.depth)
+        model = load_teacher(student.path, device=str(device_of(self.teacher.model))).model
+        hook = self._hooks[student.name]
         found = collect(model, hook, self.sequences, as_it_is, batch_size=self.probing.batch_size)["activation"]
         return self._fitted(found, student.name, "student", student.width, hook)
 
@@ -173,19 +207,20 @@ class _Run:
 
 
 def forecasts(
-    sae: Any, kept: Mapping[int, Bool[Tensor, " feature"]], hidden: Mapping[int, Hidden]
+    sae: Any, n_heads: int, kept: Mapping[int, Bool[Tensor, " feature"]], hidden: Mapping[int, Hidden]
 ) -> Callable[[Float[Tensor, "token d_model"]], dict[str, Float[Tensor, "token view"]]]:
     """From activations to what is probed: themselves, what is rebuilt from the features kept, and bottlenecks' states.
 
     Args:
         sae: of the hook point.
+        n_heads: of the teacher, for an SAE that joins its heads.
         kept: by width, the features that it is expected to hold.
         hidden: by width, what the bottleneck student holds of the codes.
     """
     decoder = sae.W_dec.detach().float()
 
     def views(activation: Tensor) -> dict[str, Tensor]:
-        codes = sae.encode(activation.to(sae.dtype)).flatten(1).float()
+        codes = codes_of(sae, activation, n_heads)
         rebuilt = {f"kept {width}": (codes * mask.to(codes.device)) @ decoder for width, mask in kept.items()}
         held = {f"bottleneck {width}": holds(codes) for width, holds in hidden.items()}
         return {"activation": activation, **rebuilt, **held}
