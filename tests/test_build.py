@@ -1,6 +1,7 @@
 """Students: what their configuration becomes, and what they inherit."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -191,6 +192,9 @@ def test_a_hooked_transformer_gets_a_student_of_the_family_it_was_loaded_by(teac
         build_student(teacher, 16, start="svd")
 
 
-def test_a_teacher_without_a_hugging_face_configuration_is_refused() -> None:
-    with pytest.raises(InputError, match="needs a teacher with a Hugging Face configuration"):
+def test_what_is_no_teacher_is_refused() -> None:
+    with pytest.raises(InputError, match="a teacher is a model with hook points or the name of one, got Linear"):
         build_student(torch.nn.Linear(2, 2), 8)
+    bare = SimpleNamespace(hook_dict={}, cfg=SimpleNamespace(model_name=None))
+    with pytest.raises(InputError, match="needs a teacher with a Hugging Face configuration"):
+        build_student(bare, 8)

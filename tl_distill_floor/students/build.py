@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tl_distill_floor.errors import InputError
-from tl_distill_floor.sources.teachers import official_name
+from tl_distill_floor.sources.teachers import load_teacher, official_name
 
 STARTS = ("random", "teacher-slice", "svd")
 MLP_MULTIPLE = 8
@@ -27,8 +27,8 @@ def build_student(
     family derives the head size from the width, the largest one up to the teacher's that divides the width is taken.
 
     Args:
-        teacher: a TransformerBridge on a Hugging Face causal language model, or a HookedTransformer that was loaded by
-            the name of one.
+        teacher: see `load_teacher`; a TransformerBridge on a Hugging Face causal language model, or a HookedTransformer
+            that was loaded by the name of one.
         width: of the residual stream (d_model), dimensions.
         depth: layers; the teacher's when left out.
         start: "random" (the family's own initialisation); "teacher-slice" (the leading rows and columns of the
@@ -46,6 +46,7 @@ def build_student(
         raise InputError(f"a student starts from {', '.join(STARTS)}, got {start!r}")
     from transformers import AutoModelForCausalLM
 
+    teacher = load_teacher(teacher).model
     config = student_config(teacher, width, depth)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
