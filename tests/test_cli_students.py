@@ -10,6 +10,7 @@ from tests.making import QUICK
 from tests.test_cli import refused, run
 from tl_distill_floor import FloorPrediction, load_teacher, plan
 from tl_distill_floor.errors import InputError
+from tl_distill_floor.files import held
 from tl_distill_floor.students.build import parameters_of
 from tl_distill_floor.students.plan import expected_loss
 
@@ -142,3 +143,18 @@ def test_a_plan_that_no_student_stands_behind_says_so(measured: tuple[Path, Path
     assert narrow.kept <= chosen.kept
     with pytest.raises(InputError, match="a student has 1 to 3 layers"):
         plan(floor, model, max_width=8, depth=7)
+
+
+def test_two_commands_in_one_directory_are_kept_apart(measured: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    directory, teacher, text = measured
+    for file in directory.glob("*.*"):
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    before = sorted(tmp_path.iterdir())
+    says = f"another command is at work in {tmp_path}; wait until it ends"
+    with held(tmp_path):
+        assert says in refused(run("measure", teacher, "--sae", "missing", "--text", text, "--out", tmp_path))
+        assert says in refused(run("distill", teacher, "--text", text, "--widths", "8", "--out", tmp_path, *QUICK))
+        assert says in refused(run("probe", tmp_path))
+    assert sorted(tmp_path.iterdir()) == before
+    with held(tmp_path):
+        pass

@@ -4,10 +4,12 @@ A file is written beside its place and then renamed, so that a reader sees the o
 """
 
 import contextlib
+import importlib.util
 import json
 import math
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,41 @@ def check_writable(directory: Path) -> None:
     except OSError as error:
         reason = error.strerror or str(error)
         raise InputError(f"cannot write into {directory}: {reason}; name another place with --out") from error
+
+
+@contextlib.contextmanager
+def held(directory: Path) -> Iterator[None]:
+    """Nobody else works in `directory` meanwhile; made where it is missing, and nothing is left in it.
+
+    Raises:
+        InputError: another process holds it, or it cannot be written. (Where the system has no such locks, nobody is
+            kept out.)
+    """
+    check_writable(directory)
+    if importlib.util.find_spec("fcntl") is None:
+        yield
+        return
+    import fcntl
+
+    opened = os.open(directory, os.O_RDONLY)
+    try:
+        with _free(directory):
+            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(opened)
+
+
+@contextlib.contextmanager
+def _free(directory: Path) -> Iterator[None]:
+    try:
+        yield
+    except BlockingIOError as error:
+        raise InputError(
+            f"another command is at work in {directory}; wait until it ends, or name another directory with --out"
+        ) from error
+    except OSError:  # a file system without locks
+        return
 
 
 def write_atomically(path: Path, data: bytes) -> Path:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from rich.console import Console
 
 from tl_distill_floor.cli.measuring import progress_bar, quiet_libraries
 from tl_distill_floor.errors import InputError
+from tl_distill_floor.files import held
 from tl_distill_floor.prediction import FloorPrediction
 from tl_distill_floor.records import FLOOR_FILE
 from tl_distill_floor.student_result import students_in
@@ -43,7 +45,9 @@ def run_distill(
         asked = widths or [max(1, int(teacher.model.cfg.d_model) // share) for share in (8, 4, 2)]
         specs = [Spec(width, depth, start, training.seed) for width in asked]
         specs = matching(specs, teacher.model, directory, device=options["device"], **match)
-        results = distill_students(teacher, specs, text, out=directory, training=training, progress=progress, **options)
+        given = {"out": directory, "training": training, "progress": progress, **options}
+        with held(directory) if first else nullcontext():
+            results = distill_students(teacher, specs, text, **given)
     if not first:
         return
     if as_json:
@@ -63,7 +67,8 @@ def run_calibrate(directory: Path, of_students: Path, as_json: bool) -> None:
     if not students:
         raise InputError(f"{of_students} holds no students; run tl-floor distill with --out {of_students}")
     calibration = calibrate(floor, students)
-    calibration.save(directory)
+    with held(directory):
+        calibration.save(directory)
     if as_json:
         print(json.dumps(dataclasses.asdict(calibration)))
         return

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from tl_distill_floor.errors import InputError
-from tl_distill_floor.files import check_writable
+from tl_distill_floor.files import held
 from tl_distill_floor.prediction import FloorPrediction
 
 PARTIAL_FILE = "partial.safetensors"
@@ -38,16 +38,17 @@ class Run:
 
     @contextmanager
     def prepared(self) -> Iterator[None]:
-        """The directory, writable, with nothing in it that would be lost; gone again if it stays empty.
+        """The directory, writable and nobody else's, with nothing in it that would be lost; gone if it stays empty.
 
         Raises:
-            InputError: it cannot be written, or an interrupted measurement lies in it and `--resume` was not given.
+            InputError: it cannot be written, another command is at work in it, or an interrupted measurement lies in it
+                and `--resume` was not given.
         """
         made = [path for path in (self.directory, self.directory.parent) if not path.exists()]
         try:
-            check_writable(self.directory)
-            self._keep_what_was_measured()
-            yield
+            with held(self.directory):
+                self._keep_what_was_measured()
+                yield
         finally:
             for path in made:
                 if path.is_dir() and not any(path.iterdir()):

@@ -52,11 +52,12 @@ def probe(
 
     from tl_distill_floor.cli.lost import loaded_run
     from tl_distill_floor.cli.measuring import parsed_widths, progress_bar, quiet_libraries
+    from tl_distill_floor.files import held
     from tl_distill_floor.present.probes import probes_view
     from tl_distill_floor.student_result import students_in
 
     floor = loaded_run(run)
-    with quiet_libraries(), progress_bar(as_json, "probes", "probing") as progress:
+    with held(run), quiet_libraries(), progress_bar(as_json, "probes", "probing") as progress:
         from tl_distill_floor.students.survival import Probing, survival
 
         probing = Probing(pool.value, per_class, splits, steps, feature_tokens, seed, batch_size)
@@ -73,7 +74,7 @@ def probe(
             device=device,
             progress=progress,
         )
-    probes.save(run)
+        probes.save(run)
     if as_json:
         print(json.dumps(dataclasses.asdict(probes)))
         return
