@@ -38,8 +38,8 @@ def test_a_line_by_hand() -> None:
     assert (fit.slope, fit.baseline, fit.r2) == pytest.approx((1.5, 7 / 6, 1 - (1 / 6) / (14 / 3)))
     # One degree of freedom: t = 12.706; s = √(1/6); the slope's error s / √2.
     assert fit.slope_interval[1] - 1.5 == pytest.approx(12.706 * np.sqrt(1 / 6) / np.sqrt(2), rel=1e-3)
-    # Each from the line through the other two: 2 for 1, 2.5 for 3, 5 for 4.
-    assert fit.loo_error == pytest.approx((1 / 1 + 0.5 / 3 + 1 / 4) / 3)
+    # Each from the line through the other two: 2 for 1, 2.5 for 3, 5 for 4; the mean loss is 8/3.
+    assert fit.loo_error == pytest.approx((1 + 0.5 + 1) / 3 / (8 / 3))
     at = fit.at(1.0)
     assert at.value == pytest.approx(8 / 3)
     assert at.high - at.value == pytest.approx(12.706 * np.sqrt(1 / 6) * np.sqrt(1 + 1 / 3), rel=1e-3)
@@ -118,8 +118,13 @@ def test_several_students_of_a_width_are_left_out_together(floor: FloorPredictio
     one = calibrate(floor, [student(w, loss[w]) for w in (2, 4, 8)])
     both = calibrate(floor, [*(student(w, loss[w]) for w in (2, 4, 8)), student(2, 9.0, name="again")])
     of_two = leave_one_out(np.array([3.0, 3.0, 2.0, 1.0]), np.array([9.0, 9.0, 1.5, 1.0]), [2, 2, 4, 8])
-    # Width 2 from the line through (2, 1.5), (1, 1): 2, which is 7 of 9 off, for both of its students.
-    assert of_two == pytest.approx((2 * 7 / 9 + abs(5.0 - 1.5) / 1.5 + abs(-6.0 - 1.0)) / 4)
+    # Width 2 from the line through (2, 1.5), (1, 1): 2, which is 7 off, for both of its students; the others are
+    # predicted 5 for 1.5 and -6 for 1. The mean loss is 20.5 / 4.
+    assert of_two == pytest.approx((2 * 7.0 + 3.5 + 7.0) / 4 / (20.5 / 4))
+    # A student that loses next to nothing does not decide it alone.
+    assert leave_one_out(np.array([3.0, 2.0, 1.0]), np.array([3.0, 2.0, 0.1])) == pytest.approx(
+        (abs(3.9 - 3.0) + abs(1.55 - 2.0) + abs(1.0 - 0.1)) / 3 / (5.1 / 3)
+    )
     assert both.widths == (2, 2, 4, 8)
     assert one.widths == (2, 4, 8)
 

@@ -38,18 +38,20 @@ class Affine:
     r2: float
     """Share of the variance of the losses that the line explains."""
     loo_error: float
-    """Mean of |predicted − reached| ÷ reached, each width predicted by the line through the others."""
+    """Mean of |predicted − reached|, each width predicted by the line through the others, as a share of the mean loss.
+
+    Not a mean of relative errors: a student whose floor is next to nothing would decide those alone."""
     x: tuple[float, ...]
     residual: float
     """Standard deviation of the losses around the line."""
 
     def at(self, x: float, level: float = 0.95) -> Bounds:
-        """The loss at `x`, and the two-sided interval of a new student's."""
+        """The loss at `x`, and the two-sided interval of a new student's; no loss is below 0."""
         places, n = np.array(self.x), len(self.x)
         around = 1.0 + 1.0 / n + (x - places.mean()) ** 2 / max(((places - places.mean()) ** 2).sum(), 1e-300)
         reach = float(student_t.ppf(0.5 + level / 2, n - 2)) * self.residual * math.sqrt(around)
         value = self.slope * x + self.baseline
-        return Bounds(value, max(value - reach, 0.0), value + reach)
+        return Bounds(*(max(bound, 0.0) for bound in (value, value - reach, value + reach)))
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,7 @@ class Calibration:
 
     @property
     def loo_error(self) -> float:
-        """Mean relative error of a width that the line was not fitted to."""
+        """Mean error of a width that the line was not fitted to, as a share of the mean loss."""
         return self.fit.loo_error
 
     def _repr_html_(self) -> str:
@@ -162,13 +164,14 @@ def affine(x: Float64[np.ndarray, " student"], loss: Float64[np.ndarray, " stude
 def leave_one_out(
     x: Float64[np.ndarray, " student"], loss: Float64[np.ndarray, " student"], width: Any = None
 ) -> float:
-    """Mean relative error of each loss, predicted by the line through those of other widths (of each other x)."""
+    """Mean error of each loss, predicted by the line through those of other widths (of each other x), as a share of
+    the mean loss."""
     groups, errors = x if width is None else np.asarray(width), []
     for group in np.unique(groups):
         out = groups == group
         slope, baseline = _line(x[~out], loss[~out])
-        errors += (np.abs(slope * x[out] + baseline - loss[out]) / loss[out]).tolist()
-    return float(np.mean(errors))
+        errors += np.abs(slope * x[out] + baseline - loss[out]).tolist()
+    return float(np.mean(errors)) / float(loss.mean())
 
 
 def _line(x: Float64[np.ndarray, " width"], loss: Float64[np.ndarray, " width"]) -> tuple[float, float]:

@@ -90,7 +90,7 @@ def plan_view(plan: Plan, run: Path | None = None) -> RenderableType:
 
 
 def _fits(calibration: Calibration) -> Table:
-    table = _table("loss = C · prediction + B, nats/token (95 %); error: of each width, from the others")
+    table = _table("loss = C · prediction + B, nats/token (95 %); error: of a width from the others, of the mean loss")
     for heading in ("", "C", "B", "R²", "error"):
         table.add_column(heading, justify="left" if not heading else "right", no_wrap=True)
     for name, fit in calibration.predictors.items():

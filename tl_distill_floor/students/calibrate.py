@@ -113,5 +113,5 @@ def _power_law_error(
             fit, _ = curve_fit(shape, scaled[~out], losses[~out], p0=start, bounds=(0, np.inf), maxfev=20_000)
         except RuntimeError:
             return None
-        errors += (np.abs(shape(scaled[out], *fit) - losses[out]) / losses[out]).tolist()
-    return float(np.mean(errors))
+        errors += np.abs(shape(scaled[out], *fit) - losses[out]).tolist()
+    return float(np.mean(errors)) / float(losses.mean())
