@@ -11,8 +11,7 @@ import numpy as np
 from jaxtyping import Float64
 from scipy.stats import t as student_t
 
-from tl_distill_floor.errors import InputError
-from tl_distill_floor.files import check_format, file_in, write_atomically
+from tl_distill_floor.files import file_in, load_record, write_atomically
 
 CALIBRATION_FILE = "calibration.json"
 
@@ -119,18 +118,7 @@ class Calibration:
         Raises:
             InputError: the file is missing, truncated, foreign, or of another version.
         """
-        file = file_in(path, CALIBRATION_FILE)
-        try:
-            found: dict[str, Any] = json.loads(file.read_bytes())
-            check_format(file, "calibration", found.pop("format", None), found.pop("version", None))
-            predictors = {name: _affine(fit) for name, fit in found.pop("predictors").items()}
-            lists = {name: tuple(found[name]) for name in ("widths", "losses", "statuses", "warnings")}
-            fields: dict[str, Any] = {**found, **lists, "predictors": predictors}
-            return cls(**fields)
-        except InputError:
-            raise
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"{file} is missing or holds no calibration ({error}); run tl-floor calibrate") from error
+        return load_record(cls, file_in(path, CALIBRATION_FILE), "calibration", "tl-floor calibrate")
 
 
 def affine(x: Float64[np.ndarray, " student"], loss: Float64[np.ndarray, " student"], width: Any = None) -> Affine:
@@ -179,8 +167,3 @@ def _line(x: Float64[np.ndarray, " width"], loss: Float64[np.ndarray, " width"])
     spread = float(centred @ centred)
     slope = float(centred @ loss) / spread if spread > 1e-20 * float(x @ x) else 0.0  # a prediction that is constant
     return slope, float(loss.mean() - slope * x.mean())
-
-
-def _affine(stored: dict[str, Any]) -> Affine:
-    lists = {name: tuple(stored[name]) for name in ("slope_interval", "baseline_interval", "x")}
-    return Affine(**{**stored, **lists})

@@ -4,6 +4,7 @@ A file is written beside its place and then renamed, so that a reader sees the o
 """
 
 import contextlib
+import dataclasses
 import importlib.util
 import json
 import math
@@ -11,13 +12,16 @@ import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from tl_distill_floor.errors import InputError
 
+R = TypeVar("R")
 VERSION = 1
+LARGEST, MOST = 1e100, 2**53
+"""What a number and a count in a JSON file of ours can be: squares and sums of them are still finite."""
 HEADER = "tl-distill-floor"
 
 
@@ -126,6 +130,61 @@ def load_arrays(path: Path, kind: str) -> tuple[dict[str, np.ndarray], dict[str,
         raise
     except (OSError, SafetensorError, KeyError, TypeError, AttributeError, ValueError) as error:
         raise InputError(f"{path} is missing or is no complete file of ours ({error}); run tl-floor measure") from error
+
+
+def load_json(path: Path, kind: str) -> dict[str, Any]:
+    """The fields of a JSON file of ours, without its format and version; every number in it is sound.
+
+    Raises:
+        InputError: it is foreign, or of another version.
+        OSError, ValueError: it is missing, or no JSON object.
+    """
+    found = json.loads(path.read_bytes(), parse_constant=_number, parse_float=_number, parse_int=_whole)
+    if not isinstance(found, dict):
+        raise ValueError(f"it holds {type(found).__name__}, not an object")  # noqa: TRY004 - as every other damage
+    check_format(path, kind, found.pop("format", None), found.pop("version", None))
+    return found
+
+
+def load_record(record: type[R], path: Path, kind: str, command: str, given: dict[str, Any] | None = None) -> R:
+    """A record that was stored as JSON, every field of the type that it is declared with.
+
+    Args:
+        record: a dataclass.
+        path: its file.
+        kind: its format.
+        command: what makes it anew.
+        given: fields that the file does not decide.
+
+    Raises:
+        InputError: the file is missing, truncated, foreign, of another version, or holds something else.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        fields = load_json(path, kind)
+        known = {f.name for f in dataclasses.fields(record)}  # type: ignore[arg-type]
+        stored = json.dumps({name: value for name, value in fields.items() if name in known} | (given or {}))
+        return TypeAdapter(record).validate_json(stored, strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise InputError(f"{path} holds no {kind} ({place}: {first['msg']}); run {command}") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path} is missing or holds no {kind} ({error}); run {command}") from error
+
+
+def _number(text: str) -> float:
+    number = float(text)
+    if not abs(number) <= LARGEST:  # nor is it one that is no number
+        raise ValueError(f"{text} is no number that is measured")
+    return number
+
+
+def _whole(text: str) -> int:
+    if len(text) > len(str(MOST)):
+        raise ValueError(f"{text[:20]}... is no count")
+    return int(text)
 
 
 def check_format(path: Path, kind: str, found: Any, version: Any) -> None:

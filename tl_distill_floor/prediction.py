@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float64, Int64
 
 from tl_distill_floor.calibration import CALIBRATION_FILE, Bounds, Calibration
 from tl_distill_floor.errors import InputError
-from tl_distill_floor.files import check_format, file_in, plain, write_atomically
+from tl_distill_floor.files import file_in, load_json, plain, write_atomically
 from tl_distill_floor.records import (
     FLOOR_FILE,
     SIMULATION_FILE,
@@ -77,6 +77,8 @@ class FloorPrediction:
             values = getattr(self, name)
             if len(values) != n or (values < 0).any():
                 raise ValueError(f"{name} must hold {n} losses of at least 0, one a width")
+        if not 0 < self.alpha < 1 or min(self.capacity, self.critical_width, self.n_features, self.min_count) <= 0:
+            raise ValueError("a sparsity lies between 0 and 1, and capacities and counts above 0")
         if n < 1 or (self.widths < 1).any() or (np.diff(self.widths) <= 0).any():
             raise ValueError("widths must be at least one whole number above 0, each once, in rising order")
         if self.simulation is not None and self.simulation.lost_cost.shape[1:] != self.stats.firing_count.shape:
@@ -290,8 +292,7 @@ class FloorPrediction:
         """
         file = file_in(path, FLOOR_FILE)
         try:
-            found: dict[str, Any] = json.loads(file.read_bytes())
-            check_format(file, "floor", found.get("format"), found.get("version"))
+            found = load_json(file, "floor")
             # Files of an earlier state of this version knew no tail loss.
             found = {"additive": found.get("theorem"), "has_tail": False} | found
             stats = FeatureStats.load(file.parent / STATS_FILE)
@@ -302,13 +303,14 @@ class FloorPrediction:
             tail = TailLoss.load(file.parent / TAIL_FILE) if found["has_tail"] else None
             fields = {f.name: _decode(f.name, found[f.name]) for f in _stored_fields(cls)}
             floor = cls(stats=stats, simulation=simulation, tail=tail, **fields)
-            checked = _checked(floor, found["simulated"])
+            if floor.simulated is not None and not np.allclose(floor.simulated, found["simulated"]):
+                raise ValueError(f"it was not computed from the {SIMULATION_FILE} beside it")  # noqa: TRY301
         except InputError:
             raise
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise InputError(f"{file} is missing or does not fit ({error}); run tl-floor measure") from error
         there = with_calibration and (file.parent / CALIBRATION_FILE).exists()
-        return checked.calibrated_by(Calibration.load(file.parent)) if there else checked
+        return floor.calibrated_by(Calibration.load(file.parent)) if there else floor
 
     def calibrated_by(self, calibration: Calibration) -> "FloorPrediction":
         """With a calibration, where that is of this prediction; else as it is."""
@@ -367,13 +369,6 @@ def independent(stats: FeatureStats, alive: Bool[np.ndarray, " feature"], width:
     return allocate(np.where(alive, stats.cost, 0.0), rate, width)
 
 
-def _checked(floor: FloorPrediction, simulated: Any) -> FloorPrediction:
-    """The prediction, where its simulation gives the floors that were stored with it."""
-    if floor.simulated is not None and not np.allclose(floor.simulated, simulated):
-        raise ValueError(f"it was not computed from the {SIMULATION_FILE} beside it")
-    return floor
-
-
 def _stands_on(calibration: Calibration, floor: FloorPrediction) -> bool:
     """Whether a calibration is of this prediction, not of what was measured or simulated there before."""
     if calibration.stats != floor.stats.digest() or ("simulated" in calibration.predictors) != (
@@ -392,9 +387,12 @@ def _stored_fields(record: type[FloorPrediction]) -> list[dataclasses.Field[Any]
 
 def _decode(name: str, value: Any) -> Any:
     if name == "widths":
-        return np.array(value, dtype=np.int64)
+        return np.array(value, dtype=np.int64).reshape(-1)
     if name in ("theorem", "independent", "interval", "additive"):
-        return np.array(value, dtype=np.float64)
+        return np.array(value, dtype=np.float64).reshape((-1, 2) if name == "interval" else -1)
     if name.endswith("_interval"):
-        return tuple(math.nan if bound is None else float(bound) for bound in value)
-    return tuple(value) if isinstance(value, list) else value
+        low, high = (math.nan if bound is None else float(bound) for bound in value)
+        return low, high
+    if name == "warnings":
+        return tuple(str(warning) for warning in value)
+    return int(value) if name in ("min_count", "n_features") else float(value)

@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import t as student_t
 
-from tl_distill_floor.errors import InputError
-from tl_distill_floor.files import check_format, file_in, write_atomically
+from tl_distill_floor.files import file_in, load_record, write_atomically
 
 PROBES_FILE = "probes.json"
 TEST_PER_TRAIN = 1 / 3
@@ -192,17 +191,7 @@ class Probes:
         Raises:
             InputError: the file is missing, truncated, foreign, or of another version.
         """
-        file = file_in(path, PROBES_FILE)
-        try:
-            found: dict[str, Any] = json.loads(file.read_bytes())
-            check_format(file, "probes", found.pop("format", None), found.pop("version", None))
-            results = tuple(ProbeResult(**_tuples(result)) for result in found.pop("results"))
-            features = tuple(Decodability(**_tuples(each)) for each in found.pop("features"))
-            return cls(results=results, features=features, **_tuples(found))
-        except InputError:
-            raise
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"{file} is missing or holds no probes ({error}); run tl-floor probe") from error
+        return load_record(cls, file_in(path, PROBES_FILE), "probes", "tl-floor probe")
 
 
 def separation(score: tuple[float, ...], kept: tuple[bool, ...]) -> float:
@@ -223,7 +212,3 @@ def _interval(values: tuple[float, ...]) -> tuple[float, float]:
         return math.nan, math.nan
     reach = float(student_t.ppf(0.975, n - 1)) * float(np.std(values, ddof=1)) * math.sqrt(1.0 / n + TEST_PER_TRAIN)
     return mean - reach, mean + reach
-
-
-def _tuples(stored: dict[str, Any]) -> dict[str, Any]:
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in stored.items()}

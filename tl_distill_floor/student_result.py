@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tl_distill_floor.errors import InputError
-from tl_distill_floor.files import check_format, file_in, write_atomically
+from tl_distill_floor.files import file_in, load_record, write_atomically
 
 STUDENT_FILE = "student.json"
 STATUSES = ("saturated", "under-trained", "diverged")
@@ -46,6 +45,8 @@ class StudentResult:
             raise ValueError("a student's curve needs a loss for every number of tokens")
         if self.status not in STATUSES:
             raise ValueError(f"a student is {', '.join(STATUSES)}, got {self.status!r}")
+        if min(self.width, self.depth, self.n_parameters, *self.tokens) < 1 or min(self.floor, *self.losses, 0.0) < 0:
+            raise ValueError("a student's sizes and tokens must be above 0, and no loss below")
 
     @property
     def loss(self) -> float:
@@ -72,16 +73,7 @@ class StudentResult:
             InputError: the file is missing, truncated, foreign, or of another version.
         """
         file = file_in(path, STUDENT_FILE)
-        try:
-            found: dict[str, Any] = json.loads(file.read_bytes())
-            check_format(file, "student", found.pop("format", None), found.pop("version", None))
-            found.pop("unit", None)
-            lists = {name: tuple(found[name]) for name in ("tokens", "losses", "interval")}
-            return cls(**{**found, **lists, "path": str(file.parent)})
-        except InputError:
-            raise
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"{file} is missing or holds no student ({error}); run tl-floor distill") from error
+        return load_record(cls, file, "student", "tl-floor distill", {"path": str(file.parent)})
 
 
 def student_files(directory: str | Path) -> list[Path]:

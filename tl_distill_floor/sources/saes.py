@@ -36,6 +36,11 @@ else:
     SAE = Any  # sae_lens takes seconds to import, so it is imported where it is used
 
 SUPPORTED = ("standard", "gated", "topk", "jumprelu", "abstopk", "matching_pursuit")
+_SAYS: dict[str, Any] = {
+    **dict.fromkeys(("hook_name", "model_name", "neuronpedia_id"), str), "model_from_pretrained_kwargs": dict,
+    "context_size": int, "prepend_bos": bool, "l0": (int, float),
+}  # fmt: skip
+"""What kind of thing an SAE's metadata says."""
 _SUFFIXES, _CONFIG, _WEIGHTS = (".pt", ".pth", ".safetensors"), "cfg.json", "sae_weights.safetensors"
 
 
@@ -277,7 +282,13 @@ def _source(sae: Any, name: str, entry: SaeEntry | None = None) -> SaeSource:
 
 def _metadata(sae: Any) -> dict[str, Any]:
     """The only reader of an SAE's metadata, whose attributes are None when they are missing or misspelt."""
-    return dict(sae.cfg.metadata.to_dict())
+    found = dict(sae.cfg.metadata.to_dict())
+    for name, kind in _SAYS.items():
+        if found.get(name) is not None and not isinstance(found[name], kind):
+            raise InputError(
+                f"the SAE's configuration says {name} is {found[name]!r:.80}; mend it, or name another --sae"
+            )
+    return found
 
 
 def _refuse_architecture(architecture: str, name: str) -> None:
