@@ -328,13 +328,14 @@ def test_forecasts_are_of_the_features_that_they_name(sae: Any) -> None:
     activation = torch.randn(7, sae.cfg.d_in, generator=torch.Generator().manual_seed(5))
     kept = torch.zeros(sae.cfg.d_sae, dtype=torch.bool)
     kept[[3, 40, 41]] = True
-    seen = forecasts(sae, 3, {8: kept}, {4: lambda codes: codes[:, :4] * 2})(activation)
+    readout = forecasts(sae, sae.cfg.d_in, 3, {8: kept}, {4: lambda codes: codes[:, :4] * 2})
+    seen = readout.views(readout.of_token(activation))
     codes = sae.encode(activation)
     masked = codes.clone()
     masked[:, ~kept] = 0.0
     torch.testing.assert_close(seen["kept 8"] + sae.b_dec, sae.decode(masked))
     torch.testing.assert_close(seen["bottleneck 4"], codes[:, :4] * 2)
-    assert seen["activation"] is activation
+    torch.testing.assert_close(seen["activation"], activation, rtol=0, atol=0)
 
 
 def test_what_a_bottleneck_holds_is_its_weights_times_scaled_codes() -> None:

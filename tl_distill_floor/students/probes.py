@@ -25,9 +25,6 @@ PENALTIES = (1e-3, 1e-2, 1e-1, 1.0)
 """Of scikit-learn's C: the larger, the weaker the penalty."""
 ITERATIONS = 100
 DRAWINGS = 200
-Views = Callable[[Float[Tensor, "token d_model"]], Mapping[str, Float[Tensor, "token view"]]]
-"""From activations to what is probed of them, by name."""
-Progress = Callable[[int, int], None]
 
 
 def probe(
@@ -87,13 +84,21 @@ def result_of(items: Items, scores: "Scores", subject: str, kind: str, width: in
     )  # fmt: skip
 
 
-def as_it_is(activation: Float[Tensor, "token d_model"]) -> Mapping[str, Float[Tensor, "token d_model"]]:
-    return {"activation": activation}
+class Readout(NamedTuple):
+    """What is probed of activations."""
+
+    of_token: Callable[[Float[Tensor, "token d_model"]], Float[Tensor, "token held"]]
+    """What each token gives, of which the mean over a text is taken, or one token's."""
+    views: Callable[[Float[Tensor, "item held"]], Mapping[str, Float[Tensor, "item view"]]]
+    """From that to what is probed, by name; linear, so that means come first."""
+
+
+AS_IT_IS = Readout(lambda activation: activation, lambda activation: {"activation": activation})
 
 
 @torch.no_grad()
 def collect(
-    model: Any, hook_name: str, sequences: Sequences, views: Views = as_it_is, *, batch_size: int = 16
+    model: Any, hook_name: str, sequences: Sequences, readout: Readout = AS_IT_IS, *, batch_size: int = 16
 ) -> dict[str, list[Float32[np.ndarray, "item view"]]]:
     """What is probed, by view and task.
 
@@ -109,15 +114,19 @@ def collect(
     with reader(model, [hook_name]) as read:
         for first in range(0, len(order), batch_size):
             texts = order[first : first + batch_size]
-            rows = [sequences.ids[text] for text in texts]
-            padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+            padded = torch.nn.utils.rnn.pad_sequence([sequences.ids[text] for text in texts], batch_first=True)
             (activation,) = read(padded.to(device_of(model)))
             if not activation.isfinite().all():
                 raise InputError(f"the activation at {hook_name} holds NaN or Inf; load the model in fp32")
-            flat = activation.flatten(2).float()
-            for place, (text, ids) in enumerate(zip(texts, rows, strict=True)):
-                chosen = [by_text(text) for by_text in places]
-                _collect_text(found, sequences, chosen, flat[place, : len(ids)], views)
+            chosen = [[by_text(text) for by_text in places] for text in texts]
+            lengths = [len(sequences.ids[text]) for text in texts]
+            pooled = _pooled(sequences, chosen, activation.flatten(2).float(), lengths, readout)
+            for task, held in enumerate(pooled):
+                rows = np.concatenate([of_text[task] for of_text in chosen])
+                for name, seen in readout.views(held).items():
+                    if name not in found:
+                        found[name] = [np.zeros((len(i), seen.shape[1]), dtype=np.float32) for i in sequences.items]
+                    found[name][task][rows] = seen.float().cpu().numpy()
     return found
 
 
@@ -128,25 +137,33 @@ def _by_text(items: Items) -> Callable[[int], Int64[np.ndarray, " item"]]:
     return lambda text: order[np.searchsorted(ordered, text) : np.searchsorted(ordered, text, side="right")]
 
 
-def _collect_text(
-    found: dict[str, list[np.ndarray]],
+def _pooled(
     sequences: Sequences,
-    chosen: list[Int64[np.ndarray, " _"]],
-    activation: Float[Tensor, "position d_model"],
-    views: Views,
-) -> None:
-    """Put what is probed of one text where it belongs: of every task, some items."""
-    needed = [items.position[rows] for items, rows in zip(sequences.items, chosen, strict=True)]
-    everything = any((positions == MEAN).any() for positions in needed)
-    tokens = np.arange(1, len(activation)) if everything else np.unique(np.concatenate(needed))
-    for name, seen in views(activation[torch.from_numpy(tokens).to(activation.device)]).items():
-        values = seen.float().cpu().numpy()
-        for task, (rows, positions) in enumerate(zip(chosen, needed, strict=True)):
-            if name not in found:
-                found[name] = [np.zeros((len(i), values.shape[1]), dtype=np.float32) for i in sequences.items]
-            mean = positions == MEAN
-            found[name][task][rows[mean]] = values.mean(0)
-            found[name][task][rows[~mean]] = values[np.searchsorted(tokens, positions[~mean])]
+    chosen: list[list[Int64[np.ndarray, " _"]]],
+    activation: Float[Tensor, "text position d_model"],
+    lengths: list[int],
+    readout: Readout,
+) -> list[Float[Tensor, "_ held"]]:
+    """For every task what the chosen items of a batch hold, text after text."""
+    positions = [[items.position[rows] for items, rows in zip(sequences.items, of, strict=True)] for of in chosen]
+    tokens = [_tokens_needed(of_text, length) for of_text, length in zip(positions, lengths, strict=True)]
+    gathered = [activation[place, torch.from_numpy(needed)] for place, needed in enumerate(tokens)]
+    held = torch.split(readout.of_token(torch.cat(gathered)), [len(needed) for needed in tokens])
+
+    def of(place: int, wanted: Int64[np.ndarray, " _"]) -> Tensor:
+        """Of one text: the mean of its tokens, or those at some positions."""
+        if (wanted == MEAN).any():
+            return held[place].mean(0, keepdim=True).expand(len(wanted), -1)
+        return held[place][torch.from_numpy(np.searchsorted(tokens[place], wanted))]
+
+    n_tasks, n_texts = len(sequences.items), len(chosen)
+    return [torch.cat([of(place, positions[place][task]) for place in range(n_texts)]) for task in range(n_tasks)]
+
+
+def _tokens_needed(positions: list[Int64[np.ndarray, " _"]], length: int) -> Int64[np.ndarray, " token"]:
+    """All but the first where a mean is wanted, else those at the positions."""
+    wanted = np.unique(np.concatenate(positions))
+    return np.arange(1, length) if MEAN in wanted else wanted
 
 
 class Scores(NamedTuple):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 from torch import Tensor
 
 from tl_distill_floor.errors import InputError
@@ -19,7 +19,7 @@ from tl_distill_floor.student_result import StudentResult
 from tl_distill_floor.students.decodability import decodability
 from tl_distill_floor.students.layers import is_residual, layer_of, student_hook
 from tl_distill_floor.students.probe_items import Sequences, sequences_of
-from tl_distill_floor.students.probes import as_it_is, collect, fit, result_of
+from tl_distill_floor.students.probes import Readout, collect, fit, result_of
 from tl_distill_floor.theory.simulation import Hidden, hidden_states
 
 if TYPE_CHECKING:
@@ -181,8 +181,8 @@ class _Run:
         hook = self.floor.stats.hook_name
         kept = {width: torch.from_numpy(self.floor.kept(width)) for width in self.widths}
         held = dict(zip(self.widths, hidden, strict=bool(hidden)))
-        views = forecasts(self.sae, int(self.teacher.model.cfg.n_heads), kept, held)
-        found = collect(self.teacher.model, hook, self.sequences, views, batch_size=self.probing.batch_size)
+        readout = forecasts(self.sae, self.floor.stats.d_model, int(self.teacher.model.cfg.n_heads), kept, held)
+        found = collect(self.teacher.model, hook, self.sequences, readout, batch_size=self.probing.batch_size)
         results = self._fitted(found.pop("activation"), self.teacher.name, "teacher", None, hook)
         for name, activations in found.items():
             kind, _, width = name.partition(" ")
@@ -192,7 +192,7 @@ class _Run:
     def of_student(self, student: StudentResult) -> list[ProbeResult]:
         model = load_teacher(student.path, device=str(device_of(self.teacher.model))).model
         hook = self._hooks[student.name]
-        found = collect(model, hook, self.sequences, as_it_is, batch_size=self.probing.batch_size)["activation"]
+        found = collect(model, hook, self.sequences, batch_size=self.probing.batch_size)["activation"]
         return self._fitted(found, student.name, "student", student.width, hook)
 
     def _fitted(
@@ -207,22 +207,26 @@ class _Run:
 
 
 def forecasts(
-    sae: Any, n_heads: int, kept: Mapping[int, Bool[Tensor, " feature"]], hidden: Mapping[int, Hidden]
-) -> Callable[[Float[Tensor, "token d_model"]], dict[str, Float[Tensor, "token view"]]]:
-    """From activations to what is probed: themselves, what is rebuilt from the features kept, and bottlenecks' states.
+    sae: Any, d_model: int, n_heads: int, kept: Mapping[int, Bool[Tensor, " feature"]], hidden: Mapping[int, Hidden]
+) -> Readout:
+    """Of activations: themselves, what is rebuilt from the features kept, and what bottlenecks hold.
 
     Args:
         sae: of the hook point.
+        d_model: dimensions of the activation.
         n_heads: of the teacher, for an SAE that joins its heads.
         kept: by width, the features that it is expected to hold.
         hidden: by width, what the bottleneck student holds of the codes.
     """
     decoder = sae.W_dec.detach().float()
 
-    def views(activation: Tensor) -> dict[str, Tensor]:
-        codes = codes_of(sae, activation, n_heads)
-        rebuilt = {f"kept {width}": (codes * mask.to(codes.device)) @ decoder for width, mask in kept.items()}
-        held = {f"bottleneck {width}": holds(codes) for width, holds in hidden.items()}
-        return {"activation": activation, **rebuilt, **held}
+    def with_codes(activation: Tensor) -> Tensor:
+        return torch.cat([activation, codes_of(sae, activation, n_heads).to(activation.device)], dim=1)
 
-    return views
+    def views(held: Tensor) -> dict[str, Tensor]:
+        activation, codes = held[:, :d_model], held[:, d_model:].to(decoder.device)
+        rebuilt = {f"kept {width}": (codes * mask.to(codes.device)) @ decoder for width, mask in kept.items()}
+        states = {f"bottleneck {width}": holds(codes) for width, holds in hidden.items()}
+        return {"activation": activation, **rebuilt, **states}
+
+    return Readout(with_codes, views)
