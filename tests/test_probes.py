@@ -154,7 +154,7 @@ def test_words_end_at_their_last_byte_and_share_no_token() -> None:
     assert len(ids) == 1 + 6 + 6 + 2 + 1 + 2
     assert found.items[0].classes == ("0", "1", "2", "4", "5")
     assert sorted(set(positions.ravel().tolist())) == [6, 12, 14, 15, 17]
-    assert found.warnings == ("6 words end in a token that holds a part of the next one, and were left out",)
+    assert found.warnings == ("words that end in a token with a part of the next one, left out: 6",)
 
 
 def test_the_first_position_is_never_probed(tokenizer: Any, bridge: Any) -> None:
@@ -173,7 +173,7 @@ def test_longer_texts_are_cut_and_rare_classes_left_out(tokenizer: Any) -> None:
     some = rows()
     some[0]["length"] = ["once", *some[0]["length"][1:]]
     found = sequences_of(load_labelled(some, ["length"]), tokenizer, context_size=14)
-    assert any("texts are longer than 14 tokens and were cut" in warning for warning in found.warnings)
+    assert any("texts longer than 14 tokens, which were cut: " in warning for warning in found.warnings)
     assert any("1 of 3 classes stand in fewer than 5 documents and were left out (once)" in w for w in found.warnings)
     assert found.items[0].classes == ("long", "short")
     assert found.items[0].position.max() < 14

@@ -91,9 +91,9 @@ def sequences_of(
             n_cut += len(whole) > context_size
             ends.append(_tokens_at(found.offsets, word_ends, text))
             n_shared += ends[-1].count(None)
-    warnings = [f"{n_cut:,} texts are longer than {context_size} tokens and were cut"] if n_cut else []
+    warnings = [f"texts longer than {context_size} tokens, which were cut: {n_cut:,}"] if n_cut else []
     if n_shared:
-        warnings.append(f"{n_shared:,} words end in a token that holds a part of the next one, and were left out")
+        warnings.append(f"words that end in a token with a part of the next one, left out: {n_shared:,}")
     random = np.random.default_rng(seed)
     items = []
     for task in labelled.tasks:
