@@ -259,6 +259,22 @@ def test_files_and_the_embedded_passages(tmp_path: Path) -> None:
         load_labelled(file)
 
 
+def test_a_dataset_is_read_as_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = [{"text": "a", "label": 1}, {"text": "b", "label": 0}]
+    asked: list[Any] = []
+
+    def load_dataset(*given: Any, **options: Any) -> list[dict[str, Any]]:
+        asked.append((given, options))
+        return found
+
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    labelled = load_labelled("owner/name:config")
+    assert (labelled.name, labelled.texts, labelled.tasks[0].of_text) == ("owner/name:config", ("a", "b"), ("1", "0"))
+    assert asked == [(("owner/name", "config"), {"split": "train", "streaming": True})]
+    with pytest.raises(InputError, match="row 1 has no 'topic'; name one of its labels with --label"):
+        load_labelled("owner/name", ["topic"])
+
+
 def test_words_are_joined_as_prose_is_written() -> None:
     text, ends = join_words(["He", "said", ",", "``", "no", "''", "(", "twice", ")", "."])
     assert text == "He said, ``no'' (twice)."
