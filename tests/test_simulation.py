@@ -123,9 +123,10 @@ def test_it_is_shown(floor: FloorPrediction) -> None:
     assert shown["simulated"] == shown["expected"]
     assert shown["structure_gain"][:3] == pytest.approx(floor.structure_gain[:3].tolist())
     assert shown["structure_gain"][3] is None  # 0 over 0
-    assert "of all  gain" in floor._repr_html_()
+    for heading in ("of all", "gain"):
+        assert f'<th scope="col" class="number">{heading}</th>' in floor._repr_html_()
     assert "Beyond width 2," in floor._repr_html_()  # the teacher has 16 dimensions
-    assert [trace.name for trace in floor.plot().data][-1] == "simulated"
+    assert [trace.name for trace in floor.plot().data][-1] == "simulated (expected)"
 
 
 def test_refuses_what_does_not_fit() -> None:
