@@ -1,5 +1,6 @@
 """Linear probes: on activations of known decodability, on a tiny random model, and the records of both."""
 
+import copy
 import dataclasses
 import math
 from pathlib import Path
@@ -352,6 +353,19 @@ def test_forecasts_are_of_the_features_that_they_name(sae: Any) -> None:
     torch.testing.assert_close(seen["kept 8"] + sae.b_dec, sae.decode(masked))
     torch.testing.assert_close(seen["bottleneck 4"], codes[:, :4] * 2)
     torch.testing.assert_close(seen["activation"], activation, rtol=0, atol=0)
+
+
+def test_an_sae_that_joins_heads_itself_is_read_as_one_of_joined_heads(sae: Any) -> None:
+    found = []
+    activation = torch.randn(6, sae.cfg.d_in, generator=torch.Generator().manual_seed(8))
+    for reshape in ("none", "hook_z"):
+        config = copy.deepcopy(sae.cfg)
+        config.metadata.hook_name, config.reshape_activations = "blocks.1.attn.hook_z", reshape
+        z = type(sae)(config)
+        z.load_state_dict(sae.state_dict())
+        readout = forecasts(z, sae.cfg.d_in, 3, {8: torch.ones(sae.cfg.d_sae, dtype=torch.bool)}, {})
+        found.append(readout.views(readout.of_token(activation))["kept 8"])
+    torch.testing.assert_close(found[1], found[0])
 
 
 def test_what_a_bottleneck_holds_is_its_weights_times_scaled_codes() -> None:
