@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tests.making import stats_of
 from tl_distill_floor import FeatureStats, FloorPrediction, InputError, floor_from_stats
 from tl_distill_floor.codes import Codes
-from tl_distill_floor.files import write_atomically
+from tl_distill_floor.files import discard, write_atomically
 from tl_distill_floor.records import MAX_BLOCKS, Blocks
 
 COST = np.array([5.0, 1.0, 9.0, 4.0])
@@ -137,3 +137,11 @@ def test_merging_keeps_sums_and_few_blocks(n: int) -> None:
     assert len(total.blocks.n_tokens) <= MAX_BLOCKS
     np.testing.assert_allclose(total.cost, part.cost)
     np.testing.assert_array_equal(total.blocks.firing_count.sum(0), total.firing_count)
+
+
+def test_what_a_killed_write_left_goes_with_the_file(tmp_path: Path) -> None:
+    for name in ("partial.safetensors", ".partial.safetensors.ab12", "other.safetensors", ".other.safetensors.cd34"):
+        (tmp_path / name).write_bytes(b"")
+    discard(tmp_path / "partial.safetensors")
+    discard(tmp_path / "partial.safetensors")
+    assert sorted(file.name for file in tmp_path.iterdir()) == [".other.safetensors.cd34", "other.safetensors"]

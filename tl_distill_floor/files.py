@@ -102,6 +102,12 @@ def write_atomically(path: Path, data: bytes) -> Path:
     return path
 
 
+def discard(path: Path) -> None:
+    """Remove a file, and what writes of it that were killed left beside it; nobody else may be writing it."""
+    for left in (path, *path.parent.glob(f".{path.name}.*")):
+        left.unlink(missing_ok=True)
+
+
 def save_arrays(path: Path, kind: str, arrays: dict[str, np.ndarray], scalars: dict[str, Any]) -> Path:
     """One safetensors file whose header carries `kind`, the version and the scalars as JSON."""
     from safetensors.numpy import save

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from tl_distill_floor.errors import InputError
-from tl_distill_floor.files import held
+from tl_distill_floor.files import discard, held
 from tl_distill_floor.prediction import FloorPrediction
 
 PARTIAL_FILE = "partial.safetensors"
@@ -88,7 +88,7 @@ def run_measure(
         for run, floor in zip(runs, floors, strict=True):
             floor.save(run.directory)
         for run in runs:
-            run.partial.unlink(missing_ok=True)
+            discard(run.partial)
     return floors
 
 

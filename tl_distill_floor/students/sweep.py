@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from tl_distill_floor.errors import InputError
+from tl_distill_floor.files import discard
 from tl_distill_floor.sources.teachers import Teacher
 from tl_distill_floor.student_result import STUDENT_FILE, StudentResult
 from tl_distill_floor.students.build import build_student
@@ -157,7 +158,7 @@ class Sweep:
             found = [
                 self._saved(student, result, directory) for student, result in zip(self.students, found, strict=True)
             ]
-            (directory / PARTIAL_FILE).unlink(missing_ok=True)
+            discard(directory / PARTIAL_FILE)
         self._accelerator.wait_for_everyone()
         return found
 
