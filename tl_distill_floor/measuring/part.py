@@ -8,6 +8,9 @@ import numpy as np
 from tl_distill_floor.codes import Codes
 from tl_distill_floor.contexts import Contexts
 
+SCALARS = ("n_tokens", "n_masked", "sampled_tokens", "sampled_sum_sq", "sampled_error_sq")
+"""The sums that are one number, not one for each feature or dimension."""
+
 
 class Part(NamedTuple):
     """Sums over a batch, under the names of `FeatureStats`; its codes and contexts, where they are kept."""
@@ -50,6 +53,3 @@ def unpacked(arrays: dict[str, np.ndarray]) -> list[Part]:
         return Contexts(**found) if found else None
 
     return [Part(sums(i), codes(i), contexts(i)) for i in range(int(arrays["parts"][0]))]
-
-
-SCALARS = ("n_tokens", "n_masked", "sampled_tokens", "sampled_sum_sq", "sampled_error_sq")

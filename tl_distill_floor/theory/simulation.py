@@ -113,7 +113,6 @@ def hidden_states(
     min_count: int = 1,
     seed: int = 0,
     device: str = "cpu",
-    progress: Callable[[int, int], None] | None = None,
 ) -> list[Hidden]:
     """What the bottleneck student of each width holds of an SAE's codes, trained as `simulate` trains it.
 
@@ -123,7 +122,7 @@ def hidden_states(
         InputError: see `simulate`.
     """
     task = Task.of(stats, stats.alive(min_count), seed, "cpu" if str(device).startswith("mps") else str(device))
-    report = Report(progress, len(widths) * steps_a_width(steps))
+    report = Report(None, len(widths) * steps_a_width(steps))
     reached = task.reached([int(width) for width in widths], steps, BATCH, seed, report)
     return [task.holding(each.models[1], stats) for each in reached]
 
