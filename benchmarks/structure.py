@@ -29,7 +29,7 @@ from tl_distill_floor import FeatureStats
 from tl_distill_floor.codes import Codes
 from tl_distill_floor.files import write_atomically
 from tl_distill_floor.measuring.subject import special_ids, subject_of
-from tl_distill_floor.prediction import independent
+from tl_distill_floor.theory.allocation import independent_floors
 from tl_distill_floor.theory.simulation import simulate
 
 KINDS = ("real", "on its token", "2 random groups", "16 groups", "in its sequence", "Gaussian", "shuffled")
@@ -46,7 +46,7 @@ def main() -> None:
     assert stats.codes is not None, "measure with codes"
     found = json.loads(given.out.read_text()) if given.out.exists() else {}
     found["widths"] = widths.tolist()
-    found["independent"] = [independent(stats, stats.alive(), int(width)).floor for width in widths]
+    found["independent"] = independent_floors(stats, stats.alive(), widths).tolist()
     found["linear"] = linear_floors(stats, widths)
     for kind in KINDS:
         if kind not in found and (codes := surrogate(stats, kind)) is not None:

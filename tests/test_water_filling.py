@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linprog
 
-from tl_distill_floor import allocate
+from tl_distill_floor import allocate, independent_floor
 from tl_distill_floor.theory import water_filling
 from tl_distill_floor.theory.loss_capacity import (
     CAPACITIES,
@@ -138,15 +138,46 @@ def test_a_width_of_all_features_loses_nothing() -> None:
     assert found.kept.all()
 
 
-def test_many_features_are_filled_as_few_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    random = np.random.default_rng(1)
-    cost, rate = random.lognormal(0, 2, 5000), np.exp(random.uniform(np.log(1e-4), np.log(0.3), 5000))
-    for width in (3, 60, 900):
-        sorted_all = allocate(cost, rate, width)
-        with monkeypatch.context() as patch:
-            patch.setattr(water_filling, "SAMPLED", 500)
-            sampled = allocate(cost, rate, width)
-        assert sampled.capacity.tolist() == sorted_all.capacity.tolist()
+@given(st.integers(0, 2**32 - 1), st.floats(0.5, 3.0), st.floats(0.01, 0.5))
+@settings(deadline=None, max_examples=20)
+def test_the_level_is_found_among_many_gains_as_among_few(seed: int, spread: float, share: float) -> None:
+    random = np.random.default_rng(seed)
+    n, width = 3000, 3000 * share
+    cost, rate = random.lognormal(0, spread, n), np.exp(random.uniform(np.log(1e-4), np.log(0.3), n))
+    gains = loss_curve(width).gains(rate) * cost
+    dearest = np.argsort(-gains, axis=None)
+    taken = np.cumsum(np.repeat(SEGMENTS, n)[dearest])
+    level = gains.ravel()[dearest[np.searchsorted(taken, width)]]
+    spent = allocate(cost, rate, width).capacity
+    assert spent.sum() == pytest.approx(width)
+    assert spent == pytest.approx(SEGMENTS @ (gains > level), abs=SEGMENTS.max())
+    assert (spent - SEGMENTS @ (gains > level) > 1e-9).sum() <= 1  # the one whose segment is filled in part
+
+
+@given(st.integers(0, 2**32 - 1), st.floats(0.0, 4.0), st.floats(0.1, 2.0), st.booleans())
+@settings(deadline=None, max_examples=20)
+def test_grouped_features_lose_what_single_ones_do(seed: int, spread: float, of_rates: float, related: bool) -> None:
+    random = np.random.default_rng(seed)
+    rate = np.clip(np.exp(random.normal(-6.0, of_rates, 20_000)), 1e-7, 0.9)
+    cost = random.lognormal(0, spread, len(rate)) * (rate if related else 1.0)
+    cost[:50] = 0.0  # alive, and worth nothing
+    widths = np.array([1.0, 20.0, 400.0, 5000.0, 20_000.0])
+    cells = water_filling.grouped(cost, rate)
+    assert cells.n.sum() == len(cost)
+    assert cells.cost @ cells.n == pytest.approx(cost.sum())
+    alone = water_filling.fill_all(cost, rate, widths)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(water_filling, "MANY", 1000)
+        together = independent_floor(cost, rate, widths)
+    assert together == pytest.approx(alone, rel=3e-4)
+
+
+def test_floors_are_those_of_the_allocations() -> None:
+    cost, rate = [5.0, 0.0, 1.0, 2.0], [0.1, 0.0, 0.01, 0.2]
+    floors = independent_floor(cost, rate, [0.5, 2, 7])
+    assert floors == pytest.approx([allocate(cost, rate, width).floor for width in (0.5, 2, 7)])
+    with pytest.raises(ValueError, match="widths must be a vector"):
+        independent_floor(cost, rate, [0.0])
 
 
 def test_a_million_features() -> None:

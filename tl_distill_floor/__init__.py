@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from tl_distill_floor.students.training import Training as Training
     from tl_distill_floor.theory import toy as toy
     from tl_distill_floor.theory.allocation import allocate as allocate
+    from tl_distill_floor.theory.allocation import independent_floor as independent_floor
     from tl_distill_floor.theory.capacity import capacity as capacity
     from tl_distill_floor.theory.capacity import critical_width as critical_width
     from tl_distill_floor.theory.floor import floor_from_stats as floor_from_stats
@@ -72,6 +73,7 @@ _HOME = {
     "survival": "students.survival",
     "Training": "students.training",
     "allocate": "theory.allocation",
+    "independent_floor": "theory.allocation",
     "capacity": "theory.capacity",
     "critical_width": "theory.capacity",
     "floor_from_stats": "theory.floor",

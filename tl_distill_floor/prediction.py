@@ -25,7 +25,7 @@ from tl_distill_floor.records import (
     Simulation,
 )
 from tl_distill_floor.tail_loss import TAIL_FILE, TailLoss
-from tl_distill_floor.theory.allocation import allocate, by_cost, tail_costs
+from tl_distill_floor.theory.allocation import allocate, by_cost, costs_and_rates, independent_floors, tail_costs
 from tl_distill_floor.theory.capacity import Number
 from tl_distill_floor.theory.power_law import PowerLaw, power_law_of
 
@@ -132,7 +132,7 @@ class FloorPrediction:
             rank = min(int(float(width) * self.capacity), self.n_features)
             return float(self.sized(tail_costs(self.stats.cost[order])[rank]))
         if predictor == "independent":
-            return float(self.sized(self._independent(width).floor))
+            return self._alone(width)
         if predictor != "simulated" or self.simulation is None:
             raise InputError(f"there is no prediction {predictor!r} here; measure with codes for simulated")
         return self.floor_at(width)
@@ -169,21 +169,19 @@ class FloorPrediction:
         Between the widths that were simulated, a monotone cubic of the logarithms; beyond them `independent`, divided
         by the structure gain of the nearest.
         """
-        return self._on_curve(width, self._simulated_curve, self.sized)
+        return self._on_curve(width, self._simulated_curve, self._alone)
 
     def _additive_at(self, width: Number) -> float:
         """The expected floor in summed costs."""
-        return self._on_curve(width, self._simulated_costs, float)
+        return self._on_curve(width, self._simulated_costs, self._alone_in_costs)
 
-    def _on_curve(self, width: Number, curve: Curve | None, sized: Callable[[float], float]) -> float:
-        alone = sized(self._independent(width).floor)
-        if curve is None or alone == 0:
-            return alone
+    def _on_curve(self, width: Number, curve: Curve | None, alone: Callable[[Number], float]) -> float:
+        if curve is None:
+            return alone(width)
         widths, log_floors = curve
         nearest = float(np.clip(float(width), widths[0], widths[-1]))
         floor = float(np.exp(log_floors(math.log(nearest))))
-        of_nearest = alone if nearest == width else sized(self._independent(nearest).floor)
-        return floor * alone / of_nearest
+        return floor if nearest == width else floor * alone(width) / alone(nearest)
 
     def structure_gain_at(self, width: Number) -> float:
         """independent ÷ simulated at one width; not a number where both are 0.
@@ -194,7 +192,7 @@ class FloorPrediction:
         if self.simulation is None:
             raise InputError("nothing was simulated; measure with codes (n_codes above 0)")
         floor = self.floor_at(width)
-        return float(self.sized(self._independent(width).floor)) / floor if floor > 0 else math.nan
+        return self._alone(width) / floor if floor > 0 else math.nan
 
     def lost_share(self, width: Number) -> Float64[np.ndarray, " feature"]:
         """The share of each feature's cost in `expected` at one width; 0 for features that are not alive."""
@@ -334,7 +332,14 @@ class FloorPrediction:
         return power_law_of(self.stats, self.min_count)
 
     def _independent(self, width: Number) -> Allocation:
-        return independent(self.stats, self.stats.alive(self.min_count), width)
+        return allocate(*costs_and_rates(self.stats, self.stats.alive(self.min_count)), width)
+
+    def _alone(self, width: Number) -> float:
+        """The floor of independent features, in `unit`."""
+        return float(self.sized(self._alone_in_costs(width)))
+
+    def _alone_in_costs(self, width: Number) -> float:
+        return float(independent_floors(self.stats, self.stats.alive(self.min_count), [width])[0])
 
     @cached_property
     def _simulated_curve(self) -> Curve | None:
@@ -359,14 +364,6 @@ class FloorPrediction:
         if len(logs) == 1:
             return self.simulation.widths, lambda _: logs[0]
         return self.simulation.widths, PchipInterpolator(np.log(self.simulation.widths), logs)
-
-
-def independent(stats: FeatureStats, alive: Bool[np.ndarray, " feature"], width: Number) -> Allocation:
-    """Water-filling over the alive features of measured statistics."""
-    # A feature that fired on every token counted has a rate of nearly 1, not of 1.
-    most = 1.0 - 0.5 / max(stats.n_tokens, 1)
-    rate = np.where(alive, np.minimum(stats.firing_rate, most), 0.0)
-    return allocate(np.where(alive, stats.cost, 0.0), rate, width)
 
 
 def _stands_on(calibration: Calibration, floor: FloorPrediction) -> bool:

@@ -5,9 +5,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
-from tl_distill_floor.records import Allocation
+from tl_distill_floor.records import Allocation, FeatureStats
 from tl_distill_floor.theory.capacity import Number, capacity, n_held
-from tl_distill_floor.theory.water_filling import Filled, fill
+from tl_distill_floor.theory.water_filling import Filled, fill, fill_all
 
 METHODS = ("top_k", "water_fill")
 
@@ -44,6 +44,48 @@ def allocate(cost: Any, firing_rate: Any, width: Number, method: str = "water_fi
     alive = np.flatnonzero(rates > 0)
     found = fill(costs[alive], rates[alive], width) if method == "water_fill" else _top_k(costs, rates, alive, width)
     return Allocation(*(_of_all(values, alive, len(costs)) for values in found))
+
+
+def independent_floor(cost: Any, firing_rate: Any, widths: Any) -> Float64[np.ndarray, " width"]:
+    """The floor of `allocate` by water-filling at every width, in the unit of `cost`.
+
+    Of more than 65,536 features those of nearly one cost and rate are taken as one, which moves a floor by less than
+    3e-4 of it; `allocate` takes each by itself.
+
+    Args:
+        cost, firing_rate: see `allocate`.
+        widths: [width], dimensions above 0.
+
+    Raises:
+        ValueError: a shape or a value that does not fit.
+    """
+    costs, rates = check_features(cost, firing_rate)
+    alive = rates > 0
+    return fill_all(costs[alive], rates[alive], check_widths(widths))
+
+
+def independent_floors(
+    stats: FeatureStats, alive: Bool[np.ndarray, " feature"], widths: Any
+) -> Float64[np.ndarray, " width"]:
+    """Water-filling over the alive features of measured statistics, in the unit of their costs."""
+    return independent_floor(*costs_and_rates(stats, alive), widths)
+
+
+def costs_and_rates(
+    stats: FeatureStats, alive: Bool[np.ndarray, " feature"]
+) -> tuple[Float64[np.ndarray, " feature"], Float64[np.ndarray, " feature"]]:
+    """Of measured statistics as `allocate` takes them: 0 for the features that are not alive."""
+    # A feature that fired on every token counted has a rate of nearly 1, not of 1.
+    most = 1.0 - 0.5 / max(stats.n_tokens, 1)
+    return np.where(alive, stats.cost, 0.0), np.where(alive, np.minimum(stats.firing_rate, most), 0.0)
+
+
+def check_widths(widths: Any) -> Float64[np.ndarray, " width"]:
+    """`widths` as a float64 array, or a ValueError that says what is wrong."""
+    sizes = np.asarray(widths, dtype=np.float64)
+    if sizes.ndim != 1 or not (np.isfinite(sizes) & (sizes > 0)).all():
+        raise ValueError("widths must be a vector of numbers of dimensions above 0")
+    return sizes
 
 
 def _top_k(

@@ -9,10 +9,10 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
 from tl_distill_floor.errors import InputError
-from tl_distill_floor.prediction import FloorPrediction, Interval, independent
+from tl_distill_floor.prediction import FloorPrediction, Interval
 from tl_distill_floor.records import FeatureStats, Simulation
 from tl_distill_floor.tail_loss import TailLoss, grid
-from tl_distill_floor.theory.allocation import by_cost, check_features, tail_costs
+from tl_distill_floor.theory.allocation import by_cost, check_features, check_widths, independent_floors, tail_costs
 from tl_distill_floor.theory.capacity import Number, capacity, critical_width, n_held
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 SHARES_OF_TEACHER = (1 / 16, 1 / 8, 1 / 4, 3 / 8, 1 / 2, 3 / 4, 1)
 Z95 = 1.96
 UNKNOWN = (math.nan, math.nan)
+NUMBERS_AT_ONCE = 2**22
 STEPS, MOST_WIDTHS = 1000, 8
 """Of the bottleneck students' longer training, and how many of the widths are trained; the others lie between."""
 SEEN_BETTER = 0.1
@@ -31,14 +32,14 @@ DENSE = 1 - 1 / np.e
 """Below this sparsity g(α) rises again and Theorem 1 says nothing."""
 
 
-class Geometry(NamedTuple):
-    """What Theorem 1 needs to know of a set of features, and the floors of some predictor."""
+class Redrawn(NamedTuple):
+    """What is predicted from each of some redrawn texts."""
 
-    n_features: float
-    alpha: float
-    critical_width: float
-    floor: Float64[np.ndarray, " width"]
-    """Of whichever predictor is asked about."""
+    n_features: Float64[np.ndarray, " draw"]
+    alpha: Float64[np.ndarray, " draw"]
+    critical_width: Float64[np.ndarray, " draw"]
+    floor: Float64[np.ndarray, "draw width"]
+    """Summed costs of what is lost."""
 
 
 def theorem_floor(cost: Any, firing_rate: Any, widths: Any) -> Float64[np.ndarray, " width"]:
@@ -56,11 +57,7 @@ def theorem_floor(cost: Any, firing_rate: Any, widths: Any) -> Float64[np.ndarra
         ValueError: a shape or a value that does not fit.
     """
     costs, rates = check_features(cost, firing_rate)
-    sizes = np.asarray(widths, dtype=np.float64)
-    if sizes.ndim != 1 or not (np.isfinite(sizes) & (sizes > 0)).all():
-        raise ValueError("widths must be a vector of numbers of dimensions above 0")
-    alive = rates > 0
-    return _theorem(costs, rates, alive, sizes)
+    return _theorem(costs, rates, rates > 0, check_widths(widths))
 
 
 def floor_from_stats(
@@ -115,7 +112,7 @@ def floor_from_stats(
     alpha = 1.0 - float(stats.firing_rate[alive].mean())
     found = (*stats.warnings, *_warnings(stats, alpha, tail is not None))
     theorem = _theorem(stats.cost, stats.firing_rate, alive, sizes)
-    alone = np.array([independent(stats, alive, int(width)).floor for width in sizes])
+    alone = independent_floors(stats, alive, sizes)
     prediction = FloorPrediction(
         stats=stats,
         min_count=min_count,
@@ -188,37 +185,46 @@ def _with_intervals(prediction: FloorPrediction, n_bootstrap: int, seed: int) ->
     n_blocks = len(stats.blocks.n_tokens)
     if n_blocks < 2:
         return prediction
-    lost = np.stack([prediction.lost_share(int(width)) for width in prediction.widths], axis=1)
     random = np.random.default_rng(seed)
     times = [np.bincount(random.integers(n_blocks, size=n_blocks), minlength=n_blocks) for _ in range(n_bootstrap)]
-    draws = [_redraw(stats, lost, prediction.min_count, t) for t in times]
-    spread = [np.std(np.stack(drawn), axis=0) for drawn in zip(*draws, strict=True)]
-    error = Geometry._make(spread)
-    floor = prediction.expected
-    summed = np.maximum([prediction.lost_share(int(w)) @ stats.cost for w in prediction.widths], 1e-300)
-    floor_error = np.hypot(error.floor * floor / summed, prediction.measured_error())
+    lost = np.stack([stats.blocks.cost @ prediction.lost_share(int(width)) for width in prediction.widths], axis=1)
+    drawn = _redrawn(stats, lost, prediction.min_count, np.stack(times))
+    floor, summed = prediction.expected, np.maximum(lost.sum(0) / stats.n_tokens, 1e-300)
+    floor_error = np.hypot(drawn.floor.std(0) * floor / summed, prediction.measured_error())
     return dataclasses.replace(
         prediction,
-        n_features_interval=_around(prediction.n_features, error.n_features),
-        alpha_interval=_around(prediction.alpha, error.alpha),
-        critical_width_interval=_around(prediction.critical_width, error.critical_width),
+        n_features_interval=_around(prediction.n_features, drawn.n_features.std()),
+        alpha_interval=_around(prediction.alpha, drawn.alpha.std()),
+        critical_width_interval=_around(prediction.critical_width, drawn.critical_width.std()),
         interval=np.stack([np.maximum(floor - Z95 * floor_error, 0.0), floor + Z95 * floor_error], axis=1),
     )
 
 
-def _redraw(
-    stats: FeatureStats, lost: Float64[np.ndarray, "feature width"], min_count: int, times: Int64[np.ndarray, " block"]
-) -> Geometry:
-    """The geometry of a text in which block b stands `times[b]` times."""
-    drawn = times > 0
-    tokens = int(times @ stats.blocks.n_tokens)
-    count = times[drawn].astype(np.float64) @ stats.blocks.firing_count[drawn]
-    cost = times[drawn].astype(np.float64) @ stats.blocks.cost[drawn] / tokens
-    alive = count >= min_count
-    alpha = 1.0 - float(count[alive].mean()) / tokens if alive.any() else 1.0
+def _redrawn(
+    stats: FeatureStats,
+    lost: Float64[np.ndarray, "block width"],
+    min_count: int,
+    times: Int64[np.ndarray, "draw block"],
+) -> Redrawn:
+    """What is predicted from texts in which each block stands so many times.
+
+    Args:
+        lost: summed costs of what is lost of each block.
+    """
+    n_blocks, n = stats.blocks.firing_count.shape
+    tokens = times @ stats.blocks.n_tokens
+    n_alive, fired = np.zeros(len(times)), np.zeros(len(times))
+    at_once = max(1, NUMBERS_AT_ONCE // max(len(times), n_blocks))
+    for first in range(0, n, at_once):
+        count = times.astype(np.float64) @ stats.blocks.firing_count[:, first : first + at_once]
+        alive = count >= min_count
+        n_alive += alive.sum(1)
+        fired += count.sum(1, where=alive)
+    alpha = 1.0 - fired / np.maximum(n_alive, 1.0) / tokens
     # A redrawn text may hold no feature, or only such as always fire: g(α) has no value at the ends.
-    needed = critical_width(int(alive.sum()), min(max(alpha, 1e-12), 1.0 - 1e-12))
-    return Geometry(float(alive.sum()), alpha, needed, cost @ lost)
+    within = np.clip(alpha, 1e-12, 1.0 - 1e-12)
+    needed = [critical_width(*each) for each in zip(n_alive, within, strict=True)]
+    return Redrawn(n_alive, alpha, np.array(needed), times @ lost / tokens[:, None])
 
 
 def _around(value: Number, error: Any) -> Interval:
@@ -260,7 +266,7 @@ def _doubts(stats: FeatureStats, alive: Bool[np.ndarray, " feature"], simulation
     if simulation is None:
         return []
     found = []
-    alone = np.array([independent(stats, alive, int(width)).floor for width in simulation.widths])
+    alone = independent_floors(stats, alive, simulation.widths)
     worse = simulation.floor.mean(1) > WORSE * alone
     if worse.any():
         listed = ", ".join(str(width) for width in simulation.widths[worse])

@@ -8,12 +8,20 @@ feature is filled until its marginal gain cost_i · |r′| falls to one water le
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float64
+from jaxtyping import Bool, Float64, Int64
 
 from tl_distill_floor.theory.capacity import Number
 from tl_distill_floor.theory.loss_capacity import SEGMENTS, loss_curve
 
-SAMPLED = 16_384
+SAMPLED = 1024
+FEW = 4096
+"""Gains that are sorted rather than narrowed down."""
+RATES, COSTS = 12, 20
+"""Cells that features are grouped in, of an e-fold of the firing rate and of the cost."""
+MANY = 2**16
+"""More features than these are grouped where only their summed loss is asked for."""
+LEAST_COST = 1e-12
+"""Of the largest: features that cost less are in one cell of their rate."""
 
 
 class Filled(NamedTuple):
@@ -26,45 +34,78 @@ class Filled(NamedTuple):
     """cost_i · r(C_i; p_i)."""
 
 
+class Cells(NamedTuple):
+    """Features, of which each stands for `n` of its cost and rate."""
+
+    cost: Float64[np.ndarray, " cell"]
+    rate: Float64[np.ndarray, " cell"]
+    n: Int64[np.ndarray, " cell"]
+
+
 def fill(cost: Float64[np.ndarray, " feature"], rate: Float64[np.ndarray, " feature"], width: Number) -> Filled:
     """Spend `width` dimensions on features of these costs and firing rates, the latter inside (0, 1)."""
-    if width >= len(cost):
-        return Filled(np.ones(len(cost)), np.ones(len(cost), dtype=bool), np.zeros(len(cost)))
-    gains = loss_curve(width).gains(rate)
-    gains *= cost
-    level = _level(gains, float(width))
-    above = gains > level
-    spent = float((above.sum(1) * SEGMENTS).sum())
-    tied = gains == level
-    tie = float((tied.sum(1) * SEGMENTS).sum())
+    return _fill(Cells(cost, rate, np.ones(len(cost), dtype=np.int64)), width)
+
+
+def fill_all(
+    cost: Float64[np.ndarray, " feature"],
+    rate: Float64[np.ndarray, " feature"],
+    widths: Float64[np.ndarray, " width"],
+) -> Float64[np.ndarray, " width"]:
+    """What the features lose together at every width; see `grouped` of many features."""
+    cells = grouped(cost, rate) if len(cost) > MANY else Cells(cost, rate, np.ones(len(cost), dtype=np.int64))
+    return np.array([_fill(cells, width).lost_cost @ cells.n for width in widths])
+
+
+def grouped(cost: Float64[np.ndarray, " feature"], rate: Float64[np.ndarray, " feature"]) -> Cells:
+    """Features of nearly one cost and rate as one: their mean cost, and the geometric mean of their rates.
+
+    Floors move by the square of a cell's size: by less than 3e-4 of the floor.
+    """
+    log_rate, log_cost = np.log(rate), np.log(np.maximum(cost, max(float(cost.max()) * LEAST_COST, 1e-300)))
+    rows, columns = (np.floor(log_rate * RATES).astype(np.int64), np.floor(log_cost * COSTS).astype(np.int64))
+    columns -= columns.min()
+    cell = (rows - rows.min()) * (columns.max() + 1) + columns
+    n = np.bincount(cell)
+    there = np.flatnonzero(n)
+    mean_cost, mean_log_rate = (np.bincount(cell, values)[there] / n[there] for values in (cost, log_rate))
+    return Cells(mean_cost, np.exp(mean_log_rate), n[there])
+
+
+def _fill(cells: Cells, width: Number) -> Filled:
+    if width >= cells.n.sum():
+        return Filled(np.ones(len(cells.n)), np.ones(len(cells.n), dtype=bool), np.zeros(len(cells.n)))
+    gains = loss_curve(width).gains(cells.rate)
+    gains *= cells.cost
+    level = _level(gains, cells.n, float(width))
+    above, tied = gains > level, gains == level
+    spent, tie = (float(SEGMENTS @ (taken @ cells.n)) for taken in (above, tied))
     share = min(max((float(width) - spent) / tie, 0.0), 1.0) if tie else 0.0
     filled = (above + share * tied) * SEGMENTS[:, None]
     lost_cost = (gains * (SEGMENTS[:, None] - filled)).sum(0)
     return Filled(filled.sum(0), lost_cost <= SEGMENTS @ gains / 2.0, lost_cost)
 
 
-def _level(gains: Float64[np.ndarray, "segment feature"], width: float) -> float:
+def _level(gains: Float64[np.ndarray, "segment cell"], n: Int64[np.ndarray, " cell"], width: float) -> float:
     """The highest gain at which filling every segment of at least that gain takes `width` dimensions or more."""
-    every = max(1, gains.shape[1] // SAMPLED)
-    if every > 1:
-        # Sorting a million features takes a second, counting them does not: look near the level of a sample.
-        near = _search(list(np.sort(gains[:, ::every], axis=1)), width / every)
-        low, high = near * 0.8, near * 1.25
-        above = float(((gains >= high).sum(1) * SEGMENTS).sum())
-        if above < width <= float(((gains >= low).sum(1) * SEGMENTS).sum()):
-            return _search([np.sort(row[(row >= low) & (row < high)]) for row in gains], width - above)
-    return _search(list(np.sort(gains, axis=1)), width)
-
-
-def _search(rows: list[np.ndarray], width: float) -> float:
-    """The highest of the gains, each segment's in rising order, at which segments of at least that take `width`."""
-
-    def taken(level: float) -> float:
-        return float(sum(s * (len(row) - np.searchsorted(row, level)) for s, row in zip(SEGMENTS, rows, strict=True)))
-
-    low, high = 0.0, max((float(row[-1]) for row in rows if len(row)), default=0.0)
-    if taken(high) >= width:
-        return high
-    while (middle := (low + high) / 2.0) not in (low, high):
-        low, high = (middle, high) if taken(middle) >= width else (low, middle)
-    return low
+    values, taken = gains.ravel(), (SEGMENTS[:, None] * n).ravel()
+    while len(values) > FEW:
+        # Sorting all takes longer than counting: what the answer cannot be is left out, by where it lies in a sample.
+        sample = values[:: len(values) // SAMPLED]
+        order = np.argsort(-sample)
+        of_sample = np.cumsum(taken[:: len(values) // SAMPLED][order])
+        place = int(np.searchsorted(of_sample, width * len(sample) / len(values)))
+        high, low = (sample[order[min(max(place + step, 0), len(order) - 1)]] for step in (-100, 100))
+        dearer, cheaper = values > high, values < low
+        of_dearer = float(taken[dearer].sum())
+        if of_dearer >= width:
+            left = dearer
+        elif float(taken.sum() - taken[cheaper].sum()) < width:
+            left, width = cheaper, width - float(taken[~cheaper].sum())
+        else:
+            left, width = ~(dearer | cheaper), width - of_dearer
+        if left.all():
+            break
+        values, taken = values[left], taken[left]
+    order = np.argsort(-values)
+    return float(values[order[min(int(np.searchsorted(np.cumsum(taken[order]), width)), len(order) - 1)]])
