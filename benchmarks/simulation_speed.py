@@ -18,6 +18,7 @@ import torch
 
 from tl_distill_floor import FeatureStats
 from tl_distill_floor.codes import Codes
+from tl_distill_floor.sparse import quiet_sparse
 from tl_distill_floor.theory import bottleneck
 from tl_distill_floor.theory.bottleneck import Batch, Bottleneck, Columns
 from tl_distill_floor.theory.simulation import BATCH, simulate
@@ -96,5 +97,5 @@ def floors(stats: FeatureStats) -> None:
 
 
 if __name__ == "__main__":
-    with bottleneck.quiet_sparse():
+    with quiet_sparse():
         main()

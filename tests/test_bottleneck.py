@@ -11,6 +11,7 @@ from tests.making import stats_of
 from tl_distill_floor import InputError, floor_from_stats
 from tl_distill_floor.codes import Codes
 from tl_distill_floor.records import Simulation
+from tl_distill_floor.sparse import quiet_sparse
 from tl_distill_floor.theory import bottleneck, simulation
 from tl_distill_floor.theory.bottleneck import Batch, Bottleneck, Columns
 from tl_distill_floor.theory.toy import Report
@@ -44,7 +45,7 @@ def dense_slopes(model: Bottleneck, codes: np.ndarray) -> Bottleneck:
 
 def sparse_slopes(model: Bottleneck, codes: np.ndarray, n_inactive: int) -> Bottleneck:
     batch = Batch.of(Codes.from_dense(codes))
-    with bottleneck.quiet_sparse():
+    with quiet_sparse():
         return bottleneck.slopes(model, batch, Columns.of(batch, N), WEIGHT, n_inactive)
 
 
@@ -68,7 +69,7 @@ def test_tokens_count_by_their_shares() -> None:
     # Three times the share is three times the token.
     codes, model = some_codes(4), some_model()
     batch = Batch.of(Codes.from_dense(codes))._replace(share=torch.tensor([0.5, 1 / 6, 1 / 6, 1 / 6]))
-    with bottleneck.quiet_sparse():
+    with quiet_sparse():
         found = bottleneck.slopes(model, batch, Columns.of(batch, N), WEIGHT, 4)
     expected = dense_slopes(model, codes[[0, 0, 0, 1, 2, 3]])
     torch.testing.assert_close(found.W, expected.W)
@@ -185,7 +186,7 @@ def test_the_shorter_training_is_one_of_half_the_steps_by_itself() -> None:
     for n, found in ((20, shorter), (40, longer)):
         student = bottleneck.Student(2, WEIGHT, amplitude, 3, 1.0)
         batches = bottleneck._batches(codes, cost, 64, 3, torch.device("cpu"))
-        with torch.no_grad(), bottleneck.quiet_sparse():
+        with torch.no_grad(), quiet_sparse():
             for step, batch in zip(range(n), batches, strict=False):
                 student.step(*batch, bottleneck._share_of_rate(step, n, 1.0))  # the warm-up is of one step in both
         torch.testing.assert_close(student.model.W, found.W)

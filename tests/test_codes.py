@@ -15,7 +15,7 @@ from tests.conftest import CONTEXT, FEATURES
 from tests.making import stats_of
 from tl_distill_floor import FeatureStats, InputError, measure
 from tl_distill_floor.codes import Codes
-from tl_distill_floor.measuring.features import is_kept
+from tl_distill_floor.measuring.batch import is_kept
 
 COST = np.array([5.0, 1.0, 9.0])
 MADE = np.array([[0, 2, 3], [0, 0, 0], [-1, 0, 0.5], [0, 0, 4]], dtype=np.float32)

@@ -13,6 +13,7 @@ from tests.conftest import CONTEXT, FEATURES, WIDTH
 from tests.test_measure import hooked
 from tl_distill_floor import InputError, measure
 from tl_distill_floor.measuring.hooks import hook_point
+from tl_distill_floor.measuring.importance import dots, drawn_from
 from tl_distill_floor.measuring.splicing import forward_kl, splicer
 
 HOOK = "blocks.1.hook_resid_post"
@@ -218,3 +219,36 @@ def test_forward_kl_by_hand() -> None:
     p, q = torch.tensor([[[3.0, 1.0]]]).log(), torch.tensor([[[1.0, 1.0]]]).log()
     assert float(forward_kl(p, q)) == pytest.approx(0.75 * np.log(1.5) + 0.25 * np.log(0.5), rel=1e-6)
     assert float(forward_kl(p, p)) == 0
+
+
+@pytest.mark.parametrize("n_outcomes", [3, 256, 257, 1000])
+def test_outcomes_are_drawn_where_the_cumulated_probability_says(n_outcomes: int) -> None:
+    random = torch.Generator().manual_seed(n_outcomes)
+    p = torch.randn(400, n_outcomes, generator=random).mul(3).softmax(-1)
+    p[:, 1] = 0.0
+    uniform = torch.rand(400, generator=random)
+    uniform[:2] = torch.tensor([0.0, 1 - 2**-24])
+    drawn = drawn_from(p, uniform).numpy()
+    reached = p.double().cumsum(1).numpy()
+    aim = uniform.double().numpy() * reached[:, -1]
+    assert (drawn != 1).all()
+    beyond, before = reached[np.arange(400), drawn], np.where(drawn > 0, reached[np.arange(400), drawn - 1], 0.0)
+    assert (aim < beyond + 1e-6).all()
+    assert (aim >= before - 1e-6).all()
+
+
+def test_dots_by_hand() -> None:
+    left, right = torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]), torch.tensor([[1.0, 0.0], [1.0, 1.0]])
+    found = dots(left, right, torch.tensor([0, 0, 2]), torch.tensor([0, 1, 1]))
+    assert found.tolist() == [1.0, 3.0, 11.0]
+    assert dots(left, right, *torch.zeros(2, 0, dtype=torch.int64)).tolist() == []
+
+
+@pytest.mark.parametrize("cost", ["energy", "fisher"])
+def test_the_size_of_a_batch_changes_nothing_but_rounding(bridge: Any, sae: Any, ids: Tensor, cost: str) -> None:
+    found = [measure(bridge, sae, ids, cost=cost, batch_size=size) for size in (1, 2, 5)]
+    for one in found[1:]:
+        assert one.firing_count.tolist() == found[0].firing_count.tolist()
+        assert one.sampled_tokens == found[0].sampled_tokens
+        assert one.fvu == pytest.approx(found[0].fvu, rel=1e-5)
+        assert one.cost == pytest.approx(found[0].cost, rel=1e-3, abs=1e-6 * found[0].cost.max())

@@ -12,7 +12,8 @@ import torch
 
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.measuring import processes as module
-from tl_distill_floor.measuring.features import batch_sums, measure_subject
+from tl_distill_floor.measuring.batch import batch_sums
+from tl_distill_floor.measuring.features import measure_subject
 from tl_distill_floor.measuring.importance import COSTS
 from tl_distill_floor.measuring.part import packed, unpacked
 from tl_distill_floor.measuring.processes import ALONE, Processes

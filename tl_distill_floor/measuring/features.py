@@ -6,7 +6,6 @@ themselves are kept of a sample of whole sequences, whose size the caller bounds
 """
 
 import dataclasses
-import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,22 +14,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from jaxtyping import Bool, Float, Float64, Int, Int64
-from torch import Tensor
+from jaxtyping import Float64
 
 from tl_distill_floor.codes import Codes
 from tl_distill_floor.contexts import Contexts, contexts_of_both
 from tl_distill_floor.errors import InputError
-from tl_distill_floor.measuring.contexts import batch_contexts, described
-from tl_distill_floor.measuring.importance import COSTS, Entries, cached_batches, summed
+from tl_distill_floor.measuring.batch import batch_sums
+from tl_distill_floor.measuring.contexts import described
+from tl_distill_floor.measuring.importance import COSTS, cached_batches
 from tl_distill_floor.measuring.part import Part, packed, unpacked
 from tl_distill_floor.measuring.processes import ALONE, Processes
 from tl_distill_floor.measuring.subject import Batch, Reading, Subject, subject_of
 from tl_distill_floor.records import MAX_BLOCKS, Blocks, FeatureStats
 
-SAMPLE_EVERY = 32
-"""One token in so many, drawn at random, is decoded to measure what the SAE leaves unexplained."""
 SECONDS_BETWEEN_SAVES = 20.0
 """A checkpoint holds the codes too, which are too large to be written after every block."""
 Progress = Callable[[int, int], None]
@@ -288,82 +284,10 @@ class _Block:
         )
 
 
-@torch.no_grad()
-def batch_sums(sae: Any, batch: Batch, cost: str, share_of_codes: float) -> Part:
-    """What is summed over the tokens of one batch, under the names of `FeatureStats`; the codes kept; the contexts."""
-    acts = batch.activation
-    codes = sae.encode(acts).flatten(1)
-    n = codes.shape[1]
-    token_feature = codes.flatten().nonzero().squeeze(1)
-    found = codes.flatten()[token_feature]
-    entries = Entries(token_feature // n, token_feature % n, found.double())
-    if not entries.value.isfinite().all():
-        raise InputError("the SAE's codes hold NaN or Inf; load the SAE in fp32, or name another with --sae")
-    sample = _sample(len(acts)).to(acts.device)
-    seen = acts[sample].flatten(1).double()
-    missed = seen - sae.decode(codes[sample]).flatten(1).to(seen)
-    sums = {
-        "n_tokens": len(acts),
-        "n_masked": batch.n_masked,
-        "firing_count": torch.bincount(entries.feature, minlength=n).cpu().numpy(),
-        "sum_act": _sum(entries.feature, entries.value, n),
-        "sum_act_sq": _sum(entries.feature, entries.value.square(), n),
-        "sum_cost": COSTS[cost].summed(batch, entries, sae.W_dec.detach()).cpu().numpy(),
-        "sampled_tokens": len(seen),
-        "sampled_sum": seen.sum(0).cpu().numpy(),
-        "sampled_sum_sq": seen.square().sum().item(),
-        "sampled_error_sq": missed.square().sum().item(),
-    }
-    codes = _kept_codes(batch, entries, found, n, share_of_codes)
-    return Part(sums, codes, _contexts(batch, entries, found, n))
-
-
-def _kept_codes(batch: Batch, entries: Entries, found: Tensor, n: int, share: float) -> Codes | None:
-    if not share:
-        return None
-    starts = torch.searchsorted(entries.token, torch.arange(len(batch.activation) + 1, device=found.device))
-    arrays = (starts.cpu(), entries.feature.int().cpu(), found.float().cpu(), batch.sequence)
-    return _sampled(Codes(n, *(array.numpy() for array in arrays)), share)
-
-
-def _contexts(batch: Batch, entries: Entries, found: Tensor, n: int) -> Contexts | None:
-    if batch.ids is None:
-        return None
-    places = (batch.sequence, batch.position, batch.ids, batch.first)
-    return batch_contexts(entries.token, entries.feature, found, *places, n)
-
-
-def _sampled(codes: Codes, share: float) -> Codes:
-    return codes if share >= 1 else codes.of_tokens(is_kept(codes.sequence, share))
-
-
-def is_kept(sequence: Int64[np.ndarray, " token"], share: float) -> Bool[np.ndarray, " token"]:
-    """Whether a sequence's codes are kept: decided by its number, whatever batch, block or run it comes in."""
-    numbers, place = np.unique(sequence, return_inverse=True)
-    kept: np.ndarray = np.array([_uniform(int(number)) < share for number in numbers], dtype=bool)[place]
-    return kept
-
-
-def _uniform(number: int) -> float:
-    """Between 0 and 1, evenly spread over the numbers."""
-    return int.from_bytes(hashlib.sha256(b"sequence %d" % number).digest()[:8]) / 2**64
-
-
-def _sample(n_tokens: int) -> Int[Tensor, " sampled"]:
-    """Places of a batch, the same for every batch of that length; a stride would meet the same positions each time."""
-    order = torch.randperm(n_tokens, generator=torch.Generator().manual_seed(0))
-    return order[: -(-n_tokens // SAMPLE_EVERY)]
-
-
 def decoder_norm(sae: Any) -> Float64[np.ndarray, " feature"]:
     """‖w_i‖ of every decoder row: SAEs need not have rows of norm 1."""
     norms: np.ndarray = sae.W_dec.detach().double().norm(dim=-1).cpu().numpy()
     return norms
-
-
-def _sum(feature: Tensor, values: Float[Tensor, " entry"], n: int) -> Float64[np.ndarray, " feature"]:
-    sums: np.ndarray = summed(feature, values, n).cpu().numpy()
-    return sums
 
 
 def _block_sizes(batches_done: int) -> Iterator[int]:

@@ -18,9 +18,12 @@ from tl_distill_floor.measuring.hooks import differentiator, reader
 from tl_distill_floor.measuring.splicing import forward_kl, splicer
 from tl_distill_floor.measuring.subject import Batch, Reading, Subject, as_read, first_masked
 from tl_distill_floor.records import CostUnit
+from tl_distill_floor.sparse import quiet_sparse
 
 NUMBERS_AT_ONCE = 2**22
 """Numbers of activations or logits that are held at once beside what the teacher itself holds."""
+STRETCH = 256
+"""Outcomes that are summed before one is drawn."""
 Step = Callable[[int, Tensor], list[Batch]]
 """From (number of the first sequence, token ids) to a batch for every SAE."""
 
@@ -74,10 +77,12 @@ def slope_pass(subject: Subject, draws: int) -> Iterator[Step]:
             logits, acts = run(ids)
             if not logits.requires_grad:
                 raise _nothing_follows(hooks[0])
-            random = torch.Generator().manual_seed(first)
+            # Of each sequence by itself: what is drawn does not depend on how sequences are put into batches.
+            random = [torch.Generator().manual_seed(first + number) for number in range(len(ids))]
             slopes: list[tuple[Tensor, ...]] = []
             for number in range(draws):
-                direction = score_direction(logits.detach(), random)
+                uniform = torch.stack([torch.rand(ids.shape[1], generator=of_sequence) for of_sequence in random])
+                direction = score_direction(logits.detach(), uniform)
                 again = number + 1 < draws
                 found = torch.autograd.grad(logits, acts, direction, retain_graph=again, allow_unused=True)
                 slopes.append(tuple(_depended_on(slope, hook) for slope, hook in zip(found, hooks, strict=True)))
@@ -123,7 +128,7 @@ def batch_of(
     sae = reading.sae
     n_heads = int(subject.teacher.model.cfg.n_heads) if subject.teacher else 1
     kept = as_read(sae, reading.checked(acts)[counts.to(acts.device)], n_heads)
-    if not kept.isfinite().all():
+    if kept.numel() and not torch.stack(kept.aminmax()).isfinite().all():  # both are NaN where one value is
         raise InputError(f"the activation at {reading.hook_name} holds NaN or Inf; run the teacher with --dtype fp32")
     row, position = counts.nonzero(as_tuple=True)
     return Batch(kept, first + row.cpu(), position.cpu(), first, len(counts), int((~counts).sum()), ids)
@@ -211,19 +216,40 @@ def spliced_kl(
 
 
 def score_direction(
-    logits: Float[Tensor, "batch position vocabulary"], random: torch.Generator
+    logits: Float[Tensor, "batch position vocabulary"], uniform: Float[Tensor, "batch position"]
 ) -> Float[Tensor, "batch position vocabulary"]:
-    """∂ log p(y) / ∂ logits at every position, y drawn from p: 1 at y, less p."""
-    flat = logits.flatten(0, 1)
+    """∂ log p(y) / ∂ logits at every position, y drawn from p: 1 at y, less p.
+
+    Args:
+        uniform: numbers from [0, 1) that decide the drawings.
+    """
+    flat, aims = logits.flatten(0, 1), uniform.flatten().to(logits.device)
     found, at_once = torch.empty_like(flat), max(1, NUMBERS_AT_ONCE // flat.shape[1])
     for first in range(0, len(flat), at_once):
         rows = slice(first, first + at_once)
         p = flat[rows].float().softmax(-1)
-        reached = p.cumsum(-1)
-        aim = torch.rand(len(p), 1, generator=random).to(p.device) * reached[:, -1:]
-        drawn = torch.searchsorted(reached, aim, right=True).clamp_(max=p.shape[1] - 1)
-        found[rows] = p.neg_().scatter_add_(1, drawn, torch.ones_like(aim)).to(found.dtype)
+        drawn = drawn_from(p, aims[rows])
+        found[rows] = p.neg_().scatter_add_(1, drawn[:, None], torch.ones_like(p[:, :1])).to(found.dtype)
     return found.view_as(logits)
+
+
+def drawn_from(p: Float[Tensor, "row outcome"], uniform: Float[Tensor, " row"]) -> Int64[Tensor, " row"]:
+    """The outcome of each row whose cumulated probability first exceeds that share of the row's sum.
+
+    First the stretch of outcomes, then the one in it: a cumulated sum of all of them takes as long as the logits.
+    """
+    reached = torch.stack([stretch.sum(1) for stretch in torch.split(p, STRETCH, dim=1)], dim=1).cumsum(1)
+    aim = uniform[:, None] * reached[:, -1:]
+    stretch = torch.searchsorted(reached, aim, right=True).clamp_(max=reached.shape[1] - 1)
+    before = torch.where(stretch > 0, reached.gather(1, (stretch - 1).clamp_(min=0)), 0.0)
+    outcomes = stretch * STRETCH + torch.arange(STRETCH, device=p.device)
+    there = outcomes < p.shape[1]
+    within = (p.gather(1, outcomes.clamp(max=p.shape[1] - 1)) * there).cumsum(1)
+    # Rounding may leave the aim beyond the stretch's own sum: the last outcome that has any probability.
+    aim = torch.minimum(aim - before, within[:, -1:] * (1.0 - 1e-6))
+    place = torch.searchsorted(within, aim, right=True).clamp_(max=STRETCH - 1)
+    drawn: Tensor = outcomes.gather(1, place)[:, 0].clamp_(max=p.shape[1] - 1)
+    return drawn
 
 
 def dots(
@@ -232,14 +258,14 @@ def dots(
     token: Int64[Tensor, " entry"],
     feature: Int64[Tensor, " entry"],
 ) -> Float64[Tensor, " entry"]:
-    """⟨left[token], right[feature]⟩ of every entry."""
-    at_once = max(1, NUMBERS_AT_ONCE // left.shape[1])
-    rights = right.float()
-    parts = [
-        torch.linalg.vecdot(left[some_tokens], rights[some_features])
-        for some_tokens, some_features in zip(torch.split(token, at_once), torch.split(feature, at_once), strict=True)
-    ]
-    return torch.cat(parts).double() if parts else torch.zeros(0, dtype=torch.float64, device=left.device)
+    """⟨left[token], right[feature]⟩ of every entry; the tokens ascend."""
+    starts = torch.searchsorted(token, torch.arange(len(left) + 1, device=token.device))
+    with quiet_sparse():
+        asked = torch.sparse_csr_tensor(
+            starts, feature, torch.zeros_like(token, dtype=torch.float32), size=(len(left), len(right))
+        )
+        found: Tensor = torch.sparse.sampled_addmm(asked, left.float(), right.float().T).values()
+    return found.double()
 
 
 def summed(place: Int64[Tensor, " entry"], values: Float64[Tensor, " entry"], n: int) -> Float64[Tensor, " place"]:

@@ -13,9 +13,7 @@ are drawn by their importance, that is by what they cost.
 
 import copy
 import math
-import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,6 +24,7 @@ from torch import Tensor
 from torch.nn.functional import embedding_bag
 
 from tl_distill_floor.codes import Codes
+from tl_distill_floor.sparse import quiet_sparse
 from tl_distill_floor.theory.toy import INITIAL_SCALE, Report
 
 LEARNING_RATE, BIAS_RATE = 0.05, 0.03
@@ -275,11 +274,3 @@ def _batches(
 def _share_of_rate(step: int, steps: int, warm_up: float) -> float:
     """Share of the largest learning rate: a linear warm-up, then flat, then linear to 0."""
     return min(1.0, step / warm_up + 1e-2, (1.0 - step / steps) / (1.0 - FLAT))
-
-
-@contextmanager
-def quiet_sparse() -> Iterator[None]:
-    """torch says once a process that its compressed sparse rows are in beta; the tests compare them with dense rows."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Sparse", category=UserWarning)
-        yield
