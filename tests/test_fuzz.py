@@ -8,11 +8,17 @@ import random
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
+import torch
+from accelerate import Accelerator
+from datasets import Array2D, Dataset, Features, Sequence, Value
+from safetensors.torch import load_file, save_file
 
 from tests.test_probes import probes as probes  # a fixture
 from tests.test_probes import rows
@@ -20,11 +26,16 @@ from tl_distill_floor import Calibration, FeatureStats, FloorPrediction, Probes,
 from tl_distill_floor.cli.lost import lost_features
 from tl_distill_floor.cli.reporting import run_parts
 from tl_distill_floor.errors import InputError
+from tl_distill_floor.files import HEADER
 from tl_distill_floor.present.report import report_html
 from tl_distill_floor.records import Simulation
 from tl_distill_floor.sources.labelled import load_labelled
 from tl_distill_floor.sources.saes import load_sae
-from tl_distill_floor.sources.text import read_documents
+from tl_distill_floor.sources.teachers import load_teacher
+from tl_distill_floor.sources.text import load_text, read_documents
+from tl_distill_floor.students.sweep import Sweep
+from tl_distill_floor.students.texts import texts_of
+from tl_distill_floor.students.training import Spec, Training
 from tl_distill_floor.tail_loss import TailLoss
 
 HOSTILE: tuple[Any, ...] = (
@@ -49,6 +60,21 @@ def shown_run(directory: Path) -> Any:
     return report_html(run_parts(directory, top=3))
 
 
+def cached_activations(directory: Path) -> Any:
+    text = load_text(directory / "cache", None)
+    assert text.read_cached is not None
+    return list(text.read_cached("blocks.1.hook_resid_post"))
+
+
+@cache
+def a_sweep() -> Sweep:
+    """A training that a checkpoint can be read into."""
+    training = Training(tokens=10_000, heldout_tokens=32)
+    teacher, ids = load_teacher("tiny-prose"), torch.arange(32 * 20).view(20, 32) % 4000
+    texts = texts_of(teacher, ids[1:], ids[:1], training)
+    return Sweep(teacher, [Spec(64)], texts, training, Accelerator(cpu=True))
+
+
 READERS = (
     Reader("statistics", "stats.safetensors", FeatureStats.load),
     Reader("simulation", "simulated.safetensors", Simulation.load),
@@ -67,17 +93,35 @@ READERS = (
     Reader("labels", "rows.jsonl", lambda directory: load_labelled(directory / "rows.jsonl", ["length", "half"])),
     Reader("SAE weights", "sae/sae_weights.safetensors", lambda directory: load_sae(directory / "sae")),
     Reader("SAE configuration", "sae/cfg.json", lambda directory: load_sae(directory / "sae")),
+    Reader("SAE state dict", "loose.safetensors", lambda directory: load_sae(directory / "loose.safetensors")),
+    Reader("SAE torch file", "loose.pt", lambda directory: load_sae(directory / "loose.pt")),
+    Reader("model configuration", "teacher/config.json", lambda directory: load_teacher(directory / "teacher")),
+    Reader("model weights", "teacher/model.safetensors", lambda directory: load_teacher(directory / "teacher")),
+    Reader("tokenizer", "teacher/tokenizer.json", lambda directory: load_teacher(directory / "teacher")),
+    Reader("training", "training.safetensors", lambda directory: a_sweep().load(directory / "training.safetensors")),
+    Reader("activations", "cache/state.json", cached_activations),
+    Reader("activations' shapes", "cache/dataset_info.json", cached_activations),
+    Reader("activations' numbers", "cache/data-00000-of-00001.arrow", cached_activations),
 )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def good(distilled: Path, sae_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def good(distilled: Path, sae_dir: Path, teacher_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with a good file of every kind."""
     from tests.test_cli import run
 
     directory = tmp_path_factory.mktemp("good") / "run"
     shutil.copytree(distilled, directory, ignore=shutil.ignore_patterns("model.safetensors", "tokenizer*"))
     shutil.copytree(sae_dir, directory / "sae")
+    shutil.copytree(teacher_dir, directory / "teacher")
+    weights = load_file(directory / "sae" / "sae_weights.safetensors")
+    save_file(weights, directory / "loose.safetensors")
+    torch.save(weights, directory / "loose.pt")
+    a_sweep().save(directory / "training.safetensors")
+    hook, acts = "blocks.1.hook_resid_post", np.ones((4, 8, 24), dtype=np.float32)
+    shapes = Features({hook: Array2D((8, 24), "float32"), "token_ids": Sequence(Value("int32"), 8)})
+    ids = np.ones((4, 8), dtype=np.int32)
+    Dataset.from_dict({hook: acts, "token_ids": ids}, features=shapes).save_to_disk(directory / "cache")
     assert run("calibrate", directory).exit_code == 0
     lines = "".join(json.dumps(row) + "\n" for row in rows())
     (directory / "rows.jsonl").write_text(lines)
@@ -122,9 +166,8 @@ def json_mutant(data: bytes, draw: random.Random) -> bytes:
         return data[::-1]
     header = json.loads(data[8 : 8 + size])
     own = header.get("__metadata__", {})
-    if own and draw.random() < 0.5:  # our own header, JSON within JSON
-        name = draw.choice(list(own))
-        own[name] = json.dumps(replaced(json.loads(own[name]), draw))
+    if HEADER in own and draw.random() < 0.5:  # our own header, JSON within JSON
+        own[HEADER] = json.dumps(replaced(json.loads(own[HEADER]), draw))
     else:
         header = replaced(header, draw)
     text = json.dumps(header).encode()

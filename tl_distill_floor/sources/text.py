@@ -243,16 +243,37 @@ def _from_store(store: Any) -> TextSource:
 def _from_cached_activations(path: Path) -> TextSource:
     from datasets import load_from_disk
 
-    dataset = load_from_disk(str(path)).with_format("torch")
-    columns = [c for c in dataset.column_names if c != "token_ids"]
+    with _complete(path):
+        names = [entry["filename"] for entry in json.loads((path / "state.json").read_bytes())["_data_files"]]
+        if any(Path(name).name != name for name in names):
+            raise ValueError("it names files that lie elsewhere")
+        dataset = load_from_disk(str(path)).with_format("torch")
+        columns = [c for c in dataset.column_names if c != "token_ids"]
+        size = len(dataset[0][columns[0]])
 
     def read_cached(hook_name: str) -> Iterator[tuple[Tensor | None, Tensor]]:
         if hook_name not in columns:
             raise InputError(f"{path} caches {', '.join(columns)}, not {hook_name}; name another with --text")
-        for row in dataset:
-            yield row.get("token_ids"), row[hook_name]
+        with _complete(path):
+            for row in dataset:
+                activation = row[hook_name]
+                if not activation.is_floating_point() or activation.ndim < 2 or len(activation) != size:
+                    raise ValueError(f"a sequence of it has the shape {tuple(activation.shape)}")
+                yield row.get("token_ids"), activation
 
     def read() -> Iterator[Tensor]:
         raise InputError(f"{path} caches activations, not text; a teacher is not needed to measure them")
 
-    return TextSource(path.name, str(dataset._fingerprint), len(dataset[0][columns[0]]), read, read_cached)
+    return TextSource(path.name, str(dataset._fingerprint), size, read, read_cached)
+
+
+@contextmanager
+def _complete(path: Path) -> Iterator[None]:
+    """One sentence where cached activations are damaged."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:  # what pyarrow and datasets raise of damaged files has no common base
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"{path} holds no complete cached activations ({reason}); cache them again") from error

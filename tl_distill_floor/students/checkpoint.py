@@ -1,12 +1,15 @@
 """A training that was interrupted: weights, averages, optimiser states and curves of all its students, in one file.
 
-One safetensors file, written atomically: nothing in it is unpickled.
+One safetensors file, written atomically: nothing in it is unpickled. A digest of all of it is read again, since a
+changed bit in an optimiser's state would change the training in silence.
 """
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from tl_distill_floor.errors import InputError
@@ -29,6 +32,7 @@ def save_checkpoint(path: Path, states: dict[str, dict[str, Any]], identity: dic
     plain = _emptied(states, "", tensors)
     scalars = {"states": plain, "identity": identity, "step": step}
     header = {"format": f"tl-distill-floor/{KIND}", "version": VERSION, "scalars": scalars}
+    header["digest"] = _digest(scalars, tensors)
     return write_atomically(path, save(tensors, metadata={HEADER: json.dumps(header)}))
 
 
@@ -46,11 +50,22 @@ def load_checkpoint(path: Path, identity: dict[str, Any]) -> tuple[dict[str, dic
             check_format(path, KIND, header.get("format"), header.get("version"))
             scalars = header["scalars"]
             _check_same(path, identity, scalars["identity"])
-            return _filled(scalars["states"], file.get_tensor), int(scalars["step"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if header["digest"] != _digest(scalars, tensors):
+            raise ValueError("some of it was changed")  # noqa: TRY301
+        return _filled(scalars["states"], tensors), int(scalars["step"])
     except InputError:
         raise
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError, AttributeError) as error:
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise InputError(f"{path} is no complete checkpoint ({error}); delete it to start again") from error
+
+
+def _digest(scalars: dict[str, Any], tensors: dict[str, Tensor]) -> str:
+    found = hashlib.sha256(json.dumps(scalars, sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        found.update(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
 
 
 def _check_same(path: Path, identity: dict[str, Any], found: dict[str, Any]) -> None:
@@ -74,12 +89,10 @@ def _emptied(value: Any, place: str, tensors: dict[str, Tensor]) -> Any:
     return value
 
 
-def _filled(value: Any, tensor: Any) -> Any:
+def _filled(value: Any, tensors: dict[str, Tensor]) -> Any:
     """The value with its tensors back in."""
     if isinstance(value, dict):
-        return (
-            tensor(value["tensor"])
-            if "tensor" in value
-            else {key: _filled(item, tensor) for key, item in value["items"]}
-        )
-    return [_filled(item, tensor) for item in value] if isinstance(value, list) else value
+        if "tensor" in value:
+            return tensors[value["tensor"]]
+        return {key: _filled(item, tensors) for key, item in value["items"]}
+    return [_filled(item, tensors) for item in value] if isinstance(value, list) else value
