@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.conftest import WIDTH
-from tl_distill_floor import InputError, load_teacher, measure
+from tl_distill_floor import InputError, distill, load_teacher, measure
 from tl_distill_floor.measuring.hooks import hook_point, name_in, reader
 from tl_distill_floor.sources.teachers import same_model
 
@@ -26,6 +26,13 @@ def test_a_directory_is_loaded_as_hugging_face_has_it(teacher_dir: Path, bridge:
 
 def test_bf16_is_bf16(teacher_dir: Path) -> None:
     assert next(load_teacher(str(teacher_dir), dtype="bf16").model.parameters()).dtype == torch.bfloat16
+
+
+def test_a_teacher_may_lie_on_several_devices(teacher_dir: Path, sae: Any, ids: torch.Tensor) -> None:
+    spread, whole = (measure(teacher_dir, sae, ids, device=device) for device in ("auto", "cpu"))
+    assert spread.sum_cost.tolist() == whole.sum_cost.tolist()
+    with pytest.raises(InputError, match="torch cannot use device 'auto'"):
+        distill(teacher_dir, 8, ids, device="auto")
 
 
 def test_a_gguf_file_is_loaded(tmp_path: Path) -> None:

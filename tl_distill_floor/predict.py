@@ -11,6 +11,7 @@ from tl_distill_floor.measuring.subject import Subject, subject_of
 from tl_distill_floor.measuring.tails import student_losses, tail_losses
 from tl_distill_floor.prediction import FloorPrediction
 from tl_distill_floor.records import FeatureStats
+from tl_distill_floor.sources.teachers import main_device
 from tl_distill_floor.theory.allocation import by_cost, tail_costs
 from tl_distill_floor.theory.floor import STEPS, check_steps, floor_from_stats, ranks_to_measure
 
@@ -89,7 +90,7 @@ def predict_floors(
         found = measure_subject(subject, **options)
     floors = []
     for reading, stats in zip(subject.readings, found, strict=bool(found)):
-        device = str(where.get("device", reading.sae.device))  # where an SAE in memory lies
+        device = main_device(str(where.get("device", reading.sae.device)))  # where an SAE in memory lies
         predict = {"widths": widths, "steps": steps, "min_count": min_count, "seed": seed, "device": device, "bar": bar}
         floors.append(floor_of(dataclasses.replace(subject, readings=(reading,)), stats, **predict))
     return floors

@@ -20,6 +20,7 @@ from tl_distill_floor.sources.teachers import (
     check_context,
     check_device,
     load_teacher,
+    main_device,
     same_model,
 )
 from tl_distill_floor.sources.text import TextSource, load_text
@@ -185,7 +186,7 @@ def subject_of(
         hook_name: the hook point, under HookedTransformer's or TransformerBridge's name; the SAE's own when left out.
         context_size: tokens a sequence; what the SAEs were trained on when left out.
         batch_size: sequences a batch.
-        device: torch device of what is loaded here.
+        device: torch device of what is loaded here, or "auto", see `load_teacher`.
         dtype: "fp32" or "bf16", of a teacher that is loaded here.
 
     Raises:
@@ -193,12 +194,13 @@ def subject_of(
     """
     if batch_size < 1:
         raise InputError(f"the batch size must be at least 1 sequence, got {batch_size}")
-    check_device(device)
+    check_device(main_device(device))
     given = getattr(model.cfg, "model_name", None) if hasattr(model, "cfg") else model
     name = None if given is None else str(given)
     layers = [None] * len(saes) if layers is None else layers
     sources = [
-        load_sae(sae, model_name=name, layer=layer, device=device) for sae, layer in zip(saes, layers, strict=True)
+        load_sae(sae, model_name=name, layer=layer, device=main_device(device))
+        for sae, layer in zip(saes, layers, strict=True)
     ]
     hooks = [_hook_name(source, layer, hook_name) for source, layer in zip(sources, layers, strict=True)]
     teacher = None if model is None else load_teacher(model, device=device, dtype=dtype, model_kwargs=_kwargs(sources))

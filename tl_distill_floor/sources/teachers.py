@@ -16,6 +16,7 @@ TINY_PROSE, SMOLLM2 = "tiny-prose", "smollm2-135m"
 SMOLLM2_ON_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
 PROCESSING = ("fold_ln", "center_writing_weights", "center_unembed", "fold_value_biases")
 CHECKPOINT = ("revision", "checkpoint_index", "checkpoint_value")
+SPREAD = "auto"
 DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 
 
@@ -39,7 +40,7 @@ def load_teacher(
     Args:
         model: a HookedTransformer, TransformerBridge or their SAE kin; a TransformerLens or Hugging Face name; a
             Hugging Face directory; a `.gguf` file; `tiny-prose`; `smollm2-135m`; a Teacher, which is returned as it is.
-        device: torch device.
+        device: torch device, or "auto": the layers spread over all of them (accelerate's device map).
         dtype: "fp32" or "bf16"; a model in memory keeps its own.
         model_kwargs: what the SAE's metadata asks of `from_pretrained_no_processing`, of which only processing and
             the checkpoint are heeded. With any processing the teacher is a HookedTransformer, otherwise a
@@ -57,7 +58,7 @@ def load_teacher(
         raise InputError(f"a teacher is a model with hook points or the name of one, got {type(model).__name__}")
     if dtype not in DTYPES:
         raise InputError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype}")
-    check_device(device)
+    check_device(main_device(device))
     name = str(model)
     with _one_sentence(name):
         return _load(name, device, DTYPES[dtype], model_kwargs or {})
@@ -70,6 +71,13 @@ def check_context(model: Any, context_size: int | None) -> None:
         raise InputError(
             f"the teacher reads sequences of 2 to {longest} tokens, got {context_size}; set --context-size"
         )
+
+
+def main_device(device: str) -> str:
+    """Where all but the teacher's layers lie: the first accelerator where these are spread over all ("auto")."""
+    import torch
+
+    return device if device != SPREAD else "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def check_device(device: str) -> None:
@@ -105,13 +113,13 @@ def _load(name: str, device: str, dtype: str, model_kwargs: dict[str, Any]) -> T
     if name == SMOLLM2:
         packaged = _packaged_smollm2()
         if packaged is not None:
-            return _gguf(packaged, name, device, dtype)
+            return _gguf(packaged, name, main_device(device), dtype)
         return _bridge(SMOLLM2_ON_HUB, name, device, dtype, named=True)
     path = Path(name)
     if path.suffix == ".gguf":
         if not path.is_file():
             raise InputError(f"there is no file {path}; name a .gguf file that exists")
-        return _gguf(path, name, device, dtype)
+        return _gguf(path, name, main_device(device), dtype)
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise InputError(f"directory {path} has no config.json, so it is no Hugging Face model; name another")
@@ -120,7 +128,7 @@ def _load(name: str, device: str, dtype: str, model_kwargs: dict[str, Any]) -> T
     heeded = {key: value for key, value in model_kwargs.items() if value}
     processing, checkpoint = ({k: heeded[k] for k in keys if k in heeded} for keys in (PROCESSING, CHECKPOINT))
     if processing:
-        return _hooked(official, name, device, dtype, processing | checkpoint)
+        return _hooked(official, name, main_device(device), dtype, processing | checkpoint)
     return _bridge(official, name, device, dtype, named=True, **checkpoint)
 
 
@@ -128,7 +136,8 @@ def _bridge(source: str, name: str, device: str, dtype: str, *, named: bool, **g
     import torch
     from transformer_lens.model_bridge import TransformerBridge
 
-    model = TransformerBridge.boot_transformers(source, device=device, dtype=getattr(torch, dtype), **given)
+    place = {"device_map": device} if device == SPREAD else {"device": device}
+    model = TransformerBridge.boot_transformers(source, dtype=getattr(torch, dtype), **place, **given)
     checkpoint = {key: value for key, value in given.items() if key in CHECKPOINT}
     return Teacher(model, name, named, {"class": "TransformerBridge", "dtype": dtype, **checkpoint})
 

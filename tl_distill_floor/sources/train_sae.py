@@ -13,7 +13,7 @@ from typing import Any
 
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.files import check_writable
-from tl_distill_floor.sources.teachers import Teacher, check_context, load_teacher
+from tl_distill_floor.sources.teachers import Teacher, check_context, check_device, load_teacher
 from tl_distill_floor.sources.text import load_text
 
 ARCHITECTURES = ("batchtopk", "topk")
@@ -68,6 +68,7 @@ def train_sae(
     if architecture not in ARCHITECTURES:
         raise InputError(f"architecture must be one of {', '.join(ARCHITECTURES)}, got {architecture}")
     check_writable(out.parent)
+    check_device(device)
     teacher = load_teacher(model, device=device, dtype=dtype)
     check_context(teacher.model, context_size)
     hook_name = resid_post(layer)

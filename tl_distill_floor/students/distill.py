@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.files import check_writable
 from tl_distill_floor.measuring.subject import device_of, digest_of
-from tl_distill_floor.sources.teachers import Teacher, load_teacher
+from tl_distill_floor.sources.teachers import Teacher, check_device, load_teacher
 from tl_distill_floor.student_result import StudentResult
 from tl_distill_floor.students.forward import teacher_body
 from tl_distill_floor.students.matching import KeptPart
@@ -111,6 +111,7 @@ def _accelerator(teacher: Any, device: str) -> Any:
     import torch
     from accelerate import Accelerator
 
+    check_device(device)
     in_memory = teacher.model if isinstance(teacher, Teacher) else teacher
     wanted = device_of(in_memory) if hasattr(in_memory, "hook_dict") else torch.device(device)
     if wanted.type == "cuda" and wanted.index is not None:
