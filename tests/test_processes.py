@@ -90,7 +90,8 @@ def test_what_is_sent_is_what_is_received(bridge: Any, sae: Any, ids: torch.Tens
     with COSTS["energy"].run(subject, 0) as step:
         first, rows = next(iter(subject.sequences(0, 128)))
         parts = [
-            batch_sums(sae, batch, "energy", share) for batch, share in zip(step(first, rows), (1.0, 0.0), strict=True)
+            batch_sums(subject.readings[0], batch, "energy", share)
+            for batch, share in zip(step(first, rows), (1.0, 0.0), strict=True)
         ]
     again = unpacked(packed(parts))
     assert [part.codes is None for part in again] == [False, True]

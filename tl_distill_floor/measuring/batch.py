@@ -1,7 +1,6 @@
 """What one batch of activations gives of one SAE: sums, the codes that are kept, what each feature fired on."""
 
 import hashlib
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,20 +13,20 @@ from tl_distill_floor.errors import InputError
 from tl_distill_floor.measuring.contexts import batch_contexts
 from tl_distill_floor.measuring.importance import COSTS, Entries, summed
 from tl_distill_floor.measuring.part import Part
-from tl_distill_floor.measuring.subject import Batch
+from tl_distill_floor.measuring.subject import Batch, Reading
 
 SAMPLE_EVERY = 32
 """One token in so many, drawn at random, is decoded to measure what the SAE leaves unexplained."""
 
 
 @torch.no_grad()
-def batch_sums(sae: Any, batch: Batch, cost: str, share_of_codes: float) -> Part:
+def batch_sums(reading: Reading, batch: Batch, cost: str, share_of_codes: float) -> Part:
     """What is summed over the tokens of one batch, under the names of `FeatureStats`; the codes kept; the contexts."""
-    acts = batch.activation
+    sae, acts = reading.sae, batch.activation
     codes = sae.encode(acts).flatten(1)
     n = codes.shape[1]
     token_feature = _fired(codes.flatten())
-    found = codes.flatten()[token_feature]
+    found = codes.take(token_feature)
     entries = Entries(token_feature // n, token_feature % n, found.double())
     if not entries.value.isfinite().all():
         raise InputError("the SAE's codes hold NaN or Inf; load the SAE in fp32, or name another with --sae")
@@ -40,7 +39,7 @@ def batch_sums(sae: Any, batch: Batch, cost: str, share_of_codes: float) -> Part
         "firing_count": torch.bincount(entries.feature, minlength=n).cpu().numpy(),
         "sum_act": _sum(entries.feature, entries.value, n),
         "sum_act_sq": _sum(entries.feature, entries.value.square(), n),
-        "sum_cost": COSTS[cost].summed(batch, entries, sae.W_dec.detach()).cpu().numpy(),
+        "sum_cost": COSTS[cost].summed(batch, entries, reading).cpu().numpy(),
         "sampled_tokens": len(seen),
         "sampled_sum": seen.sum(0).cpu().numpy(),
         "sampled_sum_sq": seen.square().sum().item(),

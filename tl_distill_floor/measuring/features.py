@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float64
 
 from tl_distill_floor.codes import Codes
 from tl_distill_floor.contexts import Contexts, contexts_of_both
@@ -232,7 +231,7 @@ def _parts(subject: Subject, done: int, n_tokens: int, everyone: Processes) -> I
 
     def summed_up(batches: list[Batch]) -> list[Part]:
         pairs = zip(subject.readings, batches, strict=True)
-        return [batch_sums(reading.sae, b, settings["cost"], settings["share_of_codes"]) for reading, b in pairs]
+        return [batch_sums(reading, b, settings["cost"], settings["share_of_codes"]) for reading, b in pairs]
 
     if subject.teacher is None:
         yield (summed_up(batches) for batches in cached_batches(subject, done, n_tokens))
@@ -276,18 +275,12 @@ class _Block:
         return FeatureStats(
             **self.subject.identity(self.reading),
             **total,
-            decoder_norm=decoder_norm(self.reading.sae),
+            decoder_norm=self.reading.decoder_norm,
             cost_unit=COSTS[self.subject.settings["cost"]].unit,
             blocks=Blocks(np.array([total["n_tokens"]]), total["firing_count"][None], total["sum_cost"][None]),
             codes=Codes.joined(self.codes) if self.codes else None,
             contexts=self.contexts,
         )
-
-
-def decoder_norm(sae: Any) -> Float64[np.ndarray, " feature"]:
-    """‖w_i‖ of every decoder row: SAEs need not have rows of norm 1."""
-    norms: np.ndarray = sae.W_dec.detach().double().norm(dim=-1).cpu().numpy()
-    return norms
 
 
 def _block_sizes(batches_done: int) -> Iterator[int]:

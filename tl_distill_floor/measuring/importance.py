@@ -37,8 +37,8 @@ class Entries(NamedTuple):
     value: Float64[Tensor, " entry"]
 
 
-SummedCost = Callable[[Batch, Entries, Tensor], Float64[Tensor, " feature"]]
-"""From a batch, its codes and the decoder [feature, d_model] to the cost, summed over the batch's tokens."""
+SummedCost = Callable[[Batch, Entries, Reading], Float64[Tensor, " feature"]]
+"""From a batch, its codes and the SAE to the cost, summed over the batch's tokens."""
 
 
 class Cost(NamedTuple):
@@ -141,18 +141,19 @@ def cached_batches(subject: Subject, done: int, n_tokens: int) -> Iterator[list[
         yield [batch_of(subject, reading, acts, first_masked(acts.shape[:2]), first, None)]
 
 
-def energy(_batch: Batch, entries: Entries, decoder: Float[Tensor, "feature d_model"]) -> Float64[Tensor, " feature"]:
+def energy(_batch: Batch, entries: Entries, reading: Reading) -> Float64[Tensor, " feature"]:
     """Σ a² · ‖w‖²: the squared error when the code is set to 0 (the paper's I · E[x²]; Sarkar and Deka 2026, A1)."""
-    norm: Tensor = decoder.double().norm(dim=-1)
-    return summed(entries.feature, entries.value.square(), len(decoder)) * norm.square()
+    norm = torch.from_numpy(reading.decoder_norm).to(entries.value.device)
+    return summed(entries.feature, entries.value.square(), len(norm)) * norm.square()
 
 
-def fisher(batch: Batch, entries: Entries, decoder: Float[Tensor, "feature d_model"]) -> Float64[Tensor, " feature"]:
+def fisher(batch: Batch, entries: Entries, reading: Reading) -> Float64[Tensor, " feature"]:
     """½ Σ over sequences of (Σ_t a_t ⟨G_t, w⟩)², G_t the slope of the sampled outputs' log-probability.
 
     The KL of removing the feature to second order, ½ δᵀFδ with F the Fisher matrix of the teacher's outputs (Amari
     1998, eq. 2.7); cross terms between positions vanish in the mean.
     """
+    decoder = reading.sae.W_dec.detach()
     n, n_rows = len(decoder), batch.n_sequences
     place = batch.row.to(entries.token.device)[entries.token] * n + entries.feature
     total = torch.zeros(n, dtype=torch.float64, device=place.device)
@@ -163,9 +164,9 @@ def fisher(batch: Batch, entries: Entries, decoder: Float[Tensor, "feature d_mod
     return cost
 
 
-def ablation(batch: Batch, entries: Entries, decoder: Float[Tensor, "feature d_model"]) -> Float64[Tensor, " feature"]:
+def ablation(batch: Batch, entries: Entries, reading: Reading) -> Float64[Tensor, " feature"]:
     """KL(teacher ‖ teacher without the feature), exactly: sequences run again for every feature that fires in them."""
-    features = torch.unique(entries.feature)
+    decoder, features = reading.sae.W_dec.detach(), torch.unique(entries.feature)
     found = torch.zeros(len(decoder), dtype=torch.float64, device=decoder.device)
     for feature, loss in zip(features.tolist(), ablated(batch, entries, decoder, features), strict=True):
         found[feature] = loss.sum()

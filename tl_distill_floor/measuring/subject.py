@@ -3,11 +3,13 @@
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import count, islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
 from tl_distill_floor.errors import InputError
@@ -66,6 +68,12 @@ class Reading:
     @property
     def sae(self) -> Any:
         return self.source.sae
+
+    @cached_property
+    def decoder_norm(self) -> Float64[np.ndarray, " feature"]:
+        """‖w_i‖ of every decoder row: SAEs need not have rows of norm 1."""
+        norms: np.ndarray = self.sae.W_dec.detach().double().norm(dim=-1).cpu().numpy()
+        return norms
 
     def checked(self, acts: Float[Tensor, "batch position *d_model"]) -> Float[Tensor, "batch position *d_model"]:
         """Raise an InputError unless the SAE reads activations of this width."""
