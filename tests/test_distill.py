@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator, DistributedType
 
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.kl import forward_kl
@@ -378,3 +379,12 @@ def test_killed_by_the_system_at_any_moment(teacher_dir: Path, ids: torch.Tensor
 
 def test_teachers_are_loaded_by_name(teacher_dir: Path, ids: torch.Tensor) -> None:
     assert distill(str(teacher_dir), 8, ids, training=QUICK).teacher == load_teacher(str(teacher_dir)).name
+
+
+@pytest.mark.parametrize("sharding", [DistributedType.FSDP, DistributedType.DEEPSPEED])
+def test_students_whose_weights_are_sharded_are_refused(
+    teacher_dir: Path, ids: torch.Tensor, monkeypatch: pytest.MonkeyPatch, sharding: DistributedType
+) -> None:
+    monkeypatch.setattr(Accelerator, "distributed_type", sharding)
+    with pytest.raises(InputError, match=f"not trained under {sharding.value}: they are narrower"):
+        distill(teacher_dir, 8, ids)

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from tl_distill_floor.prediction import FloorPrediction
 
 CHECKPOINT_SECONDS = 120.0
+SHARDING = ("FSDP", "DEEPSPEED", "MEGATRON_LM")
+"""What accelerate spreads weights by, which are read here from whole modules."""
 
 
 def distill(
@@ -117,6 +119,11 @@ def _accelerator(teacher: Any, device: str) -> Any:
     if wanted.type == "cuda" and wanted.index is not None:
         torch.cuda.set_device(wanted)
     accelerator = Accelerator(cpu=wanted.type == "cpu", mixed_precision="no")
+    if accelerator.distributed_type.value in SHARDING:
+        raise InputError(
+            f"students are not trained under {accelerator.distributed_type.value}: they are narrower than their"
+            " teacher, which every process holds whole; start accelerate with --multi_gpu"
+        )
     if accelerator.device.type != wanted.type:
         raise InputError(
             f"this process distils on {accelerator.device.type} already, the teacher is on {wanted.type}; start another"
