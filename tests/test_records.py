@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import pickle
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from tl_distill_floor import FeatureStats, FloorPrediction, InputError, floor_fr
 from tl_distill_floor.codes import Codes
 from tl_distill_floor.files import discard, write_atomically
 from tl_distill_floor.records import MAX_BLOCKS, Blocks
+from tl_distill_floor.student_result import students_in
 
 COST = np.array([5.0, 1.0, 9.0, 4.0])
 
@@ -145,3 +147,20 @@ def test_what_a_killed_write_left_goes_with_the_file(tmp_path: Path) -> None:
     discard(tmp_path / "partial.safetensors")
     discard(tmp_path / "partial.safetensors")
     assert sorted(file.name for file in tmp_path.iterdir()) == [".other.safetensors.cd34", "other.safetensors"]
+
+
+def test_a_path_in_a_file_leads_nowhere(distilled: Path, tmp_path: Path) -> None:
+    """What a run directory holds decides what is read, not what a file in it says; a link is replaced, not followed."""
+    student = tmp_path / "students" / "width8"
+    shutil.copytree(distilled / "students" / "width8", student)
+    stored = json.loads((student / "student.json").read_text()) | {"path": "/etc", "name": "../../elsewhere"}
+    (student / "student.json").write_text(json.dumps(stored))
+    (read,) = students_in(tmp_path)
+    assert read.path == str(student)
+    outside = tmp_path / "outside.json"
+    outside.write_text("mine")
+    (student / "student.json").unlink()
+    (student / "student.json").symlink_to(outside)
+    read.save(student)
+    assert outside.read_text() == "mine"
+    assert not (student / "student.json").is_symlink()

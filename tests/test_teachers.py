@@ -1,6 +1,7 @@
 """Teachers by every road, and what is no teacher."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -180,3 +181,30 @@ def test_an_sae_of_another_layer_width_or_model_is_refused(
     assert "was trained on gpt2-small" in measure(bridge, tmp_path, ids).warnings[0]
     with pytest.raises(InputError, match="was trained on gpt2-small, the teacher is tiny-prose"):
         measure("tiny-prose", tmp_path, ids)
+
+
+class Code:
+    def __init__(self, ran: Path) -> None:
+        self.ran = ran
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.ran,)
+
+
+def test_code_that_comes_with_a_model_is_never_run(teacher_dir: Path, tmp_path: Path) -> None:
+    ran = tmp_path / "ran"
+    pickled, foreign = tmp_path / "pickled", tmp_path / "foreign"
+    for directory in (pickled, foreign):
+        shutil.copytree(teacher_dir, directory)
+    (pickled / "model.safetensors").unlink()
+    torch.save({"gpt_neox.embed_in.weight": Code(ran)}, pickled / "pytorch_model.bin")
+    config = json.loads((foreign / "config.json").read_text()) | {
+        "model_type": "foreign", "auto_map": {"AutoConfig": "code.Config", "AutoModelForCausalLM": "code.Model"}
+    }  # fmt: skip
+    (foreign / "config.json").write_text(json.dumps(config))
+    (foreign / "code.py").write_text(f"from pathlib import Path\nPath({str(ran)!r}).touch()\n")
+    with pytest.raises(InputError, match="cannot load a teacher from .*pickled"):
+        load_teacher(pickled)
+    with pytest.raises(InputError, match="cannot load a teacher from .*foreign"):
+        load_teacher(foreign)
+    assert not ran.exists()
