@@ -203,8 +203,8 @@ def test_code_that_comes_with_a_model_is_never_run(teacher_dir: Path, tmp_path: 
     }  # fmt: skip
     (foreign / "config.json").write_text(json.dumps(config))
     (foreign / "code.py").write_text(f"from pathlib import Path\nPath({str(ran)!r}).touch()\n")
-    with pytest.raises(InputError, match="cannot load a teacher from .*pickled"):
+    with pytest.raises(InputError, match=r"cannot load a teacher from .*pickled"):
         load_teacher(pickled)
-    with pytest.raises(InputError, match="cannot load a teacher from .*foreign"):
+    with pytest.raises(InputError, match=r"cannot load a teacher from .*foreign"):
         load_teacher(foreign)
     assert not ran.exists()
