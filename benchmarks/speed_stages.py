@@ -266,9 +266,9 @@ def drawn_codes(n_features: int, l0: int, n_tokens: int) -> Codes:
     """`l0` features a token, whose rates fall as i^-½."""
     random = np.random.default_rng(0)
     keys = -0.5 * np.log(np.arange(1, n_features + 1))
-    found = []
-    for first in range(0, n_tokens, 256):
-        dense = np.zeros((min(256, n_tokens - first), n_features), dtype=np.float32)
+    found, at_once = [], max(1, 2**23 // n_features)
+    for first in range(0, n_tokens, at_once):
+        dense = np.zeros((min(at_once, n_tokens - first), n_features), dtype=np.float32)
         drawn = np.argpartition(-keys - random.gumbel(size=dense.shape), l0, axis=1)[:, :l0]
         np.put_along_axis(dense, drawn, random.random(drawn.shape) + 0.5, axis=1)
         found.append(Codes.from_dense(dense))
