@@ -1,6 +1,7 @@
 """Distillation: the same losses however a batch is cut, killed or spread; students that plain transformers loads."""
 
 import dataclasses
+import os
 import subprocess
 import sys
 import time
@@ -183,6 +184,35 @@ def test_a_disk_that_fills_at_the_second_student_loses_neither(
     found = distill_students(bridge, specs, ids, out=tmp_path, training=QUICK, resume=True)
     assert found == students_in(tmp_path)
     assert [student.tokens[-1] for student in found] == [32 * 8 * 6] * 2
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="files are known by /proc")
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_a_disk_that_fills_at_a_diverged_student_is_no_end(
+    bridge: Any, ids: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It leaves no directory without a result, in which the resumed training would look for one."""
+    losses, fsync = module.Sweep._losses, os.fsync
+
+    def poisoned(sweep: Any, body: Any, rows: torch.Tensor) -> list[torch.Tensor]:
+        found = losses(sweep, body, rows)
+        return [found[0] * (float("nan") if len(found) == 2 and sweep.step >= 3 else 1.0), *found[1:]]
+
+    def full(fd: int) -> None:
+        if "student.json" in os.readlink(f"/proc/self/fd/{fd}"):
+            raise OSError(28, "No space left on device")
+        fsync(fd)
+
+    specs = [Spec(8), Spec(16)]
+    monkeypatch.setattr(module.Sweep, "_losses", poisoned)
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(InputError, match="No space left on device"):
+        distill_students(bridge, specs, ids, out=tmp_path, training=QUICK)
+    assert [path.name for path in (tmp_path / "students").iterdir()] == [module.PARTIAL_FILE]
+    monkeypatch.setattr(os, "fsync", fsync)
+    found = distill_students(bridge, specs, ids, out=tmp_path, training=QUICK, resume=True)
+    assert [student.status for student in found] == ["diverged", "under-trained"]
+    assert [student.name for student in students_in(tmp_path)] == ["width8", "width16"]
 
 
 def test_a_curve_that_ends_badly_keeps_its_weights(

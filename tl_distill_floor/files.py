@@ -9,8 +9,10 @@ import importlib.util
 import json
 import math
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,6 +25,12 @@ VERSION = 1
 LARGEST, MOST = 1e100, 2**53
 """What a number and a count in a JSON file of ours can be: squares and sums of them are still finite."""
 HEADER = "tl-distill-floor"
+PARTIAL = ".tl-floor"
+"""Ends the hidden name of what is not yet in its place."""
+COPIED = "copy the run to another place and name that"
+"""What can be done where a run cannot be written into."""
+_written: ContextVar[list[tuple[Path, Path]] | None] = ContextVar("written", default=None)
+"""Files on disk, each with the place that it is to take."""
 
 
 def file_in(path: str | Path, name: str) -> Path:
@@ -31,26 +39,61 @@ def file_in(path: str | Path, name: str) -> Path:
     return path / name if path.is_dir() or not path.suffix else path
 
 
-def check_writable(directory: Path) -> None:
-    """Make `directory`; raise an InputError where nothing can be written into it."""
+@contextlib.contextmanager
+def refusals(place: Path, instead: str = "free some space or name another place") -> Iterator[None]:
+    """What the system refuses while something is written to `place`, as one sentence.
+
+    Raises:
+        InputError: an OSError, or what a library in Rust makes of one, which names its number.
+    """
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=directory):
-            pass
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise InputError(f"cannot write into {directory}: {reason}; name another place with --out") from error
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        if not isinstance(error, OSError) and "(os error " not in str(error):
+            raise
+        reason = getattr(error, "strerror", None) or str(error)
+        raise InputError(f"cannot write {place}: {reason}; {instead}") from error
 
 
 @contextlib.contextmanager
-def held(directory: Path) -> Iterator[None]:
-    """Nobody else works in `directory` meanwhile; made where it is missing, and nothing is left in it.
+def held(
+    directory: Path, instead: str = "name another place with --out", *, named: Path | None = None
+) -> Iterator[None]:
+    """Nobody else works in `directory` meanwhile; made where it is missing, and gone again if nothing was put there.
+
+    What writes that were killed left in it is removed.
+
+    Args:
+        directory: the directory.
+        instead: what can be done where it cannot be written.
+        named: what errors call it.
 
     Raises:
         InputError: another process holds it, or it cannot be written. (Where the system has no such locks, nobody is
             kept out.)
     """
-    check_writable(directory)
+    made: list[Path] = []
+    try:
+        with refusals(named or directory, instead):
+            made += [path for path in (directory, *directory.parents) if not path.exists()]
+            directory.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=directory):
+                pass
+        with _locked(directory, named or directory):
+            for left in directory.glob(f".*{PARTIAL}"):
+                with contextlib.suppress(OSError):  # a directory, which is another command's
+                    left.unlink()
+            yield
+    finally:
+        for path in made:
+            with contextlib.suppress(OSError):  # where something lies in it
+                path.rmdir()
+
+
+@contextlib.contextmanager
+def _locked(directory: Path, named: Path) -> Iterator[None]:
     if importlib.util.find_spec("fcntl") is None:
         yield
         return
@@ -58,7 +101,7 @@ def held(directory: Path) -> Iterator[None]:
 
     opened = os.open(directory, os.O_RDONLY)
     try:
-        with _free(directory):
+        with _free(named):
             fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
     finally:
@@ -66,15 +109,35 @@ def held(directory: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _free(directory: Path) -> Iterator[None]:
+def _free(named: Path) -> Iterator[None]:
     try:
         yield
     except BlockingIOError as error:
         raise InputError(
-            f"another command is at work in {directory}; wait until it ends, or name another directory with --out"
+            f"another command is at work in {named}; wait until it ends, or name another directory with --out"
         ) from error
     except OSError:  # a file system without locks
         return
+
+
+@contextlib.contextmanager
+def together() -> Iterator[list[tuple[Path, Path]]]:
+    """Files that are written inside take their places at its end, or none of them does where one cannot be written."""
+    if (outer := _written.get()) is not None:
+        yield outer
+        return
+    written: list[tuple[Path, Path]] = []
+    token = _written.set(written)
+    try:
+        yield written
+        for partial, path in written:
+            with refusals(path):
+                partial.replace(path)
+    finally:
+        _written.reset(token)
+        for partial, _ in written:
+            with contextlib.suppress(OSError):
+                partial.unlink(missing_ok=True)
 
 
 def write_atomically(path: Path, data: bytes) -> Path:
@@ -83,23 +146,39 @@ def write_atomically(path: Path, data: bytes) -> Path:
     Raises:
         InputError: the directory cannot be written or the disk is full.
     """
-    partial = None
-    try:
+    with together() as written, refusals(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            partial = file.name
+        prefix = f".{path.name}."
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=prefix, suffix=PARTIAL, delete=False) as file:
+            written.append((Path(file.name), path))
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        Path(partial).replace(path)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise InputError(f"cannot write {path}: {reason}; free some space or name another place with --out") from error
-    finally:
-        if partial is not None:
-            with contextlib.suppress(OSError):
-                Path(partial).unlink(missing_ok=True)
     return path
+
+
+@contextlib.contextmanager
+def made_whole(directory: Path) -> Iterator[Path]:
+    """A hidden directory, which takes the place of `directory` at the end: all that was put in it, or nothing.
+
+    Raises:
+        InputError: it cannot be written, or another process is making it.
+    """
+    partial = directory.with_name(f".{directory.name}{PARTIAL}")
+    with held(partial, named=directory):
+        try:
+            with refusals(directory):
+                for left in partial.iterdir():  # of one that was killed
+                    shutil.rmtree(left) if left.is_dir() else left.unlink()
+            yield partial
+            with refusals(directory):
+                for path in partial.rglob("*"):
+                    if path.is_file():
+                        with path.open("rb+") as file:
+                            os.fsync(file.fileno())
+                partial.rename(directory)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 def discard(path: Path) -> None:

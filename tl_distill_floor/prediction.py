@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float64, Int64
 
 from tl_distill_floor.calibration import CALIBRATION_FILE, Bounds, Calibration
 from tl_distill_floor.errors import InputError
-from tl_distill_floor.files import file_in, load_json, plain, write_atomically
+from tl_distill_floor.files import file_in, load_json, plain, together, write_atomically
 from tl_distill_floor.records import (
     FLOOR_FILE,
     SIMULATION_FILE,
@@ -263,19 +263,20 @@ class FloorPrediction:
             InputError: the directory cannot be written.
         """
         directory = Path(path)
-        self.stats.save(directory / STATS_FILE)
-        if self.simulation is not None:
-            self.simulation.save(directory / SIMULATION_FILE)
-        if self.tail is not None:
-            self.tail.save(directory / TAIL_FILE)
-        if self.calibration is not None:
-            self.calibration.save(directory)
         fields = {f.name: getattr(self, f.name) for f in _stored_fields(type(self))}
         head = {"format": "tl-distill-floor/floor", "version": 1, "unit": self.unit, "stats": self.stats.digest()}
         head["has_tail"] = self.tail is not None
         curves = {"simulated": plain(self.simulated), "expected": self.expected.tolist()}
         found = {**head, **{name: plain(value) for name, value in fields.items()}, **curves}
-        return write_atomically(directory / FLOOR_FILE, json.dumps(found, indent=1, allow_nan=False).encode())
+        with together():  # what they say of each other stays true
+            self.stats.save(directory / STATS_FILE)
+            if self.simulation is not None:
+                self.simulation.save(directory / SIMULATION_FILE)
+            if self.tail is not None:
+                self.tail.save(directory / TAIL_FILE)
+            if self.calibration is not None:
+                self.calibration.save(directory)
+            return write_atomically(directory / FLOOR_FILE, json.dumps(found, indent=1, allow_nan=False).encode())
 
     @classmethod
     def load(cls, path: str | Path, *, with_calibration: bool = True) -> "FloorPrediction":

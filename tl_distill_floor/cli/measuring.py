@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from tl_distill_floor.errors import InputError
-from tl_distill_floor.files import discard, held
+from tl_distill_floor.files import discard, held, together
 from tl_distill_floor.prediction import FloorPrediction
 
 PARTIAL_FILE = "partial.safetensors"
@@ -38,21 +38,15 @@ class Run:
 
     @contextmanager
     def prepared(self) -> Iterator[None]:
-        """The directory, writable and nobody else's, with nothing in it that would be lost; gone if it stays empty.
+        """The directory, writable and nobody else's, with nothing in it that would be lost; see `held`.
 
         Raises:
             InputError: it cannot be written, another command is at work in it, or an interrupted measurement lies in it
                 and `--resume` was not given.
         """
-        made = [path for path in (self.directory, self.directory.parent) if not path.exists()]
-        try:
-            with held(self.directory):
-                self._keep_what_was_measured()
-                yield
-        finally:
-            for path in made:
-                if path.is_dir() and not any(path.iterdir()):
-                    path.rmdir()
+        with held(self.directory):
+            self._keep_what_was_measured()
+            yield
 
     def _keep_what_was_measured(self) -> None:
         if self.partial.exists() and not self.resume:
@@ -85,8 +79,9 @@ def run_measure(
         floors = predict_floors(teacher, saes, text, layers=layers, bar=bar, **options)
         if not first:
             return []
-        for run, floor in zip(runs, floors, strict=True):
-            floor.save(run.directory)
+        with together():
+            for run, floor in zip(runs, floors, strict=True):
+                floor.save(run.directory)
         for run in runs:
             discard(run.partial)
     return floors

@@ -1,9 +1,7 @@
 """Training an SAE where none exists, with SAELens's own trainer, offline on a text."""
 
 import logging
-import shutil
 import signal
-import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tl_distill_floor.errors import InputError
-from tl_distill_floor.files import check_writable
+from tl_distill_floor.files import made_whole, refusals
 from tl_distill_floor.sources.teachers import Teacher, check_context, check_device, load_teacher
 from tl_distill_floor.sources.text import load_text
 
@@ -63,40 +61,42 @@ def train_sae(
     from tl_distill_floor.measuring.hooks import hook_point, name_in, resid_post
 
     out = Path(out)
-    if out.exists():
-        raise InputError(f"{out} exists already; name another directory with --out, or delete it")
     if architecture not in ARCHITECTURES:
         raise InputError(f"architecture must be one of {', '.join(ARCHITECTURES)}, got {architecture}")
-    check_writable(out.parent)
     check_device(device)
-    teacher = load_teacher(model, device=device, dtype=dtype)
-    check_context(teacher.model, context_size)
-    hook_name = resid_post(layer)
-    hook_point(teacher.model, hook_name)
-    width = int(teacher.model.cfg.d_model)
-    if not 1 <= k <= (d_sae or 8 * width):
-        raise InputError(f"k must lie between 1 and the {d_sae or 8 * width} features, got {k}")
-    tokens = _tokens(teacher, text, context_size, n_tokens)
-    sae = _trainer_sae(architecture, width, d_sae or 8 * width, k, device)
-    runner = _runner(
-        teacher.model,
-        tokens,
-        sae=sae,
-        model_name=teacher.name,
-        model_class_name=type(teacher.model).__name__,
-        hook_name=name_in(teacher.model, hook_name),
-        context_size=context_size,
-        store_batch_size_prompts=batch_size,
-        training_tokens=max(n_tokens, 8192),
-        lr=lr,
-        device=device,
-        autocast=dtype == "bf16",
-        seed=seed,
-    )
-    with _own_signal_handlers():
-        trained = runner.run()
-    trained.cfg.metadata.hook_name = hook_name
-    return _save(trained, out)
+    with made_whole(out) as partial:
+        if out.exists():
+            raise InputError(f"{out} exists already; name another directory with --out, or delete it")
+        teacher = load_teacher(model, device=device, dtype=dtype)
+        check_context(teacher.model, context_size)
+        hook_name = resid_post(layer)
+        hook_point(teacher.model, hook_name)
+        width = int(teacher.model.cfg.d_model)
+        if not 1 <= k <= (d_sae or 8 * width):
+            raise InputError(f"k must lie between 1 and the {d_sae or 8 * width} features, got {k}")
+        tokens = _tokens(teacher, text, context_size, n_tokens)
+        sae = _trainer_sae(architecture, width, d_sae or 8 * width, k, device)
+        runner = _runner(
+            teacher.model,
+            tokens,
+            sae=sae,
+            model_name=teacher.name,
+            model_class_name=type(teacher.model).__name__,
+            hook_name=name_in(teacher.model, hook_name),
+            context_size=context_size,
+            store_batch_size_prompts=batch_size,
+            training_tokens=max(n_tokens, 8192),
+            lr=lr,
+            device=device,
+            autocast=dtype == "bf16",
+            seed=seed,
+        )
+        with _own_signal_handlers():
+            trained = runner.run()
+        trained.cfg.metadata.hook_name = hook_name
+        with refusals(out):
+            trained.save_inference_model(str(partial))
+    return out
 
 
 def _tokens(teacher: Teacher, text: Any, context_size: int, n_tokens: int) -> Any:
@@ -164,16 +164,3 @@ def _own_signal_handlers() -> Iterator[None]:
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
-
-
-def _save(sae: Any, out: Path) -> Path:
-    """The whole directory or none of it."""
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder:
-            complete = Path(folder) / "sae"
-            sae.save_inference_model(str(complete))
-            shutil.move(complete, out)
-    except OSError as error:
-        raise InputError(f"cannot write {out}: {error.strerror or error}; name another place with --out") from error
-    return out

@@ -6,11 +6,12 @@ runs in several processes what `tl-floor distill` runs in one: every process tak
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tl_distill_floor.errors import InputError
-from tl_distill_floor.files import check_writable
+from tl_distill_floor.files import held
 from tl_distill_floor.measuring.subject import device_of, digest_of
 from tl_distill_floor.sources.teachers import Teacher, check_device, load_teacher
 from tl_distill_floor.student_result import StudentResult
@@ -98,14 +99,15 @@ def distill_students(
     accelerator = _accelerator(teacher, device)
     loaded = load_teacher(teacher, device=str(accelerator.device), dtype=dtype)
     directory = None if out is None else Path(out) / "students"
-    _check_place(directory, specs, resume, accelerator.is_main_process)
-    texts = texts_of(loaded, text, heldout, training, context_size)
-    sweep = Sweep(loaded, specs, texts, training, accelerator)
-    if directory is not None and resume:
-        sweep.load(directory / PARTIAL_FILE)
-    with teacher_body(loaded.model, sweep.teacher_hook) as body:
-        sweep.run(body, None if directory is None else directory / PARTIAL_FILE, checkpoint_seconds, progress)
-    return sweep.results(directory)
+    with nullcontext() if directory is None or not accelerator.is_main_process else held(directory):
+        _check_place(directory, specs, resume)
+        texts = texts_of(loaded, text, heldout, training, context_size)
+        sweep = Sweep(loaded, specs, texts, training, accelerator)
+        if directory is not None and resume:
+            sweep.load(directory / PARTIAL_FILE)
+        with teacher_body(loaded.model, sweep.teacher_hook) as body:
+            sweep.run(body, None if directory is None else directory / PARTIAL_FILE, checkpoint_seconds, progress)
+        return sweep.results(directory)
 
 
 def _accelerator(teacher: Any, device: str) -> Any:
@@ -131,7 +133,7 @@ def _accelerator(teacher: Any, device: str) -> Any:
     return accelerator
 
 
-def _check_place(directory: Path | None, specs: Sequence[Spec], resume: bool, main: bool) -> None:
+def _check_place(directory: Path | None, specs: Sequence[Spec], resume: bool) -> None:
     """Nothing that lies there may be lost."""
     if directory is None:
         return
@@ -143,8 +145,6 @@ def _check_place(directory: Path | None, specs: Sequence[Spec], resume: bool, ma
         raise InputError(
             f"{directory / PARTIAL_FILE} holds an interrupted training; add --resume to go on, or delete it"
         )
-    if main:
-        check_writable(directory)
 
 
 def kept_part(floor: "FloorPrediction", sae: Any, width: int) -> KeptPart:

@@ -1,13 +1,11 @@
 """A student as a standard Hugging Face checkpoint, with a model card of how it was made."""
 
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from tl_distill_floor.errors import InputError
+from tl_distill_floor.files import made_whole, refusals
 from tl_distill_floor.student_result import StudentResult
 
 CARD = """---
@@ -37,33 +35,24 @@ def save_student(student: nn.Module, tokenizer: Any, result: StudentResult, dire
     Raises:
         InputError: it cannot be written.
     """
-    try:
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name}."))
-        try:
-            student.save_pretrained(partial)  # type: ignore[operator]
-            if tokenizer is not None:
-                tokenizer.save_pretrained(partial)
-            low, high = result.interval
-            known = {name: getattr(result, name) for name in ("teacher", "width", "n_parameters", "depth", "loss")}
-            card = CARD.format(
-                **known,
-                heldout_tokens=result.heldout_tokens,
-                status=result.status,
-                floor=result.floor,
-                low=low,
-                high=high,
-                tokens=result.tokens[-1],
-                start=result.settings["start"],
-                text=result.settings["text"],
-                name=directory.name,
-            )
-            (partial / "README.md").write_text(card)
-            result.save(partial)
-            partial.rename(directory)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise InputError(f"cannot write {directory}: {reason}; free some space or name another --out") from error
+    low, high = result.interval
+    known = {name: getattr(result, name) for name in ("teacher", "width", "n_parameters", "depth", "loss")}
+    card = CARD.format(
+        **known,
+        heldout_tokens=result.heldout_tokens,
+        status=result.status,
+        floor=result.floor,
+        low=low,
+        high=high,
+        tokens=result.tokens[-1],
+        start=result.settings["start"],
+        text=result.settings["text"],
+        name=directory.name,
+    )
+    with made_whole(directory) as partial, refusals(directory):
+        student.save_pretrained(partial)  # type: ignore[operator]
+        if tokenizer is not None:
+            tokenizer.save_pretrained(partial)
+        (partial / "README.md").write_text(card)
+        result.save(partial)
     return StudentResult.load(directory)

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from tl_distill_floor.errors import InputError
-from tl_distill_floor.files import discard
+from tl_distill_floor.files import discard, made_whole
 from tl_distill_floor.sources.teachers import Teacher
-from tl_distill_floor.student_result import STUDENT_FILE, StudentResult
+from tl_distill_floor.student_result import StudentResult
 from tl_distill_floor.students.build import build_student
 from tl_distill_floor.students.checkpoint import load_checkpoint, save_checkpoint
 from tl_distill_floor.students.forward import TeacherBody
@@ -297,7 +297,8 @@ class Sweep:
         if place.exists():  # saved before something went wrong with another student
             return StudentResult.load(place)
         if student.diverged_at:
-            result.save(place / STUDENT_FILE)
+            with made_whole(place) as partial:
+                result.save(partial)
             return result
         student.average.swapped(model)
         try:
