@@ -1,5 +1,6 @@
 """Figures of predictions, students and probes: what each draws, and that it can be written."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -125,12 +126,22 @@ def test_figures_are_written_or_say_what_is_missing(
     def without_kaleido(*_given: Any, **_options: Any) -> None:
         raise ValueError("Image export needs kaleido\nand more")
 
-    monkeypatch.setattr("plotly.graph_objects.Figure.write_image", without_kaleido)
+    monkeypatch.setattr("plotly.graph_objects.Figure.to_image", without_kaleido)
     with pytest.raises(InputError, match=r"cannot draw growth\.svg \(Image export needs kaleido\); pip install"):
         save_figure(figure, tmp_path / "growth.svg")
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot write"):
         save_figure(figure, tmp_path / "file" / "growth.html")
+
+    def full(_fd: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    monkeypatch.setattr("plotly.graph_objects.Figure.to_image", lambda *_given, **_options: b"<svg/>")
+    (tmp_path / "growth.svg").write_text("before")
+    with pytest.raises(InputError, match=r"cannot write .*growth\.svg: No space left on device"):
+        save_figure(figure, tmp_path / "growth.svg")
+    assert (tmp_path / "growth.svg").read_text() == "before"
 
 
 def test_notebooks_show_records(floor: FloorPrediction, probes: Probes) -> None:

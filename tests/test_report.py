@@ -181,6 +181,17 @@ def test_thirty_thousand_features_fit_into_seven_megabytes(tmp_path: Path) -> No
     assert 4e6 < (tmp_path / "report.html").stat().st_size < 7e6
 
 
+def test_figures_lie_beside_the_page(complete: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a run that may not be written into, say."""
+    monkeypatch.setattr("plotly.graph_objects.Figure.to_image", lambda *_given, **_options: b"<svg/>")
+    before = sorted(complete.rglob("*"))
+    result = run("report", complete, "--out", tmp_path / "elsewhere" / "page.html", "--figures", "svg")
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "elsewhere" / "page.html").exists()
+    assert len(list((tmp_path / "elsewhere" / "figures").glob("*.svg"))) > 2
+    assert sorted(complete.rglob("*")) == before
+
+
 def test_views_become_html() -> None:
     table = Table(title="<i>")
     table.add_column("a & b")

@@ -30,7 +30,8 @@ def report(
     ] = None,
     top: Annotated[int, typer.Option(help="How many of the lost features are shown.", min=1)] = 20,
     figures: Annotated[
-        Image | None, typer.Option(help="Write every figure too, for papers, into RUN/figures (needs kaleido).")
+        Image | None,
+        typer.Option(help="Write every figure too, for papers, into figures/ beside the page (needs kaleido)."),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="File to write.", show_default="RUN/report.html")] = None,
     debug: Debug = False,  # noqa: ARG001
@@ -39,7 +40,7 @@ def report(
     from rich.console import Console
 
     from tl_distill_floor.errors import InputError
-    from tl_distill_floor.files import write_atomically
+    from tl_distill_floor.files import held, write_atomically
     from tl_distill_floor.present.plots import save_figure
     from tl_distill_floor.present.report import compared_figures, comparison_html, figures_of, report_html
 
@@ -55,16 +56,18 @@ def report(
                 f"{run} holds no prediction to compare{reasons}; make one with tl-floor measure --out {run}"
             )
     page = comparison_html(found) if compare else report_html(found[0])
-    file = write_atomically(out or runs[0] / ("comparison.html" if compare else REPORT_FILE), page.encode())
+    file = out or runs[0] / ("comparison.html" if compare else REPORT_FILE)
     console = Console(highlight=False, markup=False)
     for reason in (reason for parts in found for reason in parts.absent):
         console.print(f"! left out: {reason}", style="yellow")
-    console.print(f"Saved {file} ({file.stat().st_size / 1e6:.1f} MB)")
-    if figures is not None:
-        folder = runs[0] / FIGURES
-        drawn = compared_figures(found) if compare else figures_of(found[0])
-        for name, figure in drawn.items():
-            console.print(f"Saved {save_figure(figure, folder / f'{name}.{figures.value}')}", style="dim")
+    with held(file.parent):
+        write_atomically(file, page.encode())
+        console.print(f"Saved {file} ({file.stat().st_size / 1e6:.1f} MB)")
+        if figures is not None:
+            drawn = compared_figures(found) if compare else figures_of(found[0])
+            for name, figure in drawn.items():
+                saved = save_figure(figure, file.parent / FIGURES / f"{name}.{figures.value}")
+                console.print(f"Saved {saved}", style="dim")
 
 
 def run_parts(directory: Path, students: Path | None = None, width: int | None = None, top: int = 20) -> "RunParts":

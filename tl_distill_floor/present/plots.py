@@ -10,6 +10,7 @@ import plotly.graph_objects as go
 from jaxtyping import Int64
 
 from tl_distill_floor.errors import InputError
+from tl_distill_floor.files import write_atomically
 from tl_distill_floor.prediction import FloorPrediction
 from tl_distill_floor.present.lost import shown
 from tl_distill_floor.records import UNIT_IN_WORDS
@@ -32,19 +33,14 @@ def save_figure(figure: go.Figure, path: str | Path) -> Path:
     if file.suffix not in IMAGES:
         raise InputError(f"a figure is written as {', '.join(IMAGES)}, got {file.name}")
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        if file.suffix == ".html":
-            figure.write_html(file)
-        else:
-            figure.write_image(file, width=800, height=500, scale=2)
-    except OSError as error:
-        raise InputError(f"cannot write {file}: {error.strerror or error}; name another place") from error
+        html = file.suffix == ".html"
+        drawn = figure.to_html().encode() if html else figure.to_image(file.suffix[1:], width=800, height=500, scale=2)
     except Exception as error:  # kaleido's and its browser's, of many kinds
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(
             f"cannot draw {file.name} ({reason}); pip install kaleido, and install Chrome or Chromium, or write .html"
         ) from error
-    return file
+    return write_atomically(file, drawn)
 
 
 def floor_figure(floor: FloorPrediction) -> go.Figure:
