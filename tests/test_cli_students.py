@@ -12,6 +12,7 @@ from tl_distill_floor import FloorPrediction, load_teacher, plan
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.files import held
 from tl_distill_floor.students.build import parameters_of
+from tl_distill_floor.students.distill import distill
 from tl_distill_floor.students.plan import expected_loss
 
 
@@ -154,7 +155,15 @@ def test_two_commands_in_one_directory_are_kept_apart(measured: tuple[Path, Path
     with held(tmp_path):
         assert says in refused(run("measure", teacher, "--sae", "missing", "--text", text, "--out", tmp_path))
         assert says in refused(run("distill", teacher, "--text", text, "--widths", "8", "--out", tmp_path, *QUICK))
-        assert says in refused(run("probe", tmp_path))
+        for command in ("probe", "calibrate", "report"):
+            assert says in refused(run(command, tmp_path))
+        assert says in refused(run("toy", "--paper", "--out", tmp_path / "toy.json"))
+    sae, students = tmp_path / "sae", tmp_path / "students"
+    with held(tmp_path / ".sae.tl-floor"):  # as one that trains it
+        says = f"another command is at work in {sae}; wait until it ends"
+        assert says in refused(run("train-sae", teacher, "--layer", 1, "--text", text, "--out", sae))
+    with held(students), pytest.raises(InputError, match=r"another command is at work in .*students; wait"):
+        distill(str(teacher), 8, out=tmp_path)
     assert sorted(tmp_path.iterdir()) == before
     with held(tmp_path):
         pass

@@ -255,10 +255,12 @@ def toy(
     """Train toy models of superposition and compare the floors they reach with every prediction."""
     from tl_distill_floor.cli.measuring import parsed_widths, progress_bar
     from tl_distill_floor.cli.toy import Configuration, paper_configurations, reached, run_all, show_toys
+    from tl_distill_floor.files import held
 
     with progress_bar(as_json, "configurations" if paper else "steps", "training") as progress:
         if paper:
-            results = run_all(paper_configurations(seed), out, progress)
+            with held(out.parent):
+                results = run_all(paper_configurations(seed), out, progress)
         else:
             sizes = tuple(parsed_widths(widths) or ())
             one = Configuration(features, alpha, sizes, slope, teacher_width, seeds, steps, seed)

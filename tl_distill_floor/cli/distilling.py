@@ -11,7 +11,7 @@ from rich.console import Console
 
 from tl_distill_floor.cli.measuring import progress_bar, quiet_libraries
 from tl_distill_floor.errors import InputError
-from tl_distill_floor.files import held
+from tl_distill_floor.files import COPIED, held
 from tl_distill_floor.prediction import FloorPrediction
 from tl_distill_floor.records import FLOOR_FILE
 from tl_distill_floor.student_result import students_in
@@ -63,11 +63,11 @@ def run_calibrate(directory: Path, of_students: Path, as_json: bool) -> None:
     from tl_distill_floor.present.students import calibration_view
     from tl_distill_floor.students.calibrate import calibrate
 
-    floor, students = FloorPrediction.load(directory), students_in(of_students)
-    if not students:
-        raise InputError(f"{of_students} holds no students; run tl-floor distill with --out {of_students}")
-    calibration = calibrate(floor, students)
-    with held(directory):
+    with held(directory, COPIED):
+        floor, students = FloorPrediction.load(directory), students_in(of_students)
+        if not students:
+            raise InputError(f"{of_students} holds no students; run tl-floor distill with --out {of_students}")
+        calibration = calibrate(floor, students)
         calibration.save(directory)
     if as_json:
         print(json.dumps(dataclasses.asdict(calibration)))

@@ -52,14 +52,14 @@ def probe(
 
     from tl_distill_floor.cli.lost import loaded_run
     from tl_distill_floor.cli.measuring import parsed_widths, progress_bar, quiet_libraries
-    from tl_distill_floor.files import held
+    from tl_distill_floor.files import COPIED, held
     from tl_distill_floor.present.probes import probes_view
     from tl_distill_floor.student_result import students_in
 
-    floor = loaded_run(run)
-    with held(run), quiet_libraries(), progress_bar(as_json, "probes", "probing") as progress:
+    with held(run, COPIED), quiet_libraries(), progress_bar(as_json, "probes", "probing") as progress:
         from tl_distill_floor.students.survival import Probing, survival
 
+        floor = loaded_run(run)
         probing = Probing(pool.value, per_class, splits, steps, feature_tokens, seed, batch_size)
         probes = survival(
             floor,
