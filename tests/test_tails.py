@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -89,6 +89,7 @@ def test_the_curve_goes_through_what_was_measured_and_keeps_its_ratio_below() ->
 
 
 @given(st.lists(st.tuples(st.floats(1e-6, 10), st.floats(1e-6, 10)), min_size=1, max_size=8))
+@example([(1.0000000000000002e-06, 1.0), (1e-06, 1.0)])  # two costs, one logarithm
 def test_more_cost_is_never_less_loss(pairs: list[tuple[float, float]]) -> None:
     costs, losses = (np.sort(np.array(values))[::-1] for values in zip(*pairs, strict=True))
     tail = made(losses.tolist(), costs.tolist())

@@ -91,11 +91,11 @@ class TailLoss:
         from scipy.interpolate import PchipInterpolator
 
         there = (self.additive > 0) & (self.mean > 0)
-        _, first = np.unique(self.additive[there][::-1], return_index=True)
-        cost, loss = self.additive[there][::-1][first], self.mean[there][::-1][first]
-        if not len(cost):
+        # Of the logarithms, which two costs may share that differ in their last bit.
+        x, first = np.unique(np.log(self.additive[there][::-1]), return_index=True)
+        if not len(x):
             return None
-        x, y = np.log(cost), np.log(loss)
+        y = np.log(self.mean[there][::-1][first])
         if len(x) == 1:
             return (x[0], x[0]), lambda _: y[0] - x[0]
         of_log = PchipInterpolator(x, y)
