@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linprog
 
@@ -139,6 +139,7 @@ def test_a_width_of_all_features_loses_nothing() -> None:
 
 
 @given(st.integers(0, 2**32 - 1), st.floats(0.5, 3.0), st.floats(0.01, 0.5))
+@example(10447, 0.5, 0.5)  # the level lies at four segments of one feature
 @settings(deadline=None, max_examples=20)
 def test_the_level_is_found_among_many_gains_as_among_few(seed: int, spread: float, share: float) -> None:
     random = np.random.default_rng(seed)
@@ -150,8 +151,10 @@ def test_the_level_is_found_among_many_gains_as_among_few(seed: int, spread: flo
     level = gains.ravel()[dearest[np.searchsorted(taken, width)]]
     spent = allocate(cost, rate, width).capacity
     assert spent.sum() == pytest.approx(width)
-    assert spent == pytest.approx(SEGMENTS @ (gains > level), abs=SEGMENTS.max())
-    assert (spent - SEGMENTS @ (gains > level) > 1e-9).sum() <= 1  # the one whose segment is filled in part
+    rounding = 1 + 1e-12  # segments of one feature may have one gain
+    least, most = (SEGMENTS @ (gains > bound) for bound in (level * rounding, level / rounding))
+    assert ((spent > least - 1e-9) & (spent < most + 1e-9)).all()
+    assert (spent - least > 1e-9).sum() <= 1  # the one that is filled in part
 
 
 @given(st.integers(0, 2**32 - 1), st.floats(0.0, 4.0), st.floats(0.1, 2.0), st.booleans())
