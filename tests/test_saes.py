@@ -1,5 +1,6 @@
 """SAEs of every name and file: what loads is compared with plain PyTorch, what is refused by its sentence."""
 
+import importlib
 import json
 import os
 import pickle
@@ -8,7 +9,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import httpx
 import huggingface_hub
 import pytest
 import torch
@@ -631,6 +631,10 @@ def test_a_file_on_the_hub_is_read_with_the_config_beside_it(hub, tmp_path):
     add_to_cache(hub, "me/sparse", files)
     source = load_sae("me/sparse:layers.5/sae.pt")
     assert (source.architecture, source.sae.cfg.k, source.name) == ("topk", 5, "me/sparse:layers.5/sae.pt")
+
+
+# What huggingface_hub itself speaks by: httpx, and httpx2 from its version 2 on.
+httpx = importlib.import_module(errors.HTTPError.__module__)
 
 
 def answer(error: type, status: int) -> Exception:

@@ -187,7 +187,7 @@ def _files_of(repository: str) -> list[str]:
 
     try:
         return list(list_repo_files(repository))
-    except Exception as error:  # of huggingface_hub, httpx or requests
+    except Exception as error:  # of huggingface_hub, its HTTP client or requests
         try:
             folder = Path(snapshot_download(repository, local_files_only=True))
         except Exception:
@@ -201,7 +201,7 @@ def _download(repository: str, path: str, *, optional: bool = False) -> Path:
 
     try:
         return Path(hf_hub_download(repository, path))
-    except Exception as error:  # of huggingface_hub, httpx or requests
+    except Exception as error:  # of huggingface_hub, its HTTP client or requests
         if optional and isinstance(error, EntryNotFoundError):
             return Path(path)
         raise _unreadable(f"{repository}:{path}", error) from error
@@ -326,7 +326,6 @@ def _load(load: Callable[..., Any], *args: Any, name: str, options: _Options) ->
 
 
 def _unreadable(name: str, error: Exception) -> InputError:
-    from httpx import TransportError
     from huggingface_hub import errors
     from requests import RequestException
 
@@ -335,8 +334,10 @@ def _unreadable(name: str, error: Exception) -> InputError:
         return InputError(f"{name} is gated: accept its terms on the Hub, then type hf auth login")
     if isinstance(error, errors.RepositoryNotFoundError | errors.HFValidationError):
         return InputError(f"{name} is neither a local path nor a public repository of the Hub: check its spelling")
-    offline = (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, TransportError, RequestException)
-    if isinstance(error, offline):
+    offline = (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, RequestException)
+    # httpx's class, or from huggingface_hub 2 on httpx2's of the same name
+    unreachable = any(kind.__name__ == "TransportError" for kind in type(error).__mro__)
+    if isinstance(error, offline) or unreachable:
         return InputError(
             f"{name} is not in the local cache and the Hub cannot be reached: go online once, or give a path"
         )
