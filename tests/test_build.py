@@ -174,6 +174,7 @@ def test_joint_weights_are_cut_head_by_head(bridge: Any) -> None:
 
 @pytest.mark.filterwarnings("ignore:HookedTransformer is deprecated")
 def test_a_hooked_transformer_gets_a_student_of_the_family_it_was_loaded_by(teacher_dir: Path) -> None:
+    pytest.importorskip("transformer_lens.HookedTransformer")
     from transformer_lens import HookedTransformer, HookedTransformerConfig
     from transformers import AutoTokenizer
 

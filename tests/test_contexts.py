@@ -214,6 +214,7 @@ def test_damaged_contexts_are_refused(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def hooked() -> Any:
+    pytest.importorskip("transformer_lens.HookedTransformer")
     from transformer_lens import HookedTransformer, HookedTransformerConfig
 
     config = HookedTransformerConfig(

@@ -92,6 +92,7 @@ def test_ablation_is_the_kl_of_a_plain_forward_pass(bridge: Any, sae: Any, ids: 
 
 def test_a_linear_model_has_a_closed_form(sae: Any, ids: Tensor) -> None:
     """Nothing between the activation and the logits but the unembedding: cost = ½ Σ_t a² Var_p(w · W_U) / tokens."""
+    pytest.importorskip("transformer_lens.HookedTransformer")
     import transformer_lens
 
     config = transformer_lens.HookedTransformerConfig(

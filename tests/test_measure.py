@@ -94,6 +94,7 @@ def hooked(kind: str, teacher_dir: Path) -> Any:
         from sae_lens import SAETransformerBridge
 
         return SAETransformerBridge.boot_transformers(str(teacher_dir), device="cpu")
+    pytest.importorskip("transformer_lens.HookedTransformer")
     import sae_lens
     import transformer_lens
     from transformer_lens.pretrained.weight_conversions import convert_neox_weights

@@ -48,6 +48,7 @@ def test_the_processing_that_an_sae_was_trained_on_is_followed(
     hub: Path, sae: Any, ids: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Centred writing weights leave a residual stream of mean 0; code that an SAE's metadata asks for is never run."""
+    pytest.importorskip("transformer_lens.HookedTransformer")
     use_cache(monkeypatch, hub)
     sae.save_model(tmp_path)
     config = json.loads((tmp_path / "cfg.json").read_text())

@@ -92,13 +92,12 @@ def check_device(device: str) -> None:
 
 def official_name(name: str) -> str:
     """The Hugging Face name behind a TransformerLens alias; any other name as it is."""
-    from transformer_lens.loading_from_pretrained import get_official_model_name
+    from transformer_lens.supported_models import MODEL_ALIASES, OFFICIAL_MODEL_NAMES
 
-    try:
-        official: str = get_official_model_name(name)
-    except ValueError:
-        return name
-    return official
+    for official in OFFICIAL_MODEL_NAMES:
+        if name.lower() in (known.lower() for known in (official, *MODEL_ALIASES.get(official, ()))):
+            return str(official)
+    return name
 
 
 def same_model(one: str, other: str) -> bool:
@@ -143,17 +142,15 @@ def _bridge(source: str, name: str, device: str, dtype: str, *, named: bool, **g
 
 
 def _hooked(official: str, name: str, device: str, dtype: str, processing: dict[str, Any]) -> Teacher:
-    import transformer_lens
-
-    if not hasattr(transformer_lens, "HookedTransformer"):
+    try:
+        from transformer_lens import HookedTransformer
+    except ImportError as error:
         raise InputError(
             f"the SAE wants {processing}, which needs TransformerLens below 4; pip install 'transformer-lens<4'"
-        )
+        ) from error
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="HookedTransformer", category=DeprecationWarning)
-        model = transformer_lens.HookedTransformer.from_pretrained_no_processing(
-            official, device=device, dtype=dtype, **processing
-        )
+        model = HookedTransformer.from_pretrained_no_processing(official, device=device, dtype=dtype, **processing)
     return Teacher(model, name, True, {"class": "HookedTransformer", "dtype": dtype, **processing})
 
 

@@ -114,14 +114,8 @@ class Trainee(nn.Module):
 
 
 def optimizers_of(trainee: Trainee, training: Training) -> list[torch.optim.Optimizer]:
-    """AdamW, and Muon for the matrices of the layers where it was asked for (Jordan et al. 2024).
-
-    Raises:
-        InputError: this torch has no Muon.
-    """
+    """AdamW, and Muon for the matrices of the layers where it was asked for (Jordan et al. 2024)."""
     matrices = [weight for weight in layers_of(trainee.student).parameters() if weight.ndim == 2]
-    if training.optimizer == "muon" and not hasattr(torch.optim, "Muon"):
-        raise InputError("this torch has no Muon; upgrade it to 2.9 or newer, or use --optimizer adamw")
     of_muon = {id(weight) for weight in matrices} if training.optimizer == "muon" else set()
     rest = [weight for weight in trainee.parameters() if id(weight) not in of_muon]
     made: list[torch.optim.Optimizer] = [torch.optim.AdamW(rest, training.lr, betas=(0.9, 0.95), weight_decay=0.0)]
