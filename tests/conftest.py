@@ -6,11 +6,15 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import settings
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 # One thread a worker, of torch here and in what tests start: two threads each would wait for one another.
 os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
+# How long an example takes says nothing where machines are busy.
+settings.register_profile("project", deadline=None)
+settings.load_profile("project")
 
 WIDTH, LAYERS, VOCABULARY, CONTEXT, FEATURES = 24, 3, 300, 32, 96
 PROSE = (

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.conftest import FEATURES, VOCABULARY, WIDTH
@@ -64,7 +64,6 @@ def texts(draw: st.DrawFn) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @given(texts())
-@settings(deadline=None)
 def test_contexts_are_those_found_one_by_one(text: tuple[torch.Tensor, torch.Tensor]) -> None:
     found = of_batch(*text)
     for feature, peaks in enumerate(one_by_one(*text)):
@@ -78,7 +77,6 @@ def test_contexts_are_those_found_one_by_one(text: tuple[torch.Tensor, torch.Ten
 
 
 @given(texts(), st.data())
-@settings(deadline=None)
 def test_batch_by_batch_equals_all_at_once_however_they_are_joined(
     text: tuple[torch.Tensor, torch.Tensor], data: st.DataObject
 ) -> None:

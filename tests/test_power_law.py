@@ -5,7 +5,7 @@ import time
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.making import stats_of
@@ -32,7 +32,6 @@ def test_a_broken_power_law_is_found(n: int, cliff: float, slope: float, beyond:
 
 
 @given(st.integers(30, 3000), st.floats(0.1, 0.9), st.floats(0.2, 1.5), st.floats(2.0, 4.0))
-@settings(deadline=None)
 def test_any_broken_power_law_is_found(n: int, place: float, slope: float, factor: float) -> None:
     """A cliff with 10 features on either side; near the edges, one straight line may do."""
     cliff = min(max(n**place, 11.0), n - 11.0)
@@ -82,7 +81,6 @@ def test_the_cliff_is_found_behind_a_steep_top() -> None:
 
 
 @given(st.floats(1e-200, 1e200), st.integers(0, 1000))
-@settings(deadline=None)
 def test_neither_scale_nor_order_matters(scale: float, seed: int) -> None:
     cost = broken(500, 100, 0.7, 3.0)
     law, expected = power_law(scale * np.random.default_rng(seed).permutation(cost)), power_law(cost)

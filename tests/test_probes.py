@@ -77,7 +77,7 @@ def test_what_gives_a_document_away_is_not_learned() -> None:
     assert np.mean(fit(x, items(label, document), splits=5).accuracy) == pytest.approx(0.5, abs=0.15)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(5, 30), st.integers(2, 4), st.integers(0, 10**6))
 def test_no_document_stands_on_two_sides(n_documents: int, n_classes: int, seed: int) -> None:
     document = np.repeat(np.arange(n_documents), n_classes)

@@ -77,7 +77,7 @@ def test_missing_files_are_refused(tmp_path: Path) -> None:
 
 
 @given(cut=st.integers(0, 2000), flip=st.integers(0, 2000), bit=st.integers(0, 7))
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_damaged_files_are_refused_or_read_as_they_are(tmp_path: Path, cut: int, flip: int, bit: int) -> None:
     """Truncated anywhere, one bit turned anywhere: an InputError or a record, nothing else."""
     stats = stats_of(COST, codes=Codes.from_dense(np.array([[0.0, 1, 2, 0], [3, 0, 0, 4]])))
@@ -129,7 +129,6 @@ def test_merging_refuses_another_decoder() -> None:
 
 
 @given(st.integers(1, 200))
-@settings(deadline=None)
 def test_merging_keeps_sums_and_few_blocks(n: int) -> None:
     part = stats_of(COST, n_tokens=100)
     total = part

@@ -458,7 +458,7 @@ def test_harmless_scalars_are_passed_over(tmp_path):
     head=st.sampled_from(["", "module.", "sae.", "_orig_mod.module.sae."]),
     under=st.sampled_from([(), ("state_dict",), ("checkpoint", "model")]),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_orientation_prefix_and_nesting_change_nothing(d_in, more, turned, head, under):
     d_sae = d_in + more
     weights = {"W_enc": torch.randn(d_in, d_sae), "W_dec": torch.randn(d_sae, d_in), "b_enc": torch.randn(d_sae)}

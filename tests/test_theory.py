@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -119,7 +119,6 @@ def test_allocation_and_floor_agree_and_fit_the_width(cost: np.ndarray, rate: fl
 
 
 @given(costs.filter(lambda c: c.sum() > 0), st.floats(0, 1.2))
-@settings(deadline=None)
 def test_width_for_is_the_narrowest_that_serves(cost: np.ndarray, share: float) -> None:
     floor = floor_from_stats(stats_of(cost, rate=0.05), [1], n_bootstrap=2)
     max_loss = share * cost.sum()

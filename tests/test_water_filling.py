@@ -95,7 +95,6 @@ def test_the_floor_against_a_linear_program() -> None:
 
 
 @given(features(), st.floats(0.1, 50), st.floats(1.0, 3.0))
-@settings(deadline=None)
 def test_laws(made: tuple[np.ndarray, np.ndarray], width: float, wider: float) -> None:
     cost, rate = made
     found = allocate(cost, rate, width)
@@ -108,7 +107,6 @@ def test_laws(made: tuple[np.ndarray, np.ndarray], width: float, wider: float) -
 
 
 @given(features(), st.floats(0.1, 50), st.randoms(use_true_random=False))
-@settings(deadline=None)
 def test_a_permutation_of_features_permutes_the_allocation(
     made: tuple[np.ndarray, np.ndarray], width: float, random: object
 ) -> None:
@@ -120,7 +118,6 @@ def test_a_permutation_of_features_permutes_the_allocation(
 
 
 @given(st.lists(st.floats(1e-3, 1e3), min_size=2, max_size=30), st.floats(1e-4, 0.9), st.floats(0.1, 20))
-@settings(deadline=None)
 def test_among_equal_rates_the_dearer_feature_gets_no_less(cost: list[float], rate: float, width: float) -> None:
     capacity = allocate(sorted(cost), rate, width).capacity
     assert (np.diff(capacity) >= -1e-9).all()
@@ -140,7 +137,7 @@ def test_a_width_of_all_features_loses_nothing() -> None:
 
 @given(st.integers(0, 2**32 - 1), st.floats(0.5, 3.0), st.floats(0.01, 0.5))
 @example(10447, 0.5, 0.5)  # the level lies at four segments of one feature
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 def test_the_level_is_found_among_many_gains_as_among_few(seed: int, spread: float, share: float) -> None:
     random = np.random.default_rng(seed)
     n, width = 3000, 3000 * share
@@ -158,7 +155,7 @@ def test_the_level_is_found_among_many_gains_as_among_few(seed: int, spread: flo
 
 
 @given(st.integers(0, 2**32 - 1), st.floats(0.0, 4.0), st.floats(0.1, 2.0), st.booleans())
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 def test_grouped_features_lose_what_single_ones_do(seed: int, spread: float, of_rates: float, related: bool) -> None:
     random = np.random.default_rng(seed)
     rate = np.clip(np.exp(random.normal(-6.0, of_rates, 20_000)), 1e-7, 0.9)
