@@ -140,6 +140,7 @@ def in_a_process(name: str, size: int) -> dict[str, float]:
 
 
 def one(growth: Growth, size: int) -> None:
+    torch.set_num_threads(1)
     with quiet_libraries():
         work = growth.prepare(size)
         before = peak()

@@ -2,8 +2,8 @@
 
     python benchmarks/same_answer.py [--tokens 65536] [--cost fisher]
 
-Every line is held against the first: one thread, fp32, batches of 16 sequences. `floors` is the largest relative
-difference among theorem, independent and expected at the widths.
+Every line is held against the first: one thread, fp32, batches of 16 sequences. F and the codes are differences, alpha
+is that of 1 − α, and floors are the largest relative one of the widths, of at least a thousandth of the largest floor.
 """
 
 import argparse

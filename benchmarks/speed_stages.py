@@ -46,7 +46,7 @@ class Subject(NamedTuple):
 
     model: Any
     plain: Any
-    """The same as transformers has it."""
+    """Of the same class and size in transformers, with random weights."""
     sae: Any
     hook_name: str
     ids: torch.Tensor
@@ -129,7 +129,7 @@ def measure_energy(s: Subject) -> Stage:
     return Stage(
         "tokens/s",
         s.ids.numel(),
-        partial(measure, s.model, s.sae, s.ids, cost="energy", hook_name=s.hook_name, batch_size=BATCH),
+        partial(measure, s.model, s.sae, s.ids, cost="energy", n_tokens=s.ids.numel(), batch_size=BATCH),
         partial(forward_and_encode, s),
         "forward pass to the hook point, sae.encode",
         {name: partial(peer, s) for name, peer in peers.items()},
@@ -140,7 +140,7 @@ def measure_fisher(s: Subject) -> Stage:
     return Stage(
         "tokens/s",
         s.ids.numel(),
-        partial(measure, s.model, s.sae, s.ids, cost="fisher", hook_name=s.hook_name, batch_size=BATCH),
+        partial(measure, s.model, s.sae, s.ids, cost="fisher", n_tokens=s.ids.numel(), batch_size=BATCH),
         partial(forward_backward_and_encode, s),
         "forward pass, backward pass to the hook point, sae.encode",
     )
@@ -212,7 +212,7 @@ def store(s: Subject) -> None:
 
 
 def plain_script(s: Subject) -> None:
-    """transformers, a hidden state, and the same sums."""
+    """transformers, all layers of it, a hidden state, and the same sums."""
     layer, sums = int(s.hook_name.split(".")[1]), Sums(s.sae.cfg.d_sae)
     with torch.no_grad():
         for batch in s.ids.split(BATCH):

@@ -151,7 +151,7 @@ def test_two_commands_in_one_directory_are_kept_apart(measured: tuple[Path, Path
     for file in directory.glob("*.*"):
         (tmp_path / file.name).write_bytes(file.read_bytes())
     before = sorted(tmp_path.iterdir())
-    says = f"another command is at work in {tmp_path}; wait until it ends"
+    says = f"another command is at work in {tmp_path}; wait until it ends, or "
     with held(tmp_path):
         assert says in refused(run("measure", teacher, "--sae", "missing", "--text", text, "--out", tmp_path))
         assert says in refused(run("distill", teacher, "--text", text, "--widths", "8", "--out", tmp_path, *QUICK))

@@ -5,6 +5,7 @@ A file is written beside its place and then renamed, so that a reader sees the o
 
 import contextlib
 import dataclasses
+import errno
 import importlib.util
 import json
 import math
@@ -63,7 +64,7 @@ def held(
 ) -> Iterator[None]:
     """Nobody else works in `directory` meanwhile; made where it is missing, and gone again if nothing was put there.
 
-    What writes that were killed left in it is removed.
+    What writes that were killed left in it is removed, and with it what others are writing who do not hold it.
 
     Args:
         directory: the directory.
@@ -81,7 +82,7 @@ def held(
             directory.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=directory):
                 pass
-        with _locked(directory, named or directory):
+        with _locked(directory, named or directory, instead):
             for left in directory.glob(f".*{PARTIAL}"):
                 with contextlib.suppress(OSError):  # a directory, which is another command's
                     left.unlink()
@@ -93,7 +94,7 @@ def held(
 
 
 @contextlib.contextmanager
-def _locked(directory: Path, named: Path) -> Iterator[None]:
+def _locked(directory: Path, named: Path, instead: str) -> Iterator[None]:
     if importlib.util.find_spec("fcntl") is None:
         yield
         return
@@ -101,7 +102,7 @@ def _locked(directory: Path, named: Path) -> Iterator[None]:
 
     opened = os.open(directory, os.O_RDONLY)
     try:
-        with _free(named):
+        with _free(named, instead):
             fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
     finally:
@@ -109,20 +110,18 @@ def _locked(directory: Path, named: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _free(named: Path) -> Iterator[None]:
+def _free(named: Path, instead: str) -> Iterator[None]:
     try:
         yield
     except BlockingIOError as error:
-        raise InputError(
-            f"another command is at work in {named}; wait until it ends, or name another directory with --out"
-        ) from error
+        raise InputError(f"another command is at work in {named}; wait until it ends, or {instead}") from error
     except OSError:  # a file system without locks
         return
 
 
 @contextlib.contextmanager
 def together() -> Iterator[list[tuple[Path, Path]]]:
-    """Files that are written inside take their places at its end, or none of them does where one cannot be written."""
+    """Files that are written inside take their places at its end, or none does where one cannot be written to disk."""
     if (outer := _written.get()) is not None:
         yield outer
         return
@@ -147,13 +146,19 @@ def write_atomically(path: Path, data: bytes) -> Path:
         InputError: the directory cannot be written or the disk is full.
     """
     with together() as written, refusals(path):
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         path.parent.mkdir(parents=True, exist_ok=True)
         prefix = f".{path.name}."
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=prefix, suffix=PARTIAL, delete=False) as file:
-            written.append((Path(file.name), path))
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+            try:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            except BaseException:
+                Path(file.name).unlink(missing_ok=True)
+                raise
+        written.append((Path(file.name), path))
     return path
 
 
@@ -164,6 +169,7 @@ def made_whole(directory: Path) -> Iterator[Path]:
     Raises:
         InputError: it cannot be written, or another process is making it.
     """
+    directory = directory.absolute()
     partial = directory.with_name(f".{directory.name}{PARTIAL}")
     with held(partial, named=directory):
         try:

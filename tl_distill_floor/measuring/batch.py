@@ -88,7 +88,10 @@ def _uniform(number: int) -> float:
 
 
 def _sampled_tokens(batch: Batch) -> Bool[Tensor, " token"]:
-    """Of every sequence one position in so many, by its number alone; a stride would meet the same ones each time."""
+    """Of every sequence one position in so many, at least one, by the sequence's number alone.
+
+    A stride would meet the same positions each time.
+    """
     size = (len(batch.activation) + batch.n_masked) // batch.n_sequences
     chosen = torch.zeros(batch.n_sequences, size, dtype=torch.bool)
     for row in range(batch.n_sequences):

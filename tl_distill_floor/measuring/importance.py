@@ -91,7 +91,7 @@ def slope_pass(subject: Subject, draws: int) -> Iterator[Step]:
             for reading in subject.readings:
                 act, gradients = kept[reading.hook_name]
                 batch = batch_of(subject, reading, act, counts, first, ids)
-                seen = tuple(g[counts].flatten(1).float().to(reading.sae.device) for g in gradients)
+                seen = tuple(g[counts.to(g.device)].flatten(1).float().to(reading.sae.device) for g in gradients)
                 made.append(batch._replace(gradients=seen))
             return made
 
@@ -209,11 +209,12 @@ def spliced_kl(
     rows = torch.arange(batch.n_sequences) if rows is None else rows
     place = torch.full((batch.n_sequences,), -1)
     place[rows] = torch.arange(len(rows))
-    activation = whole[rows.to(whole.device)].flatten(2).float()
+    # The layers may lie on several devices: numbers of rows on the CPU index tensors on any.
+    activation = whole[rows].flatten(2).float()
     row, position = place[batch.row[token.cpu()]].to(whole.device), batch.position[token.cpu()].to(whole.device)
     activation[row, position] += change.to(activation)
-    logits = batch.teacher.again(activation, rows.to(whole.device))
-    return forward_kl(batch.teacher.logits[rows.to(whole.device)], logits).double().sum(1).cpu()
+    logits = batch.teacher.again(activation, rows)
+    return forward_kl(batch.teacher.logits[rows], logits).double().sum(1).cpu()
 
 
 def score_direction(
@@ -246,7 +247,7 @@ def drawn_from(p: Float[Tensor, "row outcome"], uniform: Float[Tensor, " row"]) 
     outcomes = stretch * STRETCH + torch.arange(STRETCH, device=p.device)
     there = outcomes < p.shape[1]
     within = (p.gather(1, outcomes.clamp(max=p.shape[1] - 1)) * there).cumsum(1)
-    # Rounding may leave the aim beyond the stretch's own sum: the last outcome that has any probability.
+    # Rounding may leave the aim beyond the stretch's own sum: one of its last outcomes that have any probability.
     aim = torch.minimum(aim - before, within[:, -1:] * (1.0 - 1e-6))
     place = torch.searchsorted(within, aim, right=True).clamp_(max=STRETCH - 1)
     drawn: Tensor = outcomes.gather(1, place)[:, 0].clamp_(max=p.shape[1] - 1)

@@ -17,6 +17,7 @@ SMOLLM2_ON_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
 PROCESSING = ("fold_ln", "center_writing_weights", "center_unembed", "fold_value_biases")
 CHECKPOINT = ("revision", "checkpoint_index", "checkpoint_value")
 SPREAD = "auto"
+"""The device of a teacher whose layers lie on all that there are."""
 DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 
 
@@ -74,7 +75,7 @@ def check_context(model: Any, context_size: int | None) -> None:
 
 
 def main_device(device: str) -> str:
-    """Where all but the teacher's layers lie: the first accelerator where these are spread over all ("auto")."""
+    """Where all but the teacher's layers lie: the first GPU, or the CPU, where these are spread over all ("auto")."""
     import torch
 
     return device if device != SPREAD else "cuda" if torch.cuda.is_available() else "cpu"
@@ -84,6 +85,8 @@ def check_device(device: str) -> None:
     """Raise an InputError unless torch can put something on `device` here."""
     import torch
 
+    if device == SPREAD:
+        raise InputError("a teacher is spread over devices (auto) to be measured, compared or probed; name one device")
     try:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:

@@ -22,6 +22,7 @@ SHARES_OF_TEACHER = (1 / 16, 1 / 8, 1 / 4, 3 / 8, 1 / 2, 3 / 4, 1)
 Z95 = 1.96
 UNKNOWN = (math.nan, math.nan)
 NUMBERS_AT_ONCE = 2**22
+"""Numbers that are held at once beside the blocks."""
 STEPS, MOST_WIDTHS = 1000, 8
 """Of the bottleneck students' longer training, and how many of the widths are trained; the others lie between."""
 SEEN_BETTER = 0.1
