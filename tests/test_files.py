@@ -54,6 +54,15 @@ def test_a_directory_takes_its_place_whole_or_not_at_all(tmp_path: Path, monkeyp
     assert list(tmp_path.iterdir()) == [place]
 
 
+def test_where_one_stands_is_a_place_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    Path("file").write_text("")
+    with pytest.raises(InputError, match=r"cannot write \."), made_whole(Path(".")):
+        pass
+    assert [path.name for path in tmp_path.rglob("*")] == ["here", "file"]
+
+
 def test_what_killed_writes_left_goes_and_directories_of_others_stay(tmp_path: Path) -> None:
     left, others, foreign = (
         tmp_path / name for name in (".stats.safetensors.x1.tl-floor", ".b.tl-floor", ".c.partial")

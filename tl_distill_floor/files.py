@@ -169,8 +169,8 @@ def made_whole(directory: Path) -> Iterator[Path]:
     Raises:
         InputError: it cannot be written, or another process is making it.
     """
-    directory = directory.absolute()
-    partial = directory.with_name(f".{directory.name}{PARTIAL}")
+    place = directory.absolute()  # "." has no name
+    partial = place.with_name(f".{place.name}{PARTIAL}")
     with held(partial, named=directory):
         try:
             with refusals(directory):
