@@ -15,6 +15,7 @@ from report_in_a_browser import made_up
 
 from tl_distill_floor import independent_floor, load_sae, load_teacher, load_text, measure, probe
 from tl_distill_floor.codes import Codes
+from tl_distill_floor.measuring.batch import CODES_AT_ONCE, LEAST_AT_ONCE
 from tl_distill_floor.measuring.hooks import differentiator, hook_point, reader
 from tl_distill_floor.present.report import RunParts, figures_of, report_html
 from tl_distill_floor.students.forward import teacher_body
@@ -25,7 +26,7 @@ from tl_distill_floor.theory import bottleneck
 from tl_distill_floor.theory.simulation import BATCH as TOKENS_A_STEP
 from tl_distill_floor.theory.toy import Report
 
-CONTEXT, BATCH = 256, 8
+CONTEXT, BATCH = 256, 16
 Work = Callable[[], object]
 
 
@@ -163,9 +164,15 @@ def forward_and_encode(s: Subject) -> None:
                 try:
                     s.model(batch)
                 except StopError:
-                    s.sae.encode(caught.pop())
+                    encode(s, caught.pop())
     finally:
         handle.remove()
+
+
+def encode(s: Subject, acts: torch.Tensor) -> None:
+    """As many tokens at a time as ours, which is the faster, since the codes of a whole batch fit no cache."""
+    for some in acts.flatten(0, 1).split(max(LEAST_AT_ONCE, CODES_AT_ONCE // s.sae.cfg.d_sae)):
+        s.sae.encode(some)
 
 
 def forward_backward_and_encode(s: Subject) -> None:
@@ -174,7 +181,7 @@ def forward_backward_and_encode(s: Subject) -> None:
             logits, acts = run(batch)
             torch.autograd.grad(logits, acts, torch.ones_like(logits))
             with torch.no_grad():
-                s.sae.encode(acts[0].detach())
+                encode(s, acts[0].detach())
 
 
 def run_evals(s: Subject) -> None:

@@ -46,6 +46,22 @@ def test_batches_do_not_matter(
     assert_near(predicted(bridge, sae, ids, batch_size=batch_size), first, rel=1e-4)
 
 
+@pytest.mark.parametrize("at_once", [1, 7, 300])
+def test_how_many_tokens_are_encoded_at_a_time_does_not_matter(
+    bridge: Any, sae: Any, ids: torch.Tensor, monkeypatch: pytest.MonkeyPatch, at_once: int
+) -> None:
+    whole = measure(bridge, sae, ids[:8], cost="energy")
+    monkeypatch.setattr("tl_distill_floor.measuring.batch.CODES_AT_ONCE", 0)
+    monkeypatch.setattr("tl_distill_floor.measuring.batch.LEAST_AT_ONCE", at_once)
+    parts = measure(bridge, sae, ids[:8], cost="energy")
+    assert parts.firing_count.tolist() == whole.firing_count.tolist()
+    assert whole.codes is not None and parts.codes is not None
+    assert parts.codes.feature.tolist() == whole.codes.feature.tolist()
+    assert parts.codes.row_start.tolist() == whole.codes.row_start.tolist()
+    for name in ("sum_act", "sum_cost", "sampled_error_sq"):
+        assert getattr(parts, name) == pytest.approx(getattr(whole, name), rel=1e-5)
+
+
 def test_threads_do_not_matter(bridge: Any, sae: Any, ids: torch.Tensor) -> None:
     one = measure(bridge, sae, ids[:8])
     before = torch.get_num_threads()

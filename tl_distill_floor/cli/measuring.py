@@ -16,6 +16,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from tl_distill_floor.cli.memory import keep_memory
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.files import discard, held, together
 from tl_distill_floor.prediction import FloorPrediction
@@ -151,8 +152,7 @@ def parsed_widths(widths: str | None) -> list[int] | None:
 def quiet_libraries() -> Iterator[None]:
     """Keep the loaders' own bars, notes and warnings off the terminal; what matters is in our own results."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    # torch asks Linux for huge pages when it finds this at its import; codes are large, and pages cost a fault each.
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    keep_memory()
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()

@@ -1,6 +1,7 @@
 """What one batch of activations gives of one SAE: sums, the codes that are kept, what each feature fired on."""
 
 import hashlib
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,27 +18,27 @@ from tl_distill_floor.measuring.subject import Batch, Reading
 
 SAMPLE_EVERY = 32
 """One token in so many, drawn at random, is decoded to measure what the SAE leaves unexplained."""
+CODES_AT_ONCE, LEAST_AT_ONCE = 2**21, 256
+"""Numbers of codes that are held at a time, 8 MiB in fp32; of so many tokens at least, for the product's sake."""
 
 
 @torch.no_grad()
 def batch_sums(reading: Reading, batch: Batch, cost: str, share_of_codes: float) -> Part:
     """What is summed over the tokens of one batch, under the names of `FeatureStats`; the codes kept; the contexts."""
     sae, acts = reading.sae, batch.activation
-    codes = sae.encode(acts).flatten(1)
-    n = codes.shape[1]
-    token_feature = _fired(codes.flatten())
-    found = codes.take(token_feature)
-    entries = Entries(token_feature // n, token_feature % n, found.double())
-    if not entries.value.isfinite().all():
-        raise InputError("the SAE's codes hold NaN or Inf; load the SAE in fp32, or name another with --sae")
+    n = len(reading.decoder_norm)
     sample = _sampled_tokens(batch).to(acts.device)
+    entries, found, sampled_codes = _encoded(sae, acts, sample, n)
+    sum_act = _sum(entries.feature, entries.value, n)
+    if not np.isfinite(sum_act).all():  # float64 sums of finite fp32 numbers are
+        raise InputError("the SAE's codes hold NaN or Inf; load the SAE in fp32, or name another with --sae")
     seen = acts[sample].flatten(1).double()
-    missed = seen - sae.decode(codes[sample]).flatten(1).to(seen)
+    missed = seen - sae.decode(sampled_codes).flatten(1).to(seen)
     sums = {
         "n_tokens": len(acts),
         "n_masked": batch.n_masked,
         "firing_count": torch.bincount(entries.feature, minlength=n).cpu().numpy(),
-        "sum_act": _sum(entries.feature, entries.value, n),
+        "sum_act": sum_act,
         "sum_act_sq": _sum(entries.feature, entries.value.square(), n),
         "sum_cost": COSTS[cost].summed(batch, entries, reading).cpu().numpy(),
         "sampled_tokens": len(seen),
@@ -49,11 +50,34 @@ def batch_sums(reading: Reading, batch: Batch, cost: str, share_of_codes: float)
     return Part(sums, codes, _contexts(batch, entries, found, n))
 
 
-def _fired(codes: Float[Tensor, " place"]) -> Int64[Tensor, " fired"]:
-    """Places of the codes that are not 0."""
+def _encoded(
+    sae: Any, acts: Float[Tensor, "token *d_in"], sample: Bool[Tensor, " token"], n: int
+) -> tuple[Entries, Float[Tensor, " entry"], Float[Tensor, "sampled feature"]]:
+    """(the codes that are not 0, their values as the SAE gave them, all codes of the sampled tokens).
+
+    Some tokens at a time, since codes are far larger than activations.
+    """
+    size = max(LEAST_AT_ONCE, CODES_AT_ONCE // n)
+    places, values, sampled = [], [], []
+    for start in range(0, len(acts) or 1, size):
+        codes = sae.encode(acts[start : start + size]).flatten(1)
+        place, value = _fired(codes.flatten())
+        places.append(place + start * n)
+        values.append(value)
+        sampled.append(codes[sample[start : start + size]])
+    place, value = torch.cat(places), torch.cat(values)
+    token = place // n
+    return Entries(token, place - token * n, value.double()), value, torch.cat(sampled)
+
+
+def _fired(codes: Float[Tensor, " place"]) -> tuple[Int64[Tensor, " fired"], Float[Tensor, " fired"]]:
+    """(places, codes) of those that are not 0."""
     if codes.device.type == "cpu" and codes.dtype != torch.bfloat16:  # of which NumPy knows nothing
-        return torch.from_numpy(np.flatnonzero(codes.numpy() != 0))  # four times as fast as torch's nonzero
-    return codes.nonzero().squeeze(1)
+        array = codes.numpy()
+        fired = np.flatnonzero(array != 0)  # four times as fast as torch's nonzero
+        return torch.from_numpy(fired), torch.from_numpy(array.take(fired))
+    places = codes.nonzero().squeeze(1)
+    return places, codes.take(places)
 
 
 def _kept_codes(batch: Batch, entries: Entries, found: Tensor, n: int, share: float) -> Codes | None:

@@ -12,8 +12,8 @@ from tl_distill_floor.contexts import AFTER, BEFORE, N_CONTEXTS, NO_TOKEN, WINDO
 from tl_distill_floor.measuring.hooks import same_point
 
 N_PROMOTED = 6
-LOGITS_AT_ONCE = 2**24
-"""Numbers of logits that are held at a time, 64 MiB in fp32."""
+LOGITS_AT_ONCE = 2**23
+"""Numbers of logits that are held at a time, 32 MiB in fp32."""
 WRITTEN_TO = ("hook_in", "hook_out", "hook_resid_mid", "mlp.hook_out", "attn.hook_out")
 """The points of a block whose activation is the residual stream, or is added to it."""
 ENTRY_BITS = 31
@@ -136,7 +136,7 @@ def _most_raised(
 ) -> Int32[np.ndarray, "feature promoted"]:
     size = rows.float().square().mean(-1, keepdim=True).sqrt()
     of_size_one = torch.where(size > 0, rows.float() / size, 0.0).to(rows)
-    raised = model.unembed(model.ln_final(of_size_one[None]))[0].float() - unchanged
+    raised = model.unembed(model.ln_final(of_size_one[None]))[0].float().sub_(unchanged)
     top = raised.topk(min(n, len(unchanged)), dim=1).indices
     found: np.ndarray = torch.where(size > 0, top, NO_TOKEN).int().cpu().numpy()
     return found
