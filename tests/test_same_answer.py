@@ -55,7 +55,8 @@ def test_how_many_tokens_are_encoded_at_a_time_does_not_matter(
     monkeypatch.setattr("tl_distill_floor.measuring.batch.LEAST_AT_ONCE", at_once)
     parts = measure(bridge, sae, ids[:8], cost="energy")
     assert parts.firing_count.tolist() == whole.firing_count.tolist()
-    assert whole.codes is not None and parts.codes is not None
+    assert whole.codes is not None
+    assert parts.codes is not None
     assert parts.codes.feature.tolist() == whole.codes.feature.tolist()
     assert parts.codes.row_start.tolist() == whole.codes.row_start.tolist()
     for name in ("sum_act", "sum_cost", "sampled_error_sq"):
