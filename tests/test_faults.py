@@ -25,7 +25,8 @@ from tl_distill_floor.student_result import students_in
 
 Commands = dict[str, tuple[Any, ...]]
 KILLS, WRITES, SEED = (int(os.environ.get(name, n)) for name, n in (("KILLS", 1), ("WRITES", 0), ("SEED", 0)))
-NAMES, RESUMED = ("measure", "distill", "calibrate", "probe", "report", "train-sae"), ("measure", "distill")
+RESUMED = ("measure", "distill", "train-sae")
+NAMES = (*RESUMED, "calibrate", "probe", "report")
 FILLED = {"measure": (0, [12]), "distill": (LARGEST, [10, 13]), "calibrate": (0, [2]), "probe": (0, [2]),
           "report": (0, [2]), "train-sae": (LARGEST, [2, 6])}  # fmt: skip
 """What a file may hold at the most, from which write on."""
@@ -82,11 +83,12 @@ def begun(whole: Path, name: str) -> dict[str, bytes]:
 def hastened(then: Any = bool, between_saves: float = 0.0) -> None:
     """A checkpoint after every step, say, and fewer activations shuffled together before an SAE is trained."""
     from tl_distill_floor.measuring import features
-    from tl_distill_floor.sources import train_sae
+    from tl_distill_floor.sources import shuffled, train_sae
     from tl_distill_floor.students import distill
 
-    features.SECONDS_BETWEEN_SAVES, train_sae.MIXED_TOKENS = between_saves, 2**12
+    features.SECONDS_BETWEEN_SAVES, shuffled.MIXED_TOKENS = between_saves, 2**13
     distill.distill_students = partial(distill.distill_students, checkpoint_seconds=between_saves)  # type: ignore[assignment]
+    train_sae.train_sae = partial(train_sae.train_sae, checkpoint_seconds=between_saves)  # type: ignore[assignment]
     then()
 
 

@@ -36,6 +36,23 @@ def test_auto_is_the_cpu_where_there_is_nothing_else(teacher_dir: Path, sae: Any
         distill(teacher_dir, 8, ids, device="auto")
 
 
+def test_a_device_without_float64_is_one_sentence(
+    teacher_dir: Path, bridge: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on Apple's GPUs, of a teacher that is loaded and of one that is there."""
+    made = torch.empty
+
+    def as_on_mps(*size: Any, dtype: Any = None, **options: Any) -> torch.Tensor:
+        if dtype == torch.float64:
+            raise TypeError("Cannot convert a MPS Tensor to float64 dtype")
+        return made(*size, dtype=dtype, **options)
+
+    monkeypatch.setattr(torch, "empty", as_on_mps)
+    for teacher in (teacher_dir, bridge):
+        with pytest.raises(InputError, match="lacks float64, in which sums are kept; set --device cpu"):
+            load_teacher(teacher)
+
+
 def test_a_gguf_file_is_loaded(tmp_path: Path) -> None:
     """A tiny Llama written by gguf itself, against the weights that were written."""
     import gguf

@@ -189,7 +189,13 @@ def made_whole(directory: Path) -> Iterator[Path]:
 
 def discard(path: Path) -> None:
     """Remove a file, and what writes of it that were killed left beside it; nobody else may be writing it."""
-    for left in (path, *path.parent.glob(f".{path.name}.*")):
+    path.unlink(missing_ok=True)
+    discard_partial(path)
+
+
+def discard_partial(path: Path) -> None:
+    """Remove what writes of a file that were killed left beside it."""
+    for left in path.parent.glob(f".{path.name}.*"):
         left.unlink(missing_ok=True)
 
 

@@ -211,6 +211,7 @@ def train_sae(
     context_size: Annotated[int, typer.Option(help="Tokens a sequence.", min=2)] = 256,
     batch_size: BatchSize = 16,
     seed: Seed = 0,
+    resume: Resume = False,
     debug: Debug = False,  # noqa: ARG001
 ) -> None:
     """Train an SAE where none exists, with SAELens's trainer, and save it as a SAELens directory."""
@@ -231,6 +232,7 @@ def train_sae(
         context_size=context_size,
         batch_size=batch_size,
         seed=seed,
+        resume=resume,
     )
 
 

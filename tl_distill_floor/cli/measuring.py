@@ -127,10 +127,10 @@ def saes_of_layers(sae: str | None, layers: Sequence[int | None]) -> list[str | 
 
 def train(model: str, text: str | None, *, out: Path, layer: int, **options: Any) -> None:
     """Train an SAE and say what to type next."""
-    with quiet_libraries():
+    with quiet_libraries(), progress_bar(False, "tokens", "training") as progress:
         from tl_distill_floor.sources.train_sae import train_sae
 
-        train_sae(model, text, out=out, layer=layer, **options)
+        train_sae(model, text, out=out, layer=layer, progress=progress, **options)
     console = Console(highlight=False, markup=False)
     console.print(f"Saved in {out}. Next: tl-floor measure {model} --layer {layer} --sae {out}")
 

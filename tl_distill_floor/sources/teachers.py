@@ -53,6 +53,7 @@ def load_teacher(
     if isinstance(model, Teacher):
         return model
     if hasattr(model, "hook_dict"):
+        check_device(str(next(model.parameters()).device))
         name = str(getattr(model.cfg, "model_name", None) or "in-memory model")
         return Teacher(model, name, named=False, loading={"class": type(model).__name__})
     if not isinstance(model, str | Path):
@@ -82,13 +83,15 @@ def main_device(device: str) -> str:
 
 
 def check_device(device: str) -> None:
-    """Raise an InputError unless torch can put something on `device` here."""
+    """Raise an InputError unless torch can put something on `device` here, sums in float64 too."""
     import torch
 
     if device == SPREAD:
         raise InputError("a teacher is spread over devices (auto) to be measured, compared or probed; name one device")
     try:
-        torch.empty(1, device=device)
+        torch.empty(1, dtype=torch.float64, device=device)
+    except TypeError as error:  # what torch says of mps
+        raise InputError(f"device {device!r} lacks float64, in which sums are kept; set --device cpu") from error
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise InputError(f"torch cannot use device {device!r} on this machine; set --device cpu") from error
 

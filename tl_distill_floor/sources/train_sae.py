@@ -1,22 +1,24 @@
 """Training an SAE where none exists, with SAELens's own trainer, offline on a text."""
 
-import logging
-import signal
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+import hashlib
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import torch
+from jaxtyping import Int32
+from torch import Tensor
+
 from tl_distill_floor.errors import InputError
-from tl_distill_floor.files import made_whole, refusals
+from tl_distill_floor.files import discard, discard_partial, made_whole, refusals
+from tl_distill_floor.sources.sae_training import Progress, SaeTraining
+from tl_distill_floor.sources.shuffled import shuffled_activations
 from tl_distill_floor.sources.teachers import Teacher, check_context, check_device, load_teacher
 from tl_distill_floor.sources.text import load_text
 
 ARCHITECTURES = ("batchtopk", "topk")
-MIXED_TOKENS = 2**17
-"""Tokens whose activations are shuffled together; SAELens counts them in context sizes."""
+CHECKPOINT_SECONDS = 120.0
 
 
 def train_sae(
@@ -35,6 +37,9 @@ def train_sae(
     device: str = "cpu",
     dtype: str = "fp32",
     seed: int = 0,
+    resume: bool = False,
+    checkpoint_seconds: float = CHECKPOINT_SECONDS,
+    progress: Progress | None = None,
 ) -> Path:
     """Train an SAE on the residual stream after `layer` and save it as a SAELens directory, metadata filled in.
 
@@ -42,7 +47,8 @@ def train_sae(
         model: what `load_teacher` takes.
         text: what `load_text` takes, read again from the start where it is shorter than `n_tokens`.
         layer: the layer after which the residual stream is read.
-        out: the directory to write; it must not exist.
+        out: the directory to write; it must not exist. Until it does, checkpoints stand in the file of this name and
+            `.partial.safetensors`.
         d_sae: features; eight times the teacher's width when left out.
         k: active features per token.
         n_tokens: tokens to train on, at least 8,192.
@@ -50,117 +56,112 @@ def train_sae(
         context_size: tokens a sequence.
         batch_size: sequences a forward pass of the teacher.
         lr: peak learning rate of Adam, warmed up over 500 steps and let down to 0 over the last fifth.
+        device: torch device of the teacher, if it is loaded here, and of the SAE.
         dtype: "fp32" or "bf16", of the teacher; the SAE trains in fp32, under autocast with "bf16".
+        seed: of the SAE's first weights and of the order of activations.
+        resume: go on from the checkpoint, if there is one; the SAE is the same to the last bit.
+        checkpoint_seconds: time between checkpoints.
+        progress: see `Progress`.
 
     Returns:
         `out`, which `load_sae`, `SAE.load_from_disk` and `tl-floor measure --sae` read.
 
     Raises:
-        InputError: something cannot be loaded, or `out` exists.
+        InputError: something cannot be loaded, `out` exists, or it holds an interrupted training.
     """
-    from tl_distill_floor.measuring.hooks import hook_point, name_in, resid_post
+    from tl_distill_floor.measuring.hooks import hook_point, resid_post
 
     out = Path(out)
     if architecture not in ARCHITECTURES:
         raise InputError(f"architecture must be one of {', '.join(ARCHITECTURES)}, got {architecture}")
     check_device(device)
-    with made_whole(out) as partial:
+    place = out.absolute()  # "." has no name
+    file = place.with_name(f"{place.name}.partial.safetensors")
+    if resume and out.exists() and file.exists():  # it was killed when all was done
+        discard(file)
+        return out
+    with made_whole(out) as directory:
         if out.exists():
             raise InputError(f"{out} exists already; name another directory with --out, or delete it")
+        if file.exists() and not resume:
+            raise InputError(f"{file.name} holds an interrupted training; add --resume to go on, or delete it")
+        discard_partial(file)
         teacher = load_teacher(model, device=device, dtype=dtype)
         check_context(teacher.model, context_size)
         hook_name = resid_post(layer)
         hook_point(teacher.model, hook_name)
         width = int(teacher.model.cfg.d_model)
-        if not 1 <= k <= (d_sae or 8 * width):
-            raise InputError(f"k must lie between 1 and the {d_sae or 8 * width} features, got {k}")
-        tokens = _tokens(teacher, text, context_size, n_tokens)
-        sae = _trainer_sae(architecture, width, d_sae or 8 * width, k, device)
-        runner = _runner(
-            teacher.model,
-            tokens,
-            sae=sae,
-            model_name=teacher.name,
-            model_class_name=type(teacher.model).__name__,
-            hook_name=name_in(teacher.model, hook_name),
-            context_size=context_size,
-            store_batch_size_prompts=batch_size,
-            training_tokens=max(n_tokens, 8192),
-            lr=lr,
-            device=device,
-            autocast=dtype == "bf16",
-            seed=seed,
-        )
-        with _own_signal_handlers():
-            trained = runner.run()
-        trained.cfg.metadata.hook_name = hook_name
+        d_sae = d_sae or 8 * width
+        if not 1 <= k <= d_sae:
+            raise InputError(f"k must lie between 1 and the {d_sae} features, got {k}")
+        rows = _tokens(teacher, text, context_size, n_tokens)
+        metadata = _metadata(teacher, hook_name, context_size)
+        sae = _begun(architecture, seed, d_in=width, d_sae=d_sae, k=k, metadata=metadata).to(device)
+        asked = {
+            "teacher": teacher.name, "text": _digest(rows), "layer": layer, "architecture": architecture,
+            "d_sae": d_sae, "k": k, "n_tokens": n_tokens, "batch_size": batch_size, "lr": lr, "dtype": dtype,
+            "seed": seed,
+        }  # fmt: skip
+        training = SaeTraining(sae, asked, n_tokens=max(n_tokens, 8192), lr=lr, device=device, autocast=dtype == "bf16")
+        if file.exists():
+            training.load(file)
+        batches = partial(shuffled_activations, teacher.model, hook_name, rows, batch_size, seed)
+        training.run(batches, file, checkpoint_seconds, progress)
         with refusals(out):
-            trained.save_inference_model(str(partial))
+            sae.save_inference_model(str(directory))
+    discard(file)
     return out
 
 
-def _tokens(teacher: Teacher, text: Any, context_size: int, n_tokens: int) -> Any:
-    """The sequences as an in-memory dataset of `input_ids`, packed as `measure` packs them."""
-    from datasets import Dataset
-
+def _tokens(teacher: Teacher, text: Any, context_size: int, n_tokens: int) -> Int32[Tensor, "sequence position"]:
+    """The sequences, packed as `measure` packs them."""
     tokenizer = getattr(teacher.model, "tokenizer", None)
-    has_bos = tokenizer is not None and tokenizer.bos_token_id is not None
-    source = load_text(text, tokenizer, context_size=context_size, prepend_bos=has_bos)
-    rows = [row.numpy() for row in islice(source.read(), -(-n_tokens // context_size))]
+    source = load_text(text, tokenizer, context_size=context_size, prepend_bos=_has_bos(teacher))
+    rows = [row.int() for row in islice(source.read(), -(-n_tokens // context_size))]
     if not rows:
         raise InputError(f"{source.name} is too short: it fills no sequence of {context_size} tokens; give more text")
-    return Dataset.from_dict({"input_ids": rows}).with_format("torch")
+    return torch.stack(rows)
 
 
-def _trainer_sae(architecture: str, d_in: int, d_sae: int, k: int, device: str) -> Any:
-    from sae_lens import BatchTopKTrainingSAEConfig, TopKTrainingSAEConfig
-
-    config = {"batchtopk": BatchTopKTrainingSAEConfig, "topk": TopKTrainingSAEConfig}[architecture]
-    # SAELens folds the scale into the weights when training ends: the saved SAE reads activations as they are.
-    return config(d_in=d_in, d_sae=d_sae, k=k, normalize_activations="expected_average_only_in", device=device)
+def _has_bos(teacher: Teacher) -> bool:
+    tokenizer = getattr(teacher.model, "tokenizer", None)
+    return tokenizer is not None and tokenizer.bos_token_id is not None
 
 
-def _runner(model: Any, tokens: Any, **settings: Any) -> Any:
-    from sae_lens import LanguageModelSAERunnerConfig, LanguageModelSAETrainingRunner, LoggingConfig
-    from sae_lens import logger as sae_lens_logger
+def _digest(rows: Int32[Tensor, "sequence position"]) -> str:
+    return hashlib.sha256(rows.numpy().tobytes()).hexdigest()
 
-    steps = settings["training_tokens"] // 4096
-    config = LanguageModelSAERunnerConfig(
-        **settings,
-        is_dataset_tokenized=True,
-        streaming=False,
-        train_batch_size_tokens=4096,
-        n_batches_in_buffer=-(-MIXED_TOKENS // settings["context_size"]),
-        n_batches_for_norm_estimate=10,
-        lr_warm_up_steps=min(500, steps // 10),
-        lr_decay_steps=steps // 5,
-        dead_feature_window=max(10, min(1000, steps // 10)),
+
+def _metadata(teacher: Teacher, hook_name: str, context_size: int) -> Any:
+    """What SAELens asks an SAE of the activations that it reads."""
+    from sae_lens.saes.sae import SAEMetadata
+
+    return SAEMetadata(
+        model_name=teacher.name,
+        model_class_name=type(teacher.model).__name__,
+        model_from_pretrained_kwargs={},
+        hook_name=hook_name,
+        hook_head_index=None,
+        dataset_path="",
+        context_size=context_size,
+        seqpos_slice=(None,),
+        prepend_bos=_has_bos(teacher),
+        sequence_separator_token="bos",  # noqa: S106 - no password
+        disable_concat_sequences=False,
         exclude_special_tokens=True,
-        logger=LoggingConfig(log_to_wandb=False),
-        checkpoint_path=None,
-        output_path=None,
-        verbose=False,
     )
-    level = sae_lens_logger.level
-    sae_lens_logger.setLevel(logging.ERROR)  # it warns that model and dataset were passed in, which is meant
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="The training dataset contains fewer samples")
-            return LanguageModelSAETrainingRunner(config, override_dataset=tokens, override_model=model)
-    finally:
-        sae_lens_logger.setLevel(level)
 
 
-@contextmanager
-def _own_signal_handlers() -> Iterator[None]:
-    """SAELens's trainer replaces the handlers of SIGINT and SIGTERM; put back what was there."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    except Exception as error:
-        if type(error).__name__ == "InterruptedException":  # what SAELens makes of Ctrl-C
-            raise KeyboardInterrupt from error
-        raise
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+def _begun(architecture: str, seed: int, **settings: Any) -> Any:
+    """An SAE of random weights."""
+    from sae_lens import BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig, TopKTrainingSAE, TopKTrainingSAEConfig
+
+    kinds = {
+        "batchtopk": (BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig),
+        "topk": (TopKTrainingSAE, TopKTrainingSAEConfig),
+    }
+    kind, config = kinds[architecture]
+    # SAELens folds the scale into the weights when training ends: the saved SAE reads activations as they are.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return kind(config(normalize_activations="expected_average_only_in", **settings))

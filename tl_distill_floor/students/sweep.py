@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tl_distill_floor.checkpoint import load_checkpoint, save_checkpoint
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.files import discard, made_whole
 from tl_distill_floor.sources.teachers import Teacher
 from tl_distill_floor.student_result import StudentResult
 from tl_distill_floor.students.build import build_student
-from tl_distill_floor.students.checkpoint import load_checkpoint, save_checkpoint
 from tl_distill_floor.students.forward import TeacherBody
 from tl_distill_floor.students.losses import NO_LABEL, Ends, chunked_losses, summed_kl
 from tl_distill_floor.students.save import save_student
@@ -26,6 +26,7 @@ from tl_distill_floor.theory.saturation import saturation
 
 HELD_OUT_AT_ONCE = 16
 """Sequences of the held-out text that are run at once."""
+KIND = "students-partial"
 PARTIAL_FILE = "partial.safetensors"
 Progress = Callable[[int, int, str], None]
 """Called with tokens done, tokens in all, and what to say of them."""
@@ -119,13 +120,13 @@ class Sweep:
 
     def load(self, path: Path) -> None:
         if path.exists():
-            states, self.step = load_checkpoint(path, self.identity)
+            states, self.step = load_checkpoint(path, KIND, self.identity)
             for student in self.students:
                 student.load(states[student.spec.directory])
 
     def save(self, path: Path) -> None:
         states = {student.spec.directory: student.state() for student in self.students}
-        save_checkpoint(path, states, self.identity, self.step)
+        save_checkpoint(path, KIND, states, self.identity, self.step)
 
     def run(
         self, body: TeacherBody, checkpoint: Path | None, checkpoint_seconds: float, progress: Progress | None

@@ -1,4 +1,4 @@
-"""A training that was interrupted: weights, averages, optimiser states and curves of all its students, in one file.
+"""A training that was interrupted, of students or of an SAE: weights, optimiser states and curves, in one file.
 
 One safetensors file, written atomically: nothing in it is unpickled. A digest of all of it is read again, since a
 changed bit in an optimiser's state would change the training in silence.
@@ -15,14 +15,16 @@ from torch import Tensor
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.files import HEADER, VERSION, check_format, write_atomically
 
-KIND = "students-partial"
 
-
-def save_checkpoint(path: Path, states: dict[str, dict[str, Any]], identity: dict[str, Any], step: int) -> Path:
+def save_checkpoint(
+    path: Path, kind: str, states: dict[str, dict[str, Any]], identity: dict[str, Any], step: int
+) -> Path:
     """Write it.
 
     Args:
-        states: of every student, by name: nested dictionaries and lists of tensors and of what JSON holds.
+        path: the file.
+        kind: what is trained, in the name of the format.
+        states: of everything that is trained, by name: nested dictionaries and lists of tensors and of what JSON holds.
         identity: what must be equal when it is read again.
         step: steps done.
     """
@@ -31,12 +33,12 @@ def save_checkpoint(path: Path, states: dict[str, dict[str, Any]], identity: dic
     tensors: dict[str, Tensor] = {}
     plain = _emptied(states, "", tensors)
     scalars = {"states": plain, "identity": identity, "step": step}
-    header = {"format": f"tl-distill-floor/{KIND}", "version": VERSION, "scalars": scalars}
+    header = {"format": f"tl-distill-floor/{kind}", "version": VERSION, "scalars": scalars}
     header["digest"] = _digest(scalars, tensors)
     return write_atomically(path, save(tensors, metadata={HEADER: json.dumps(header)}))
 
 
-def load_checkpoint(path: Path, identity: dict[str, Any]) -> tuple[dict[str, dict[str, Any]], int]:
+def load_checkpoint(path: Path, kind: str, identity: dict[str, Any]) -> tuple[dict[str, dict[str, Any]], int]:
     """(states, steps done) of what `save_checkpoint` wrote.
 
     Raises:
@@ -47,7 +49,7 @@ def load_checkpoint(path: Path, identity: dict[str, Any]) -> tuple[dict[str, dic
     try:
         with safe_open(path, framework="pt") as file:
             header = json.loads((file.metadata() or {}).get(HEADER, "{}"))
-            check_format(path, KIND, header.get("format"), header.get("version"))
+            check_format(path, kind, header.get("format"), header.get("version"))
             scalars = header["scalars"]
             _check_same(path, identity, scalars["identity"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
