@@ -1,5 +1,6 @@
 """Damaged files of every kind that the package reads: each is read, or refused in one sentence, and nothing else."""
 
+import contextlib
 import dataclasses
 import gzip
 import json
@@ -18,11 +19,14 @@ import pytest
 import torch
 from accelerate import Accelerator
 from datasets import Array2D, Dataset, Features, Sequence, Value
+from sae_lens.saes.sae import SAEMetadata
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from tests.test_probes import probes as probes  # a fixture
 from tests.test_probes import rows
 from tl_distill_floor import Calibration, FeatureStats, FloorPrediction, Probes, StudentResult
+from tl_distill_floor.checkpoint import _digest
 from tl_distill_floor.cli.lost import lost_features
 from tl_distill_floor.cli.reporting import run_parts
 from tl_distill_floor.errors import InputError
@@ -30,9 +34,11 @@ from tl_distill_floor.files import HEADER
 from tl_distill_floor.present.report import report_html
 from tl_distill_floor.records import Simulation
 from tl_distill_floor.sources.labelled import load_labelled
+from tl_distill_floor.sources.sae_training import SaeTraining
 from tl_distill_floor.sources.saes import load_sae
 from tl_distill_floor.sources.teachers import load_teacher
 from tl_distill_floor.sources.text import load_text, read_documents
+from tl_distill_floor.sources.train_sae import _begun
 from tl_distill_floor.students.sweep import Sweep
 from tl_distill_floor.students.texts import texts_of
 from tl_distill_floor.students.training import Spec, Training
@@ -75,6 +81,26 @@ def a_sweep() -> Sweep:
     return Sweep(teacher, [Spec(64)], texts, training, Accelerator(cpu=True))
 
 
+@cache
+def an_sae_training() -> SaeTraining:
+    """The same of an SAE."""
+    sae = _begun("batchtopk", 0, d_in=8, d_sae=16, k=2, metadata=SAEMetadata())
+    training = SaeTraining(sae, {"k": 2}, n_tokens=8192, lr=1e-3, device="cpu", autocast=False)
+    training._trainer.activation_scaler.scaling_factor = 1.0
+    return training
+
+
+def signed(file: Path) -> Path:
+    """With the digest that its content has now, as one who means harm would give it."""
+    with contextlib.suppress(Exception):
+        with safe_open(file, framework="pt") as opened:
+            header = json.loads(opened.metadata()[HEADER])
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+        header["digest"] = _digest(header["scalars"], tensors)
+        save_file(tensors, file, metadata={HEADER: json.dumps(header)})
+    return file
+
+
 READERS = (
     Reader("statistics", "stats.safetensors", FeatureStats.load),
     Reader("simulation", "simulated.safetensors", Simulation.load),
@@ -98,7 +124,8 @@ READERS = (
     Reader("model configuration", "teacher/config.json", lambda directory: load_teacher(directory / "teacher")),
     Reader("model weights", "teacher/model.safetensors", lambda directory: load_teacher(directory / "teacher")),
     Reader("tokenizer", "teacher/tokenizer.json", lambda directory: load_teacher(directory / "teacher")),
-    Reader("training", "training.safetensors", lambda directory: a_sweep().load(directory / "training.safetensors")),
+    Reader("training", "training.safetensors", lambda run: a_sweep().load(signed(run / "training.safetensors"))),
+    Reader("SAE's training", "sae.safetensors", lambda run: an_sae_training().load(signed(run / "sae.safetensors"))),
     Reader("activations", "cache/state.json", cached_activations),
     Reader("activations' shapes", "cache/dataset_info.json", cached_activations),
     Reader("activations' numbers", "cache/data-00000-of-00001.arrow", cached_activations),
@@ -118,6 +145,7 @@ def good(distilled: Path, sae_dir: Path, teacher_dir: Path, tmp_path_factory: py
     save_file(weights, directory / "loose.safetensors")
     torch.save(weights, directory / "loose.pt")
     a_sweep().save(directory / "training.safetensors")
+    an_sae_training().save(directory / "sae.safetensors")
     hook, acts = "blocks.1.hook_resid_post", np.ones((4, 8, 24), dtype=np.float32)
     shapes = Features({hook: Array2D((8, 24), "float32"), "token_ids": Sequence(Value("int32"), 8)})
     ids = np.ones((4, 8), dtype=np.int32)

@@ -6,6 +6,8 @@ changed bit in an optimiser's state would change the training in silence.
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +46,9 @@ def load_checkpoint(path: Path, kind: str, identity: dict[str, Any]) -> tuple[di
     Raises:
         InputError: the file is damaged, foreign, of another version, or of another training.
     """
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
-    try:
+    with complete(path):
         with safe_open(path, framework="pt") as file:
             header = json.loads((file.metadata() or {}).get(HEADER, "{}"))
             check_format(path, kind, header.get("format"), header.get("version"))
@@ -54,11 +56,26 @@ def load_checkpoint(path: Path, kind: str, identity: dict[str, Any]) -> tuple[di
             _check_same(path, identity, scalars["identity"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         if header["digest"] != _digest(scalars, tensors):
-            raise ValueError("some of it was changed")  # noqa: TRY301
+            raise ValueError("some of it was changed")
         return _filled(scalars["states"], tensors), int(scalars["step"])
+
+
+@contextmanager
+def complete(path: Path) -> Iterator[None]:
+    """One sentence where what stands in a checkpoint fits nothing.
+
+    Raises:
+        InputError: whatever else is raised inside of a damaged file.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        yield
     except InputError:
         raise
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+    except (
+        OSError, SafetensorError, KeyError, TypeError, ValueError, AttributeError, RuntimeError, IndexError
+    ) as error:  # fmt: skip
         raise InputError(f"{path} is no complete checkpoint ({error}); delete it to start again") from error
 
 

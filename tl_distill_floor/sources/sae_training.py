@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tl_distill_floor.checkpoint import load_checkpoint, save_checkpoint
+from tl_distill_floor.checkpoint import complete, load_checkpoint, save_checkpoint
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.sources.shuffled import TOKENS_A_STEP
 
@@ -60,12 +60,15 @@ class SaeTraining:
         Raises:
             InputError: the file is damaged, or of another training.
         """
+        trainer = self._trainer
         states, _ = load_checkpoint(file, KIND, self.identity)
-        for name, part in self._parts().items():
-            part.load_state_dict(states[name])
-        for name, value in states["counters"].items():
-            setattr(self._trainer, name, value.to(self._trainer.cfg.device) if isinstance(value, Tensor) else value)
-        self._trainer.activation_scaler.scaling_factor = states["scaler"]["scaling_factor"]
+        with complete(file):
+            for name, part in self._parts().items():
+                part.load_state_dict(states[name])
+            for name in COUNTERS:
+                value = states["counters"][name]
+                setattr(trainer, name, value.to(trainer.cfg.device) if isinstance(value, Tensor) else value)
+            trainer.activation_scaler.scaling_factor = float(states["scaler"]["scaling_factor"])
 
     def save(self, file: Path) -> None:
         trainer = self._trainer

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tl_distill_floor.checkpoint import load_checkpoint, save_checkpoint
+from tl_distill_floor.checkpoint import complete, load_checkpoint, save_checkpoint
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.files import discard, made_whole
 from tl_distill_floor.sources.teachers import Teacher
@@ -121,8 +121,9 @@ class Sweep:
     def load(self, path: Path) -> None:
         if path.exists():
             states, self.step = load_checkpoint(path, KIND, self.identity)
-            for student in self.students:
-                student.load(states[student.spec.directory])
+            with complete(path):
+                for student in self.students:
+                    student.load(states[student.spec.directory])
 
     def save(self, path: Path) -> None:
         states = {student.spec.directory: student.state() for student in self.students}
