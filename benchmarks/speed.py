@@ -74,6 +74,7 @@ def of_size(size: str, tokens: int, quick: bool) -> dict[str, Callable[[], Stage
     measuring = {
         "measure_energy": partial(stages.measure_energy, subject),
         "measure_fisher": partial(stages.measure_fisher, subject),
+        "promoted": partial(stages.promoted, subject),
     }
     if size == "smollm2":
         return measuring

@@ -16,6 +16,7 @@ from report_in_a_browser import made_up
 from tl_distill_floor import independent_floor, load_sae, load_teacher, load_text, measure, probe
 from tl_distill_floor.codes import Codes
 from tl_distill_floor.measuring.batch import CODES_AT_ONCE, LEAST_AT_ONCE
+from tl_distill_floor.measuring.contexts import LOGITS_AT_ONCE, promoted_tokens
 from tl_distill_floor.measuring.hooks import differentiator, hook_point, reader
 from tl_distill_floor.present.report import RunParts, figures_of, report_html
 from tl_distill_floor.students.forward import teacher_body
@@ -144,6 +145,20 @@ def measure_fisher(s: Subject) -> Stage:
         partial(measure, s.model, s.sae, s.ids, cost="fisher", n_tokens=s.ids.numel(), batch_size=BATCH),
         partial(forward_backward_and_encode, s),
         "forward pass, backward pass to the hook point, sae.encode",
+    )
+
+
+def promoted(s: Subject) -> Stage:
+    """Once a measurement, however long the text: the tokens that every feature promotes."""
+    weight = next(s.model.unembed.parameters())
+    unembedding = weight.T if weight.shape[0] == s.model.cfg.d_vocab else weight
+    rows = s.sae.W_dec.detach().split(max(1, LOGITS_AT_ONCE // s.model.cfg.d_vocab))
+    return Stage(
+        "features/s",
+        s.sae.cfg.d_sae,
+        lambda: promoted_tokens(s.model, s.sae.W_dec),
+        lambda: [some @ unembedding for some in rows],
+        "the product of decoder and unembedding",
     )
 
 

@@ -243,6 +243,22 @@ def test_promoted_tokens_of_a_hooked_transformer(hooked: Any, monkeypatch: pytes
     np.testing.assert_array_equal(promoted_tokens(hooked, rows, 2), found[:, :2])
 
 
+def test_of_two_texts_each_feature_that_fired_in_one_promotes_its_tokens() -> None:
+    one = made().with_promoted(np.array([[5, 6], [-1, -1], [7, 8]], dtype=np.int32))
+    other = replace(one, promoted=np.array([[5, 6], [3, 4], [-1, -1]], dtype=np.int32))
+    for merged in (one.merge(other), other.merge(one)):
+        assert merged.promoted.tolist() == [[5, 6], [3, 4], [7, 8]]
+
+
+def test_a_feature_that_never_fired_promotes_nothing(bridge: Any, sae: Any) -> None:
+    whole = promoted_tokens(bridge, sae.W_dec)
+    contexts = Contexts.nowhere(FEATURES)
+    contexts.activation[[2, 5], 0], contexts.sequence[[2, 5], 0] = 1.0, 0
+    found = described(contexts, bridge, sae, "blocks.1.hook_resid_post").promoted
+    assert np.flatnonzero((found >= 0).any(1)).tolist() == [2, 5]
+    assert found[[2, 5]].tolist() == whole[[2, 5]].tolist()
+
+
 def test_promoted_tokens_of_a_bridge(bridge: Any, sae: Any) -> None:
     model = bridge.original_model
     weight, W_U = model.gpt_neox.final_layer_norm.weight.detach(), bridge.unembed.W_U.detach()
@@ -303,7 +319,9 @@ def test_a_word_of_a_sentencepiece_vocabulary_keeps_its_space() -> None:
 
 
 def test_every_token_of_the_bridge_has_a_string(bridge: Any, sae: Any) -> None:
-    found = described(Contexts.nowhere(FEATURES), bridge, sae, "blocks.1.hook_resid_post")
+    contexts = Contexts.nowhere(FEATURES)
+    contexts.activation[:, 0], contexts.sequence[:, 0] = 1.0, 0
+    found = described(contexts, bridge, sae, "blocks.1.hook_resid_post")
     assert all(len(found.promoted_tokens(feature)) == 6 for feature in range(FEATURES))
     assert found.token_id.max() < VOCABULARY
     assert sae.W_dec.shape[1] == WIDTH

@@ -32,7 +32,7 @@ class Contexts:
     """Token ids, the strongest at place `PEAK`; -1 beyond the ends of the sequence."""
     promoted: Int32[np.ndarray, "feature promoted"]
     """Token ids whose logits the feature's decoder row raises most, the most raised first; [feature, 0] while unknown,
-    and -1 for a row of zeros."""
+    and -1 for a row of zeros or a feature that never fired."""
     token_id: Int32[np.ndarray, " used"]
     """The ids above, ascending, whose strings are known: empty before `with_strings`."""
     token_start: Int64[np.ndarray, " bounds"]
@@ -114,6 +114,8 @@ class Contexts:
         for place, candidates in zip(places, both, strict=True):
             place[rows] = candidates[np.arange(len(rows))[:, None], order]
         promoted = self.promoted if self.promoted.shape[1] else other.promoted
+        if self.promoted.shape == other.promoted.shape:
+            promoted = np.where(self.promoted == NO_TOKEN, other.promoted, self.promoted)
         merged = dataclasses.replace(Contexts.of_places(*places), promoted=promoted)
         if not (self.has_strings and other.has_strings):
             return merged

@@ -98,7 +98,11 @@ def _windows(
 def described(contexts: Contexts, model: Any, sae: Any, hook_name: str) -> Contexts:
     """With the tokens that each feature promotes, and the strings of all tokens where the model has a tokenizer."""
     if same_point(hook_name).split(".", 2)[-1] in WRITTEN_TO:
-        contexts = contexts.with_promoted(promoted_tokens(model, sae.W_dec))
+        fired = contexts.activation[:, 0] > 0  # features times vocabulary is a large product
+        found = promoted_tokens(model, sae.W_dec.detach()[torch.from_numpy(fired)])
+        promoted = np.full((len(fired), found.shape[1]), NO_TOKEN, dtype=np.int32)
+        promoted[fired] = found
+        contexts = contexts.with_promoted(promoted)
     tokenizer = getattr(model, "tokenizer", None)
     return contexts if tokenizer is None else contexts.with_strings(decoder_of(tokenizer))
 
