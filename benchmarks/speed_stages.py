@@ -151,18 +151,29 @@ def measure_fisher(s: Subject) -> Stage:
 def promoted(s: Subject) -> Stage:
     """Once a measurement, however long the text: the tokens that every feature promotes."""
     weight = next(s.model.unembed.parameters())
-    unembedding = weight.T if weight.shape[0] == s.model.cfg.d_vocab else weight
+    unembedding = weight.detach().T if weight.shape[0] == s.model.cfg.d_vocab else weight.detach()
     rows = s.sae.W_dec.detach().split(max(1, LOGITS_AT_ONCE // s.model.cfg.d_vocab))
+
+    def limit() -> None:
+        for some in rows:
+            some @ unembedding
+
     return Stage(
         "features/s",
         s.sae.cfg.d_sae,
         lambda: promoted_tokens(s.model, s.sae.W_dec),
-        lambda: [some @ unembedding for some in rows],
+        limit,
         "the product of decoder and unembedding",
     )
 
 
 def forward_and_encode(s: Subject) -> None:
+    forward(s, s.ids, encode)
+
+
+def forward(s: Subject, ids: torch.Tensor, then: Callable[[Subject, torch.Tensor], object]) -> None:
+    """Forward passes that end at the hook point, whose output is given on."""
+
     class StopError(Exception):
         pass
 
@@ -175,11 +186,11 @@ def forward_and_encode(s: Subject) -> None:
     handle = hook_point(s.model, s.hook_name).register_forward_hook(keep)
     try:
         with torch.no_grad():
-            for batch in s.ids.split(BATCH):
+            for batch in ids.split(BATCH):
                 try:
                     s.model(batch)
                 except StopError:
-                    encode(s, caught.pop())
+                    then(s, caught.pop())
     finally:
         handle.remove()
 
@@ -369,7 +380,7 @@ def probing(s: Subject, splits: int) -> Stage:
 
     def limit() -> None:
         for batch in passes:
-            forward_and_encode(s._replace(ids=batch, sae=_NoEncoder))
+            forward(s, batch, lambda *_: None)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)
             previous: Any = None
@@ -379,12 +390,6 @@ def probing(s: Subject, splits: int) -> Stage:
                 previous[1].set_params(**settings).fit(x, y)
 
     return Stage("probes/s", splits, ours, limit, "the same forward passes and scikit-learn's fits of the same arrays")
-
-
-class _NoEncoder:
-    @staticmethod
-    def encode(activation: torch.Tensor) -> torch.Tensor:
-        return activation
 
 
 def report(n_features: int = 30_000) -> Stage:
