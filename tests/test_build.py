@@ -196,6 +196,7 @@ def test_a_hooked_transformer_gets_a_student_of_the_family_it_was_loaded_by(teac
 def test_what_is_no_teacher_is_refused() -> None:
     with pytest.raises(InputError, match="a teacher is a model with hook points or the name of one, got Linear"):
         build_student(torch.nn.Linear(2, 2), 8)
-    bare = SimpleNamespace(hook_dict={}, cfg=SimpleNamespace(model_name=None))
+    bare = torch.nn.Linear(2, 2)
+    bare.hook_dict, bare.cfg = {}, SimpleNamespace(model_name=None)
     with pytest.raises(InputError, match="needs a teacher with a Hugging Face configuration"):
         build_student(bare, 8)
