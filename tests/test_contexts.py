@@ -250,6 +250,13 @@ def test_of_two_texts_each_feature_that_fired_in_one_promotes_its_tokens() -> No
         assert merged.promoted.tolist() == [[5, 6], [3, 4], [7, 8]]
 
 
+def test_a_text_in_which_nothing_fired_takes_no_strings_away() -> None:
+    one, nowhere = made().with_strings(word), Contexts.nowhere(N)
+    for merged in (one.merge(nowhere), nowhere.merge(one)):
+        assert merged.has_strings
+        assert merged.text(0, 0) == one.text(0, 0)
+
+
 def test_a_feature_that_never_fired_promotes_nothing(bridge: Any, sae: Any) -> None:
     whole = promoted_tokens(bridge, sae.W_dec)
     contexts = Contexts.nowhere(FEATURES)

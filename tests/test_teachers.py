@@ -48,8 +48,8 @@ def test_a_device_without_float64_is_one_sentence(
         return made(*size, dtype=dtype, **options)
 
     monkeypatch.setattr(torch, "empty", as_on_mps)
-    for teacher in (teacher_dir, bridge):
-        with pytest.raises(InputError, match="lacks float64, in which sums are kept; set --device cpu"):
+    for teacher, instead in ((teacher_dir, "set --device cpu"), (bridge, r'move the model with model.to\("cpu"\)')):
+        with pytest.raises(InputError, match=f"lacks float64, in which sums are kept; {instead}"):
             load_teacher(teacher)
 
 

@@ -1,5 +1,6 @@
 """An SAE is trained where none exists: on which activations, and from a checkpoint on to the last bit."""
 
+import shutil
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -7,8 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from tl_distill_floor import InputError
-from tl_distill_floor.measuring.hooks import reader
+from tests.conftest import VOCABULARY
+from tl_distill_floor import InputError, load_teacher
+from tl_distill_floor.measuring.hooks import hook_point, reader
+from tl_distill_floor.measuring.subject import Subject, training_subject
 from tl_distill_floor.sources import shuffled
 from tl_distill_floor.sources.shuffled import shuffled_activations
 from tl_distill_floor.sources.train_sae import train_sae
@@ -22,9 +25,9 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shuffled, "MIXED_TOKENS", 2**13)
 
 
-def trained(teacher_dir: Path, prose_file: Path, out: Path, **options: Any) -> dict[str, bytes]:
+def trained(teacher: Any, text: Any, out: Path, **options: Any) -> dict[str, bytes]:
     given = {"layer": 1, "d_sae": 32, "k": 4, "n_tokens": 4096 * STEPS, "context_size": 32, "checkpoint_seconds": 0.0}
-    train_sae(teacher_dir, prose_file, out=out, **(given | options))
+    train_sae(teacher, text, out=out, **(given | options))
     return {file.name: file.read_bytes() for file in out.iterdir()}
 
 
@@ -75,7 +78,7 @@ def test_the_seed_alone_decides(teacher_dir: Path, prose_file: Path, tmp_path: P
 
 
 def test_a_loss_that_is_no_number_saves_nothing(teacher_dir: Path, prose_file: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"no number after step \d; take a smaller --lr"):
+    with pytest.raises(InputError, match=r"no number at step \d; delete sae\.partial.* and take a smaller --lr"):
         trained(teacher_dir, prose_file, tmp_path / "sae", lr=1e30)
     assert not (tmp_path / "sae").exists()
 
@@ -83,20 +86,97 @@ def test_a_loss_that_is_no_number_saves_nothing(teacher_dir: Path, prose_file: P
 def test_a_training_that_was_only_not_cleaned_up_after_is_done(
     teacher_dir: Path, prose_file: Path, tmp_path: Path
 ) -> None:
-    whole = trained(teacher_dir, prose_file, tmp_path / "sae", n_tokens=8192)
-    (tmp_path / "sae.partial.safetensors").write_bytes(b"its last checkpoint")
-    assert trained(teacher_dir, prose_file, tmp_path / "sae", n_tokens=8192, resume=True) == whole
+    last: list[bytes] = []
+    file = tmp_path / "sae.partial.safetensors"
+
+    def progress(_done: int, _total: int, _words: str) -> None:
+        last[:] = [file.read_bytes()]
+
+    whole = trained(teacher_dir, prose_file, tmp_path / "sae", progress=progress)
+    file.write_bytes(last[0])
+    assert trained(teacher_dir, prose_file, tmp_path / "sae", resume=True) == whole
     assert [path.name for path in tmp_path.iterdir()] == ["sae"]
 
 
-def test_every_activation_of_a_block_once_but_those_of_special_tokens(bridge: Any, ids: torch.Tensor) -> None:
-    rows, special = ids.int(), bridge.tokenizer.bos_token_id
-    size = 2**13 // rows.shape[1]
-    block = rows[torch.arange(size) % len(rows)]
+def test_what_lies_in_the_place_does_not_end_a_training(teacher_dir: Path, prose_file: Path, tmp_path: Path) -> None:
+    with pytest.raises(StoppedError):
+        trained(teacher_dir, prose_file, tmp_path / "sae", progress=stopped_after(2))
+    (tmp_path / "sae").mkdir()
+    for _ in range(2):
+        with pytest.raises(InputError, match="sae exists already"):
+            trained(teacher_dir, prose_file, tmp_path / "sae", resume=True)
+        (tmp_path / "sae" / "cfg.json").write_text("{}")
+    shutil.rmtree(tmp_path / "sae")
+    assert trained(teacher_dir, prose_file, tmp_path / "sae", resume=True)
+
+
+def test_another_teacher_or_cut_of_the_text_is_another_training(bridge: Any, ids: torch.Tensor, tmp_path: Path) -> None:
+    def going_on(rows: torch.Tensor, **options: Any) -> None:
+        trained(bridge, rows, tmp_path / "sae", **options)
+
+    with pytest.raises(StoppedError):
+        going_on(ids, progress=stopped_after(2))
+    with pytest.raises(InputError, match="another text;"):
+        going_on(ids.view(2 * len(ids), -1), resume=True)
+    weight = next(bridge.parameters())
+    with torch.no_grad():
+        weight *= 2
+    try:
+        with pytest.raises(InputError, match="another teacher;"):
+            going_on(ids, resume=True)
+    finally:
+        with torch.no_grad():
+            weight /= 2
+    going_on(ids, resume=True)
+
+
+def test_activations_that_nothing_scales_are_refused(bridge: Any, ids: torch.Tensor, tmp_path: Path) -> None:
+    for number, says in ((float("nan"), "holds NaN or Inf; run the teacher"), (0.0, "every activation is 0")):
+
+        def constant(_module: Any, _inputs: Any, output: torch.Tensor, number: float = number) -> torch.Tensor:
+            return torch.full_like(output, number)
+
+        handle = hook_point(bridge, HOOK).register_forward_hook(constant)
+        try:
+            with pytest.raises(InputError, match=says):
+                trained(bridge, ids, tmp_path / "sae")
+        finally:
+            handle.remove()
+
+
+def test_ids_beyond_the_vocabulary_are_one_sentence(bridge: Any, ids: torch.Tensor, tmp_path: Path) -> None:
+    for wrong in (2**32 + 5, -1, VOCABULARY):
+        rows = ids.clone()
+        rows[0, 3] = wrong
+        with pytest.raises(InputError, match="the teacher's vocabulary ends at"):
+            trained(bridge, rows, tmp_path / "sae")
+
+
+@pytest.fixture
+def subject(bridge: Any, ids: torch.Tensor) -> Subject:
+    return training_subject(load_teacher(bridge), ids, ids.shape[1], 16)
+
+
+def test_the_teacher_is_as_it_was_between_batches(bridge: Any, subject: Subject, ids: torch.Tensor) -> None:
+    with torch.no_grad():
+        before = bridge(ids[:1])
+        stream = shuffled_activations(subject, HOOK, ids, 0)
+        next(stream)
+        assert torch.equal(bridge(ids[:1]), before)
+    stream.close()
+
+
+def test_every_activation_of_a_block_once_but_those_that_do_not_count(
+    bridge: Any, subject: Subject, ids: torch.Tensor
+) -> None:
+    size = 2**13 // ids.shape[1]
+    block = ids[torch.arange(size) % len(ids)]
+    counts = block != bridge.tokenizer.bos_token_id
+    counts[:, 0] = False
     with reader(bridge, [HOOK]) as read:
-        expected = torch.cat([read(part.long())[0] for part in torch.split(block, 16)])[block != special]
+        expected = torch.cat([read(part)[0] for part in torch.split(block, 16)])[counts]
     n_batches = len(expected) // 4096
-    batches = list(islice(shuffled_activations(bridge, HOOK, rows, 16, seed=3), n_batches + 1))
+    batches = list(islice(shuffled_activations(subject, HOOK, ids, seed=3), n_batches + 1))
     assert {tuple(batch.shape) for batch in batches} == {(4096, expected.shape[1])}
     found = torch.cat(batches[:n_batches])
     # Tokens of one text have equal activations, so rows are counted.
@@ -108,13 +188,22 @@ def test_every_activation_of_a_block_once_but_those_of_special_tokens(bridge: An
 
 
 @pytest.mark.parametrize("start", [1, 2, 5])
-def test_batches_begin_anywhere(bridge: Any, ids: torch.Tensor, start: int) -> None:
-    whole = list(islice(shuffled_activations(bridge, HOOK, ids.int(), 16, seed=0), 8))
-    later = list(islice(shuffled_activations(bridge, HOOK, ids.int(), 16, 0, start), 8 - start))
+def test_batches_begin_anywhere(subject: Subject, ids: torch.Tensor, start: int) -> None:
+    whole = list(islice(shuffled_activations(subject, HOOK, ids, 0), 8))
+    later = list(islice(shuffled_activations(subject, HOOK, ids, 0, start), 8 - start))
     assert all(torch.equal(one, other) for one, other in zip(whole[start:], later, strict=True))
 
 
-def test_a_text_of_special_tokens_alone_is_refused(bridge: Any) -> None:
-    rows = torch.full((4, 16), bridge.tokenizer.bos_token_id, dtype=torch.int32)
-    with pytest.raises(InputError, match="special tokens alone"):
-        next(shuffled_activations(bridge, HOOK, rows, 16, seed=0))
+def test_a_text_with_few_tokens_that_count_gives_whole_batches(
+    bridge: Any, subject: Subject, ids: torch.Tensor
+) -> None:
+    rows = torch.full_like(ids, bridge.tokenizer.bos_token_id)
+    rows[:, 5] = ids[:, 5]
+    batches = list(islice(shuffled_activations(subject, HOOK, rows, 0), 3))
+    assert [len(batch) for batch in batches] == [4096] * 3
+
+
+def test_a_text_of_special_tokens_alone_is_refused(bridge: Any, subject: Subject) -> None:
+    rows = torch.full((4, 16), bridge.tokenizer.bos_token_id)
+    with pytest.raises(InputError, match="no tokens but special ones"):
+        next(shuffled_activations(subject, HOOK, rows, 0))

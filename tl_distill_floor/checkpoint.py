@@ -71,7 +71,7 @@ def complete(path: Path) -> Iterator[None]:
 
     try:
         yield
-    except InputError:
+    except (InputError, torch.OutOfMemoryError, torch.AcceleratorError):
         raise
     except (
         OSError, SafetensorError, KeyError, TypeError, ValueError, AttributeError, RuntimeError, IndexError

@@ -117,7 +117,7 @@ class Contexts:
         if self.promoted.shape == other.promoted.shape:
             promoted = np.where(self.promoted == NO_TOKEN, other.promoted, self.promoted)
         merged = dataclasses.replace(Contexts.of_places(*places), promoted=promoted)
-        if not (self.has_strings and other.has_strings):
+        if not all(part.has_strings or not _used(part.window, part.promoted) for part in (self, other)):
             return merged
         known = self._strings() | other._strings()
         return merged.with_strings(lambda token: known.get(token, ""))

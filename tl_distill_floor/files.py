@@ -6,6 +6,7 @@ A file is written beside its place and then renamed, so that a reader sees the o
 import contextlib
 import dataclasses
 import errno
+import glob
 import importlib.util
 import json
 import math
@@ -195,7 +196,7 @@ def discard(path: Path) -> None:
 
 def discard_partial(path: Path) -> None:
     """Remove what writes of a file that were killed left beside it."""
-    for left in path.parent.glob(f".{path.name}.*"):
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*"):
         left.unlink(missing_ok=True)
 
 

@@ -22,7 +22,7 @@ Text = Annotated[
     str | None,
     typer.Option(help="A .txt or .jsonl file (also .gz), a Hugging Face dataset, or cached activations."),
 ]
-Device = Annotated[str, typer.Option(help="torch device: cpu, cuda, mps; auto spreads a large teacher over all.")]
+Device = Annotated[str, typer.Option(help="torch device: cpu or cuda; auto spreads a large teacher over all.")]
 Context = Annotated[int | None, typer.Option(help="Tokens a sequence.", show_default="as the SAE was trained")]
 Tokens = Annotated[int, typer.Option(help="Tokens to read.", min=1)]
 Worth = Annotated[

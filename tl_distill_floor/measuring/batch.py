@@ -57,7 +57,8 @@ def _encoded(
 
     Some tokens at a time, since codes are far larger than activations.
     """
-    size = max(LEAST_AT_ONCE, CODES_AT_ONCE // n)
+    at_once = CODES_AT_ONCE if acts.device.type == "cpu" else CODES_AT_ONCE * 32  # beside no cache, but a wait each
+    size = max(LEAST_AT_ONCE, at_once // n)
     places, values, sampled = [], [], []
     for start in range(0, len(acts) or 1, size):
         codes = sae.encode(acts[start : start + size]).flatten(1)

@@ -148,6 +148,15 @@ class Subject:
         for number, group in zip(count(first, self.batch_size), groups, strict=False):
             yield number, self._in_vocabulary(torch.stack(group)).to(device_of(self.teacher.model))
 
+    def rows(self, n_tokens: int) -> Int[Tensor, "sequence position"]:
+        """The first sequences of the text, on the CPU: so many that they hold `n_tokens`, or all.
+
+        Raises:
+            InputError: an id beyond the teacher's vocabulary.
+        """
+        found = [ids.cpu() for _, ids in self.sequences(0, n_tokens)]
+        return torch.cat(found) if found else torch.zeros((0, self.context_size), dtype=torch.long)
+
     def cached(self, done: int, n_tokens: int) -> Iterator[tuple[int, Float[Tensor, "batch position *d_model"]]]:
         """(number of the first, activations) of the same batches where activations were cached."""
         assert self.text.read_cached is not None
@@ -233,6 +242,19 @@ def subject_of(
     }
     readings = tuple(Reading(*each, digest_of(each[0].sae)) for each in zip(sources, hooks, strict=True))
     return Subject(readings, teacher, loaded, settings)
+
+
+def training_subject(teacher: Teacher, text: Any, context_size: int, batch_size: int) -> Subject:
+    """A teacher and a text that something is to be trained on, packed as it is measured; no SAE reads it.
+
+    Raises:
+        InputError: the text cannot be loaded, or its sequences are longer than the teacher reads.
+    """
+    tokenizer = getattr(teacher.model, "tokenizer", None)
+    has_bos = tokenizer is not None and tokenizer.bos_token_id is not None
+    loaded = load_text(text, tokenizer, context_size=context_size, prepend_bos=has_bos)
+    check_context(teacher.model, loaded.context_size)
+    return Subject((), teacher, loaded, {"batch_size": batch_size, "prepend_bos": has_bos})
 
 
 def _kwargs(sources: Sequence[SaeSource]) -> dict[str, Any]:

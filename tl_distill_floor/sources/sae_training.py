@@ -2,19 +2,18 @@
 
 import math
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from tl_distill_floor.checkpoint import complete, load_checkpoint, save_checkpoint
 from tl_distill_floor.errors import InputError
-from tl_distill_floor.sources.shuffled import TOKENS_A_STEP
+from tl_distill_floor.sources.shuffled import TOKENS_A_STEP, Stream
 
 KIND = "sae-partial"
 NORM_BATCHES = 10
@@ -25,7 +24,6 @@ COUNTERS = (
 """Where SAELens's trainer stands, and what it keeps of every feature."""
 Progress = Callable[[int, int, str], None]
 """Called with tokens done, tokens in all, and what to say of them."""
-Stream = Generator[Float[Tensor, "token d_model"], None, None]
 Batches = Callable[[int], Stream]
 """From the number of the first to batches without end."""
 
@@ -81,15 +79,18 @@ class SaeTraining:
         """Train until all tokens were seen, and let the SAE read activations as they are.
 
         Raises:
-            InputError: the loss is no number, or a checkpoint cannot be written.
+            InputError: the loss is no number, every activation is 0, or a checkpoint cannot be written.
         """
         trainer = self._trainer
         sae, scaler = trainer.sae, trainer.activation_scaler
         done = NORM_BATCHES + trainer.n_training_steps if scaler.scaling_factor else 0
         with closing(batches(done)) as stream:
             if not done:
-                norms = torch.cat([batch.norm(dim=1) for batch in islice(stream, NORM_BATCHES)])
-                scaler.scaling_factor = sae.cfg.d_in**0.5 / norms.mean().item()  # as its own method, which has a bar
+                # As the scaler's own method, which draws a bar.
+                mean = torch.cat([batch.norm(dim=1) for batch in islice(stream, NORM_BATCHES)]).mean().item()
+                if not mean:
+                    raise InputError("every activation is 0 there; name another layer")
+                scaler.scaling_factor = sae.cfg.d_in**0.5 / mean
             self._train(stream, file, checkpoint_seconds, progress)
         sae.fold_activation_norm_scaling_factor(scaler.scaling_factor)
         trainer.set_final_sae_metadata()
@@ -102,8 +103,9 @@ class SaeTraining:
             left = _unexplained(trainer.step(next(stream)))
             trainer.n_training_steps += 1
             if not math.isfinite(left):
+                first = f"delete {file.name} and " if file.exists() else ""
                 raise InputError(
-                    f"the SAE's loss is no number after step {trainer.n_training_steps}; take a smaller --lr"
+                    f"the SAE's loss is no number at step {trainer.n_training_steps}; {first}take a smaller --lr"
                 )
             now = time.perf_counter()
             if now - saved >= checkpoint_seconds or trainer.n_training_samples >= total:

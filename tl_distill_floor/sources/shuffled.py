@@ -2,63 +2,72 @@
 
 from collections.abc import Generator
 from itertools import count
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tl_distill_floor.errors import InputError
+from tl_distill_floor.measuring.hooks import reader
+from tl_distill_floor.measuring.subject import Subject, device_of
 
 TOKENS_A_STEP = 4096
 MIXED_TOKENS = 2**17
 """Tokens of a block, whose activations are shuffled together."""
+Stream = Generator[Float[Tensor, "token d_model"], None, None]
 
 
 def shuffled_activations(
-    model: Any, hook_name: str, rows: Int[Tensor, "sequence position"], batch_size: int, seed: int, start: int = 0
-) -> Generator[Float[Tensor, "token d_model"], None, None]:
-    """Batches of 4,096 activations, special tokens left out; what is left over of a block is dropped.
+    subject: Subject, hook_name: str, rows: Int[Tensor, "sequence position"], seed: int, start: int = 0
+) -> Stream:
+    """Batches of 4,096 activations of the tokens that count; what is left over of a block is dropped.
 
-    A batch is decided by its number and the seed alone, so that a training can go on from any of them.
+    A batch is decided by its number and the seed alone, so that a training can go on from any of them. Between two
+    batches the teacher is as it was.
 
     Args:
-        model: a HookedTransformer or TransformerBridge.
+        subject: the teacher, which tokens count, and how many sequences a forward pass takes.
         hook_name: the hook point that is read.
         rows: token ids, read again from the start when they end.
-        batch_size: sequences a forward pass.
         seed: of the order within blocks.
         start: number of the first batch; the blocks before its own are not run through the model.
 
     Raises:
-        InputError: all tokens are special.
+        InputError: no token counts, or an activation is not finite.
     """
-    from tl_distill_floor.measuring.hooks import reader
-    from tl_distill_floor.measuring.subject import device_of, special_ids
-
-    special = torch.tensor(special_ids(model), dtype=rows.dtype)
-    if torch.isin(rows, special).all():
-        raise InputError("the text holds special tokens alone; give another text")
+    if not subject.counts(rows).any():
+        raise InputError("the text holds no tokens but special ones; give another text")
     size = -(-MIXED_TOKENS // rows.shape[1])
+    for block in count():
+        ids = rows[(block * size + torch.arange(size)) % len(rows)]
+        counts = subject.counts(ids)
+        n_counted = int(counts.sum())
+        n_batches = n_counted // TOKENS_A_STEP or min(n_counted, 1)
+        if start >= n_batches:
+            start -= n_batches
+            continue
+        order = torch.randperm(n_counted, generator=torch.Generator().manual_seed(seed * 1_000_003 + block))
+        order = order.repeat(-(-TOKENS_A_STEP // n_counted))  # of a small block some tokens come more than once
+        yield from _batches(_activations(subject, hook_name, ids, counts), order, range(start, n_batches))
+        start = 0
+
+
+def _batches(acts: Float[Tensor, "token d_model"], order: Int[Tensor, " place"], numbers: range) -> Stream:
+    for number in numbers:
+        yield acts[order[number * TOKENS_A_STEP : (number + 1) * TOKENS_A_STEP].to(acts.device)]
+
+
+def _activations(
+    subject: Subject, hook_name: str, ids: Int[Tensor, "batch position"], counts: Bool[Tensor, "batch position"]
+) -> Float[Tensor, "token d_model"]:
+    """In fp32, of the tokens that count."""
+    assert subject.teacher is not None
+    model, found = subject.teacher.model, []
     with reader(model, [hook_name]) as read:
-
-        def activations(
-            ids: Int[Tensor, "batch position"], counts: Bool[Tensor, "batch position"]
-        ) -> Float[Tensor, "token d_model"]:
-            (found,) = read(ids.to(device_of(model)))
-            return found[counts.to(found.device)].float()
-
-        for block in count():
-            ids = rows[(block * size + torch.arange(size)) % len(rows)]
-            counts = ~torch.isin(ids, special)
-            n_counted = int(counts.sum())
-            n_batches = n_counted // TOKENS_A_STEP or min(n_counted, 1)
-            if start >= n_batches:
-                start -= n_batches
-                continue
-            parts = zip(torch.split(ids, batch_size), torch.split(counts, batch_size), strict=True)
-            acts = torch.cat([activations(*part) for part in parts])
-            order = torch.randperm(n_counted, generator=torch.Generator().manual_seed(seed + block)).to(acts.device)
-            for number in range(start, n_batches):
-                yield acts[order[number * TOKENS_A_STEP : (number + 1) * TOKENS_A_STEP]]
-            start = 0
+        for some, counted in zip(*(torch.split(a, subject.batch_size) for a in (ids, counts)), strict=True):
+            (acts,) = read(some.to(device_of(model)))
+            found.append(acts[counted.to(acts.device)].float())
+    whole = torch.cat(found)
+    if not torch.stack(whole.aminmax()).isfinite().all():
+        raise InputError(f"the activation at {hook_name} holds NaN or Inf; run the teacher with --dtype fp32")
+    return whole

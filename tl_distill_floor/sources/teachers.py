@@ -1,6 +1,7 @@
 """Names, directories and files to teachers, and teachers in memory as they are."""
 
 import contextlib
+import hashlib
 import importlib.util
 import io
 import warnings
@@ -53,7 +54,7 @@ def load_teacher(
     if isinstance(model, Teacher):
         return model
     if hasattr(model, "hook_dict"):
-        check_device(str(next(model.parameters()).device))
+        check_device(str(next(model.parameters()).device), 'move the model with model.to("cpu")')
         name = str(getattr(model.cfg, "model_name", None) or "in-memory model")
         return Teacher(model, name, named=False, loading={"class": type(model).__name__})
     if not isinstance(model, str | Path):
@@ -82,8 +83,13 @@ def main_device(device: str) -> str:
     return device if device != SPREAD else "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def check_device(device: str) -> None:
-    """Raise an InputError unless torch can put something on `device` here, sums in float64 too."""
+def check_device(device: str, instead: str = "set --device cpu") -> None:
+    """Raise an InputError unless torch can put something on `device` here, sums in float64 too.
+
+    Args:
+        device: a torch device.
+        instead: what can be done where it cannot.
+    """
     import torch
 
     if device == SPREAD:
@@ -91,9 +97,21 @@ def check_device(device: str) -> None:
     try:
         torch.empty(1, dtype=torch.float64, device=device)
     except TypeError as error:  # what torch says of mps
-        raise InputError(f"device {device!r} lacks float64, in which sums are kept; set --device cpu") from error
+        raise InputError(f"device {device!r} lacks float64, in which sums are kept; {instead}") from error
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise InputError(f"torch cannot use device {device!r} on this machine; set --device cpu") from error
+        raise InputError(f"torch cannot use device {device!r} on this machine; {instead}") from error
+
+
+def weights_digest(model: Any) -> str:
+    """Differs when the weights or their dtype do; nothing of a model's size is copied."""
+    import torch
+
+    found = hashlib.sha256()
+    for name, weight in model.named_parameters():
+        total = float(weight.detach().sum(dtype=torch.float64))
+        # Rounded, since the order of a sum is the number of threads' to say.
+        found.update(f"{name} {weight.dtype} {tuple(weight.shape)} {total:.6g}".encode())
+    return found.hexdigest()[:16]
 
 
 def official_name(name: str) -> str:

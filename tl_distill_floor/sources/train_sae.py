@@ -2,20 +2,21 @@
 
 import hashlib
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Int32
+from jaxtyping import Int
 from torch import Tensor
 
+from tl_distill_floor.checkpoint import load_checkpoint
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.files import discard, discard_partial, made_whole, refusals
-from tl_distill_floor.sources.sae_training import Progress, SaeTraining
-from tl_distill_floor.sources.shuffled import shuffled_activations
-from tl_distill_floor.sources.teachers import Teacher, check_context, check_device, load_teacher
-from tl_distill_floor.sources.text import load_text
+from tl_distill_floor.measuring.hooks import hook_point, resid_post
+from tl_distill_floor.measuring.subject import Subject, training_subject
+from tl_distill_floor.sources.sae_training import KIND, Progress, SaeTraining
+from tl_distill_floor.sources.shuffled import TOKENS_A_STEP, shuffled_activations
+from tl_distill_floor.sources.teachers import check_context, check_device, load_teacher, weights_digest
 
 ARCHITECTURES = ("batchtopk", "topk")
 CHECKPOINT_SECONDS = 120.0
@@ -59,7 +60,8 @@ def train_sae(
         device: torch device of the teacher, if it is loaded here, and of the SAE.
         dtype: "fp32" or "bf16", of the teacher; the SAE trains in fp32, under autocast with "bf16".
         seed: of the SAE's first weights and of the order of activations.
-        resume: go on from the checkpoint, if there is one; the SAE is the same to the last bit.
+        resume: go on from the checkpoint, if there is one; on the same machine and device the SAE is the same to the
+            last bit.
         checkpoint_seconds: time between checkpoints.
         progress: see `Progress`.
 
@@ -67,17 +69,20 @@ def train_sae(
         `out`, which `load_sae`, `SAE.load_from_disk` and `tl-floor measure --sae` read.
 
     Raises:
-        InputError: something cannot be loaded, `out` exists, or it holds an interrupted training.
+        InputError: something cannot be loaded, `out` exists, there is an interrupted training of it and `resume` is
+            not asked for, or it is another one.
     """
-    from tl_distill_floor.measuring.hooks import hook_point, resid_post
-
-    out = Path(out)
+    out, n_tokens = Path(out), max(n_tokens, 8192)
     if architecture not in ARCHITECTURES:
         raise InputError(f"architecture must be one of {', '.join(ARCHITECTURES)}, got {architecture}")
     check_device(device)
     place = out.absolute()  # "." has no name
     file = place.with_name(f"{place.name}.partial.safetensors")
-    if resume and out.exists() and file.exists():  # it was killed when all was done
+    asked = {
+        "layer": layer, "k": k, "n_tokens": n_tokens, "architecture": architecture, "context_size": context_size,
+        "batch_size": batch_size, "lr": lr, "dtype": dtype, "seed": seed, **({"d_sae": d_sae} if d_sae else {}),
+    }  # fmt: skip
+    if resume and _is_done(out, file, asked):
         discard(file)
         return out
     with made_whole(out) as directory:
@@ -94,18 +99,19 @@ def train_sae(
         d_sae = d_sae or 8 * width
         if not 1 <= k <= d_sae:
             raise InputError(f"k must lie between 1 and the {d_sae} features, got {k}")
-        rows = _tokens(teacher, text, context_size, n_tokens)
-        metadata = _metadata(teacher, hook_name, context_size)
-        sae = _begun(architecture, seed, d_in=width, d_sae=d_sae, k=k, metadata=metadata).to(device)
-        asked = {
-            "teacher": teacher.name, "text": _digest(rows), "layer": layer, "architecture": architecture,
-            "d_sae": d_sae, "k": k, "n_tokens": n_tokens, "batch_size": batch_size, "lr": lr, "dtype": dtype,
-            "seed": seed,
-        }  # fmt: skip
-        training = SaeTraining(sae, asked, n_tokens=max(n_tokens, 8192), lr=lr, device=device, autocast=dtype == "bf16")
+        subject = training_subject(teacher, text, context_size, batch_size)
+        rows = subject.rows(n_tokens)
+        if not len(rows):
+            raise InputError(
+                f"{subject.text.name} is too short: it fills no sequence of {context_size} tokens; give more text"
+            )
+        settings = {"d_in": width, "d_sae": d_sae, "k": k, "metadata": _metadata(subject, hook_name)}
+        sae = _begun(architecture, seed, **settings).to(device)
+        asked |= {"d_sae": d_sae, "teacher": weights_digest(teacher.model), "text": _digest(rows)}
+        training = SaeTraining(sae, asked, n_tokens=n_tokens, lr=lr, device=device, autocast=dtype == "bf16")
         if file.exists():
             training.load(file)
-        batches = partial(shuffled_activations, teacher.model, hook_name, rows, batch_size, seed)
+        batches = partial(shuffled_activations, subject, hook_name, rows, seed)
         training.run(batches, file, checkpoint_seconds, progress)
         with refusals(out):
             sae.save_inference_model(str(directory))
@@ -113,29 +119,24 @@ def train_sae(
     return out
 
 
-def _tokens(teacher: Teacher, text: Any, context_size: int, n_tokens: int) -> Int32[Tensor, "sequence position"]:
-    """The sequences, packed as `measure` packs them."""
-    tokenizer = getattr(teacher.model, "tokenizer", None)
-    source = load_text(text, tokenizer, context_size=context_size, prepend_bos=_has_bos(teacher))
-    rows = [row.int() for row in islice(source.read(), -(-n_tokens // context_size))]
-    if not rows:
-        raise InputError(f"{source.name} is too short: it fills no sequence of {context_size} tokens; give more text")
-    return torch.stack(rows)
+def _is_done(out: Path, file: Path, asked: dict[str, Any]) -> bool:
+    """Whether the SAE is in its place, and only the last checkpoint of its training was left beside it."""
+    if not (file.exists() and (out / "cfg.json").exists()):
+        return False
+    _, step = load_checkpoint(file, KIND, asked)
+    return bool(step * TOKENS_A_STEP >= asked["n_tokens"])
 
 
-def _has_bos(teacher: Teacher) -> bool:
-    tokenizer = getattr(teacher.model, "tokenizer", None)
-    return tokenizer is not None and tokenizer.bos_token_id is not None
+def _digest(rows: Int[Tensor, "sequence position"]) -> str:
+    return f"{tuple(rows.shape)} {hashlib.sha256(rows.numpy().tobytes()).hexdigest()}"
 
 
-def _digest(rows: Int32[Tensor, "sequence position"]) -> str:
-    return hashlib.sha256(rows.numpy().tobytes()).hexdigest()
-
-
-def _metadata(teacher: Teacher, hook_name: str, context_size: int) -> Any:
+def _metadata(subject: Subject, hook_name: str) -> Any:
     """What SAELens asks an SAE of the activations that it reads."""
     from sae_lens.saes.sae import SAEMetadata
 
+    teacher = subject.teacher
+    assert teacher is not None
     return SAEMetadata(
         model_name=teacher.name,
         model_class_name=type(teacher.model).__name__,
@@ -143,9 +144,9 @@ def _metadata(teacher: Teacher, hook_name: str, context_size: int) -> Any:
         hook_name=hook_name,
         hook_head_index=None,
         dataset_path="",
-        context_size=context_size,
+        context_size=subject.context_size,
         seqpos_slice=(None,),
-        prepend_bos=_has_bos(teacher),
+        prepend_bos=subject.settings["prepend_bos"],
         sequence_separator_token="bos",  # noqa: S106 - no password
         disable_concat_sequences=False,
         exclude_special_tokens=True,
@@ -163,5 +164,5 @@ def _begun(architecture: str, seed: int, **settings: Any) -> Any:
     kind, config = kinds[architecture]
     # SAELens folds the scale into the weights when training ends: the saved SAE reads activations as they are.
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         return kind(config(normalize_activations="expected_average_only_in", **settings))

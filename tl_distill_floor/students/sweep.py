@@ -14,7 +14,7 @@ from torch import Tensor
 from tl_distill_floor.checkpoint import complete, load_checkpoint, save_checkpoint
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.files import discard, made_whole
-from tl_distill_floor.sources.teachers import Teacher
+from tl_distill_floor.sources.teachers import Teacher, weights_digest
 from tl_distill_floor.student_result import StudentResult
 from tl_distill_floor.students.build import build_student
 from tl_distill_floor.students.forward import TeacherBody
@@ -101,6 +101,7 @@ class Sweep:
         self.teacher_hook = next(iter(hooks), None)
         self.students = [Student(teacher.model, spec, training, accelerator) for spec in specs]
         self.steps, self.step = texts.steps(training), 0
+        self.weights = weights_digest(teacher.model)
 
     @property
     def active(self) -> list[Student]:
@@ -116,7 +117,13 @@ class Sweep:
             | {"target": s.spec.target and s.spec.target.digest}
             for s in self.students
         ]
-        return {"teacher": self.teacher.name, "text": self.texts.fingerprint, "students": specs, **settings}
+        return {
+            "teacher": self.teacher.name,
+            "weights": self.weights,
+            "text": self.texts.fingerprint,
+            "students": specs,
+            **settings,
+        }
 
     def load(self, path: Path) -> None:
         if path.exists():

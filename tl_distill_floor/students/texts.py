@@ -1,8 +1,6 @@
 """The text that students are trained on, and the text that they are judged on."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 import torch
@@ -10,9 +8,8 @@ from jaxtyping import Int
 from torch import Tensor
 
 from tl_distill_floor.errors import InputError
-from tl_distill_floor.measuring.subject import Subject
+from tl_distill_floor.measuring.subject import Subject, training_subject
 from tl_distill_floor.sources.teachers import Teacher, check_context
-from tl_distill_floor.sources.text import TextSource, load_text
 from tl_distill_floor.students.training import Training
 
 HELD_OUT_SHARE = 0.1
@@ -60,15 +57,15 @@ def texts_of(teacher: Teacher, text: Any, heldout: Any, training: Training, cont
         InputError: a text cannot be read, or holds less than a batch.
     """
     check_context(teacher.model, context_size)
-    subject = _subject(teacher, text, context_size or min(256, int(teacher.model.cfg.n_ctx)))
+    subject = training_subject(teacher, text, context_size or min(256, int(teacher.model.cfg.n_ctx)), READ_AT_ONCE)
     wanted, n_heldout = (-(-n // subject.context_size) for n in (training.tokens, training.heldout_tokens))
     if heldout is None:
-        read = _read(subject, round(wanted / (1 - HELD_OUT_SHARE)) + 1)
+        read = subject.rows((round(wanted / (1 - HELD_OUT_SHARE)) + 1) * subject.context_size)
         n_heldout = min(n_heldout, max(1, int(len(read) * HELD_OUT_SHARE)))
         train, held = read[:-n_heldout], read[-n_heldout:]
     else:
-        judging = _subject(teacher, heldout, subject.context_size)
-        train, held = _read(subject, wanted), _read(judging, n_heldout)
+        judging = training_subject(teacher, heldout, subject.context_size, READ_AT_ONCE)
+        train, held = (s.rows(n * s.context_size) for s, n in ((subject, wanted), (judging, n_heldout)))
         if held.shape[1:] != train.shape[1:] or not len(held):
             raise InputError(f"the held-out text holds no sequence of {train.shape[1]} tokens; give more of it")
     if len(train) < training.batch_size:
@@ -80,17 +77,3 @@ def texts_of(teacher: Teacher, text: Any, heldout: Any, training: Training, cont
     prints = [(subject if heldout is None else judging).text.fingerprint, subject.text.fingerprint]
     fingerprint = " ".join([*prints, str(tuple(train.shape)), str(len(held))])
     return Texts(subject, train, held, fingerprint, names | {"context_size": subject.context_size})
-
-
-def _subject(teacher: Teacher, text: Any, context_size: int) -> Subject:
-    tokenizer = getattr(teacher.model, "tokenizer", None)
-    has_bos = tokenizer is not None and tokenizer.bos_token_id is not None
-    loaded: TextSource = load_text(text, tokenizer, context_size=context_size, prepend_bos=has_bos)
-    check_context(teacher.model, loaded.context_size)
-    return Subject((), teacher, loaded, {"batch_size": READ_AT_ONCE})
-
-
-def _read(subject: Subject, n_sequences: int) -> Int[Tensor, "sequence position"]:
-    batches: Iterator[Tensor] = (ids.cpu() for _, ids in subject.sequences(0, n_sequences * subject.context_size))
-    found = list(islice(batches, n_sequences))
-    return torch.cat(found) if found else torch.zeros((0, subject.context_size), dtype=torch.long)
