@@ -23,7 +23,7 @@ COUNTERS = (
 )  # fmt: skip
 """Where SAELens's trainer stands, and what it keeps of every feature."""
 Progress = Callable[[int, int, str], None]
-"""Called with tokens done, tokens in all, and what to say of them."""
+"""Called with tokens done, tokens in all, and what to say of them: how much of a batch's squared norm the SAE leaves."""
 Batches = Callable[[int], Stream]
 """From the number of the first to batches without end."""
 
@@ -113,7 +113,7 @@ class SaeTraining:
                 saved = time.perf_counter()
             if progress:
                 rate = (trainer.n_training_samples - begun) / (now - started)
-                words = f"{left:.1%} of the squared norm unexplained, {rate:,.0f} tokens/s"
+                words = f"{left:.1%} unexplained, {rate:,.0f} tokens/s"
                 progress(min(trainer.n_training_samples, total), total, words)
 
     def _parts(self) -> dict[str, Any]:
