@@ -23,7 +23,7 @@ COUNTERS = (
 )  # fmt: skip
 """Where SAELens's trainer stands, and what it keeps of every feature."""
 Progress = Callable[[int, int, str], None]
-"""Called with tokens done, tokens in all, and what to say of them: how much of a batch's squared norm the SAE leaves."""
+"""Called with tokens done, tokens in all, and what to say: the share of a batch's squared norm that the SAE leaves."""
 Batches = Callable[[int], Stream]
 """From the number of the first to batches without end."""
 
