@@ -63,6 +63,7 @@ def test_the_guard_can_fail() -> None:
 @pytest.mark.parametrize(
     ("module", "may_import"),
     [
+        ("checkpoint", {"errors", "files"}),
         ("codes", {"errors"}),
         ("contexts", {"errors"}),
         ("files", {"errors"}),

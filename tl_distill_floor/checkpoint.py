@@ -17,6 +17,9 @@ from torch import Tensor
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.files import HEADER, VERSION, check_format, write_atomically
 
+CHECKPOINT_SECONDS = 120.0
+"""Time between checkpoints."""
+
 
 def save_checkpoint(
     path: Path, kind: str, states: dict[str, dict[str, Any]], identity: dict[str, Any], step: int

@@ -57,7 +57,7 @@ def _encoded(
 
     Some tokens at a time, since codes are far larger than activations.
     """
-    at_once = CODES_AT_ONCE if acts.device.type == "cpu" else CODES_AT_ONCE * 32  # beside no cache, but a wait each
+    at_once = CODES_AT_ONCE if acts.device.type == "cpu" else CODES_AT_ONCE * 32  # each waits for a GPU
     size = max(LEAST_AT_ONCE, at_once // n)
     places, values, sampled = [], [], []
     for start in range(0, len(acts) or 1, size):

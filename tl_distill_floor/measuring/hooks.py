@@ -144,6 +144,12 @@ def checked_logits(model: Any, output: Any) -> Float[Tensor, "batch position voc
     return output
 
 
+def check_finite(activation: Float[Tensor, "..."], hook_name: str) -> None:
+    """Raise an InputError where an activation holds NaN or Inf."""
+    if activation.numel() and not torch.stack(activation.aminmax()).isfinite().all():  # both are NaN where one value is
+        raise InputError(f"the activation at {hook_name} holds NaN or Inf; run the teacher with --dtype fp32")
+
+
 @contextmanager
 def hooked(model: Any, hook_names: Sequence[str], keep: Callable[[str, Tensor], Tensor | None]) -> Iterator[None]:
     """`keep` is given what each hook point puts out, and what it returns, if anything, goes on instead."""

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Float64, Int, Int64
 from torch import Tensor
 
 from tl_distill_floor.errors import InputError
-from tl_distill_floor.measuring.hooks import differentiator, reader
+from tl_distill_floor.measuring.hooks import check_finite, differentiator, reader
 from tl_distill_floor.measuring.splicing import forward_kl, splicer
 from tl_distill_floor.measuring.subject import Batch, Reading, Subject, as_read, first_masked
 from tl_distill_floor.records import CostUnit
@@ -128,8 +128,7 @@ def batch_of(
     sae = reading.sae
     n_heads = int(subject.teacher.model.cfg.n_heads) if subject.teacher else 1
     kept = as_read(sae, reading.checked(acts)[counts.to(acts.device)], n_heads)
-    if kept.numel() and not torch.stack(kept.aminmax()).isfinite().all():  # both are NaN where one value is
-        raise InputError(f"the activation at {reading.hook_name} holds NaN or Inf; run the teacher with --dtype fp32")
+    check_finite(kept, reading.hook_name)
     row, position = counts.nonzero(as_tuple=True)
     return Batch(kept, first + row.cpu(), position.cpu(), first, len(counts), int((~counts).sum()), ids)
 

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tl_distill_floor.errors import InputError
-from tl_distill_floor.measuring.hooks import reader
+from tl_distill_floor.measuring.hooks import check_finite, reader
 from tl_distill_floor.measuring.subject import Subject, device_of
 
 TOKENS_A_STEP = 4096
@@ -68,6 +68,5 @@ def _activations(
             (acts,) = read(some.to(device_of(model)))
             found.append(acts[counted.to(acts.device)].float())
     whole = torch.cat(found)
-    if not torch.stack(whole.aminmax()).isfinite().all():
-        raise InputError(f"the activation at {hook_name} holds NaN or Inf; run the teacher with --dtype fp32")
+    check_finite(whole, hook_name)
     return whole

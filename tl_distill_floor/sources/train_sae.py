@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from tl_distill_floor.checkpoint import load_checkpoint
+from tl_distill_floor.checkpoint import CHECKPOINT_SECONDS, load_checkpoint
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.files import discard, discard_partial, made_whole, refusals
 from tl_distill_floor.measuring.hooks import hook_point, resid_post
@@ -19,7 +19,6 @@ from tl_distill_floor.sources.shuffled import TOKENS_A_STEP, shuffled_activation
 from tl_distill_floor.sources.teachers import check_context, check_device, load_teacher, weights_digest
 
 ARCHITECTURES = ("batchtopk", "topk")
-CHECKPOINT_SECONDS = 120.0
 
 
 def train_sae(

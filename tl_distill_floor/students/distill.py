@@ -10,6 +10,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tl_distill_floor.checkpoint import CHECKPOINT_SECONDS
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.files import held
 from tl_distill_floor.measuring.subject import device_of, digest_of
@@ -24,7 +25,6 @@ from tl_distill_floor.students.training import Spec, Training
 if TYPE_CHECKING:
     from tl_distill_floor.prediction import FloorPrediction
 
-CHECKPOINT_SECONDS = 120.0
 SHARDING = ("FSDP", "DEEPSPEED", "MEGATRON_LM")
 """What accelerate spreads weights by, which are read here from whole modules."""
 
