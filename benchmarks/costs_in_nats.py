@@ -20,17 +20,18 @@ import numpy as np
 import torch
 from scipy.stats import spearmanr
 
-from tl_distill_floor.files import write_atomically
-from tl_distill_floor.measuring.features import measure_subject
+from tl_distill_floor.measuring.activation_batch import ActiveCodes
+from tl_distill_floor.measuring.costs import ablated, dots, gradient_pass, rerun_pass, summed
 from tl_distill_floor.measuring.hooks import differentiator
-from tl_distill_floor.measuring.importance import Entries, ablated, dots, slope_pass, spliced_pass, summed
-from tl_distill_floor.measuring.subject import Subject, subject_of
-from tl_distill_floor.measuring.tails import tail_losses
-from tl_distill_floor.records import FeatureStats
-from tl_distill_floor.tail_loss import grid, standard_error
-from tl_distill_floor.theory.allocation import by_cost, tail_costs
+from tl_distill_floor.measuring.job import MeasurementJob, prepare_job
+from tl_distill_floor.measuring.measurement import measure_subject
+from tl_distill_floor.measuring.removal import tail_losses
+from tl_distill_floor.results.feature_stats import FeatureStats
+from tl_distill_floor.results.tail_loss import rank_grid, ratio_standard_error
+from tl_distill_floor.storage.atomic import write_atomically
+from tl_distill_floor.theory.allocation import rank_by_cost, remaining_costs
 
-CLASSES, OF_EACH, DRAWS_OF_TAIL = 10, 20, 2
+CLASSES, OF_EACH, TAIL_SAMPLES = 10, 20, 2
 
 
 def main() -> None:
@@ -40,38 +41,38 @@ def main() -> None:
     options.add_argument("--text")
     options.add_argument("--dtype", default="fp32")
     options.add_argument("--tokens", type=int, default=16_384, help="for single features")
-    options.add_argument("--draws", type=int, default=8)
+    options.add_argument("--samples", type=int, default=8)
     options.add_argument("--tail-tokens", type=int, default=32_768, help="of both halves together")
     options.add_argument("--rounds", type=int, default=5)
     options.add_argument("--out", type=Path)
     given = options.parse_args()
-    subject = subject_of(given.model, [given.sae], given.text, dtype=given.dtype)
-    found: dict[str, Any] = {"model": given.model, "tokens": given.tokens, "draws": given.draws}
-    (stats,) = measure_subject(subject, n_tokens=given.tokens, draws=given.draws, n_codes=0)
-    found["single"] = single_features(subject, stats, given.tokens)
-    (stats,) = measure_subject(subject, n_tokens=2 * given.tail_tokens, draws=DRAWS_OF_TAIL, n_codes=0)
-    found["tail"] = tails(subject, stats, given.tail_tokens)
-    found["rates"] = rates(subject, given.rounds)
+    job = prepare_job(given.model, [given.sae], given.text, dtype=given.dtype)
+    found: dict[str, Any] = {"model": given.model, "tokens": given.tokens, "samples": given.samples}
+    (stats,) = measure_subject(job, n_tokens=given.tokens, n_samples=given.samples, n_codes=0)
+    found["single"] = single_features(job, stats, given.tokens)
+    (stats,) = measure_subject(job, n_tokens=2 * given.tail_tokens, n_samples=TAIL_SAMPLES, n_codes=0)
+    found["tail"] = tails(job, stats, given.tail_tokens)
+    found["rates"] = rates(job, given.rounds)
     if given.out:
         write_atomically(given.out, json.dumps(found, indent=1).encode())
 
 
 def stratified(stats: FeatureStats) -> np.ndarray:
     """Features in equal numbers from classes of rank, among those whose cost is above 0."""
-    order = by_cost(stats.cost, stats.cost > 0)
+    order = rank_by_cost(stats.cost, stats.cost > 0)
     random = np.random.default_rng(0)
     return np.sort(np.concatenate([random.permutation(part)[:OF_EACH] for part in np.array_split(order, CLASSES)]))
 
 
-def single_features(subject: Subject, stats: FeatureStats, n_tokens: int) -> dict[str, Any]:
+def single_features(job: MeasurementJob, stats: FeatureStats, n_tokens: int) -> dict[str, Any]:
     chosen = torch.from_numpy(stratified(stats))
-    sae, exact, n = subject.readings[0].sae, np.zeros(len(chosen)), 0
-    with torch.no_grad(), spliced_pass(subject, 0) as step:
-        for first, ids in subject.sequences(0, n_tokens):
+    sae, exact, n = job.saes[0].sae, np.zeros(len(chosen)), 0
+    with torch.no_grad(), rerun_pass(job, 0) as step:
+        for first, ids in job.token_stream.batches(0, n_tokens):
             (batch,) = step(first, ids)
             codes = sae.encode(batch.activation).flatten(1)
             token, feature = codes.nonzero(as_tuple=True)
-            entries = Entries(token, feature, codes[token, feature].double())
+            entries = ActiveCodes(token, feature, codes[token, feature].double())
             exact += [float(loss.sum()) for loss in ablated(batch, entries, sae.W_dec.detach(), chosen)]
             n += len(codes)
     exact, fisher = exact / n, stats.cost[chosen.numpy()]
@@ -84,23 +85,23 @@ def single_features(subject: Subject, stats: FeatureStats, n_tokens: int) -> dic
     return {"feature": chosen.tolist(), "fisher": fisher.tolist(), "ablation": exact.tolist()}
 
 
-def tails(subject: Subject, stats: FeatureStats, n_tokens: int) -> dict[str, Any]:
+def tails(job: MeasurementJob, stats: FeatureStats, n_tokens: int) -> dict[str, Any]:
     """At the grid's ranks on one half of the sequences, between them on the same, and on the other half."""
-    order = by_cost(stats.cost, stats.cost > 0)
-    costs, ranks = tail_costs(stats.cost[order]), grid(len(order))
+    order = rank_by_cost(stats.cost, stats.cost > 0)
+    costs, ranks = remaining_costs(stats.cost[order]), rank_grid(len(order))
     between = np.concatenate([[0], (ranks[1:] + np.append(ranks[2:], len(order))) // 2])
-    numbers = np.random.default_rng(0).permutation(n_tokens // subject.context_size)
+    numbers = np.random.default_rng(0).permutation(n_tokens // job.stream.context_size)
     halves = np.sort(numbers[::2]), np.sort(numbers[1::2])
     started = time.perf_counter()
-    on_grid = tail_losses(subject, order, ranks, costs[ranks], halves[0])
+    on_grid = tail_losses(job, order, ranks, costs[ranks], halves[0])
     took = time.perf_counter() - started
-    off_grid = tail_losses(subject, order, between, costs[between], halves[0])
-    other = tail_losses(subject, order, ranks, costs[ranks], halves[1])
-    quadratic = joint_form(subject, order, ranks, halves[0])
+    off_grid = tail_losses(job, order, between, costs[between], halves[0])
+    other = tail_losses(job, order, ranks, costs[ranks], halves[1])
+    quadratic = joint_form(job, order, ranks, halves[0])
     error = on_grid.of_additive(costs[between][1:]) / off_grid.mean[1:] - 1
     print(f"tail loss, {on_grid.n_tokens.sum():,} tokens, {len(ranks)} ranks, {took:.0f} s; between the ranks ", end="")
     print(f"{np.median(np.abs(error)):.1%} off in the median, {np.abs(error).max():.1%} at most")
-    width = np.hypot(*(1.96 * standard_error(half.loss, half.n_tokens) for half in (on_grid, other)))
+    width = np.hypot(*(1.96 * ratio_standard_error(half.loss, half.n_tokens) for half in (on_grid, other)))
     inside = np.abs(on_grid.mean - other.mean) <= width
     print(f"the other half within the 95 % interval of the difference at {inside.sum()} of {len(inside)} ranks")
     for i, rank in enumerate(ranks):
@@ -117,20 +118,20 @@ def tails(subject: Subject, stats: FeatureStats, n_tokens: int) -> dict[str, Any
     return found | {"between": between[1:].tolist(), "interpolation_error": error.tolist(), "seconds": took}
 
 
-def joint_form(subject: Subject, order: np.ndarray, ranks: np.ndarray, sequences: np.ndarray) -> np.ndarray:
+def joint_form(job: MeasurementJob, order: np.ndarray, ranks: np.ndarray, sequences: np.ndarray) -> np.ndarray:
     """½ E[(Σ over the features beyond each rank of Σ_t a_t ⟨G_t, w⟩)²] per token: the tail's KL to second order."""
-    decoder = subject.readings[0].sae.W_dec.detach()
+    decoder = job.saes[0].sae.W_dec.detach()
     rank = np.full(len(decoder), len(order))
     rank[order] = np.arange(len(order))
     beyond = torch.from_numpy(np.searchsorted(ranks, rank, side="right") - 1)
     total, n = torch.zeros(len(ranks), dtype=torch.float64), 0
-    with slope_pass(subject, DRAWS_OF_TAIL) as step:
-        for first, ids in subject.sequences(0, (int(sequences.max()) + 1) * subject.context_size):
+    with gradient_pass(job, TAIL_SAMPLES) as step:
+        for first, ids in job.token_stream.batches(0, (int(sequences.max()) + 1) * job.stream.context_size):
             wanted = torch.from_numpy(np.isin(np.arange(first, first + len(ids)), sequences))
             if not wanted.any():
                 continue
             (batch,) = step(first, ids)
-            codes = subject.readings[0].sae.encode(batch.activation).flatten(1).detach()
+            codes = job.saes[0].sae.encode(batch.activation).flatten(1).detach()
             token, feature = codes.nonzero(as_tuple=True)
             place = batch.row[token] * len(ranks) + beyond[feature]
             for gradient in batch.gradients:
@@ -142,13 +143,13 @@ def joint_form(subject: Subject, order: np.ndarray, ranks: np.ndarray, sequences
     return found
 
 
-def rates(subject: Subject, rounds: int) -> dict[str, float]:
+def rates(job: MeasurementJob, rounds: int) -> dict[str, float]:
     """Tokens a second, medians over the rounds."""
-    n = 4 * subject.tokens_per_batch
+    n = 4 * job.stream.tokens_per_batch
     ways: dict[str, Callable[[], Any]] = {
-        "energy": lambda: measure_subject(subject, cost="energy", n_tokens=n),
-        "fisher": lambda: measure_subject(subject, cost="fisher", n_tokens=n),
-        "bare": lambda: bare(subject, n),
+        "energy": lambda: measure_subject(job, cost="energy", n_tokens=n),
+        "fisher": lambda: measure_subject(job, cost="fisher", n_tokens=n),
+        "bare": lambda: bare(job, n),
     }
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(rounds):
@@ -163,14 +164,14 @@ def rates(subject: Subject, rounds: int) -> dict[str, float]:
     return found
 
 
-def bare(subject: Subject, n_tokens: int) -> None:
-    reading = subject.readings[0]
-    with differentiator(subject.teacher.model, [reading.hook_name]) as run:
-        for _, ids in subject.sequences(0, n_tokens):
+def bare(job: MeasurementJob, n_tokens: int) -> None:
+    attached = job.saes[0]
+    with differentiator(job.model, [attached.hook_name]) as run:
+        for _, ids in job.token_stream.batches(0, n_tokens):
             logits, acts = run(ids)
             torch.autograd.grad(logits, acts, torch.ones_like(logits))
             with torch.no_grad():
-                reading.sae.encode(acts[0].detach().flatten(0, 1))
+                attached.sae.encode(acts[0].detach().flatten(0, 1))
 
 
 if __name__ == "__main__":

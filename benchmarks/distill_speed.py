@@ -23,15 +23,16 @@ import torch
 from accelerate import Accelerator
 
 from tl_distill_floor.cli.measuring import quiet_libraries
-from tl_distill_floor.files import write_atomically
-from tl_distill_floor.kl import forward_kl
+from tl_distill_floor.distilling.build import build_student
+from tl_distill_floor.distilling.config import DistillConfig, StudentSpec
+from tl_distill_floor.distilling.forward import teacher_body
+from tl_distill_floor.distilling.losses import Ends, Objective, chunked_losses
+from tl_distill_floor.distilling.optimization import Trainee, optimizers_of
+from tl_distill_floor.distilling.texts import texts_of
+from tl_distill_floor.distilling.trainer import Sweep
+from tl_distill_floor.measuring.kl import forward_kl
 from tl_distill_floor.sources.teachers import load_teacher
-from tl_distill_floor.students.build import build_student
-from tl_distill_floor.students.forward import teacher_body
-from tl_distill_floor.students.losses import Ends, Objective, chunked_losses
-from tl_distill_floor.students.sweep import Sweep
-from tl_distill_floor.students.texts import texts_of
-from tl_distill_floor.students.training import Spec, Trainee, Training, optimizers_of
+from tl_distill_floor.storage.atomic import write_atomically
 
 WIDTHS = (16, 32, 64, 96, 128)
 STEPS, MEMORY_TOKENS, VOCABULARY = 4, 2048, 49_152
@@ -59,13 +60,13 @@ def main() -> None:
 
 
 def rates(dtype: str, rounds: int) -> dict[str, Any]:
-    training = Training(tokens=10**6, dtype=dtype, heldout_tokens=256)
+    training = DistillConfig(n_tokens=10**6, dtype=dtype, n_heldout_tokens=256)
     teacher = load_teacher("tiny-prose")
     ids = torch.randint(1, 4000, (64, 256), generator=torch.Generator().manual_seed(0))
     texts = texts_of(teacher, ids[:-1], ids[-1:], training)
     accelerator = Accelerator(cpu=True)
-    sweeps = {w: Sweep(teacher, [Spec(w)], texts, training, accelerator) for w in WIDTHS}
-    together = Sweep(teacher, [Spec(w) for w in WIDTHS], texts, training, accelerator)
+    sweeps = {w: Sweep(teacher, [StudentSpec(w)], texts, training, accelerator) for w in WIDTHS}
+    together = Sweep(teacher, [StudentSpec(w) for w in WIDTHS], texts, training, accelerator)
     single = bare(teacher.model, 64, training)
     seconds: dict[str, list[float]] = {"bare": [], "ours": [], "singles": [], "together": []}
     with teacher_body(teacher.model) as body:
@@ -103,10 +104,10 @@ def timed(work: Callable[[], Any]) -> float:
     return time.perf_counter() - started
 
 
-def bare(teacher: Any, width: int, training: Training) -> Callable[[torch.Tensor], None]:
+def bare(teacher: Any, width: int, training: DistillConfig) -> Callable[[torch.Tensor], None]:
     """A step of the plainest loop that does the same."""
     student = build_student(teacher, width)
-    optimizers = optimizers_of(Trainee(student, Spec(width), int(teacher.cfg.d_model)), training)
+    optimizers = optimizers_of(Trainee(student, StudentSpec(width), int(teacher.cfg.d_model)), training)
 
     def step(ids: torch.Tensor) -> None:
         with torch.autocast("cpu", torch.bfloat16) if training.dtype == "bf16" else nullcontext():

@@ -25,10 +25,10 @@ from speed_stages import drawn_codes, random_ids, random_sae
 
 from tl_distill_floor import FeatureStats, floor_from_stats, load_sae, load_teacher, measure
 from tl_distill_floor.cli.measuring import quiet_libraries
-from tl_distill_floor.files import write_atomically
-from tl_distill_floor.records import Blocks
-from tl_distill_floor.theory import bottleneck
-from tl_distill_floor.theory.toy import Report
+from tl_distill_floor.predicting import bottleneck
+from tl_distill_floor.predicting.toy import StepCounter
+from tl_distill_floor.results.feature_stats import BlockSums
+from tl_distill_floor.storage.atomic import write_atomically
 
 HOOK, WIDTHS = "blocks.1.hook_resid_post", (64, 128, 256, 512, 1024)
 Prepared = Callable[[], object]
@@ -76,14 +76,14 @@ def made_up(n: int, n_blocks: int = 64) -> FeatureStats:
     return FeatureStats(
         "made-up", HOOK, "made-up-sae", "made-up text", 1024, n_blocks * of_block, 0, whole, whole.astype(float),
         whole * 2.0, np.ones(n), cost.sum(0), "mse", 4, np.zeros(1024), 8.0, 1.0,
-        Blocks(np.full(n_blocks, of_block), count, cost),
+        BlockSums(np.full(n_blocks, of_block), count, cost),
     )  # fmt: skip
 
 
 def simulated(n_features: int, width: int) -> Prepared:
     codes = drawn_codes(n_features, 40, 2048)
     weight, amplitude = torch.ones(n_features), torch.ones(n_features)
-    options = {"steps": 10, "batch_size": 1024, "seed": 0, "report": Report(None, 1)}
+    options = {"steps": 10, "batch_size": 1024, "seed": 0, "report": StepCounter(None, 1)}
     return lambda: bottleneck.train(codes, weight, amplitude, [width], **options)
 
 

@@ -17,13 +17,13 @@ from typing import Any
 import torch
 
 from tl_distill_floor.cli.measuring import quiet_libraries
-from tl_distill_floor.files import write_atomically
-from tl_distill_floor.prediction import FloorPrediction
+from tl_distill_floor.distilling.config import DistillConfig, StudentSpec
+from tl_distill_floor.distilling.distill import distill_students, kept_part
+from tl_distill_floor.distilling.matching import Match
+from tl_distill_floor.results.floor_prediction import FloorPrediction
+from tl_distill_floor.results.student import StudentResult
 from tl_distill_floor.sources.saes import load_sae
-from tl_distill_floor.student_result import StudentResult
-from tl_distill_floor.students.distill import distill_students, kept_part
-from tl_distill_floor.students.matching import Match
-from tl_distill_floor.students.training import Spec, Training
+from tl_distill_floor.storage.atomic import write_atomically
 
 SHARE = 0.7
 
@@ -54,22 +54,22 @@ def compared(given: Any) -> dict[str, Any]:
     sae = load_sae(None, model_name=floor.stats.model_name).sae
     match = Match(floor.stats.hook_name, 1, given.weight)
     kept = kept_part(floor, sae, given.width)
-    plain = [Spec(given.width, start=given.start, seed=s, name=f"plain-{s}") for s in range(given.seeds)]
+    plain = [StudentSpec(given.width, start=given.start, seed=s, name=f"plain-{s}") for s in range(given.seeds)]
     whole = [dataclasses.replace(spec, match=match, name=f"activation-{spec.seed}") for spec in plain]
     parts = [dataclasses.replace(spec, match=match, target=kept, name=f"kept-{spec.seed}") for spec in plain]
-    training = Training(
-        tokens=given.tokens,
+    training = DistillConfig(
+        n_tokens=given.tokens,
         lr=given.lr,
         batch_size=8,
         dtype="bf16",
-        evaluations=8,
+        n_evaluations=8,
         early_stop=False,
-        heldout_tokens=16_384,
+        n_heldout_tokens=16_384,
     )
 
-    def trained(specs: list[Spec], tokens: int) -> list[StudentResult]:
+    def trained(specs: list[StudentSpec], tokens: int) -> list[StudentResult]:
         shorter = dataclasses.replace(training, tokens=tokens)
-        return distill_students("tiny-prose", specs, given.text, heldout=given.heldout, training=shorter)
+        return distill_students("tiny-prose", specs, given.text, heldout=given.heldout, config=shorter)
 
     results = trained([*plain, *whole, *parts], given.tokens)
     short = trained(parts, round(SHARE * given.tokens))

@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 
 import tl_distill_floor
-from tl_distill_floor.files import write_atomically
-from tl_distill_floor.theory import toy
+from tl_distill_floor.predicting import toy
+from tl_distill_floor.storage.atomic import write_atomically
 from tl_distill_floor.theory.loss_capacity import CAPACITIES, lower_hull, nothing_kept, scalar_denoiser
 
 WIDTHS = (1, 2, 3, 4, 6, 8, 16, 32)

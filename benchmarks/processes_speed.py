@@ -15,9 +15,9 @@ import time
 import torch
 
 from tl_distill_floor.cli.measuring import quiet_libraries
-from tl_distill_floor.measuring.features import measure_subject
-from tl_distill_floor.measuring.processes import processes
-from tl_distill_floor.measuring.subject import subject_of
+from tl_distill_floor.measuring.job import prepare_job
+from tl_distill_floor.measuring.measurement import measure_subject
+from tl_distill_floor.measuring.processes import current_process_group
 
 WARM_UP = 16_384
 
@@ -51,13 +51,13 @@ def rate(n: int, cost: str, tokens: int) -> float:
 
 def work(cost: str, tokens: int) -> None:
     torch.set_num_threads(1)
-    everyone = processes()
-    subject = subject_of("tiny-prose", ["tiny-prose-sae"])
-    measure_subject(subject, cost=cost, n_tokens=WARM_UP, n_codes=0, everyone=everyone)
+    everyone = current_process_group()
+    job = prepare_job("tiny-prose", ["tiny-prose-sae"])
+    measure_subject(job, cost=cost, n_tokens=WARM_UP, n_codes=0, everyone=everyone)
     if everyone.n > 1:
         torch.distributed.barrier()
     started = time.perf_counter()
-    measure_subject(subject, cost=cost, n_tokens=tokens, everyone=everyone)
+    measure_subject(job, cost=cost, n_tokens=tokens, everyone=everyone)
     if everyone.is_first:
         print(tokens / (time.perf_counter() - started))
 

@@ -18,9 +18,9 @@ import numpy as np
 
 from tl_distill_floor import FeatureStats, FloorPrediction, floor_from_stats
 from tl_distill_floor.cli.reporting import run_parts
-from tl_distill_floor.contexts import N_CONTEXTS, WINDOW, Contexts
-from tl_distill_floor.present.report import report_html
-from tl_distill_floor.records import Blocks
+from tl_distill_floor.display.report import report_html
+from tl_distill_floor.results.contexts import N_CONTEXTS, WINDOW, FeatureContexts
+from tl_distill_floor.results.feature_stats import BlockSums
 
 
 def main() -> None:
@@ -50,12 +50,12 @@ def made_up(n: int) -> FloorPrediction:
     count = np.maximum(1, random.lognormal(np.log(300), 1.5, n)).astype(np.int64).clip(max=n_tokens)
     activation = -np.sort(-random.random((n, N_CONTEXTS)).astype(np.float32) - 0.1, axis=1)
     window = random.integers(0, 4096, (n, N_CONTEXTS, WINDOW)).astype(np.int32)
-    contexts = Contexts.of_places(activation, np.tile(np.arange(N_CONTEXTS), (n, 1)), window)
+    contexts = FeatureContexts.of_places(activation, np.tile(np.arange(N_CONTEXTS), (n, 1)), window)
     contexts = contexts.with_promoted(window[:, 0, :5]).with_strings(lambda token: f" word{token}")
     stats = FeatureStats(
         "made-up", "blocks.12.hook_resid_post", "made-up-sae", "made-up text", 1024, n_tokens, 0, count,
         count.astype(float), count * 2.0, np.ones(n), cost * n_tokens, "mse", 4, np.zeros(1024), 8.0, 1.0,
-        Blocks(np.array([n_tokens]), count[None], cost[None] * n_tokens), contexts=contexts,
+        BlockSums(np.array([n_tokens]), count[None], cost[None] * n_tokens), contexts=contexts,
     )  # fmt: skip
     return floor_from_stats(stats, [64, 128, 256, 512, 1024])
 

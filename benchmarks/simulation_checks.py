@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from tl_distill_floor import FeatureStats, floor_from_stats
-from tl_distill_floor.theory.floor import STEPS
-from tl_distill_floor.theory.simulation import simulate
+from tl_distill_floor.predicting.floors import STEPS
+from tl_distill_floor.predicting.simulation import simulate
 
 
 def main() -> None:

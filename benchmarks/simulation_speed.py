@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from tl_distill_floor import FeatureStats
-from tl_distill_floor.theory import bottleneck
-from tl_distill_floor.theory.simulation import BATCH, simulate
+from tl_distill_floor.predicting import bottleneck
+from tl_distill_floor.predicting.simulation import BATCH, simulate
 
 
 def main() -> None:

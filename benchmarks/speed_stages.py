@@ -14,18 +14,18 @@ from distill_speed import bare as bare_step
 from report_in_a_browser import made_up
 
 from tl_distill_floor import independent_floor, load_sae, load_teacher, load_text, measure, probe
-from tl_distill_floor.codes import Codes
-from tl_distill_floor.measuring.batch import CODES_AT_ONCE, LEAST_AT_ONCE
-from tl_distill_floor.measuring.contexts import LOGITS_AT_ONCE, promoted_tokens
+from tl_distill_floor.display.report import RunParts, figures_of, report_html
+from tl_distill_floor.distilling.config import DistillConfig, StudentSpec
+from tl_distill_floor.distilling.forward import teacher_body
+from tl_distill_floor.distilling.texts import texts_of
+from tl_distill_floor.distilling.trainer import Sweep
+from tl_distill_floor.measuring.batch_sums import CODES_AT_ONCE, LEAST_AT_ONCE
 from tl_distill_floor.measuring.hooks import differentiator, hook_point, reader
-from tl_distill_floor.present.report import RunParts, figures_of, report_html
-from tl_distill_floor.students.forward import teacher_body
-from tl_distill_floor.students.sweep import Sweep
-from tl_distill_floor.students.texts import texts_of
-from tl_distill_floor.students.training import Spec, Training
-from tl_distill_floor.theory import bottleneck
-from tl_distill_floor.theory.simulation import BATCH as TOKENS_A_STEP
-from tl_distill_floor.theory.toy import Report
+from tl_distill_floor.measuring.strongest_contexts import LOGITS_AT_ONCE, promoted_tokens
+from tl_distill_floor.predicting import bottleneck
+from tl_distill_floor.predicting.simulation import BATCH as TOKENS_A_STEP
+from tl_distill_floor.predicting.toy import StepCounter
+from tl_distill_floor.results.codes import Codes
 
 CONTEXT, BATCH = 256, 16
 Work = Callable[[], object]
@@ -264,20 +264,20 @@ class Sums:
 
 
 def simulate(n_features: int, width: int, l0: int, steps: int) -> Stage:
-    """Training of a bottleneck student on codes."""
+    """DistillConfig of a bottleneck student on codes."""
     codes = drawn_codes(n_features, l0, 8 * TOKENS_A_STEP)
     weight, amplitude = torch.ones(n_features), torch.ones(n_features)
-    options = {"steps": steps, "batch_size": TOKENS_A_STEP, "seed": 0, "report": Report(None, 1)}
+    options = {"steps": steps, "batch_size": TOKENS_A_STEP, "seed": 0, "report": StepCounter(None, 1)}
     batch, columns = next(bottleneck._batches(codes, np.ones(codes.n_tokens), TOKENS_A_STEP, 0, weight.device))
     n_steps = bottleneck.steps_a_width(steps)
 
     def limit() -> None:
-        student = bottleneck.Student(width, weight, amplitude, 0, 1.0)
+        student = bottleneck.BottleneckTrainer(width, weight, amplitude, 0, 1.0)
         for _ in range(n_steps):
             student.step(batch, columns, 1.0)
 
     def dense() -> None:
-        student = bottleneck.Student(width, weight, amplitude, 0, 1.0)
+        student = bottleneck.BottleneckTrainer(width, weight, amplitude, 0, 1.0)
         x = torch.zeros(batch.n_tokens, n_features)
         x[batch.token, batch.feature] = batch.value
         for _ in range(n_steps):
@@ -336,11 +336,11 @@ def allocate(n_features: int = 10**6, n_widths: int = 100) -> Stage:
 def distil(width: int = 64, steps: int = 4) -> Stage:
     from accelerate import Accelerator
 
-    training = Training(tokens=10**6, heldout_tokens=CONTEXT)
+    training = DistillConfig(n_tokens=10**6, n_heldout_tokens=CONTEXT)
     teacher = load_teacher("tiny-prose")
     ids = torch.randint(1, 4000, (64, CONTEXT), generator=torch.Generator().manual_seed(0))
     texts = texts_of(teacher, ids[:-1], ids[-1:], training)
-    sweep = Sweep(teacher, [Spec(width)], texts, training, Accelerator(cpu=True))
+    sweep = Sweep(teacher, [StudentSpec(width)], texts, training, Accelerator(cpu=True))
     single = bare_step(teacher.model, width, training)
 
     def ours() -> None:

@@ -25,12 +25,12 @@ from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.spatial.distance import squareform
 from scipy.stats import norm
 
-from tl_distill_floor import FeatureStats
-from tl_distill_floor.codes import Codes
-from tl_distill_floor.files import write_atomically
-from tl_distill_floor.measuring.subject import special_ids, subject_of
-from tl_distill_floor.theory.allocation import independent_floors
-from tl_distill_floor.theory.simulation import simulate
+from tl_distill_floor import FeatureStats, independent_floor
+from tl_distill_floor.measuring.job import prepare_job
+from tl_distill_floor.predicting.simulation import simulate
+from tl_distill_floor.results.codes import Codes
+from tl_distill_floor.sources.teachers import special_token_ids
+from tl_distill_floor.storage.atomic import write_atomically
 
 KINDS = ("real", "on its token", "2 random groups", "16 groups", "in its sequence", "Gaussian", "shuffled")
 
@@ -46,7 +46,7 @@ def main() -> None:
     assert stats.codes is not None, "measure with codes"
     found = json.loads(given.out.read_text()) if given.out.exists() else {}
     found["widths"] = widths.tolist()
-    found["independent"] = independent_floors(stats, stats.alive(), widths).tolist()
+    found["independent"] = independent_floor(*stats.costs_and_rates(stats.alive()), widths).tolist()
     found["linear"] = linear_floors(stats, widths)
     for kind in KINDS:
         if kind not in found and (codes := surrogate(stats, kind)) is not None:
@@ -113,10 +113,10 @@ def tokens_of(stats: FeatureStats) -> np.ndarray | None:
     """The token id under every row of the codes, read again; the embedded teacher's alone."""
     if stats.model_name != "tiny-prose" or stats.settings["share_of_codes"] < 1:
         return None
-    subject = subject_of("tiny-prose", [None])
-    model = subject.teacher.model
-    ids = np.concatenate([sequence.numpy()[1:] for sequence in subject.text.read()])
-    kept = ids[~np.isin(ids, special_ids(model))]
+    job = prepare_job("tiny-prose", [None])
+    model = job.model
+    ids = np.concatenate([sequence.numpy()[1:] for sequence in job.stream.text.read()])
+    kept = ids[~np.isin(ids, special_token_ids(model))]
     return kept[: stats.codes.n_tokens] if len(kept) >= stats.codes.n_tokens else None
 
 

@@ -18,7 +18,7 @@ from rich.console import Console
 
 from tl_distill_floor import critical_width, toy
 from tl_distill_floor.cli.toy import score_view
-from tl_distill_floor.files import write_atomically
+from tl_distill_floor.storage.atomic import write_atomically
 from tl_distill_floor.theory.predictors import PREDICTORS
 
 SHARES = np.array([0.25, 0.5, 0.8, 1.0, 1.2, 1.6, 2.2])

@@ -1,25 +1,30 @@
-"""Distil three students, hold the prediction against them, and choose a width."""
+"""Distil three students, fit their losses to the prediction, and choose a width."""
 
 import tempfile
 
-from tl_distill_floor import Training, calibrate, load_teacher, plan, predict_floor
-from tl_distill_floor.students.distill import distill_students
-from tl_distill_floor.students.training import Spec
+from tl_distill_floor import (
+    DistillConfig,
+    StudentSpec,
+    calibrate,
+    distill_students,
+    load_teacher,
+    plan,
+    predict_floor,
+)
 
 WIDTHS = [16, 64, 128]
-# Some minutes of training, not some seconds, are what a floor takes: tokens=2_000_000 and more.
-QUICK = Training(tokens=40_960, heldout_tokens=4_096, evaluations=10, lr=1e-2, batch_size=8)
+# This trains for seconds. To estimate the floor of a student, train for minutes: n_tokens=2_000_000 or more.
+QUICK = DistillConfig(n_tokens=40_960, n_heldout_tokens=4_096, n_evaluations=10, lr=1e-2, batch_size=8)
 
 teacher = load_teacher("tiny-prose")
 floor = predict_floor(teacher, "tiny-prose-sae", widths=WIDTHS, n_tokens=20_000, steps=100)
 with tempfile.TemporaryDirectory() as run:
-    students = distill_students(teacher, [Spec(width) for width in WIDTHS], out=run, training=QUICK)
+    students = distill_students(teacher, [StudentSpec(width) for width in WIDTHS], out=run, config=QUICK)
     for student, expected in zip(students, floor.expected, strict=True):
-        print(
-            f"{student.name}: {student.loss:.3f} nats per token ({student.status}), expected {expected:.3f} at the end"
-        )
+        print(f"{student.name}: {student.loss:.3f} nats per token ({student.status}), expected floor {expected:.3f}")
 
-    losses = {student.width: student.loss for student in students}  # no curve of a few seconds has an end
+    # The last losses are used, because a learning curve of a few seconds does not determine a floor.
+    losses = {student.width: student.loss for student in students}
     calibration = calibrate(floor, losses)
     fit = f"C = {calibration.slope:.2f}, B = {calibration.baseline:.2f}, error {calibration.loo_error:.0%}"
     print(f"{calibration.predictor} follows them best: {fit}")

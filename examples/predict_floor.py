@@ -1,18 +1,17 @@
-"""Predict the floor of every student width from a teacher and an SAE in memory, and ask the result questions."""
+"""Predict the loss floor of every student width from a teacher and an SAE in memory, and query the result."""
 
 from sae_lens import SAE
 from transformer_lens.model_bridge import TransformerBridge
 
 from tl_distill_floor import load_sae, load_teacher, predict_floor
 
-model: TransformerBridge = load_teacher("tiny-prose").model  # or TransformerBridge.boot_transformers("gpt2")
+model: TransformerBridge = load_teacher("tiny-prose").model  # or TransformerBridge.boot_transformers(name)
 sae: SAE = load_sae("tiny-prose-sae").sae  # or SAE.from_pretrained(release, sae_id)
 
-floor = predict_floor(
-    model, sae, widths=[32, 64, 128], n_tokens=50_000, steps=400
-)  # a quick look: the default is 1,000
+# Fewer steps than the default of 1,000, for a quick look.
+floor = predict_floor(model, sae, widths=[32, 64, 128], n_tokens=50_000, steps=400)
 
 print(f"{floor.n_features:,} features, sparsity {floor.alpha:.4f}, critical width {floor.critical_width:.0f}")
 for width, loss, (low, high) in zip(floor.widths, floor.expected, floor.interval, strict=True):
     print(f"width {width:4d}: floor {loss:.4f} {floor.unit} ({low:.4f} to {high:.4f}), {len(floor.lost(width)):,} lost")
-print("narrowest student that stays within a tenth of the whole:", floor.width_for(max_loss=0.1 * floor.total))
+print("narrowest student that loses at most a tenth of the total:", floor.width_for(max_loss=0.1 * floor.total))

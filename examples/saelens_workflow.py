@@ -1,4 +1,4 @@
-"""Train an SAE with SAELens's own runner, as one does, and predict the floor of the teacher's students with it."""
+"""Train an SAE with SAELens's own runner, then use it to predict the floor of the teacher's students."""
 
 import tempfile
 
@@ -13,10 +13,10 @@ from sae_lens import (
 
 from tl_distill_floor import load_teacher, load_text, predict_floor
 
-CONTEXT, TOKENS = 256, 131_072  # a few steps only: an SAE worth measuring takes millions of tokens
+CONTEXT_SIZE, N_TOKENS = 256, 131_072  # a few steps for this example; a useful SAE needs millions of tokens
 
-model = load_teacher("tiny-prose").model  # or TransformerBridge.boot_transformers("gpt2")
-sequences = load_text(None, model.tokenizer, context_size=CONTEXT)  # the embedded text; None may be your own file
+model = load_teacher("tiny-prose").model  # or TransformerBridge.boot_transformers(name)
+sequences = load_text(None, model.tokenizer, context_size=CONTEXT_SIZE)  # embedded text; or a file name instead of None
 dataset = Dataset.from_dict({"input_ids": [row.numpy() for row in sequences.read()]}).with_format("torch")
 
 runner = LanguageModelSAETrainingRunner(
@@ -28,8 +28,8 @@ runner = LanguageModelSAETrainingRunner(
         hook_name="blocks.1.hook_out",
         is_dataset_tokenized=True,
         streaming=False,
-        context_size=CONTEXT,
-        training_tokens=TOKENS,
+        context_size=CONTEXT_SIZE,
+        training_tokens=N_TOKENS,
         train_batch_size_tokens=2048,
         store_batch_size_prompts=16,
         n_batches_in_buffer=64,

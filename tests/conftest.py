@@ -9,20 +9,17 @@ import torch
 from hypothesis import settings
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from tests.helpers.models import CONTEXT, FEATURES, HOOK, LAYERS, PROSE, VOCABULARY, WIDTH, save_teacher
+from tests.helpers.probes import result
+from tl_distill_floor import Probes
+from tl_distill_floor.results.probes import Decodability
+
 # One thread a worker, of torch here and in what tests start: two threads each would wait for one another.
 os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
 # How long an example takes says nothing where machines are busy.
 settings.register_profile("project", deadline=None)
 settings.load_profile("project")
-
-WIDTH, LAYERS, VOCABULARY, CONTEXT, FEATURES = 24, 3, 300, 32, 96
-PROSE = (
-    "It is a truth universally acknowledged, that a single man in possession of a good fortune, must be in want of a"
-    " wife. Call me Ishmael. Some years ago, never mind how long precisely, having little or no money in my purse, and"
-    " nothing particular to interest me on shore, I thought I would sail about a little and see the watery part of the"
-    " world. "
-)
 
 
 @pytest.fixture(scope="session")
@@ -39,28 +36,6 @@ def tokenizer() -> Any:
     return PreTrainedTokenizerFast(
         tokenizer_object=bpe, bos_token="<|end|>", eos_token="<|end|>", name_or_path="tiny", model_max_length=10**6
     )
-
-
-def save_teacher(directory: Path, tokenizer: Any, layers: int) -> Path:
-    """A random GPT-NeoX as a Hugging Face directory."""
-    from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
-
-    torch.manual_seed(0)
-    config = GPTNeoXConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=WIDTH,
-        intermediate_size=48,
-        num_hidden_layers=layers,
-        num_attention_heads=3,
-        max_position_embeddings=64,
-        bos_token_id=0,
-        eos_token_id=0,
-        initializer_range=0.3,
-        rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5},
-    )
-    GPTNeoXForCausalLM(config).save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
-    return directory
 
 
 @pytest.fixture(scope="session")
@@ -121,7 +96,7 @@ def measured(
     teacher_dir: Path, sae_dir: Path, prose_file: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, Path, Path]:
     """(run directory, teacher, text)."""
-    from tests.test_cli import run
+    from tests.helpers.cli import run
 
     directory = tmp_path_factory.mktemp("runs") / "tiny"
     options = ("--text", prose_file, "--batch-size", 4, "--steps", 20, "--widths", "8,16,24", "--out", directory)
@@ -132,8 +107,8 @@ def measured(
 
 @pytest.fixture(scope="session")
 def distilled(measured: tuple[Path, Path, Path]) -> Path:
-    from tests.making import QUICK
-    from tests.test_cli import run
+    from tests.helpers.cli import run
+    from tests.helpers.records import QUICK
 
     directory, teacher, text = measured
     result = run("distill", teacher, "--text", text, "--widths", "8,16,24", "--out", directory, *QUICK)
@@ -142,3 +117,10 @@ def distilled(measured: tuple[Path, Path, Path]) -> Path:
     assert "under-trained" in result.stdout
     assert f"Next: tl-floor calibrate {directory}" in " ".join(result.stdout.split())
     return directory
+
+
+@pytest.fixture
+def probes() -> Probes:
+    found = [result("teacher", None, 0.9), result("student", 8, 0.7), result("kept", 8, 0.76), result("kept", 4, 0.6)]
+    features = Decodability("width8", 8, HOOK, 100, (3, 5), (0.9, 0.6), (0.4, -0.1), (True, False), (0.1, 0.8))
+    return Probes("made", HOOK, "rows", "digest", tuple(found), (features,), warnings=("careful",))

@@ -1,95 +1,137 @@
-"""Which module may import which, read from the source; and that importing stays quick."""
+"""The order of the subpackages, read from the imports in the source; and that importing the package stays fast."""
 
 import ast
 import subprocess
 import sys
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parents[1] / "tl_distill_floor"
-ROOMS = ("theory", "sources", "measuring", "students", "present", "cli")
+import tl_distill_floor
+
+PACKAGE = Path(tl_distill_floor.__file__).parent
 OURS = "tl_distill_floor"
-# A room may import itself, the hall (modules of the package's root), and the rooms named here.
-MAY_IMPORT = {
-    "theory": set(),
-    "sources": {"measuring"},
-    "measuring": {"sources"},
-    "students": {"sources", "measuring", "theory"},
-    "present": {"sources"},
-    "cli": {"theory", "sources", "measuring", "students", "present"},
+ORDER = (
+    "theory", "storage", "sources", "results", "measuring", "predicting", "sae_training", "distilling", "probing",
+    "display", "cli",
+)  # fmt: skip
+"""Each subpackage may import itself, the ones before it, and the root modules below."""
+ROOT = {"errors", "annotations"}
+THEORY_MAY_IMPORT = {f"{OURS}.errors", f"{OURS}.theory"}
+FORBIDDEN_LIBRARIES = {
+    "theory": {"torch", "transformers", "transformer_lens", "sae_lens", "plotly", "rich"},
+    "storage": {"transformers", "transformer_lens", "sae_lens", "plotly", "rich"},
+    "results": {"torch", "transformers", "transformer_lens", "sae_lens", "rich"},
+    "display": {"torch", "transformers", "transformer_lens", "sae_lens"},
 }
-LENSES = {"transformer_lens", "sae_lens", "transformers"}
-SEES_LENSES = {"sources", "measuring", "students", "cli"}
+"""Libraries that a subpackage does without."""
 
 
-def imports(source: str) -> set[str]:
-    """Every module that a source imports, at any depth, those for type checkers included."""
-    found = set()
+def imported_names(source: str) -> set[str]:
+    """Return the full name of everything that a source imports, inside functions and for type checkers too."""
+    names = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            found.add(node.module)
-    return found
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative imports are not used"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
 
 
-def violations(room: str, source: str) -> set[str]:
-    allowed = MAY_IMPORT[room] | {room}
-    wrong = {
-        name for name in imports(source)
-        if name.startswith(f"{OURS}.") and name.split(".")[1] in ROOMS and name.split(".")[1] not in allowed
-    }  # fmt: skip
-    if room in ("measuring", "students"):  # what is measured does not know what is predicted
-        wrong |= {name for name in imports(source) if name == f"{OURS}.theory.floor"}
-    if room not in SEES_LENSES:
-        wrong |= {name for name in imports(source) if name.split(".")[0] in LENSES}
-    return wrong
+def violations(subpackage: str, source: str) -> set[str]:
+    """Return the imports of a source that its subpackage may not make."""
+    names = imported_names(source)
+    allowed = {*ORDER[: ORDER.index(subpackage) + 1], *ROOT, "__version__"}
+    ours = {name for name in names if name.split(".")[0] == OURS}
+    wrong = {name for name in ours if len(name.split(".")) < 2 or name.split(".")[1] not in allowed}
+    if subpackage == "theory":
+        wrong |= {name for name in ours if not any(name.startswith(f"{prefix}.") for prefix in THEORY_MAY_IMPORT)}
+    return wrong | {name for name in names if name.split(".")[0] in FORBIDDEN_LIBRARIES.get(subpackage, set())}
 
 
-@pytest.mark.parametrize("room", ROOMS)
-def test_rooms_import_only_what_they_may(room: str) -> None:
-    for file in (PACKAGE / room).glob("*.py"):
-        assert not violations(room, file.read_text()), file
+def cycle(sources: dict[str, str]) -> list[str]:
+    """Return the modules of an import cycle; an empty list if there is none."""
+    graph = {}
+    for module, source in sources.items():
+        names = imported_names(source)
+        graph[module] = {name for name in (*names, *(n.rpartition(".")[0] for n in names)) if name in sources} - {
+            module
+        }
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return list(error.args[1])
+    return []
 
 
-def test_the_guard_can_fail() -> None:
-    assert violations("theory", "def f():\n    from tl_distill_floor.measuring.features import measure") != set()
-    assert violations("theory", "import sae_lens.saes") != set()
-    assert violations("measuring", "from tl_distill_floor.theory.floor import floor_from_stats") != set()
-    assert violations("students", "from tl_distill_floor.theory.floor import floor_from_stats") != set()
+def test_there_are_no_other_modules() -> None:
+    subpackages = {path.parent.name for path in PACKAGE.glob("*/*.py")} - {"assets"}
+    assert subpackages == set(ORDER)
+    assert {path.stem for path in PACKAGE.glob("*.py")} == {"__init__", "__main__", *ROOT}
 
 
-@pytest.mark.parametrize(
-    ("module", "may_import"),
-    [
-        ("checkpoint", {"errors", "files"}),
-        ("codes", {"errors"}),
-        ("contexts", {"errors"}),
-        ("files", {"errors"}),
-        ("records", {"codes", "contexts", "errors", "files"}),
-    ],
-)
-def test_what_is_stored_imports_nothing_of_ours_but_errors(module: str, may_import: set[str]) -> None:
-    ours = {name for name in imports((PACKAGE / f"{module}.py").read_text()) if name.startswith(OURS)}
-    assert ours <= {f"{OURS}.{name}" for name in may_import}
+@pytest.mark.parametrize("subpackage", ORDER)
+def test_each_subpackage_imports_only_what_it_may(subpackage: str) -> None:
+    for file in (PACKAGE / subpackage).glob("*.py"):
+        assert not violations(subpackage, file.read_text()), file
 
 
-def loaded_by(statement: str) -> set[str]:
+@pytest.mark.parametrize("subpackage", ORDER)
+def test_each_subpackage_says_what_it_holds(subpackage: str) -> None:
+    docstring = ast.get_docstring(ast.parse((PACKAGE / subpackage / "__init__.py").read_text())) or ""
+    modules = {file.stem for file in (PACKAGE / subpackage).glob("*.py")} - {"__init__"}
+    assert {module for module in modules if f"`{module}`" not in docstring} == set()
+
+
+def test_no_modules_import_each_other() -> None:
+    sources = {
+        ".".join(file.relative_to(PACKAGE.parent).with_suffix("").parts): file.read_text()
+        for file in PACKAGE.rglob("*.py")
+        if file.name != "__init__.py"
+    }
+    assert cycle(sources) == []
+
+
+def test_the_guards_can_fail() -> None:
+    assert violations("theory", "def f():\n    from tl_distill_floor.measuring.measurement import measure")
+    assert violations("theory", "from tl_distill_floor.storage.atomic import write_atomically")
+    assert violations("theory", "import torch.nn")
+    assert violations("results", "import torch")
+    assert violations("results", "if TYPE_CHECKING:\n    from tl_distill_floor.display.html import to_html")
+    assert violations("measuring", "from tl_distill_floor.predicting import floors")
+    assert violations("distilling", "from tl_distill_floor import probe")
+    assert not violations("cli", "from tl_distill_floor.display.html import to_html")
+    assert not violations("theory", "from tl_distill_floor.errors import InputError")
+    assert cycle({"a.b": "import a.c", "a.c": "def f():\n    from a.b import x"})
+    assert not cycle({"a.b": "import a.c", "a.c": ""})
+
+
+def modules_loaded_by(statement: str) -> set[str]:
+    """Return the modules that a new Python process has loaded after a statement."""
     code = f"{statement}\nimport sys\nprint(*sorted(sys.modules))"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return set(out.stdout.split())
 
 
-@pytest.mark.parametrize("statement", [f"import {OURS}", f"import {OURS}.cli.app", f"import {OURS}.theory.floor"])
-def test_torch_is_loaded_late(statement: str) -> None:
-    assert not loaded_by(statement) & {"torch", "transformers", "transformer_lens", "sae_lens", "datasets"}
+@pytest.mark.parametrize(
+    "statement", [f"import {OURS}", f"import {OURS}.cli.app", f"from {OURS} import floor_from_stats, FloorPrediction"]
+)
+def test_heavy_libraries_are_loaded_late(statement: str) -> None:
+    assert not modules_loaded_by(statement) & {
+        "torch",
+        "plotly",
+        "transformers",
+        "transformer_lens",
+        "sae_lens",
+        "datasets",
+    }
 
 
-def test_every_public_name_is_there() -> None:
-    import tl_distill_floor
-
+def test_every_public_name_is_documented() -> None:
+    assert len(tl_distill_floor.__all__) > 30
     for name in tl_distill_floor.__all__:
         assert getattr(tl_distill_floor, name).__doc__, name
-    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+    with pytest.raises(AttributeError, match="nonsense"):
         tl_distill_floor.nonsense  # noqa: B018

@@ -10,7 +10,7 @@ ON_4 = """
 import sys
 import pytest
 import torch
-import tests.transformer_lens_4
+import tests.helpers.transformer_lens_4
 from tl_distill_floor import InputError, build_student, load_teacher, measure, predict_floor
 from tl_distill_floor.cli.app import main
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tl_distill_floor.cli import student_commands
+from tl_distill_floor.cli.errors import one_sentence
 from tl_distill_floor.cli.options import (
     Architecture,
     AsJson,
@@ -29,12 +30,11 @@ from tl_distill_floor.cli.options import (
     default_out,
     short_name,
 )
-from tl_distill_floor.cli.outcome import one_sentence
 from tl_distill_floor.cli.probing import probe
 from tl_distill_floor.cli.reporting import report
 
 if TYPE_CHECKING:
-    from tl_distill_floor.prediction import FloorPrediction
+    from tl_distill_floor.results.floor_prediction import FloorPrediction
 
 app = typer.Typer(
     name="tl-floor",
@@ -68,7 +68,7 @@ def measure(
     text: Text = None,
     tokens: Tokens = 200_000,
     cost: Worth = Cost.fisher,
-    draws: Annotated[int, typer.Option(help="Outputs drawn at each position for fisher.", min=1)] = 1,
+    samples: Annotated[int, typer.Option(help="Outputs sampled at each position for fisher.", min=1)] = 1,
     widths: Widths = None,
     steps: Steps = None,
     min_count: Annotated[int, typer.Option(help="Times that a feature must fire to be alive.", min=1)] = 1,
@@ -96,7 +96,7 @@ def measure(
         text,
         layers=layers,
         cost=cost.value,
-        draws=draws,
+        n_samples=samples,
         n_tokens=tokens,
         n_codes=0 if steps == 0 else CODES,
         device=device,
@@ -180,8 +180,8 @@ def saes(
 
     from rich.console import Console
 
+    from tl_distill_floor.display.floor_tables import saes_view
     from tl_distill_floor.errors import InputError
-    from tl_distill_floor.present.terminal import saes_view
     from tl_distill_floor.sources.sae_directory import find_saes
 
     found = find_saes(model, layer)
@@ -257,11 +257,11 @@ def toy(
     """Train toy models of superposition and compare the floors they reach with every prediction."""
     from tl_distill_floor.cli.measuring import parsed_widths, progress_bar
     from tl_distill_floor.cli.toy import Configuration, paper_configurations, reached, run_all, show_toys
-    from tl_distill_floor.files import held
+    from tl_distill_floor.storage.locks import lock_directory
 
     with progress_bar(as_json, "configurations" if paper else "steps", "training") as progress:
         if paper:
-            with held(out.parent):
+            with lock_directory(out.parent):
                 results = run_all(paper_configurations(seed), out, progress)
         else:
             sizes = tuple(parsed_widths(widths) or ())
@@ -300,8 +300,8 @@ def show(floor: "FloorPrediction", directory: Path, as_json: bool) -> None:
     """The prediction on stdout: one JSON object, or a table and where it was saved."""
     from rich.console import Console
 
-    from tl_distill_floor.present.machine import floor_json
-    from tl_distill_floor.present.terminal import floor_view
+    from tl_distill_floor.display.as_json import floor_json
+    from tl_distill_floor.display.floor_tables import floor_view
 
     if as_json:
         print(json.dumps(floor_json(floor)))
@@ -315,8 +315,8 @@ def show_several(floors: "list[FloorPrediction]", directories: list[Path], as_js
     """Several predictions on stdout: one JSON object, or a table and where they were saved."""
     from rich.console import Console
 
-    from tl_distill_floor.present.machine import several_json
-    from tl_distill_floor.present.several import several_view
+    from tl_distill_floor.display.as_json import several_json
+    from tl_distill_floor.display.comparison import several_view
 
     if as_json:
         print(json.dumps(several_json(floors)))

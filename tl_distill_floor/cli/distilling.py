@@ -11,10 +11,10 @@ from rich.console import Console
 
 from tl_distill_floor.cli.measuring import progress_bar, quiet_libraries
 from tl_distill_floor.errors import InputError
-from tl_distill_floor.files import COPIED, held
-from tl_distill_floor.prediction import FloorPrediction
-from tl_distill_floor.records import FLOOR_FILE
-from tl_distill_floor.student_result import students_in
+from tl_distill_floor.results.floor_prediction import FLOOR_FILE, FloorPrediction
+from tl_distill_floor.results.student import load_students
+from tl_distill_floor.storage.io_errors import COPY_ADVICE
+from tl_distill_floor.storage.locks import lock_directory
 
 
 def run_distill(
@@ -26,27 +26,27 @@ def run_distill(
     depth: int | None,
     start: str,
     match: dict[str, Any],
-    training: Any,
+    config: Any,
     as_json: bool,
     **options: Any,
 ) -> None:
     """Distil, save into the run's directory and show what came out; of several processes the first one speaks."""
-    from tl_distill_floor.present.students import students_view
+    from tl_distill_floor.display.student_tables import students_view
 
     first = int(os.environ.get("RANK", "0")) == 0
     with quiet_libraries(), progress_bar(as_json or not first, "tokens", "distilling") as progress:
+        from tl_distill_floor.distilling.config import StudentSpec
+        from tl_distill_floor.distilling.distill import distill_students
         from tl_distill_floor.sources.teachers import load_teacher
-        from tl_distill_floor.students.distill import distill_students
-        from tl_distill_floor.students.training import Spec
 
         if options["device"] == "cuda" and "LOCAL_RANK" in os.environ:
             options["device"] = f"cuda:{os.environ['LOCAL_RANK']}"  # each process its own
         teacher = load_teacher(model, device=options["device"], dtype=options["dtype"])
         asked = widths or [max(1, int(teacher.model.cfg.d_model) // share) for share in (8, 4, 2)]
-        specs = [Spec(width, depth, start, training.seed) for width in asked]
+        specs = [StudentSpec(width, depth, start, config.seed) for width in asked]
         specs = matching(specs, teacher.model, directory, device=options["device"], **match)
-        given = {"out": directory, "training": training, "progress": progress, **options}
-        with held(directory) if first else nullcontext():
+        given = {"out": directory, "config": config, "progress": progress, **options}
+        with lock_directory(directory) if first else nullcontext():
             results = distill_students(teacher, specs, text, **given)
     if not first:
         return
@@ -60,11 +60,11 @@ def run_distill(
 
 def run_calibrate(directory: Path, of_students: Path, as_json: bool) -> None:
     """Fit the students in a run's directory to the prediction of the same or another, and save that there."""
-    from tl_distill_floor.present.students import calibration_view
-    from tl_distill_floor.students.calibrate import calibrate
+    from tl_distill_floor.display.student_tables import calibration_view
+    from tl_distill_floor.distilling.calibrate import calibrate
 
-    with held(directory, COPIED):
-        floor, students = FloorPrediction.load(directory), students_in(of_students)
+    with lock_directory(directory, COPY_ADVICE):
+        floor, students = FloorPrediction.load(directory), load_students(of_students)
         if not students:
             raise InputError(f"{of_students} holds no students; run tl-floor distill with --out {of_students}")
         calibration = calibrate(floor, students)
@@ -79,12 +79,12 @@ def run_calibrate(directory: Path, of_students: Path, as_json: bool) -> None:
 
 def run_plan(directory: Path, as_json: bool, **asked: Any) -> None:
     """Choose a student by what lies in a run's directory."""
-    from tl_distill_floor.present.students import plan_view
+    from tl_distill_floor.display.student_tables import plan_view
 
     floor = FloorPrediction.load(directory)
     with quiet_libraries():
+        from tl_distill_floor.distilling.plan import plan
         from tl_distill_floor.sources.teachers import load_teacher
-        from tl_distill_floor.students.plan import plan
 
         chosen = plan(floor, load_teacher(floor.stats.model_name).model, **asked)
     if as_json:
@@ -113,11 +113,11 @@ def matching(
         if layer is not None or weight is not None or sae is not None:
             raise InputError("--match-layer, --match-weight and --sae say how hook points are matched; add --match")
         return specs
+    from tl_distill_floor.distilling.distill import kept_part
+    from tl_distill_floor.distilling.layers import student_layer
+    from tl_distill_floor.distilling.matching import Match
     from tl_distill_floor.measuring.hooks import resid_post
     from tl_distill_floor.sources.saes import load_sae
-    from tl_distill_floor.students.distill import kept_part
-    from tl_distill_floor.students.layers import student_layer
-    from tl_distill_floor.students.matching import Match
 
     if (what == "kept" or layer is None) and not (directory / FLOOR_FILE).exists():
         raise InputError(

@@ -7,9 +7,7 @@ import numpy as np
 from jaxtyping import Int
 from rich.console import Console
 
-from tl_distill_floor.errors import InputError
-from tl_distill_floor.prediction import FloorPrediction
-from tl_distill_floor.present.lost import (
+from tl_distill_floor.display.lost_features import (
     Context,
     FeatureAt,
     LostFeatures,
@@ -19,11 +17,13 @@ from tl_distill_floor.present.lost import (
     lost_json,
     lost_view,
 )
-from tl_distill_floor.records import FLOOR_FILE, FeatureStats
+from tl_distill_floor.errors import InputError
+from tl_distill_floor.results.feature_stats import FeatureStats
+from tl_distill_floor.results.floor_prediction import FLOOR_FILE, FloorPrediction
 
 NEURONPEDIA = "https://www.neuronpedia.org"
 N_SCANNED = 12
-"""Widths between 1 and the teacher's that a feature's survival is looked for at, beside those of the prediction."""
+"""Widths between 1 and the teacher's that a feature's probe_run is looked for at, beside those of the prediction."""
 
 
 def loaded_run(directory: Path) -> FloorPrediction:

@@ -18,8 +18,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from tl_distill_floor.cli.memory import keep_memory
 from tl_distill_floor.errors import InputError
-from tl_distill_floor.files import discard, held, together
-from tl_distill_floor.prediction import FloorPrediction
+from tl_distill_floor.results.floor_prediction import FloorPrediction
+from tl_distill_floor.storage.atomic import commit_together, remove_file
+from tl_distill_floor.storage.locks import lock_directory
 
 PARTIAL_FILE = "partial.safetensors"
 SECONDS_A_LINE = 60.0
@@ -45,7 +46,7 @@ class Run:
             InputError: it cannot be written, another command is at work in it, or an interrupted measurement lies in it
                 and `--resume` was not given.
         """
-        with held(self.directory):
+        with lock_directory(self.directory):
             self._keep_what_was_measured()
             yield
 
@@ -68,23 +69,27 @@ def run_measure(
     with ExitStack() as prepared, quiet_libraries():
         for run in runs if first else ():
             prepared.enter_context(run.prepared())
-        from tl_distill_floor.measuring.processes import processes
-        from tl_distill_floor.predict import predict_floors
+        from tl_distill_floor.measuring.processes import current_process_group
+        from tl_distill_floor.predicting.predict import predict_floors
         from tl_distill_floor.sources.text import is_cached_activations
 
         teacher = None if text is not None and is_cached_activations(Path(text)) else model
-        options |= {"checkpoints": [run.partial for run in runs], "resume": runs[0].resume, "everyone": processes()}
+        options |= {
+            "checkpoints": [run.partial for run in runs],
+            "resume": runs[0].resume,
+            "everyone": current_process_group(),
+        }
         if options.get("device") == "cuda" and "LOCAL_RANK" in os.environ:
             options["device"] = f"cuda:{os.environ['LOCAL_RANK']}"  # each process its own
         bar = partial(progress_bar, runs[0].quiet or not first)
         floors = predict_floors(teacher, saes, text, layers=layers, bar=bar, **options)
         if not first:
             return []
-        with together():
+        with commit_together():
             for run, floor in zip(runs, floors, strict=True):
                 floor.save(run.directory)
         for run in runs:
-            discard(run.partial)
+            remove_file(run.partial)
     return floors
 
 
@@ -128,7 +133,7 @@ def saes_of_layers(sae: str | None, layers: Sequence[int | None]) -> list[str | 
 def train(model: str, text: str | None, *, out: Path, layer: int, **options: Any) -> None:
     """Train an SAE and say what to type next."""
     with quiet_libraries(), progress_bar(False, "tokens", "training") as progress:
-        from tl_distill_floor.sources.train_sae import train_sae
+        from tl_distill_floor.sae_training.train_sae import train_sae
 
         train_sae(model, text, out=out, layer=layer, progress=progress, **options)
     console = Console(highlight=False, markup=False)

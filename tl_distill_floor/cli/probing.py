@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
+from tl_distill_floor.cli.errors import one_sentence
 from tl_distill_floor.cli.options import AsJson, BatchSize, Debug, Device, RunDirectory, Seed, Widths
-from tl_distill_floor.cli.outcome import one_sentence
 
 Pool = StrEnum("Pool", ["mean", "last"])
 
@@ -20,7 +20,7 @@ def probe(
     labelled: Annotated[
         str | None,
         typer.Option(
-            help="Labelled text: a .jsonl file (also .gz) with a text and a label a line, or words and a label for"
+            help="LabelledText text: a .jsonl file (also .gz) with a text and a label a line, or words and a label for"
             " each; or a Hugging Face dataset.",
             show_default="embedded passages",
         ),
@@ -52,25 +52,26 @@ def probe(
 
     from tl_distill_floor.cli.lost import loaded_run
     from tl_distill_floor.cli.measuring import parsed_widths, progress_bar, quiet_libraries
-    from tl_distill_floor.files import COPIED, held
-    from tl_distill_floor.present.probes import probes_view
-    from tl_distill_floor.student_result import students_in
+    from tl_distill_floor.display.probe_tables import probes_view
+    from tl_distill_floor.results.student import load_students
+    from tl_distill_floor.storage.io_errors import COPY_ADVICE
+    from tl_distill_floor.storage.locks import lock_directory
 
-    with held(run, COPIED), quiet_libraries(), progress_bar(as_json, "probes", "probing") as progress:
-        from tl_distill_floor.students.survival import Probing, survival
+    with lock_directory(run, COPY_ADVICE), quiet_libraries(), progress_bar(as_json, "probes", "probing") as progress:
+        from tl_distill_floor.probing.probe_run import ProbeConfig, probe_run
 
         floor = loaded_run(run)
-        probing = Probing(pool.value, per_class, splits, steps, feature_tokens, seed, batch_size)
-        probes = survival(
+        probing = ProbeConfig(pool.value, per_class, splits, steps, feature_tokens, seed, batch_size)
+        probes = probe_run(
             floor,
             None,
             sae,
             labelled,
             labels=label,
-            students=students_in(students or run),
+            students=load_students(students or run),
             widths=parsed_widths(widths),
             text=text,
-            probing=probing,
+            config=probing,
             device=device,
             progress=progress,
         )

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
+from tl_distill_floor.cli.errors import one_sentence
 from tl_distill_floor.cli.options import Debug
-from tl_distill_floor.cli.outcome import one_sentence
 
 if TYPE_CHECKING:
-    from tl_distill_floor.present.report import RunParts
+    from tl_distill_floor.display.report import RunParts
 
 REPORT_FILE, FIGURES = "report.html", "figures"
 Image = StrEnum("Image", ["svg", "png", "pdf"])
@@ -39,10 +39,11 @@ def report(
     """Write a run, or several side by side, as one self-contained HTML page."""
     from rich.console import Console
 
+    from tl_distill_floor.display.figures import save_figure
+    from tl_distill_floor.display.report import compared_figures, comparison_html, figures_of, report_html
     from tl_distill_floor.errors import InputError
-    from tl_distill_floor.files import held, write_atomically
-    from tl_distill_floor.present.plots import save_figure
-    from tl_distill_floor.present.report import compared_figures, comparison_html, figures_of, report_html
+    from tl_distill_floor.storage.atomic import write_atomically
+    from tl_distill_floor.storage.locks import lock_directory
 
     if compare != (len(runs) > 1):
         raise InputError(f"{len(runs)} runs given; one makes a report, two or more a comparison with --compare")
@@ -60,7 +61,7 @@ def report(
     console = Console(highlight=False, markup=False)
     for reason in (reason for parts in found for reason in parts.absent):
         console.print(f"! left out: {reason}", style="yellow")
-    with held(file.parent):
+    with lock_directory(file.parent):
         write_atomically(file, page.encode())
         console.print(f"Saved {file} ({file.stat().st_size / 1e6:.1f} MB)")
         if figures is not None:
@@ -76,14 +77,13 @@ def run_parts(directory: Path, students: Path | None = None, width: int | None =
     Raises:
         InputError: it holds nothing, or the width is below 1.
     """
-    from tl_distill_floor.calibration import CALIBRATION_FILE, Calibration
     from tl_distill_floor.cli.lost import lost_features
+    from tl_distill_floor.display.report import RunParts
     from tl_distill_floor.errors import InputError
-    from tl_distill_floor.prediction import FloorPrediction
-    from tl_distill_floor.present.report import RunParts
-    from tl_distill_floor.probe_result import PROBES_FILE, Probes
-    from tl_distill_floor.records import FLOOR_FILE
-    from tl_distill_floor.student_result import StudentResult, student_files
+    from tl_distill_floor.results.calibration import CALIBRATION_FILE, Calibration
+    from tl_distill_floor.results.floor_prediction import FLOOR_FILE, FloorPrediction
+    from tl_distill_floor.results.probes import PROBES_FILE, Probes
+    from tl_distill_floor.results.student import StudentResult, student_files
 
     absent: list[str] = []
 

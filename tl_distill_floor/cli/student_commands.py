@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from tl_distill_floor.cli.errors import one_sentence
 from tl_distill_floor.cli.options import (
     AsJson,
     BatchSize,
@@ -20,7 +21,6 @@ from tl_distill_floor.cli.options import (
     Widths,
     default_out,
 )
-from tl_distill_floor.cli.outcome import one_sentence
 
 Start = StrEnum("Start", ["random", "teacher-slice", "svd"])
 Optimizer = StrEnum("Optimizer", ["muon", "adamw"])
@@ -76,13 +76,13 @@ def distill(
     """Distil students of several widths together, and say where the loss of each saturates."""
     from tl_distill_floor.cli.distilling import run_distill
     from tl_distill_floor.cli.measuring import parsed_widths
-    from tl_distill_floor.students.losses import Objective
-    from tl_distill_floor.students.training import Training
+    from tl_distill_floor.distilling.config import DistillConfig
+    from tl_distill_floor.distilling.losses import Objective
 
-    training = Training(
-        tokens=tokens,
-        heldout_tokens=heldout_tokens,
-        evaluations=evaluations,
+    training = DistillConfig(
+        n_tokens=tokens,
+        n_heldout_tokens=heldout_tokens,
+        n_evaluations=evaluations,
         lr=lr,
         batch_size=batch_size,
         accumulate=accumulate,
@@ -102,7 +102,7 @@ def distill(
         depth=depth,
         start=start.value,
         match={"what": match.value, "layer": match_layer, "weight": match_weight, "sae": sae},
-        training=training,
+        config=training,
         as_json=as_json,
         resume=resume,
         device=device,

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tl_distill_floor.errors import InputError
-from tl_distill_floor.files import write_atomically
+from tl_distill_floor.storage.atomic import write_atomically
 
 Progress = Callable[[int, int], None]
 FEATURES, SPARSITIES, TEACHER_WIDTHS = (20, 40, 80), (0.8, 0.9, 0.95, 0.99), (5, 10, 15, 20)
@@ -45,7 +45,7 @@ def paper_configurations(seed: int) -> list[Configuration]:
 
 def reached(configuration: Configuration, progress: Progress | None = None) -> dict[str, Any]:
     """Train one configuration; floors per width with their standard errors over seeds, and every prediction."""
-    from tl_distill_floor.theory import toy
+    from tl_distill_floor.predicting import toy
     from tl_distill_floor.theory.predictors import PREDICTORS
 
     n, alpha, widths, slope, teacher_width, n_seeds, steps, seed = configuration

@@ -188,7 +188,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
-def same_point(hook_name: str) -> str:
+def canonical_name(hook_name: str) -> str:
     """One name for a hook point that has two."""
     prefix, point = _split(hook_name)
     return prefix + ALIASES.get(point, point)

@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Processes:
+class ProcessGroup:
     """This process among all."""
 
     rank: int = 0
@@ -68,18 +68,18 @@ class Processes:
                 yield unpack(_received(other))
 
 
-ALONE = Processes()
+SINGLE_PROCESS = ProcessGroup()
 
 
 @cache
-def processes() -> Processes:
+def current_process_group() -> ProcessGroup:
     """What the launcher says (torchrun and accelerate set RANK and WORLD_SIZE); one process without a launcher."""
     n = int(os.environ.get("WORLD_SIZE", "1"))
     if n == 1:
-        return ALONE
+        return SINGLE_PROCESS
     if not dist.is_initialized():
         dist.init_process_group("gloo")
-    return Processes(dist.get_rank(), n)
+    return ProcessGroup(dist.get_rank(), n)
 
 
 def _send(arrays: Packed) -> None:

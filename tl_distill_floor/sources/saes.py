@@ -4,6 +4,7 @@ What would give silently wrong numbers (transcoders, codes that depend on other 
 time) is refused by name; a decoder that rescales codes is rewritten exactly.
 """
 
+import hashlib
 import json
 import re
 import warnings
@@ -346,3 +347,12 @@ def _unreadable(name: str, error: Exception) -> InputError:
     return InputError(
         f"{name} could not be loaded as an SAE ({type(error).__name__}: {said}): download or save it again"
     )
+
+
+def sae_digest(sae: Any) -> str:
+    """Differs when the SAE does."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(sae.state_dict().items()):
+        found.update(name.encode())
+        found.update(tensor.detach().cpu().double().sum(0).numpy().tobytes())
+    return found.hexdigest()[:16]

@@ -12,14 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from tl_distill_floor.errors import InputError
+from tl_distill_floor.sources.devices import AUTO_DEVICE, TORCH_DTYPES, check_device, main_device
 
 TINY_PROSE, SMOLLM2 = "tiny-prose", "smollm2-135m"
 SMOLLM2_ON_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
-PROCESSING = ("fold_ln", "center_writing_weights", "center_unembed", "fold_value_biases")
-CHECKPOINT = ("revision", "checkpoint_index", "checkpoint_value")
-SPREAD = "auto"
-"""The device of a teacher whose layers lie on all that there are."""
-DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
+PROCESSING_OPTIONS = ("fold_ln", "center_writing_weights", "center_unembed", "fold_value_biases")
+CHECKPOINT_OPTIONS = ("revision", "checkpoint_index", "checkpoint_value")
 
 
 @dataclass(frozen=True)
@@ -59,12 +57,12 @@ def load_teacher(
         return Teacher(model, name, named=False, loading={"class": type(model).__name__})
     if not isinstance(model, str | Path):
         raise InputError(f"a teacher is a model with hook points or the name of one, got {type(model).__name__}")
-    if dtype not in DTYPES:
-        raise InputError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype}")
+    if dtype not in TORCH_DTYPES:
+        raise InputError(f"dtype must be one of {', '.join(TORCH_DTYPES)}, got {dtype}")
     check_device(main_device(device))
     name = str(model)
     with _one_sentence(name):
-        return _load(name, device, DTYPES[dtype], model_kwargs or {})
+        return _load(name, device, TORCH_DTYPES[dtype], model_kwargs or {})
 
 
 def check_context(model: Any, context_size: int | None) -> None:
@@ -74,32 +72,6 @@ def check_context(model: Any, context_size: int | None) -> None:
         raise InputError(
             f"the teacher reads sequences of 2 to {longest} tokens, got {context_size}; set --context-size"
         )
-
-
-def main_device(device: str) -> str:
-    """Where all but the teacher's layers lie: the first GPU, or the CPU, where these are spread over all ("auto")."""
-    import torch
-
-    return device if device != SPREAD else "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def check_device(device: str, instead: str = "set --device cpu") -> None:
-    """Raise an InputError unless torch can put something on `device` here, sums in float64 too.
-
-    Args:
-        device: a torch device.
-        instead: what can be done where it cannot.
-    """
-    import torch
-
-    if device == SPREAD:
-        raise InputError("a teacher is spread over devices (auto) to be measured, compared or probed; name one device")
-    try:
-        torch.empty(1, dtype=torch.float64, device=device)
-    except TypeError as error:  # what torch says of mps
-        raise InputError(f"device {device!r} lacks float64, in which sums are kept; {instead}") from error
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise InputError(f"torch cannot use device {device!r} on this machine; {instead}") from error
 
 
 def weights_digest(model: Any) -> str:
@@ -149,7 +121,9 @@ def _load(name: str, device: str, dtype: str, model_kwargs: dict[str, Any]) -> T
         return _bridge(name, name, device, dtype, named=False)
     official = official_name(name)
     heeded = {key: value for key, value in model_kwargs.items() if value}
-    processing, checkpoint = ({k: heeded[k] for k in keys if k in heeded} for keys in (PROCESSING, CHECKPOINT))
+    processing, checkpoint = (
+        {k: heeded[k] for k in keys if k in heeded} for keys in (PROCESSING_OPTIONS, CHECKPOINT_OPTIONS)
+    )
     if processing:
         return _hooked(official, name, main_device(device), dtype, processing | checkpoint)
     return _bridge(official, name, device, dtype, named=True, **checkpoint)
@@ -159,9 +133,9 @@ def _bridge(source: str, name: str, device: str, dtype: str, *, named: bool, **g
     import torch
     from transformer_lens.model_bridge import TransformerBridge
 
-    place = {"device_map": device} if device == SPREAD else {"device": device}
+    place = {"device_map": device} if device == AUTO_DEVICE else {"device": device}
     model = TransformerBridge.boot_transformers(source, dtype=getattr(torch, dtype), **place, **given)
-    checkpoint = {key: value for key, value in given.items() if key in CHECKPOINT}
+    checkpoint = {key: value for key, value in given.items() if key in CHECKPOINT_OPTIONS}
     return Teacher(model, name, named, {"class": "TransformerBridge", "dtype": dtype, **checkpoint})
 
 
@@ -209,3 +183,11 @@ def _one_sentence(name: str) -> Iterator[None]:
             f"cannot load a teacher from {name!r} ({reason}); give a TransformerLens or Hugging Face name, a model's"
             f" directory, a .gguf file, or {TINY_PROSE}"
         ) from error
+
+
+def special_token_ids(model: Any) -> list[int]:
+    """Ids of the beginning, end, padding and separator tokens, whose activations are not the text's."""
+    from sae_lens.util import get_special_token_ids
+
+    tokenizer = getattr(model, "tokenizer", None)
+    return [] if tokenizer is None else sorted(get_special_token_ids(tokenizer))

@@ -1,15 +1,31 @@
 """Who gets the student's capacity: `allocate`, by Theorem 1 or by water-filling."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
-from tl_distill_floor.records import Allocation, FeatureStats
-from tl_distill_floor.theory.capacity import Number, capacity, n_held
-from tl_distill_floor.theory.water_filling import Filled, fill, fill_all
+from tl_distill_floor.theory.capacity import Number, capacity, n_features_held
+from tl_distill_floor.theory.water_filling import Filled, fill
 
 METHODS = ("top_k", "water_fill")
+
+
+@dataclass(frozen=True, eq=False)
+class Allocation:
+    """Which features a student of one width holds."""
+
+    capacity: Float64[np.ndarray, " feature"]
+    """Dimensions given to each feature; they sum to at most the width."""
+    kept: Bool[np.ndarray, " feature"]
+    lost_cost: Float64[np.ndarray, " feature"]
+    """What is lost of each feature's cost, in the unit of the costs."""
+
+    @property
+    def floor(self) -> float:
+        """Summed cost of what is lost."""
+        return float(self.lost_cost.sum())
 
 
 def allocate(cost: Any, firing_rate: Any, width: Number, method: str = "water_fill") -> Allocation:
@@ -46,40 +62,6 @@ def allocate(cost: Any, firing_rate: Any, width: Number, method: str = "water_fi
     return Allocation(*(_of_all(values, alive, len(costs)) for values in found))
 
 
-def independent_floor(cost: Any, firing_rate: Any, widths: Any) -> Float64[np.ndarray, " width"]:
-    """The floor of `allocate` by water-filling at every width, in the unit of `cost`.
-
-    Of more than 65,536 features those of nearly one cost and rate are taken as one, which moves a floor by less than
-    1e-3 of it and 1e-5 of all costs together; `allocate` takes each by itself.
-
-    Args:
-        cost, firing_rate: see `allocate`.
-        widths: [width], dimensions above 0.
-
-    Raises:
-        ValueError: a shape or a value that does not fit.
-    """
-    costs, rates = check_features(cost, firing_rate)
-    alive = rates > 0
-    return fill_all(costs[alive], rates[alive], check_widths(widths))
-
-
-def independent_floors(
-    stats: FeatureStats, alive: Bool[np.ndarray, " feature"], widths: Any
-) -> Float64[np.ndarray, " width"]:
-    """Water-filling over the alive features of measured statistics, in the unit of their costs."""
-    return independent_floor(*costs_and_rates(stats, alive), widths)
-
-
-def costs_and_rates(
-    stats: FeatureStats, alive: Bool[np.ndarray, " feature"]
-) -> tuple[Float64[np.ndarray, " feature"], Float64[np.ndarray, " feature"]]:
-    """Of measured statistics as `allocate` takes them: 0 for the features that are not alive."""
-    # A feature that fired on every token counted has a rate of nearly 1, not of 1.
-    most = 1.0 - 0.5 / max(stats.n_tokens, 1)
-    return np.where(alive, stats.cost, 0.0), np.where(alive, np.minimum(stats.firing_rate, most), 0.0)
-
-
 def check_widths(widths: Any) -> Float64[np.ndarray, " width"]:
     """`widths` as a float64 array, or a ValueError that says what is wrong."""
     sizes = np.asarray(widths, dtype=np.float64)
@@ -96,7 +78,7 @@ def _top_k(
 ) -> Filled:
     per_dimension = capacity(1.0 - float(rate[alive].mean()))
     kept = np.zeros(len(alive), dtype=bool)
-    kept[by_cost(cost[alive], ~kept)[: n_held(width, per_dimension, len(alive))]] = True
+    kept[rank_by_cost(cost[alive], ~kept)[: n_features_held(width, per_dimension, len(alive))]] = True
     return Filled(np.where(kept, 1.0 / per_dimension, 0.0), kept, np.where(kept, 0.0, cost[alive]))
 
 
@@ -106,14 +88,16 @@ def _of_all(values: np.ndarray, alive: Int64[np.ndarray, " alive"], n_features: 
     return found
 
 
-def by_cost(cost: Float64[np.ndarray, " feature"], alive: Bool[np.ndarray, " feature"]) -> Int64[np.ndarray, " alive"]:
+def rank_by_cost(
+    cost: Float64[np.ndarray, " feature"], alive: Bool[np.ndarray, " feature"]
+) -> Int64[np.ndarray, " alive"]:
     """Indices of the alive features, the most costly first, ties by index."""
     order = np.argsort(-cost, kind="stable")
     found: np.ndarray = order[alive[order]]
     return found
 
 
-def tail_costs(sorted_cost: Float64[np.ndarray, " rank"]) -> Float64[np.ndarray, " ranks"]:
+def remaining_costs(sorted_cost: Float64[np.ndarray, " rank"]) -> Float64[np.ndarray, " ranks"]:
     """[rank + 1] what remains beyond the first k costs, for k from 0 to all of them; exactly 0 at the end."""
     return np.concatenate([np.cumsum(sorted_cost[::-1])[::-1], [0.0]])
 

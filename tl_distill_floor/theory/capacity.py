@@ -1,8 +1,11 @@
 """The capacity function: how many features a dimension can hold (Sarkar and Deka 2026, arXiv 2604.04037, section 3)."""
 
 import math
+from typing import Any, TypeAlias
 
-from tl_distill_floor.records import Number as Number
+import numpy as np
+
+Number: TypeAlias = float | int | np.integer[Any] | np.floating[Any]
 
 
 def capacity(alpha: Number) -> float:
@@ -32,7 +35,7 @@ def critical_width(n_features: Number, alpha: Number) -> float:
     return float(n_features) / capacity(alpha)
 
 
-def n_held(width: Number, per_dimension: float, n_features: int) -> int:
+def n_features_held(width: Number, per_dimension: float, n_features: int) -> int:
     """F_S = min(⌊d_S · g⌋, F): how many features a student of `width` dimensions holds at `per_dimension` = g(α)."""
     # d* · g(α) is F up to rounding: a student of exactly the critical width holds all F.
     return min(math.floor(float(width) * per_dimension * (1.0 + 1e-12)), n_features)

@@ -13,11 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
-from tl_distill_floor.records import FeatureStats
+from tl_distill_floor.theory.bootstrap import UNKNOWN, Z_95, Interval, block_bootstrap
 
-Interval = tuple[float, float]
-UNKNOWN = (math.nan, math.nan)
-Z95 = 1.96
 N_TOP = 20
 FEWEST = 10
 """Features with a cost that a law needs, and that each side of a cliff needs."""
@@ -72,7 +69,7 @@ class PowerLaw:
         return f"{law}; the top {N_TOP} have {self.top_share:.0%} of it"
 
 
-def power_law(cost: Any) -> PowerLaw | None:
+def fit_power_law(cost: Any) -> PowerLaw | None:
     """Fit log cost against log rank with a line that may bend once, downwards.
 
     Least squares on places evenly spaced in log rank, between the ranks interpolated, so that the first ten features
@@ -106,33 +103,44 @@ def power_law(cost: Any) -> PowerLaw | None:
     return PowerLaw(float(straight.slope[0]), None, None, top_share, r2=_explained(straight, variance))
 
 
-def power_law_of(stats: FeatureStats, min_count: int = 1, n_bootstrap: int = 100, seed: int = 0) -> PowerLaw | None:
-    """The power law of the alive features' costs, with 95 % intervals from redrawn blocks of the text.
+def power_law_with_intervals(
+    cost: Float64[np.ndarray, " feature"],
+    block_cost: Float64[np.ndarray, "block feature"],
+    block_firing_count: Int64[np.ndarray, "block feature"],
+    *,
+    min_count: int = 1,
+    n_bootstrap: int = 100,
+    seed: int = 0,
+) -> PowerLaw | None:
+    """Fit the power law of the alive features' costs, with 95 % intervals from a bootstrap over blocks of the text.
 
-    Intervals are the measured value ± 1.96 standard deviations of the redrawn ones; of log rank for the cliff. They are
-    not numbers where the text is one block.
+    An interval is the measured value ± 1.96 standard deviations of the resampled ones (of log rank for the cliff). It
+    is (NaN, NaN) if there is only one block.
 
     Args:
-        stats: what `measure` returned.
-        min_count: a feature is alive when it fired on at least this many tokens.
-        n_bootstrap: redrawings of the blocks.
-        seed: of the redrawing.
+        cost: [feature] costs of the alive features, in any one unit.
+        block_cost: [block, feature] their costs, summed over the tokens of each block.
+        block_firing_count: [block, feature] tokens of each block on which they fire.
+        min_count: a feature is alive in a resample if it fires on at least this many tokens.
+        n_bootstrap: number of resamples.
+        seed: seed of the resampling.
 
     Returns:
-        None where fewer than 10 alive features have a cost above 0.
+        None if fewer than 10 features have a cost above 0.
     """
-    law = power_law(stats.cost[stats.alive(min_count)])
-    if law is None or len(stats.blocks.n_tokens) < 2 or n_bootstrap < 2:
+    law = fit_power_law(cost)
+    if law is None or len(block_cost) < 2 or n_bootstrap < 2:
         return law
-    profiles, counts = _redrawn(stats, min_count, n_bootstrap, seed)
+    resamples = block_bootstrap(len(block_cost), n_bootstrap, seed)
+    profiles, counts = _resampled_profiles(block_cost, block_firing_count, min_count, resamples)
     if len(counts) < 2:
         return law
-    drawn = _straight(profiles, counts) if law.cliff is None else _bent(profiles, counts)
-    slope_error = Z95 * float(np.std(drawn.slope[np.isfinite(drawn.slope)]))
+    fits = _straight(profiles, counts) if law.cliff is None else _bent(profiles, counts)
+    slope_error = Z_95 * float(np.std(fits.slope[np.isfinite(fits.slope)]))
     around = (max(law.slope - slope_error, 0.0), law.slope + slope_error)
     if law.cliff is None:
         return dataclasses.replace(law, slope_interval=around)
-    factor = math.exp(Z95 * float(np.std(drawn.log_cliff[np.isfinite(drawn.log_cliff)])))
+    factor = math.exp(Z_95 * float(np.std(fits.log_cliff[np.isfinite(fits.log_cliff)])))
     return dataclasses.replace(law, slope_interval=around, cliff_interval=(law.cliff / factor, law.cliff * factor))
 
 
@@ -208,19 +216,17 @@ def _explained(lines: _Lines, variance: float) -> float:
     return 1.0 - float(lines.squared_error[0]) / variance if variance > 0 else 1.0
 
 
-def _redrawn(
-    stats: FeatureStats, min_count: int, n_bootstrap: int, seed: int
-) -> tuple[Float64[np.ndarray, "draw point"], Int64[np.ndarray, " draw"]]:
-    """(profiles, numbers of features) of texts made of blocks drawn with replacement."""
-    random = np.random.default_rng(seed)
-    n_blocks = len(stats.blocks.n_tokens)
-    drawn = random.integers(n_blocks, size=(n_bootstrap, n_blocks))
-    times = np.stack([np.bincount(draw, minlength=n_blocks) for draw in drawn]).astype(np.float64)
-    alive = stats.alive(min_count)
-    cost, count = (a[:, alive].astype(np.float64) for a in (stats.blocks.cost, stats.blocks.firing_count))
+def _resampled_profiles(
+    block_cost: Float64[np.ndarray, "block feature"],
+    block_firing_count: Int64[np.ndarray, "block feature"],
+    min_count: int,
+    resamples: Int64[np.ndarray, "resample block"],
+) -> tuple[Float64[np.ndarray, "resample point"], Int64[np.ndarray, " resample"]]:
+    """Return (profiles, numbers of features) of the resampled texts that hold enough features."""
+    count, times = block_firing_count.astype(np.float64), resamples.astype(np.float64)
     profiles, counts = [], []
-    for some in np.array_split(times, -(-n_bootstrap // DRAWS_AT_ONCE)):
-        for costs in np.where(some @ count >= min_count, some @ cost, 0.0):
+    for some in np.array_split(times, -(-len(times) // DRAWS_AT_ONCE)):
+        for costs in np.where(some @ count >= min_count, some @ block_cost, 0.0):
             ordered = np.sort(costs[costs > 0])[::-1]
             if len(ordered) >= FEWEST:
                 profiles.append(_profile(ordered))

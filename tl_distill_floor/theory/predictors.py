@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64
 
-from tl_distill_floor.theory.allocation import allocate, tail_costs
+from tl_distill_floor.theory.allocation import allocate, remaining_costs
 from tl_distill_floor.theory.capacity import Number, capacity
 
 Predictor = Callable[[Any, Any, Number], float]
@@ -44,4 +44,4 @@ PREDICTORS: dict[str, Predictor] = {
 
 def _beyond(cost: Any, kept: int) -> float:
     ordered: Float64[np.ndarray, " rank"] = np.sort(np.asarray(cost, dtype=np.float64))[::-1]
-    return float(tail_costs(ordered)[min(kept, len(ordered))])
+    return float(remaining_costs(ordered)[min(kept, len(ordered))])

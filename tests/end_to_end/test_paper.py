@@ -1,0 +1,73 @@
+"""The paper's own case, `tl-floor measure pythia-410m --layer 12`, from a hub cache of small random files."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.helpers.hub_cache import add_to_cache, use_cache
+from tests.helpers.models import FEATURES, WIDTH, save_teacher
+from tl_distill_floor import measure
+from tl_distill_floor.sources.sae_directory import PAPER_REPOSITORIES
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any, sae: Any) -> Path:
+    """A hub cache with a 13-layer EleutherAI/pythia-410m of 24 dimensions, and the paper's SAE of its layer 12."""
+    folder, cache = tmp_path_factory.mktemp("files"), tmp_path_factory.mktemp("hub")
+    model = save_teacher(folder / "model", tokenizer, layers=13)
+    add_to_cache(cache, "EleutherAI/pythia-410m", {file.name: file for file in model.iterdir()})
+    weights = {"encoder.weight": sae.W_enc.T, "encoder.bias": sae.b_enc, "decoder.weight": sae.W_dec.T}
+    state = {"model_state_dict": {**weights, "decoder.bias": sae.b_dec}, "step": 300_000_000}
+    torch.save(state, folder / "sae.pt")
+    add_to_cache(cache, PAPER_REPOSITORIES[0], {"sae_layer12_final.pt": folder / "sae.pt"})
+    return cache
+
+
+def tl_floor(*args: str, cwd: Path, hub: Path) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"HF_HUB_CACHE": str(hub), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-c", "from tl_distill_floor.cli.app import main; main()", *args]
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_the_literal_command_runs_offline(hub: Path, tmp_path: Path) -> None:
+    done = tl_floor("measure", "pythia-410m", "--layer", "12", cwd=tmp_path, hub=hub)
+    assert done.returncode == 0, done.stderr
+    assert "pythia-410m, blocks.12.hook_resid_post (24 dimensions)" in done.stdout
+    found = json.loads((tmp_path / "runs" / "pythia-410m-layer12" / "floor.json").read_text())
+    assert 0 < found["n_features"] <= FEATURES
+    assert found["widths"][-1] == WIDTH
+
+
+def test_the_processing_that_an_sae_was_trained_on_is_followed(
+    hub: Path, sae: Any, ids: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Centred writing weights leave a residual stream of mean 0; code that an SAE's metadata asks for is never run."""
+    pytest.importorskip("transformer_lens.HookedTransformer")
+    use_cache(monkeypatch, hub)
+    sae.save_model(tmp_path)
+    config = json.loads((tmp_path / "cfg.json").read_text())
+    wanted = {"center_writing_weights": True, "trust_remote_code": True}
+    for kwargs, kind in (({"center_writing_weights": False}, "TransformerBridge"), (wanted, "HookedTransformer")):
+        config["metadata"] |= {"model_name": "pythia-410m", "model_from_pretrained_kwargs": kwargs}
+        (tmp_path / "cfg.json").write_text(json.dumps(config))
+        stats = measure("pythia-410m", tmp_path, ids)
+        assert stats.settings["teacher"]["class"] == kind
+        centred = abs(stats.sampled_sum.mean()) < 1e-4 * abs(stats.sampled_sum).max()
+        assert centred == (kind == "HookedTransformer")
+    assert stats.settings["teacher"] == {"class": kind, "dtype": "float32", "center_writing_weights": True}
+
+
+def test_what_is_not_in_the_cache_is_one_sentence(hub: Path, tmp_path: Path) -> None:
+    done = tl_floor("measure", "pythia-410m", "--layer", "11", cwd=tmp_path, hub=hub)
+    assert done.returncode == 2
+    assert "the Hub cannot be reached" in done.stderr
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    done = tl_floor("measure", "pythia-160m", "--layer", "3", cwd=tmp_path, hub=hub)
+    assert done.returncode == 2
+    assert "tl-floor train-sae pythia-160m --layer 3" in done.stderr

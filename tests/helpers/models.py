@@ -1,0 +1,38 @@
+"""A tiny random teacher and its sizes; nothing is downloaded."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+WIDTH, LAYERS, VOCABULARY, CONTEXT, FEATURES = 24, 3, 300, 32, 96
+HOOK = "blocks.1.hook_resid_post"
+
+PROSE = (
+    "It is a truth universally acknowledged, that a single man in possession of a good fortune, must be in want of a"
+    " wife. Call me Ishmael. Some years ago, never mind how long precisely, having little or no money in my purse, and"
+    " nothing particular to interest me on shore, I thought I would sail about a little and see the watery part of the"
+    " world. "
+)
+
+
+def save_teacher(directory: Path, tokenizer: Any, layers: int) -> Path:
+    """A random GPT-NeoX as a Hugging Face directory."""
+    from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+
+    torch.manual_seed(0)
+    config = GPTNeoXConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=WIDTH,
+        intermediate_size=48,
+        num_hidden_layers=layers,
+        num_attention_heads=3,
+        max_position_embeddings=64,
+        bos_token_id=0,
+        eos_token_id=0,
+        initializer_range=0.3,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5},
+    )
+    GPTNeoXForCausalLM(config).save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return directory

@@ -1,0 +1,40 @@
+from .distilling.build import build_student as build_student
+from .distilling.calibrate import calibrate as calibrate
+from .distilling.config import DistillConfig as DistillConfig
+from .distilling.config import StudentSpec as StudentSpec
+from .distilling.distill import distill as distill
+from .distilling.distill import distill_students as distill_students
+from .distilling.losses import Objective as Objective
+from .distilling.matching import Match as Match
+from .distilling.plan import plan as plan
+from .errors import InputError as InputError
+from .measuring.measurement import measure as measure
+from .predicting import toy as toy
+from .predicting.floors import floor_from_stats as floor_from_stats
+from .predicting.predict import predict_floor as predict_floor
+from .predicting.predict import predict_floors as predict_floors
+from .probing.probe import probe as probe
+from .probing.probe_run import ProbeConfig as ProbeConfig
+from .probing.probe_run import probe_run as probe_run
+from .results.calibration import Calibration as Calibration
+from .results.feature_stats import FeatureStats as FeatureStats
+from .results.floor_prediction import FloorPrediction as FloorPrediction
+from .results.plan import Plan as Plan
+from .results.probes import ProbeResult as ProbeResult
+from .results.probes import Probes as Probes
+from .results.student import StudentResult as StudentResult
+from .sae_training.train_sae import train_sae as train_sae
+from .sources.labels import load_labels as load_labels
+from .sources.sae_directory import find_saes as find_saes
+from .sources.saes import load_sae as load_sae
+from .sources.teachers import load_teacher as load_teacher
+from .sources.text import load_text as load_text
+from .theory.allocation import Allocation as Allocation
+from .theory.allocation import allocate as allocate
+from .theory.capacity import capacity as capacity
+from .theory.capacity import critical_width as critical_width
+from .theory.floors import independent_floor as independent_floor
+from .theory.floors import theorem_floor as theorem_floor
+
+__version__: str
+__all__: list[str]

@@ -1,0 +1,115 @@
+"""Types of the public functions' arguments: protocols for models and SAEs, and the choices of each option.
+
+Nothing is imported from TransformerLens, SAELens or torch, so that importing the package stays fast.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+
+# The choices of each option.
+CostMethod: TypeAlias = Literal["fisher", "energy", "ablation"]
+CostUnit: TypeAlias = Literal["mse", "nats"]
+Predictor: TypeAlias = Literal["theorem", "independent", "simulated"]
+AllocationMethod: TypeAlias = Literal["top_k", "water_fill"]
+Dtype: TypeAlias = Literal["fp32", "bf16"]
+SaeArchitecture: TypeAlias = Literal["batchtopk", "topk"]
+StudentStart: TypeAlias = Literal["random", "teacher-slice", "svd"]
+OptimizerName: TypeAlias = Literal["muon", "adamw"]
+ScheduleName: TypeAlias = Literal["constant", "cosine"]
+Divergence: TypeAlias = Literal["forward-kl", "reverse-kl"]
+StudentStatus: TypeAlias = Literal["saturated", "under-trained", "diverged"]
+Pooling: TypeAlias = Literal["mean", "last"]
+LabelLevel: TypeAlias = Literal["text", "word"]
+ProbedActivation: TypeAlias = Literal["teacher", "student", "kept", "bottleneck"]
+
+
+@runtime_checkable
+class HookedModel(Protocol):
+    """A TransformerLens model with hook points: a HookedTransformer or a TransformerBridge."""
+
+    cfg: Any
+    hook_dict: Any
+
+
+@runtime_checkable
+class LoadedTeacher(Protocol):
+    """A `Teacher`, as `load_teacher` returns it."""
+
+    model: Any
+    name: str
+    loading: dict[str, Any]
+
+
+@runtime_checkable
+class SaeModule(Protocol):
+    """A SAELens SAE: an encoder, a decoder and a configuration."""
+
+    cfg: Any
+
+    def encode(self, x: Any) -> Any:
+        """Return the features' activations [..., feature]."""
+        ...
+
+    def decode(self, feature_acts: Any) -> Any:
+        """Return the reconstructed activation [..., d_in]."""
+        ...
+
+
+@runtime_checkable
+class Tokenizer(Protocol):
+    """A Hugging Face tokenizer."""
+
+    bos_token_id: Any
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Tokenize text."""
+        ...
+
+
+@runtime_checkable
+class TokenStore(Protocol):
+    """A SAELens `ActivationsStore`."""
+
+    context_size: int
+
+    def get_batch_tokens(self, *args: Any, **kwargs: Any) -> Any:
+        """Return a batch of token ids [batch, position]."""
+        ...
+
+
+@runtime_checkable
+class LoadedLabels(Protocol):
+    """LabelledText text, as `load_labels` returns it."""
+
+    name: str
+    texts: tuple[str, ...]
+
+
+# What the public functions accept. Their loaders check it themselves, with messages that say what to type; so at run
+# time these are `Any`, and the tests' type checks do not come first.
+if TYPE_CHECKING:
+    TeacherLike: TypeAlias = str | Path | HookedModel | LoadedTeacher
+    SaeLike: TypeAlias = str | Path | SaeModule
+    TextLike: TypeAlias = str | Path | npt.ArrayLike | TokenStore
+    LabelsLike: TypeAlias = str | Path | Iterable[Mapping[str, Any]] | LoadedLabels
+else:
+    TeacherLike = Any
+    """A name, a directory, a `.gguf` file, a model with hook points, or the result of `load_teacher`."""
+    SaeLike = Any
+    """`release:sae_id`, a Hub repository, a path, or a SAELens SAE in memory."""
+    TextLike = Any
+    """A file, a dataset's name, token ids [batch, position], or a SAELens `ActivationsStore`; see `load_text`."""
+    LabelsLike = Any
+    """A `.jsonl` file, a dataset's name, rows in memory, or the result of `load_labels`."""
+ArrayLike: TypeAlias = npt.ArrayLike
+"""A number, a sequence of numbers, a NumPy array or a torch tensor."""
+WidthsLike: TypeAlias = Sequence[int] | Sequence[float] | npt.NDArray[np.generic]
+"""Student widths in dimensions."""
+ProgressCallback: TypeAlias = Callable[[int, int], object]
+"""Called with the amount done and the total."""
+ProgressMessageCallback: TypeAlias = Callable[[int, int, str], object]
+"""Called with the amount done, the total, and a short message."""

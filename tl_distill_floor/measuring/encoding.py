@@ -1,0 +1,27 @@
+"""Encode activations with an SAE."""
+
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor
+
+
+def as_sae_input(sae: Any, activation: Float[Tensor, "token *d_model"], n_heads: int) -> Float[Tensor, "token *d_in"]:
+    """Move activations to the SAE's device, in the shape that the SAE reads.
+
+    Args:
+        sae: a SAELens SAE.
+        activation: activations of some tokens.
+        n_heads: attention heads of the teacher, for an SAE that concatenates the heads of `hook_z` itself.
+    """
+    flat = activation.to(sae.device).flatten(1)
+    by_heads = sae.cfg.reshape_activations == "hook_z"
+    return flat.reshape(len(flat), n_heads, -1) if by_heads else flat
+
+
+def encode_tokens(
+    sae: Any, activation: Float[Tensor, "token *d_model"], n_heads: int
+) -> Float[Tensor, "token feature"]:
+    """Return the SAE's codes of some tokens in fp32; for the arguments see `as_sae_input`."""
+    codes: Tensor = sae.encode(as_sae_input(sae, activation, n_heads).to(sae.dtype)).flatten(1).float()
+    return codes

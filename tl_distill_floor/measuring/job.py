@@ -1,0 +1,253 @@
+"""What is measured: SAEs attached to hook points of a teacher, and the stream of tokens or activations they read."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Float64
+from torch import Tensor
+
+from tl_distill_floor.annotations import Dtype, HookedModel, SaeLike, TeacherLike, TextLike
+from tl_distill_floor.errors import InputError
+from tl_distill_floor.measuring.hooks import canonical_name, resid_post
+from tl_distill_floor.measuring.token_stream import CachedActivationStream, TokenStream
+from tl_distill_floor.sources.devices import check_device, main_device
+from tl_distill_floor.sources.saes import SaeSource, load_sae, sae_digest
+from tl_distill_floor.sources.teachers import (
+    CHECKPOINT_OPTIONS,
+    PROCESSING_OPTIONS,
+    Teacher,
+    check_context,
+    load_teacher,
+    same_model,
+)
+from tl_distill_floor.sources.text import load_text
+
+
+@dataclass(frozen=True)
+class AttachedSae:
+    """An SAE, and the hook point whose activations it reads."""
+
+    source: SaeSource
+    hook_name: str
+    digest: str
+    """Digest of the SAE's weights."""
+
+    @property
+    def sae(self) -> Any:
+        """The SAELens SAE."""
+        return self.source.sae
+
+    @cached_property
+    def decoder_norm(self) -> Float64[np.ndarray, " feature"]:
+        """Norm of each decoder row, which need not be 1."""
+        norms: np.ndarray = self.sae.W_dec.detach().double().norm(dim=-1).cpu().numpy()
+        return norms
+
+    def check_width(self, acts: Float[Tensor, "batch position *d_model"]) -> Float[Tensor, "batch position *d_model"]:
+        """Return the activations, or raise an InputError if the SAE reads activations of another width."""
+        width, expected = acts[0, 0].numel(), int(self.sae.cfg.d_in)
+        if width != expected:
+            raise InputError(
+                f"{self.hook_name} has {width} dimensions, the SAE {self.source.name} reads {expected};"
+                " name an SAE of this model and layer with --sae"
+            )
+        return acts
+
+
+@dataclass(frozen=True)
+class MeasurementJob:
+    """SAEs, the stream that they read, and the settings that decide the result."""
+
+    saes: tuple[AttachedSae, ...]
+    stream: TokenStream | CachedActivationStream
+    settings: dict[str, Any]
+
+    @property
+    def teacher(self) -> Teacher | None:
+        """The teacher; None for cached activations."""
+        return self.stream.teacher if isinstance(self.stream, TokenStream) else None
+
+    @property
+    def token_stream(self) -> TokenStream:
+        """The stream of a job that runs a teacher."""
+        assert isinstance(self.stream, TokenStream)
+        return self.stream
+
+    @property
+    def model(self) -> Any:
+        """The teacher's model."""
+        return self.token_stream.teacher.model
+
+    @property
+    def hook_names(self) -> list[str]:
+        """The hook points that are read, each once."""
+        return list(dict.fromkeys(attached.hook_name for attached in self.saes))
+
+    def identity(self, attached: AttachedSae) -> dict[str, Any]:
+        """Return the fields of `FeatureStats` that say what is measured."""
+        source = attached.source
+        return {
+            "model_name": self.teacher.name if self.teacher else source.model_name or "unknown",
+            "hook_name": attached.hook_name,
+            "sae_name": source.name,
+            "text_name": self.stream.text.name,
+            "d_model": int(source.sae.cfg.d_in),
+            "expected_l0": source.expected_l0,
+            "neuronpedia_id": source.neuronpedia_id,
+            "settings": self.settings | {"sae": attached.digest},
+        }
+
+    def warnings(self, attached: AttachedSae) -> list[str]:
+        """Return what a reader should know about how the numbers were measured."""
+        warnings, source, teacher = [], attached.source, self.teacher
+        if teacher and source.model_name and not same_model(source.model_name, teacher.name):
+            warnings.append(f"the SAE was trained on {source.model_name}, the teacher is {teacher.name}")
+        if source.context_size and self.stream.context_size > source.context_size:
+            warnings.append(
+                f"sequences of {self.stream.context_size} tokens are longer than the SAE's training context"
+                f" ({source.context_size})"
+            )
+        wanted = _loading_options(source)
+        if teacher and wanted and not wanted.items() <= teacher.loading.items():
+            warnings.append(f"the SAE was trained on a teacher loaded with {wanted}, which this one was not")
+        if teacher is None:
+            warnings.append("special tokens in cached activations are not known: only first positions are left out")
+        return warnings
+
+
+def prepare_job(
+    model: TeacherLike | None,
+    saes: Sequence[SaeLike | None],
+    text: TextLike | None = None,
+    *,
+    layers: Sequence[int | None] | None = None,
+    hook_name: str | None = None,
+    context_size: int | None = None,
+    batch_size: int = 16,
+    device: str = "cpu",
+    dtype: Dtype = "fp32",
+) -> MeasurementJob:
+    """Load a teacher, SAEs and a text, and check that they belong together.
+
+    Args:
+        model: see `measure`.
+        saes: one or more SAEs, each as `measure` takes it.
+        text: see `measure`.
+        layers: for each SAE the layer after which the residual stream is read; None takes the SAE's own.
+        hook_name: the hook point, by its HookedTransformer or TransformerBridge name; the SAE's own if None.
+        context_size: tokens per sequence; the SAEs' training context if None.
+        batch_size: sequences per batch.
+        device: torch device of what is loaded here, or "auto", see `load_teacher`.
+        dtype: dtype of a teacher that is loaded here.
+
+    Raises:
+        InputError: something is missing, or an SAE is of another model, layer, hook point or width.
+    """
+    if batch_size < 1:
+        raise InputError(f"the batch size must be at least 1 sequence, got {batch_size}")
+    check_device(main_device(device))
+    given = getattr(model.cfg, "model_name", None) if isinstance(model, HookedModel) else model
+    name = None if given is None else str(given)
+    layers = [None] * len(saes) if layers is None else layers
+    sources = [
+        load_sae(sae, model_name=name, layer=layer, device=main_device(device))
+        for sae, layer in zip(saes, layers, strict=True)
+    ]
+    hooks = [_hook_name(source, layer, hook_name) for source, layer in zip(sources, layers, strict=True)]
+    stream: TokenStream | CachedActivationStream
+    if model is None:
+        stream = _cached_stream(text, sources, hooks, batch_size)
+    else:
+        teacher = load_teacher(model, device=device, dtype=dtype, model_kwargs=_shared_model_kwargs(sources))
+        for source in sources:
+            _check_model(teacher, source)
+        stream = _stream_for(teacher, sources, text, context_size, batch_size)
+    settings = {
+        "context_size": stream.context_size,
+        "batch_size": batch_size,
+        "not_counted": "first position" if model is None else "special token ids and first position",
+        "text": stream.text.fingerprint,
+        "teacher": stream.teacher.loading if isinstance(stream, TokenStream) else "cached activations",
+    }
+    attached = tuple(
+        AttachedSae(source, hook, sae_digest(source.sae)) for source, hook in zip(sources, hooks, strict=True)
+    )
+    return MeasurementJob(attached, stream, settings)
+
+
+def _cached_stream(
+    text: TextLike | None, sources: Sequence[SaeSource], hooks: Sequence[str], batch_size: int
+) -> CachedActivationStream:
+    loaded = load_text(text, None)
+    if loaded.read_cached is None:
+        raise InputError(
+            f"{loaded.name} is text, which needs a teacher; name one, or a directory of cached activations"
+        )
+    if len(sources) > 1:
+        raise InputError("several SAEs need a teacher, not cached activations; name one, or measure them one by one")
+    return CachedActivationStream(loaded, hooks[0], batch_size)
+
+
+def _stream_for(
+    teacher: Teacher, sources: Sequence[SaeSource], text: TextLike | None, context_size: int | None, batch_size: int
+) -> TokenStream:
+    """Load the text as the SAEs were trained: their context size, and a BOS token or none."""
+    longest = int(teacher.model.cfg.n_ctx)
+    check_context(teacher.model, context_size)
+    if len({source.prepend_bos is not False for source in sources}) > 1:
+        raise InputError("some of the SAEs were trained with a beginning-of-text token; measure them one by one")
+    trained_on = min(source.context_size or 256 for source in sources)
+    tokenizer = getattr(teacher.model, "tokenizer", None)
+    has_bos = tokenizer is not None and tokenizer.bos_token_id is not None
+    prepend_bos = has_bos and sources[0].prepend_bos is not False
+    size = context_size or min(trained_on, longest)
+    loaded = load_text(text, tokenizer, context_size=size, prepend_bos=prepend_bos)
+    if loaded.context_size > longest:
+        raise InputError(f"sequences of {loaded.context_size} tokens are longer than the teacher's context ({longest})")
+    return TokenStream(teacher, loaded, batch_size, prepend_bos)
+
+
+def _shared_model_kwargs(sources: Sequence[SaeSource]) -> dict[str, Any]:
+    """Return how the SAEs need the teacher loaded, or raise an InputError if they differ."""
+    wanted = [_loading_options(source) for source in sources]
+    other = next((options for options in wanted if options != wanted[0]), None)
+    if other is not None:
+        raise InputError(
+            f"the SAEs were trained on teachers loaded in different ways ({wanted[0]}, and {other}); measure them one"
+            " by one"
+        )
+    return sources[0].model_kwargs
+
+
+def _loading_options(source: SaeSource) -> Mapping[str, Any]:
+    """Return the processing and checkpoint options of the teacher that an SAE was trained on."""
+    names = (*PROCESSING_OPTIONS, *CHECKPOINT_OPTIONS)
+    return {name: value for name, value in source.model_kwargs.items() if value and name in names}
+
+
+def _hook_name(source: SaeSource, layer: int | None, given: str | None) -> str:
+    from sae_lens.util import extract_layer_from_tlens_hook_name
+
+    if given and source.hook_name and canonical_name(given) != canonical_name(source.hook_name):
+        raise InputError(f"the SAE {source.name} reads {source.hook_name}, not {given}; leave out the hook point")
+    name = given or source.hook_name or (None if layer is None else resid_post(layer))
+    if name is None:
+        raise InputError(f"the layer that the SAE {source.name} reads is not known; set --layer")
+    hook_layer = extract_layer_from_tlens_hook_name(name)
+    if layer is not None and hook_layer is not None and layer != hook_layer:
+        raise InputError(
+            f"the SAE {source.name} reads {name}, not layer {layer}; set --layer {hook_layer}, or another --sae"
+        )
+    return name
+
+
+def _check_model(teacher: Teacher, source: SaeSource) -> None:
+    trained_on = source.model_name
+    if teacher.named and trained_on and not same_model(trained_on, teacher.name):
+        raise InputError(
+            f"the SAE {source.name} was trained on {trained_on}, the teacher is {teacher.name};"
+            f" measure {trained_on}, or see tl-floor saes {teacher.name}"
+        )
