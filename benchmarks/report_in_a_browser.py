@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from tl_distill_floor import FeatureStats, FloorPrediction, floor_from_stats
-from tl_distill_floor.cli.reporting import run_parts
 from tl_distill_floor.display.report import report_html
+from tl_distill_floor.display.run_parts import run_parts
 from tl_distill_floor.results.contexts import N_CONTEXTS, WINDOW, FeatureContexts
 from tl_distill_floor.results.feature_stats import BlockSums
 

@@ -14,7 +14,8 @@ from distill_speed import bare as bare_step
 from report_in_a_browser import made_up
 
 from tl_distill_floor import independent_floor, load_sae, load_teacher, load_text, measure, probe
-from tl_distill_floor.display.report import RunParts, figures_of, report_html
+from tl_distill_floor.display.report import figures_of, report_html
+from tl_distill_floor.display.run_parts import RunParts
 from tl_distill_floor.distilling.config import DistillConfig, StudentSpec
 from tl_distill_floor.distilling.forward import teacher_body
 from tl_distill_floor.distilling.texts import texts_of

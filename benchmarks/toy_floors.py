@@ -17,7 +17,7 @@ import torch
 from rich.console import Console
 
 from tl_distill_floor import critical_width, toy
-from tl_distill_floor.cli.toy import score_view
+from tl_distill_floor.display.toy_tables import score_view
 from tl_distill_floor.storage.atomic import write_atomically
 from tl_distill_floor.theory.predictors import PREDICTORS
 

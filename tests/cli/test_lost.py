@@ -16,10 +16,12 @@ from rich.console import Console
 from tests.helpers.cli import refused, run
 from tests.helpers.records import stats_of
 from tl_distill_floor import FloorPrediction, floor_from_stats
-from tl_distill_floor.cli.lost import one_feature, survives_from
-from tl_distill_floor.display.lost_features import Around, Context, shown
+from tl_distill_floor.display.escaping import shown
+from tl_distill_floor.display.lost_features import Around
+from tl_distill_floor.predicting.lost_features import one_feature, survives_from
 from tl_distill_floor.results.contexts import N_CONTEXTS, WINDOW, FeatureContexts
 from tl_distill_floor.results.feature_stats import FeatureStats
+from tl_distill_floor.results.lost_features import Context
 from tl_distill_floor.results.simulation import Simulation
 
 N = 60

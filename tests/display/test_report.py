@@ -18,7 +18,8 @@ from tests.helpers.cli import refused, run
 from tests.helpers.records import stats_of
 from tl_distill_floor import FloorPrediction, Probes, StudentResult, floor_from_stats
 from tl_distill_floor.display.html import fragment
-from tl_distill_floor.display.report import RunParts, comparison_html, report_html
+from tl_distill_floor.display.report import comparison_html, report_html
+from tl_distill_floor.display.run_parts import RunParts
 from tl_distill_floor.results.contexts import PEAK, WINDOW, FeatureContexts
 
 SCRIPT = "<script>alert(1)</script>"

@@ -25,13 +25,13 @@ from safetensors.torch import load_file, save_file
 
 from tests.helpers.probes import rows
 from tl_distill_floor import Calibration, FeatureStats, FloorPrediction, Probes, StudentResult
-from tl_distill_floor.cli.lost import lost_features
-from tl_distill_floor.cli.reporting import run_parts
 from tl_distill_floor.display.report import report_html
+from tl_distill_floor.display.run_parts import run_parts
 from tl_distill_floor.distilling.config import DistillConfig, StudentSpec
 from tl_distill_floor.distilling.texts import texts_of
 from tl_distill_floor.distilling.trainer import Sweep
 from tl_distill_floor.errors import InputError
+from tl_distill_floor.predicting.lost_features import lost_features
 from tl_distill_floor.results.simulation import Simulation
 from tl_distill_floor.results.tail_loss import TailLoss
 from tl_distill_floor.sae_training.train_sae import _begun

@@ -256,7 +256,8 @@ def toy(
 ) -> None:
     """Train toy models of superposition and compare the floors they reach with every prediction."""
     from tl_distill_floor.cli.measuring import parsed_widths, progress_bar
-    from tl_distill_floor.cli.toy import Configuration, paper_configurations, reached, run_all, show_toys
+    from tl_distill_floor.cli.toy import show_toys
+    from tl_distill_floor.predicting.toy_experiments import Configuration, paper_configurations, reached, run_all
     from tl_distill_floor.storage.locks import lock_directory
 
     with progress_bar(as_json, "configurations" if paper else "steps", "training") as progress:

@@ -9,7 +9,7 @@ import numpy as np
 import plotly.graph_objects as go
 from jaxtyping import Int64
 
-from tl_distill_floor.display.lost_features import shown
+from tl_distill_floor.display.escaping import shown
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.results.feature_stats import UNIT_IN_WORDS
 from tl_distill_floor.results.floor_prediction import FloorPrediction

@@ -7,7 +7,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from tl_distill_floor.display.lost_features import shown
+from tl_distill_floor.display.escaping import shown
 
 
 def fragment(view: RenderableType) -> str:

@@ -1,8 +1,6 @@
 """The features that a student loses, and one feature by itself, as rich tables and as plain JSON values."""
 
-import unicodedata
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from rich.cells import cell_len
@@ -12,69 +10,14 @@ from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
+from tl_distill_floor.display.escaping import shown
 from tl_distill_floor.results.feature_stats import UNIT_IN_WORDS
 from tl_distill_floor.results.floor_prediction import FloorPrediction
+from tl_distill_floor.results.lost_features import Context, FeatureAt, LostFeatures, OneFeature
 
 PEAK_STYLE = "bold reverse"
-MARKS = {"\n": "⏎", "\r": "␍", "\t": "⇥", "\u2028": "⏎", "\u2029": "⏎"}
 CUT = "…"
 NO_CONTEXTS = Text("This run kept no contexts: measure again to see what features fire on.", style="dim")
-
-
-class Context(NamedTuple):
-    """A place where a feature fires."""
-
-    activation: float
-    before: str
-    peak: str
-    after: str
-
-
-@dataclass(frozen=True)
-class FeatureAt:
-    """One feature, and what a student of one width holds of it."""
-
-    feature: int
-    rank: int
-    """Among the alive features by cost, counted from 1."""
-    cost: float
-    firing_rate: float
-    capacity: float
-    """Dimensions that water-filling gives it."""
-    lost_share: float
-    """Of its cost, in `expected`."""
-    kept: bool
-    contexts: tuple[Context, ...]
-    """The strongest first; none where they were not kept."""
-    promoted: tuple[str, ...]
-    neuronpedia: str | None
-    """Its address."""
-
-
-@dataclass(frozen=True)
-class LostFeatures:
-    """What a student of one width loses."""
-
-    floor: FloorPrediction
-    width: int
-    lost: tuple[int, ...]
-    """Indices of all of them, the most costly first."""
-    cost_share: float
-    """Of the summed cost of the alive features, what the lost ones hold."""
-    shown: tuple[FeatureAt, ...]
-
-
-@dataclass(frozen=True)
-class OneFeature:
-    """One feature over several widths."""
-
-    floor: FloorPrediction
-    widths: tuple[int, ...]
-    at: tuple[FeatureAt, ...]
-    """At each width."""
-    survives_from: int | None
-    """The smallest width from which on it is always kept, up to `widest`; None where `widest` loses it."""
-    widest: int
 
 
 def lost_view(found: LostFeatures) -> RenderableType:
@@ -143,11 +86,6 @@ def feature_json(found: OneFeature) -> dict[str, Any]:
     widths = [{"width": width} | _of_width(at) for width, at in zip(found.widths, found.at, strict=True)]
     survival = {"survives_from": found.survives_from, "widest": found.widest}
     return _identity(found.floor) | _described(found.at[0]) | survival | {"widths": widths}
-
-
-def shown(text: str) -> str:
-    """With signs for line breaks and tabs, and a replacement for whatever else could move the cursor."""
-    return "".join(MARKS.get(c, "�" if unicodedata.category(c).startswith("C") else c) for c in text)
 
 
 class Around(NamedTuple):

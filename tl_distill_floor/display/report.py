@@ -5,7 +5,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from html import unescape
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from rich.console import RenderableType
 
 from tl_distill_floor.display.comparison import compared_view
+from tl_distill_floor.display.escaping import shown
 from tl_distill_floor.display.figures import (
     capacities_figure,
     compared_floors_figure,
@@ -23,8 +24,9 @@ from tl_distill_floor.display.figures import (
 )
 from tl_distill_floor.display.floor_tables import measured_view, warnings_view, widths_view
 from tl_distill_floor.display.html import fragment
-from tl_distill_floor.display.lost_features import FeatureAt, LostFeatures, lost_head, shown
+from tl_distill_floor.display.lost_features import lost_head
 from tl_distill_floor.display.probe_tables import probes_view
+from tl_distill_floor.display.run_parts import RunParts
 from tl_distill_floor.display.student_figures import (
     calibration_figure,
     decodability_figure,
@@ -34,8 +36,7 @@ from tl_distill_floor.display.student_figures import (
 from tl_distill_floor.display.student_tables import calibration_view, students_view
 from tl_distill_floor.results.feature_stats import UNIT_IN_WORDS
 from tl_distill_floor.results.floor_prediction import FloorPrediction
-from tl_distill_floor.results.probes import Probes
-from tl_distill_floor.results.student import StudentResult
+from tl_distill_floor.results.lost_features import FeatureAt
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -75,19 +76,6 @@ DRAWN = {
     "cite": (),
 }
 """Which figures stand in which section."""
-
-
-@dataclass(frozen=True)
-class RunParts:
-    """What one run directory holds; what it does not is None, or empty, and said in `absent`."""
-
-    name: str
-    floor: FloorPrediction | None = None
-    students: tuple[StudentResult, ...] = ()
-    probes: Probes | None = None
-    lost: LostFeatures | None = None
-    absent: tuple[str, ...] = field(default=())
-    """What could not be read, and why."""
 
 
 class Figure(NamedTuple):

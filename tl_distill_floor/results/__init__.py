@@ -7,6 +7,7 @@
 - `simulation`: `Simulation`, what bottleneck students reached.
 - `tail_loss`: `TailLoss`, the loss when features beyond a rank are removed.
 - `floor_prediction`: `FloorPrediction`, the floor of every student width.
+- `lost_features`: the features that a student loses.
 - `student`: `StudentResult`, one distilled student.
 - `calibration`: `Calibration`, predictions fitted to trained students.
 - `plan`: `Plan`, the student to train.
