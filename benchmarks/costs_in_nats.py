@@ -1,130 +1,148 @@
-"""What a feature is worth in nats: `fisher` against exact ablation, the tail loss, and what measuring them takes.
+"""Compare `fisher` costs with exact ablation, check the tail loss, and time the measurement of costs in nats.
 
     python benchmarks/costs_in_nats.py                                                   # tiny-prose
     python benchmarks/costs_in_nats.py smollm2-135m --sae SAE --text TEXT --tokens 8192  # another teacher
 
-Fisher costs and the exact KL of removing single features are taken on the same tokens, of 200 features in equal numbers
-from ten classes of rank. The tail loss, in the order of costs from twice its tokens, is measured at ranks that are not
-on its grid and on the other half of the text. Rates are of batches of one run, in turn: energy, fisher, and the bare
-work of fisher (the forward pass, one backward pass to the hook point, `sae.encode`).
+Single features: the fisher cost and the exact KL(teacher ‖ teacher without the feature) are measured on the same
+tokens, for 200 features: 20 from each of ten classes of rank.
+
+Tail loss: the features are ordered by their costs on twice as many tokens. The tail loss is measured on one half of the
+sequences at the ranks of the grid, at ranks between them, and on the other half.
+
+Speed: `energy`, `fisher` and the bare work of `fisher` (forward pass, backward pass to the hook point, `sae.encode`)
+run in turn.
 """
 
 import argparse
 import json
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from scipy.stats import spearmanr
+from timing import time_in_turn
 
 from tl_distill_floor.measuring.activation_batch import ActiveCodes
-from tl_distill_floor.measuring.costs import ablated, dots, gradient_pass, rerun_pass, summed
-from tl_distill_floor.measuring.hooks import differentiator
+from tl_distill_floor.measuring.config import MeasureConfig
+from tl_distill_floor.measuring.costs import ablate_features, row_dot_products, sum_by_index
+from tl_distill_floor.measuring.hooks import differentiable_forward
 from tl_distill_floor.measuring.job import MeasurementJob, prepare_job
-from tl_distill_floor.measuring.measurement import measure_subject
-from tl_distill_floor.measuring.removal import tail_losses
+from tl_distill_floor.measuring.measurement import measure_job
+from tl_distill_floor.measuring.passes import gradient_pass, rerun_pass
+from tl_distill_floor.measuring.removal import measure_tail_loss
 from tl_distill_floor.results.feature_stats import FeatureStats
 from tl_distill_floor.results.tail_loss import rank_grid, ratio_standard_error
 from tl_distill_floor.storage.atomic import write_atomically
 from tl_distill_floor.theory.allocation import rank_by_cost, remaining_costs
 
-CLASSES, OF_EACH, TAIL_SAMPLES = 10, 20, 2
+N_RANK_CLASSES, FEATURES_PER_CLASS, TAIL_SAMPLES = 10, 20, 2
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("model", nargs="?", default="tiny-prose")
-    options.add_argument("--sae")
-    options.add_argument("--text")
-    options.add_argument("--dtype", default="fp32")
-    options.add_argument("--tokens", type=int, default=16_384, help="for single features")
-    options.add_argument("--samples", type=int, default=8)
-    options.add_argument("--tail-tokens", type=int, default=32_768, help="of both halves together")
-    options.add_argument("--rounds", type=int, default=5)
-    options.add_argument("--out", type=Path)
-    given = options.parse_args()
-    job = prepare_job(given.model, [given.sae], given.text, dtype=given.dtype)
-    found: dict[str, Any] = {"model": given.model, "tokens": given.tokens, "samples": given.samples}
-    (stats,) = measure_subject(job, n_tokens=given.tokens, n_samples=given.samples, n_codes=0)
-    found["single"] = single_features(job, stats, given.tokens)
-    (stats,) = measure_subject(job, n_tokens=2 * given.tail_tokens, n_samples=TAIL_SAMPLES, n_codes=0)
-    found["tail"] = tails(job, stats, given.tail_tokens)
-    found["rates"] = rates(job, given.rounds)
-    if given.out:
-        write_atomically(given.out, json.dumps(found, indent=1).encode())
+    """Run the three comparisons."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", nargs="?", default="tiny-prose")
+    parser.add_argument("--sae")
+    parser.add_argument("--text")
+    parser.add_argument("--dtype", default="fp32")
+    parser.add_argument("--tokens", type=int, default=16_384, help="for single features")
+    parser.add_argument("--samples", type=int, default=8)
+    parser.add_argument("--tail-tokens", type=int, default=32_768, help="for the tail loss, both halves together")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    job = prepare_job(options.model, [options.sae], options.text, dtype=options.dtype)
+    results: dict[str, Any] = {"model": options.model, "tokens": options.tokens, "samples": options.samples}
+    (stats,) = measure_job(job, MeasureConfig(n_tokens=options.tokens, n_samples=options.samples, n_codes=0))
+    results["single"] = compare_single_features(job, stats, options.tokens)
+    (stats,) = measure_job(job, MeasureConfig(n_tokens=2 * options.tail_tokens, n_samples=TAIL_SAMPLES, n_codes=0))
+    results["tail"] = check_tail_loss(job, stats, options.tail_tokens)
+    results["rates"] = compare_rates(job, options.rounds)
+    if options.out:
+        write_atomically(options.out, json.dumps(results, indent=1).encode())
 
 
-def stratified(stats: FeatureStats) -> np.ndarray:
-    """Features in equal numbers from classes of rank, among those whose cost is above 0."""
+def stratified_sample(stats: FeatureStats) -> np.ndarray:
+    """Return feature ids, as many from each class of rank, among the features whose cost is positive."""
     order = rank_by_cost(stats.cost, stats.cost > 0)
     random = np.random.default_rng(0)
-    return np.sort(np.concatenate([random.permutation(part)[:OF_EACH] for part in np.array_split(order, CLASSES)]))
+    classes = np.array_split(order, N_RANK_CLASSES)
+    return np.sort(np.concatenate([random.permutation(ids)[:FEATURES_PER_CLASS] for ids in classes]))
 
 
-def single_features(job: MeasurementJob, stats: FeatureStats, n_tokens: int) -> dict[str, Any]:
-    chosen = torch.from_numpy(stratified(stats))
-    sae, exact, n = job.saes[0].sae, np.zeros(len(chosen)), 0
+def compare_single_features(job: MeasurementJob, stats: FeatureStats, n_tokens: int) -> dict[str, Any]:
+    """Compare fisher costs with the exact KL of removing single features, in nats per token."""
+    chosen = torch.from_numpy(stratified_sample(stats))
+    sae, ablation, n_counted = job.saes[0].sae, np.zeros(len(chosen)), 0
     with torch.no_grad(), rerun_pass(job, 0) as step:
         for first, ids in job.token_stream.batches(0, n_tokens):
             (batch,) = step(first, ids)
             codes = sae.encode(batch.activation).flatten(1)
             token, feature = codes.nonzero(as_tuple=True)
             entries = ActiveCodes(token, feature, codes[token, feature].double())
-            exact += [float(loss.sum()) for loss in ablated(batch, entries, sae.W_dec.detach(), chosen)]
-            n += len(codes)
-    exact, fisher = exact / n, stats.cost[chosen.numpy()]
-    ratio = fisher / np.maximum(exact, 1e-300)
-    print(f"{len(chosen)} features on {n:,} tokens: Spearman {spearmanr(fisher, exact).statistic:.3f}, ratio ", end="")
-    print(f"fisher ÷ ablation {np.median(ratio):.2f} ({np.quantile(ratio, 0.1):.2f} to {np.quantile(ratio, 0.9):.2f})")
-    order = np.argsort(-exact)
-    for part in np.array_split(order, 5):
-        print(f"  ablation {exact[part].min():.2e} to {exact[part].max():.2e}: ratio {np.median(ratio[part]):.2f}")
-    return {"feature": chosen.tolist(), "fisher": fisher.tolist(), "ablation": exact.tolist()}
+            ablation += [float(loss.sum()) for loss in ablate_features(batch, entries, sae.W_dec.detach(), chosen)]
+            n_counted += len(codes)
+    ablation, fisher = ablation / n_counted, stats.cost[chosen.numpy()]
+    ratio = fisher / np.maximum(ablation, 1e-300)
+    spearman = spearmanr(fisher, ablation).statistic
+    print(f"{len(chosen)} features on {n_counted:,} tokens: Spearman {spearman:.3f}", end="")
+    low, high = np.quantile(ratio, 0.1), np.quantile(ratio, 0.9)
+    print(f", fisher ÷ ablation: median {np.median(ratio):.2f} (10 % to 90 %: {low:.2f} to {high:.2f})")
+    order = np.argsort(-ablation)
+    for fifth in np.array_split(order, 5):
+        smallest, largest = ablation[fifth].min(), ablation[fifth].max()
+        print(f"  ablation {smallest:.2e} to {largest:.2e}: median ratio {np.median(ratio[fifth]):.2f}")
+    return {"feature": chosen.tolist(), "fisher": fisher.tolist(), "ablation": ablation.tolist()}
 
 
-def tails(job: MeasurementJob, stats: FeatureStats, n_tokens: int) -> dict[str, Any]:
-    """At the grid's ranks on one half of the sequences, between them on the same, and on the other half."""
+def check_tail_loss(job: MeasurementJob, stats: FeatureStats, n_tokens: int) -> dict[str, Any]:
+    """Measure the tail loss at the grid's ranks, between them, and on the other half of the sequences."""
     order = rank_by_cost(stats.cost, stats.cost > 0)
     costs, ranks = remaining_costs(stats.cost[order]), rank_grid(len(order))
     between = np.concatenate([[0], (ranks[1:] + np.append(ranks[2:], len(order))) // 2])
-    numbers = np.random.default_rng(0).permutation(n_tokens // job.stream.context_size)
-    halves = np.sort(numbers[::2]), np.sort(numbers[1::2])
+    sequences = np.random.default_rng(0).permutation(n_tokens // job.stream.context_size)
+    halves = np.sort(sequences[::2]), np.sort(sequences[1::2])
     started = time.perf_counter()
-    on_grid = tail_losses(job, order, ranks, costs[ranks], halves[0])
-    took = time.perf_counter() - started
-    off_grid = tail_losses(job, order, between, costs[between], halves[0])
-    other = tail_losses(job, order, ranks, costs[ranks], halves[1])
-    quadratic = joint_form(job, order, ranks, halves[0])
-    error = on_grid.of_additive(costs[between][1:]) / off_grid.mean[1:] - 1
-    print(f"tail loss, {on_grid.n_tokens.sum():,} tokens, {len(ranks)} ranks, {took:.0f} s; between the ranks ", end="")
-    print(f"{np.median(np.abs(error)):.1%} off in the median, {np.abs(error).max():.1%} at most")
-    width = np.hypot(*(1.96 * ratio_standard_error(half.loss, half.n_tokens) for half in (on_grid, other)))
-    inside = np.abs(on_grid.mean - other.mean) <= width
-    print(f"the other half within the 95 % interval of the difference at {inside.sum()} of {len(inside)} ranks")
+    on_grid = measure_tail_loss(job, order, ranks, costs[ranks], halves[0])
+    seconds = time.perf_counter() - started
+    off_grid = measure_tail_loss(job, order, between, costs[between], halves[0])
+    other_half = measure_tail_loss(job, order, ranks, costs[ranks], halves[1])
+    joint = joint_form(job, order, ranks, halves[0])
+    error = on_grid.loss_of_cost(costs[between][1:]) / off_grid.mean[1:] - 1
+    print(f"tail loss on {on_grid.n_tokens.sum():,} tokens at {len(ranks)} ranks: {seconds:.0f} s")
+    print(f"  interpolated between the ranks: median error {np.median(np.abs(error)):.1%}", end="")
+    print(f", largest {np.abs(error).max():.1%}")
+    width = np.hypot(*(1.96 * ratio_standard_error(half.loss, half.n_tokens) for half in (on_grid, other_half)))
+    inside = np.abs(on_grid.mean - other_half.mean) <= width
+    print(f"  the halves agree within the 95 % interval of their difference at {inside.sum()} of {len(inside)} ranks")
     for i, rank in enumerate(ranks):
         print(f"  {rank:6,} kept: {on_grid.mean[i]:.4g} ± {width[i] / 1.96 / 2**0.5:.2g}, other half", end=" ")
-        print(f"{other.mean[i]:.4g}, joint form {quadratic[i]:.4g}, sum of costs {costs[rank]:.4g}")
-    names = {
-        "ranks": ranks,
-        "loss": on_grid.mean,
-        "other_half": other.mean,
-        "joint": quadratic,
-        "additive": costs[ranks],
+        print(f"{other_half.mean[i]:.4g}, joint form {joint[i]:.4g}, sum of costs {costs[rank]:.4g}")
+    return {
+        "ranks": ranks.tolist(),
+        "loss": on_grid.mean.tolist(),
+        "other_half": other_half.mean.tolist(),
+        "joint": joint.tolist(),
+        "additive": costs[ranks].tolist(),
+        "between": between[1:].tolist(),
+        "interpolation_error": error.tolist(),
+        "seconds": seconds,
     }
-    found = {name: values.tolist() for name, values in names.items()}
-    return found | {"between": between[1:].tolist(), "interpolation_error": error.tolist(), "seconds": took}
 
 
 def joint_form(job: MeasurementJob, order: np.ndarray, ranks: np.ndarray, sequences: np.ndarray) -> np.ndarray:
-    """½ E[(Σ over the features beyond each rank of Σ_t a_t ⟨G_t, w⟩)²] per token: the tail's KL to second order."""
+    """Return the tail loss [rank] to second order, in nats per token.
+
+    It is ½ E[(Σ_f Σ_t a_ft ⟨G_t, w_f⟩)²] per token: the sums are over the features f beyond each rank and the tokens t
+    of a sequence, a is the activation, G the gradient and w a decoder row.
+    """
     decoder = job.saes[0].sae.W_dec.detach()
-    rank = np.full(len(decoder), len(order))
-    rank[order] = np.arange(len(order))
-    beyond = torch.from_numpy(np.searchsorted(ranks, rank, side="right") - 1)
-    total, n = torch.zeros(len(ranks), dtype=torch.float64), 0
+    rank_of_feature = np.full(len(decoder), len(order))
+    rank_of_feature[order] = np.arange(len(order))
+    group = torch.from_numpy(np.searchsorted(ranks, rank_of_feature, side="right") - 1)
+    total, n_counted = torch.zeros(len(ranks), dtype=torch.float64), 0
     with gradient_pass(job, TAIL_SAMPLES) as step:
         for first, ids in job.token_stream.batches(0, (int(sequences.max()) + 1) * job.stream.context_size):
             wanted = torch.from_numpy(np.isin(np.arange(first, first + len(ids)), sequences))
@@ -133,40 +151,37 @@ def joint_form(job: MeasurementJob, order: np.ndarray, ranks: np.ndarray, sequen
             (batch,) = step(first, ids)
             codes = job.saes[0].sae.encode(batch.activation).flatten(1).detach()
             token, feature = codes.nonzero(as_tuple=True)
-            place = batch.row[token] * len(ranks) + beyond[feature]
+            cell = batch.row[token] * len(ranks) + group[feature]
             for gradient in batch.gradients:
-                score = codes[token, feature].double() * dots(gradient, decoder, token, feature)
-                table = summed(place, score, batch.n_sequences * len(ranks)).view(-1, len(ranks))
-                total += table.flip(1).cumsum(1).flip(1)[wanted].square().sum(0) / (2 * len(batch.gradients))
-            n += int(wanted[batch.row].sum())
-    found: np.ndarray = total.numpy() / n
-    return found
+                score = codes[token, feature].double() * row_dot_products(gradient, decoder, token, feature)
+                scores = sum_by_index(cell, score, batch.n_sequences * len(ranks)).view(-1, len(ranks))
+                total += scores.flip(1).cumsum(1).flip(1)[wanted].square().sum(0) / (2 * len(batch.gradients))
+            n_counted += int(wanted[batch.row].sum())
+    return (total / n_counted).numpy()
 
 
-def rates(job: MeasurementJob, rounds: int) -> dict[str, float]:
-    """Tokens a second, medians over the rounds."""
-    n = 4 * job.stream.tokens_per_batch
-    ways: dict[str, Callable[[], Any]] = {
-        "energy": lambda: measure_subject(job, cost="energy", n_tokens=n),
-        "fisher": lambda: measure_subject(job, cost="fisher", n_tokens=n),
-        "bare": lambda: bare(job, n),
-    }
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(rounds):
-        for name, way in ways.items():
-            started = time.perf_counter()
-            way()
-            seconds[name].append(time.perf_counter() - started)
-    found = {name: n / float(np.median(values)) for name, values in seconds.items()}
-    print(", ".join(f"{name} {rate:,.0f} tokens/s" for name, rate in found.items()), end="")
-    of_bare, to_energy = found["fisher"] / found["bare"], found["energy"] / found["fisher"]
-    print(f"; fisher ÷ bare {of_bare:.3f}, energy ÷ fisher {to_energy:.2f}")
-    return found
+def compare_rates(job: MeasurementJob, n_rounds: int) -> dict[str, float]:
+    """Return tokens per second of `energy`, `fisher` and the bare work of `fisher`: medians over the rounds."""
+    n_tokens = 4 * job.stream.tokens_per_batch
+    timings = time_in_turn(
+        {
+            "energy": lambda: measure_job(job, MeasureConfig("energy", n_tokens=n_tokens)),
+            "fisher": lambda: measure_job(job, MeasureConfig("fisher", n_tokens=n_tokens)),
+            "bare": lambda: run_bare_fisher(job, n_tokens),
+        },
+        n_rounds,
+    )
+    rates = {name: n_tokens / timings.median(name) for name in timings.seconds}
+    print(", ".join(f"{name} {rate:,.0f} tokens/s" for name, rate in rates.items()), end="")
+    print(f"; fisher ÷ bare {rates['fisher'] / rates['bare']:.3f}", end="")
+    print(f", energy ÷ fisher {rates['energy'] / rates['fisher']:.2f}")
+    return rates
 
 
-def bare(job: MeasurementJob, n_tokens: int) -> None:
+def run_bare_fisher(job: MeasurementJob, n_tokens: int) -> None:
+    """Run the forward pass, the backward pass to the hook point, and the SAE's encoder; nothing else."""
     attached = job.saes[0]
-    with differentiator(job.model, [attached.hook_name]) as run:
+    with differentiable_forward(job.model, [attached.hook_name]) as run:
         for _, ids in job.token_stream.batches(0, n_tokens):
             logits, acts = run(ids)
             torch.autograd.grad(logits, acts, torch.ones_like(logits))

@@ -1,19 +1,18 @@
-"""How near distillation comes to its limit: the bare loop, on the same batches, in turn.
+"""Compare the speed of distillation with a plain training loop on the same batches, and the memory of the two losses.
 
     python benchmarks/distill_speed.py [--dtype bf16] [--threads 1]
 
-The bare loop is a teacher's forward pass to its logits, a student's forward and backward pass with the KL of whole
-logits, and the optimisers' step: no averaging, no chunks, no clipping. A sweep of five students is held against five
-single ones. The loss's memory is the growth of a new process's high-water mark over the forward and backward pass of
-2,048 tokens of 49,152 logits, from hidden states on.
+The plain loop has a forward pass of the teacher to its logits, a forward and backward pass of the student with the KL
+of the full logits, and the optimizers' step. It has no weight averaging, no chunks and no gradient clipping. Five
+students trained together are compared with the same five trained alone. The memory of a loss is how much the peak
+memory of a new process grows during the forward and backward pass of 2,048 tokens with 49,152 logits, starting from
+hidden states (Linux only).
 """
 
 import argparse
 import json
-import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -21,99 +20,103 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from timing import peak_memory_mb, reset_peak_memory, time_in_turn
 
-from tl_distill_floor.cli.measuring import quiet_libraries
+from tl_distill_floor.cli.libraries import quiet_libraries
+from tl_distill_floor.cli.memory import tune_allocator
 from tl_distill_floor.distilling.build import build_student
 from tl_distill_floor.distilling.config import DistillConfig, StudentSpec
-from tl_distill_floor.distilling.forward import teacher_body
-from tl_distill_floor.distilling.losses import Ends, Objective, chunked_losses
-from tl_distill_floor.distilling.optimization import Trainee, optimizers_of
-from tl_distill_floor.distilling.texts import texts_of
-from tl_distill_floor.distilling.trainer import Sweep
+from tl_distill_floor.distilling.forward import teacher_backbone
+from tl_distill_floor.distilling.losses import LazyLogits, Objective, chunked_losses
+from tl_distill_floor.distilling.optimization import create_optimizers
+from tl_distill_floor.distilling.student_module import StudentModule
+from tl_distill_floor.distilling.sweep import Sweep
+from tl_distill_floor.distilling.text_split import read_text_split
+from tl_distill_floor.distilling.training_step import train_step
 from tl_distill_floor.measuring.kl import forward_kl
 from tl_distill_floor.sources.teachers import load_teacher
 from tl_distill_floor.storage.atomic import write_atomically
 
 WIDTHS = (16, 32, 64, 96, 128)
-STEPS, MEMORY_TOKENS, VOCABULARY = 4, 2048, 49_152
+STEPS, CONTEXT = 4, 256
+MEMORY_TOKENS, VOCABULARY = 2048, 49_152
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--dtype", default="fp32")
-    options.add_argument("--threads", type=int)
-    options.add_argument("--rounds", type=int, default=5)
-    options.add_argument("--out", type=Path)
-    options.add_argument("--memory-of", choices=["chunked", "whole"], help=argparse.SUPPRESS)
-    given = options.parse_args()
-    if given.threads:
-        torch.set_num_threads(given.threads)
-    if given.memory_of:
-        print(memory_of(given.memory_of))
+    """Measure the rates and the memory, and print them."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dtype", default="fp32")
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--memory-of", choices=["chunked", "whole"], help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    if options.memory_of:
+        print(loss_memory(options.memory_of))
         return
+    tune_allocator()
     with quiet_libraries():
-        found = rates(given.dtype, given.rounds) | memory()
-    for name, value in found.items():
+        results = compare_rates(options.dtype, options.rounds) | compare_loss_memory()
+    for name, value in results.items():
         print(f"{name}: {value:,.3f}" if isinstance(value, float) else f"{name}: {value}")
-    if given.out:
-        write_atomically(given.out, json.dumps(found, indent=1).encode())
+    if options.out:
+        write_atomically(options.out, json.dumps(results, indent=1).encode())
 
 
-def rates(dtype: str, rounds: int) -> dict[str, Any]:
-    training = DistillConfig(n_tokens=10**6, dtype=dtype, n_heldout_tokens=256)
+def compare_rates(dtype: str, n_rounds: int) -> dict[str, Any]:
+    """Return the tokens per second of the plain loop and of ours, and the time of five students, together and alone."""
+    config = DistillConfig(n_tokens=10**6, dtype=dtype, n_heldout_tokens=CONTEXT)
     teacher = load_teacher("tiny-prose")
-    ids = torch.randint(1, 4000, (64, 256), generator=torch.Generator().manual_seed(0))
-    texts = texts_of(teacher, ids[:-1], ids[-1:], training)
+    ids = torch.randint(1, 4000, (64, CONTEXT), generator=torch.Generator().manual_seed(0))
+    split = read_text_split(teacher, ids[:-1], ids[-1:], config)
     accelerator = Accelerator(cpu=True)
-    sweeps = {w: Sweep(teacher, [StudentSpec(w)], texts, training, accelerator) for w in WIDTHS}
-    together = Sweep(teacher, [StudentSpec(w) for w in WIDTHS], texts, training, accelerator)
-    single = bare(teacher.model, 64, training)
-    seconds: dict[str, list[float]] = {"bare": [], "ours": [], "singles": [], "together": []}
-    with teacher_body(teacher.model) as body:
+    alone = {width: Sweep(teacher, [StudentSpec(width)], split, config, accelerator) for width in WIDTHS}
+    together = Sweep(teacher, [StudentSpec(width) for width in WIDTHS], split, config, accelerator)
+    plain_step = make_plain_step(teacher.model, 64, config)
+    with teacher_backbone(teacher.model) as backbone:
 
-        def step(sweep: Sweep) -> None:
-            sweep._one_step(body)
-            sweep.step += 1
+        def train(*sweeps: Sweep) -> None:
+            for _ in range(STEPS):
+                for sweep in sweeps:
+                    train_step(sweep, backbone)
+                    sweep.step += 1
 
-        for number in range(rounds + 1):
-            took = {
-                "bare": timed(lambda: single(texts.batch(0, training))),
-                "ours": timed(lambda: step(sweeps[64])),
-                "singles": timed(lambda: [step(sweep) for sweep in sweeps.values()]),
-                "together": timed(lambda: step(together)),
-            }
-            for name, value in took.items() if number else ():
-                seconds[name].append(value)
-    n = STEPS * training.batch_size * 256
-    middle = {name: statistics.median(values) for name, values in seconds.items()}
+        def train_plainly() -> None:
+            for _ in range(STEPS):
+                plain_step(split.batch(0, config))
+
+        timings = time_in_turn(
+            {
+                "bare": train_plainly,
+                "ours": lambda: train(alone[64]),
+                "singles": lambda: train(*alone.values()),
+                "together": lambda: train(together),
+            },
+            n_rounds,
+            n_warm_up_rounds=1,
+        )
+    n_tokens = STEPS * config.batch_size * CONTEXT
     return {
         "dtype": dtype,
-        "bare tokens/s, width 64": n / middle["bare"],
-        "ours tokens/s, width 64": n / middle["ours"],
-        "ours : bare": statistics.median(b / o for b, o in zip(seconds["bare"], seconds["ours"], strict=True)),
-        f"time of a sweep of {len(WIDTHS)} : {len(WIDTHS)} singles": statistics.median(
-            t / s for t, s in zip(seconds["together"], seconds["singles"], strict=True)
-        ),
+        "bare tokens/s, width 64": n_tokens / timings.median("bare"),
+        "ours tokens/s, width 64": n_tokens / timings.median("ours"),
+        "ours : bare": timings.ratio("bare", "ours"),
+        f"time of a sweep of {len(WIDTHS)} : {len(WIDTHS)} singles": timings.ratio("together", "singles"),
     }
 
 
-def timed(work: Callable[[], Any]) -> float:
-    started = time.perf_counter()
-    for _ in range(STEPS):
-        work()
-    return time.perf_counter() - started
-
-
-def bare(teacher: Any, width: int, training: DistillConfig) -> Callable[[torch.Tensor], None]:
-    """A step of the plainest loop that does the same."""
+def make_plain_step(teacher: Any, width: int, config: DistillConfig) -> Callable[[torch.Tensor], None]:
+    """Return a function that trains a student on a batch of token ids as the plain loop does."""
     student = build_student(teacher, width)
-    optimizers = optimizers_of(Trainee(student, StudentSpec(width), int(teacher.cfg.d_model)), training)
+    optimizers = create_optimizers(StudentModule(student, StudentSpec(width), int(teacher.cfg.d_model)), config)
 
     def step(ids: torch.Tensor) -> None:
-        with torch.autocast("cpu", torch.bfloat16) if training.dtype == "bf16" else nullcontext():
+        with torch.autocast("cpu", torch.bfloat16) if config.dtype == "bf16" else nullcontext():
             with torch.no_grad():
-                of_teacher = teacher(ids)
-            loss = forward_kl(of_teacher, student(ids).logits).mean()
+                teacher_logits = teacher(ids)
+            loss = forward_kl(teacher_logits, student(ids).logits).mean()
         loss.backward()
         for optimizer in optimizers:
             optimizer.step()
@@ -122,36 +125,35 @@ def bare(teacher: Any, width: int, training: DistillConfig) -> Callable[[torch.T
     return step
 
 
-def memory() -> dict[str, float]:
-    """Megabytes of the loss alone, chunked and whole."""
-    found = {}
-    for way in ("chunked", "whole"):
-        command = [sys.executable, __file__, "--memory-of", way]
-        found[f"loss memory, {way} (MB)"] = float(subprocess.check_output(command, text=True).split()[-1])
-    chunked, whole = found.values()
-    return found | {"chunked : whole": chunked / whole}
+def compare_loss_memory() -> dict[str, float]:
+    """Return the memory of the loss in MB, with the logits in chunks and in one piece."""
+    chunked, whole = (
+        float(subprocess.check_output([sys.executable, __file__, "--memory-of", way], text=True).split()[-1])
+        for way in ("chunked", "whole")
+    )
+    return {
+        "loss memory, chunked (MB)": chunked,
+        "loss memory, whole (MB)": whole,
+        "chunked : whole": chunked / whole,
+    }
 
 
-def memory_of(way: str) -> float:
-    teacher = Ends(torch.randn(MEMORY_TOKENS, 576), torch.nn.Linear(576, VOCABULARY, bias=False))
-    student = Ends(torch.randn(MEMORY_TOKENS, 128, requires_grad=True), torch.nn.Linear(128, VOCABULARY, bias=False))
-    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark falls to what is held now
-    before = high_water_mark()
+def loss_memory(way: str) -> float:
+    """Return by how many MB the peak memory of this process grows while one loss is computed and differentiated."""
+    teacher = LazyLogits(torch.randn(MEMORY_TOKENS, 576), torch.nn.Linear(576, VOCABULARY, bias=False))
+    student_hidden = torch.randn(MEMORY_TOKENS, 128, requires_grad=True)
+    student = LazyLogits(student_hidden, torch.nn.Linear(128, VOCABULARY, bias=False))
+    reset_peak_memory()
+    before = peak_memory_mb()
     if way == "chunked":
         labels = torch.zeros(MEMORY_TOKENS, dtype=torch.long)
         loss = chunked_losses(teacher, [student], labels, Objective())[0]
     else:
         with torch.no_grad():
-            of_teacher = teacher.unembed(teacher.hidden)
-        loss = forward_kl(of_teacher, student.unembed(student.hidden)).sum()
+            teacher_logits = teacher.unembed(teacher.hidden)
+        loss = forward_kl(teacher_logits, student.unembed(student.hidden)).sum()
     loss.backward()
-    return high_water_mark() - before
-
-
-def high_water_mark() -> float:
-    """Megabytes; Linux only."""
-    status = Path("/proc/self/status").read_text()
-    return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) / 1024
+    return peak_memory_mb() - before
 
 
 if __name__ == "__main__":

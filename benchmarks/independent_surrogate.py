@@ -1,4 +1,4 @@
-"""Water-filling against toy models whose features have the rates and costs of real ones, but fire independently.
+"""Test water-filling on toy models whose features have the rates and costs of real ones, but fire independently.
 
 tl-floor measure --cost energy && python benchmarks/independent_surrogate.py runs/tiny-prose --widths 16,64,128  # 9 min
 """
@@ -12,24 +12,25 @@ from tl_distill_floor import FeatureStats, allocate, toy
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("run", type=Path)
-    options.add_argument("--widths", default="16,64,128")
-    options.add_argument("--steps", type=int, default=8000)
-    given = options.parse_args()
-    stats = FeatureStats.load(given.run)
+    """Train toy models of several widths, and print their floors next to the predicted ones."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--widths", default="16,64,128")
+    parser.add_argument("--steps", type=int, default=8000)
+    options = parser.parse_args()
+    stats = FeatureStats.load(options.run)
     alive = stats.alive()
     cost, rate = stats.cost[alive], stats.firing_rate[alive]
     evenness = (stats.sum_act**2 / np.maximum(stats.firing_count * stats.sum_act_sq, 1e-300))[alive]
     print(f"E[a | on]² / E[a² | on], weighted by cost: {evenness @ cost / cost.sum():.3f} (uniform on [0, 1]: 0.750)")
-    importance = 3.0 * cost / rate
+    importance = 3.0 * cost / rate  # a uniform activation has E[a²] = 1/3
     result = toy.train(
         len(cost),
         1.0 - rate,
-        [int(width) for width in given.widths.split(",")],
+        [int(width) for width in options.widths.split(",")],
         importance=importance / importance.max(),
         n_seeds=1,
-        steps=given.steps,
+        steps=options.steps,
         batch_size=512,
         n_fresh=16_384,
     )

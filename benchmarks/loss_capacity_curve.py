@@ -1,10 +1,11 @@
 """Measure the loss-capacity curve r(C; p) at small widths, with toy models of equally important features.
 
-    python benchmarks/loss_capacity_curve.py --out curve.json            # 1.7 hours on one core; goes on
-    python benchmarks/loss_capacity_curve.py --out curve.json --ship     # into the package's data file
+    python benchmarks/loss_capacity_curve.py --out curve.json            # 1.7 hours on one core; resumes from --out
+    python benchmarks/loss_capacity_curve.py --out curve.json --ship     # write the package's data file from --out
 
-K equally important features in d dimensions get C = d / K of a dimension each; r is the floor per feature over its cost
-I · E[x²]. Every point is measured with several seeds, of which both the mean and the least are kept.
+In a toy model of width d, K equally important features have a capacity of C = d / K dimensions each. r is the floor per
+feature divided by the feature's cost I · E[x²]. Every point is measured with several seeds, whose mean and minimum are
+stored.
 """
 
 import argparse
@@ -22,38 +23,48 @@ from tl_distill_floor.theory.loss_capacity import CAPACITIES, lower_hull, nothin
 WIDTHS = (1, 2, 3, 4, 6, 8, 16, 32)
 RATES = (0.9, 0.7, 0.5, 0.35, 0.2, 0.1, 0.05, 0.02, 0.01, 5e-3, 2e-3, 1e-3, 3e-4, 1e-4, 1e-5)
 FEATURES_PER_DIMENSION = (1.125, 1.25, 1.5, 1.75, 2, 2.5, 3, 4, 5, 6, 8, 11, 16, 23, 32, 45, 64, 90, 128)
-MOST_FEATURES = 768
-MANY_DIMENSIONS = 1e9
-"""Stands for the limit of the scalar denoiser."""
+MAX_FEATURES = 768
+NEARLY_NOTHING_KEPT = 0.97
+"""Share of the loss of keeping no feature above which more features are not tried."""
+WIDE_LIMIT = 1e9
+"""Width under which the data file stores the scalar denoiser, the limit for many dimensions."""
 DATA_FILE = Path(tl_distill_floor.__file__).parent / "assets" / "loss_capacity_curve.json"
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--out", type=Path, default=Path("loss_capacity_curve.json"))
-    options.add_argument("--ship", action="store_true", help="write the package's data file from --out")
-    given = options.parse_args()
-    found = json.loads(given.out.read_text()) if given.out.exists() else []
-    if given.ship:
-        ship(found)
-        return
-    known = {(point["width"], point["rate"], point["n_features"]) for point in found}
+    """Measure the points that are missing in --out, or write the package's data file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("loss_capacity_curve.json"))
+    parser.add_argument("--ship", action="store_true", help="write the package's data file from --out")
+    options = parser.parse_args()
+    points = json.loads(options.out.read_text()) if options.out.exists() else []
+    if options.ship:
+        write_data_file(points)
+    else:
+        measure_missing_points(points, options.out)
+
+
+def measure_missing_points(points: list[dict[str, float]], out: Path) -> None:
+    """Measure every point of the grid that is not in `points`, and write `out` after each."""
+    by_key = {(point["width"], point["rate"], point["n_features"]): point for point in points}
     for width in WIDTHS:
+        feature_counts = sorted({round(width * ratio) for ratio in FEATURES_PER_DIMENSION} - set(range(width + 1)))
         for rate in RATES:
-            for n_features in sorted({round(width * r) for r in FEATURES_PER_DIMENSION} - set(range(width + 1))):
-                if n_features > MOST_FEATURES:
+            for n_features in feature_counts:
+                if n_features > MAX_FEATURES:
                     break
-                if (width, rate, n_features) not in known:
-                    found.append(measured(width, rate, n_features))
-                    write_atomically(given.out, json.dumps(found).encode())
-                    print(found[-1], flush=True)
-                at = next(p for p in found if (p["width"], p["rate"], p["n_features"]) == (width, rate, n_features))
-                if at["mean"] > 0.97 * (1 - 0.75 * rate):
-                    break  # more features than this width can make anything of
+                key = (width, rate, n_features)
+                if key not in by_key:
+                    by_key[key] = measure_point(width, rate, n_features)
+                    points.append(by_key[key])
+                    write_atomically(out, json.dumps(points).encode())
+                    print(points[-1], flush=True)
+                if by_key[key]["mean"] > NEARLY_NOTHING_KEPT * (1 - 0.75 * rate):
+                    break
 
 
-def measured(width: int, rate: float, n_features: int) -> dict[str, float]:
-    """One point: r over the seeds, and what it cost to measure."""
+def measure_point(width: int, rate: float, n_features: int) -> dict[str, float]:
+    """Train toy models with several seeds and return one point of the curve."""
     started = time.perf_counter()
     result = toy.train(
         n_features,
@@ -77,28 +88,33 @@ def measured(width: int, rate: float, n_features: int) -> dict[str, float]:
     }
 
 
-def ship(points: list[dict[str, float]]) -> None:
-    """Write the hull of every width and rate, the denoiser's limit, and p = 1, where only linear codes are left."""
+def write_data_file(points: list[dict[str, float]]) -> None:
+    """Write the lower hull for every width and rate, the limit for many dimensions, and p = 1.
+
+    At p = 1 only linear codes are possible.
+    """
     rates = sorted(RATES)
     measured_widths = sorted({point["width"] for point in points})
-    r = [[_hull_of(points, width, rate) for rate in rates] for width in measured_widths]
-    r.append([_limit(rate) for rate in rates])
-    for of_width in r:
-        of_width.append(((1.0 - CAPACITIES) * nothing_kept(1.0)).tolist())
-    rounded = [[[float(f"{value:.4g}") for value in row] for row in of_width] for of_width in r]
-    data = {"capacities": CAPACITIES.tolist(), "widths": [*measured_widths, MANY_DIMENSIONS], "rates": [*rates, 1.0]}
+    curves = [[_hull(points, width, rate) for rate in rates] for width in measured_widths]
+    curves.append([_limit(rate) for rate in rates])
+    for curves_of_width in curves:
+        curves_of_width.append(((1.0 - CAPACITIES) * nothing_kept(1.0)).tolist())
+    rounded = [[[float(f"{value:.4g}") for value in curve] for curve in of_width] for of_width in curves]
+    data = {"capacities": CAPACITIES.tolist(), "widths": [*measured_widths, WIDE_LIMIT], "rates": [*rates, 1.0]}
     write_atomically(DATA_FILE, json.dumps(data | {"r": rounded}).encode())
-    print(f"{len(points)} points in {sum(p['seconds'] for p in points):.0f} s; wrote {DATA_FILE.name}")
+    print(f"{len(points)} points, measured in {sum(p['seconds'] for p in points):.0f} s; wrote {DATA_FILE.name}")
 
 
-def _hull_of(points: list[dict[str, float]], width: int, rate: float) -> list[float]:
-    found = {width / p["n_features"]: p["least"] for p in points if (p["width"], p["rate"]) == (width, rate)}
-    found |= {0.0: float(nothing_kept(rate)), 1.0: 0.0}
-    capacities = np.array(sorted(found))
-    return lower_hull(capacities, np.array([found[c] for c in capacities])).tolist()
+def _hull(points: list[dict[str, float]], width: float, rate: float) -> list[float]:
+    """Return the lower hull of one width's and rate's points at the capacities of the data file."""
+    losses = {width / p["n_features"]: p["least"] for p in points if (p["width"], p["rate"]) == (width, rate)}
+    losses |= {0.0: float(nothing_kept(rate)), 1.0: 0.0}
+    capacities = np.array(sorted(losses))
+    return lower_hull(capacities, np.array([losses[capacity] for capacity in capacities])).tolist()
 
 
 def _limit(rate: float) -> list[float]:
+    """Return the lower hull of the scalar denoiser, which is the curve for many dimensions."""
     return lower_hull(CAPACITIES, np.array([scalar_denoiser(c, rate) for c in CAPACITIES[:-1]] + [0.0])).tolist()
 
 

@@ -1,25 +1,24 @@
-"""Make the embedded labelled text: passages of public-domain prose, with an author each and a class for every word.
+"""Make the embedded labelled text: passages of public-domain prose with their authors and a class for every word.
 
     python benchmarks/make_labelled.py CORPUS OUT
 
-CORPUS holds `heldout.jsonl.gz`, one `{"source", "id", "text"}` a line, of which nothing was trained on; OUT is the
-file. `author` is who wrote the passage (an American president, Melville, Austen). `word_class` comes from closed
-lists of English words and from the spelling alone, so that nobody's annotation is copied; `next_word_class` is that of
-the word that follows.
+CORPUS is a directory with `heldout.jsonl.gz`, one `{"source", "id", "text"}` per line, on which no model was trained.
+OUT is the file to write. `author` is the author of the passage: a president of the United States, Melville or Austen.
+`word_class` is assigned by closed lists of English words and by the spelling alone, so that no published annotation is
+copied; `next_word_class` is the class of the word that follows.
 """
 
-import gzip
-import json
 import random
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from json_lines import read_json_lines, write_json_lines
 
 AUTHORS = {"sotu": "president", "moby": "Melville", "austen": "Austen"}
-WORDS, PASSAGES = 60, 250
-LISTS = {
+WORDS_PER_PASSAGE, PASSAGES_PER_AUTHOR = 60, 250
+WORD_LISTS = {
     "negation": "no not never nor neither none nothing nobody nowhere cannot",
     "pronoun": "i you he she it we they me him her us them myself himself herself itself ourselves themselves",
     "determiner": "the a an this that these those every each either some any all both",
@@ -33,31 +32,34 @@ LISTS = {
     "number": "one two three four five six seven eight nine ten eleven twelve twenty thirty forty fifty hundred"
     " thousand million billion",
 }
-CLASS_OF = {word: name for name, words in LISTS.items() for word in words.split()}
+CLASS_BY_WORD = {word: name for name, words in WORD_LISTS.items() for word in words.split()}
+CLASS_BY_SUFFIX = {"ly": "-ly", "ing": "-ing", "ed": "-ed"}
 WORD = re.compile(r"\w+(?:['’-]\w+)*|[^\w\s]")
 
 
 def word_class(word: str, starts_sentence: bool) -> str:
-    known = CLASS_OF.get(word.lower())
-    if known:
-        return known
-    if not any(c.isalnum() for c in word):
+    """Return the class of a word, from the word lists or else from its spelling."""
+    listed = CLASS_BY_WORD.get(word.lower())
+    if listed:
+        return listed
+    if not any(character.isalnum() for character in word):
         return "punctuation"
-    if any(c.isdigit() for c in word):
+    if any(character.isdigit() for character in word):
         return "number"
     if word[0].isupper() and not starts_sentence:
         return "name"
-    for suffix, name in (("ly", "-ly"), ("ing", "-ing"), ("ed", "-ed")):
+    for suffix, name in CLASS_BY_SUFFIX.items():
         if word.endswith(suffix) and len(word) > len(suffix) + 2:
             return name
     return "other"
 
 
-def passages(text: str, source: str, document: str) -> list[dict[str, object]]:
-    found = list(WORD.finditer(text))
-    rows: list[dict[str, object]] = []
-    for first in range(0, len(found) - WORDS - 1, WORDS):
-        matches = found[first : first + WORDS + 1]
+def passages(text: str, source: str, document: str) -> list[dict[str, Any]]:
+    """Cut a document into passages of equal length, and label each."""
+    all_matches = list(WORD.finditer(text))
+    rows: list[dict[str, Any]] = []
+    for first in range(0, len(all_matches) - WORDS_PER_PASSAGE - 1, WORDS_PER_PASSAGE):
+        matches = all_matches[first : first + WORDS_PER_PASSAGE + 1]
         words = [match.group() for match in matches]
         starts = [i == 0 or words[i - 1] in ".!?\"“”'‘’;:" for i in range(len(words))]
         classes = [word_class(word, start) for word, start in zip(words, starts, strict=True)]
@@ -73,16 +75,18 @@ def passages(text: str, source: str, document: str) -> list[dict[str, object]]:
 
 
 def main(corpus: Annotated[Path, typer.Argument()], out: Annotated[Path, typer.Argument()]) -> None:
-    with gzip.open(corpus / "heldout.jsonl.gz", "rt", encoding="utf-8") as lines:
-        documents = [json.loads(line) for line in lines]
+    """Write a sample of passages, as many of each author."""
+    documents = read_json_lines(corpus / "heldout.jsonl.gz")
     chosen = []
     for source in AUTHORS:
         rows = [
-            r for d in documents if d["source"] == source for r in passages(d["text"], source, f"{source} {d['id']}")
+            row
+            for document in documents
+            if document["source"] == source
+            for row in passages(document["text"], source, f"{source} {document['id']}")
         ]
-        chosen += random.Random(0).sample(rows, PASSAGES)
-    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in chosen)
-    out.write_bytes(gzip.compress(text.encode(), mtime=0))
+        chosen += random.Random(0).sample(rows, PASSAGES_PER_AUTHOR)
+    write_json_lines(out, chosen)
     print(f"{len(chosen)} passages, {out.stat().st_size:,} bytes")
 
 

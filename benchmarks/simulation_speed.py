@@ -1,9 +1,9 @@
-"""The sparse way of training a bottleneck against the dense one: the floor, and the time that it takes.
+"""Compare sparse with dense training of a bottleneck student: the floor that it reaches, and the time that it takes.
 
     python benchmarks/simulation_speed.py runs/tiny-prose       # floors of tiny-prose, 4 minutes
 
-`dense` decodes every feature on every token of a batch, which is the dense way's slope. `speed.py --stage simulate` has
-the rate of a step.
+`dense` decodes every feature on every token of a batch, which gives the exact gradient. `speed.py --stage simulate`
+measures the rate of a training step.
 """
 
 import argparse
@@ -14,24 +14,22 @@ import numpy as np
 
 from tl_distill_floor import FeatureStats
 from tl_distill_floor.predicting import bottleneck
-from tl_distill_floor.predicting.simulation import BATCH, simulate
+from tl_distill_floor.predicting.simulation import TOKENS_PER_STEP, simulate
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("run", type=Path)
-    floors(FeatureStats.load(options.parse_args().run))
-
-
-def floors(stats: FeatureStats) -> None:
+    """Train at two widths, with inactive features decoded on all, 256 or 64 tokens of a batch."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path)
+    stats = FeatureStats.load(parser.parse_args().run)
     for width in (32, 128):
-        for name, least, most in (("dense", BATCH, BATCH), ("256 tokens", 256, 256), ("64 tokens", 64, 64)):
-            bottleneck.LEAST_INACTIVE, bottleneck.MOST_INACTIVE = least, most
+        for name, n_tokens in (("dense", TOKENS_PER_STEP), ("256 tokens", 256), ("64 tokens", 64)):
+            bottleneck.MIN_INACTIVE_TOKENS = bottleneck.MAX_INACTIVE_TOKENS = n_tokens
             started = time.perf_counter()
-            found = simulate(stats, np.array([width]), steps=1000)
-            took = time.perf_counter() - started
-            print(f"width {width}, inactive features on {name}: floor {found.floor[0, 0]:.2f}", end="")
-            print(f" (after 1,000 steps {found.reached[0, 0]:.2f}), {took:.0f} s", flush=True)
+            simulation = simulate(stats, np.array([width]), steps=1000)
+            seconds = time.perf_counter() - started
+            print(f"width {width}, inactive features on {name}: floor {simulation.floor[0, 0]:.2f}", end="")
+            print(f" (after 1,000 steps {simulation.reached[0, 0]:.2f}), {seconds:.0f} s", flush=True)
 
 
 if __name__ == "__main__":

@@ -29,5 +29,5 @@ with tempfile.TemporaryDirectory() as run:
     fit = f"C = {calibration.slope:.2f}, B = {calibration.baseline:.2f}, error {calibration.loo_error:.0%}"
     print(f"{calibration.predictor} follows them best: {fit}")
 
-chosen = plan(floor, teacher.model, max_width=100)
+chosen = plan(floor, teacher, max_width=100)
 print(f"train width {chosen.width}: {chosen.n_parameters:,} parameters, {chosen.loss:.3f} nats per token expected")

@@ -1,4 +1,4 @@
-"""Small random models and SAEs, made here: nothing is downloaded."""
+"""Fixtures that several tests share: tiny random models and SAEs, and runs made with them. Nothing is downloaded."""
 
 import os
 from pathlib import Path
@@ -10,20 +10,21 @@ from hypothesis import settings
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from tests.helpers.models import CONTEXT, FEATURES, HOOK, LAYERS, PROSE, VOCABULARY, WIDTH, save_teacher
-from tests.helpers.probes import result
+from tests.helpers.probes import probe_result
 from tl_distill_floor import Probes
 from tl_distill_floor.results.probes import Decodability
 
-# One thread a worker, of torch here and in what tests start: two threads each would wait for one another.
+# One thread per pytest worker and per process that a test starts, so that they do not compete for the cores.
 os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
-# How long an example takes says nothing where machines are busy.
+# Hypothesis has no time limit per example: on a busy machine it would fail at random.
 settings.register_profile("project", deadline=None)
 settings.load_profile("project")
 
 
 @pytest.fixture(scope="session")
 def tokenizer() -> Any:
+    """Train a byte-level BPE tokenizer."""
     from transformers import PreTrainedTokenizerFast
 
     bpe = Tokenizer(models.BPE())
@@ -40,11 +41,13 @@ def tokenizer() -> Any:
 
 @pytest.fixture(scope="session")
 def teacher_dir(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Path:
+    """Save the random teacher as a Hugging Face directory."""
     return save_teacher(tmp_path_factory.mktemp("models") / "tiny-neox", tokenizer, LAYERS)
 
 
 @pytest.fixture(scope="session")
 def bridge(teacher_dir: Path) -> Any:
+    """Load the random teacher as a TransformerBridge."""
     from transformer_lens.model_bridge import TransformerBridge
 
     return TransformerBridge.boot_transformers(str(teacher_dir), device="cpu")
@@ -52,24 +55,25 @@ def bridge(teacher_dir: Path) -> Any:
 
 @pytest.fixture(scope="session")
 def sae() -> Any:
-    """A random ReLU SAE of the residual stream after layer 1; decoder rows of unequal norm."""
+    """Create a random ReLU SAE for the residual stream after layer 1, whose decoder rows have unequal norms."""
     from sae_lens import StandardSAE, StandardSAEConfig
     from sae_lens.saes.sae import SAEMetadata
 
     metadata = SAEMetadata(
         model_name="tiny-neox", hook_name="blocks.1.hook_resid_post", context_size=CONTEXT, prepend_bos=True
     )
-    made = StandardSAE(StandardSAEConfig(d_in=WIDTH, d_sae=FEATURES, metadata=metadata))
+    random_sae = StandardSAE(StandardSAEConfig(d_in=WIDTH, d_sae=FEATURES, metadata=metadata))
     random = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        for weights, scale in ((made.W_enc, 0.5), (made.W_dec, 0.2), (made.b_dec, 0.1)):
+        for weights, scale in ((random_sae.W_enc, 0.5), (random_sae.W_dec, 0.2), (random_sae.b_dec, 0.1)):
             weights.copy_(scale * torch.randn(weights.shape, generator=random))
-        made.b_enc.copy_(-torch.rand(FEATURES, generator=random) * 4)
-    return made
+        random_sae.b_enc.copy_(-torch.rand(FEATURES, generator=random) * 4)
+    return random_sae
 
 
 @pytest.fixture(scope="session")
 def sae_dir(sae: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Save the random SAE in SAELens's format."""
     directory = tmp_path_factory.mktemp("saes") / "tiny-sae"
     sae.save_model(directory)
     return directory
@@ -77,15 +81,16 @@ def sae_dir(sae: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def ids() -> torch.Tensor:
-    """[40, 32] token ids: a beginning-of-sequence token, then anything, that token included."""
+    """Return random token ids [40, 32]. Each row begins with the beginning-of-sequence token, which may occur again."""
     random = torch.Generator().manual_seed(2)
-    found = torch.randint(0, VOCABULARY, (40, CONTEXT), generator=random)
-    found[:, 0] = 0
-    return found
+    token_ids = torch.randint(0, VOCABULARY, (40, CONTEXT), generator=random)
+    token_ids[:, 0] = 0
+    return token_ids
 
 
 @pytest.fixture(scope="session")
 def prose_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write a text file."""
     file = tmp_path_factory.mktemp("text") / "prose.txt"
     file.write_text(PROSE * 40)
     return file
@@ -95,7 +100,7 @@ def prose_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def measured(
     teacher_dir: Path, sae_dir: Path, prose_file: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, Path, Path]:
-    """(run directory, teacher, text)."""
+    """Run `tl-floor measure` with the random teacher; return (run directory, teacher directory, text file)."""
     from tests.helpers.cli import run
 
     directory = tmp_path_factory.mktemp("runs") / "tiny"
@@ -107,6 +112,7 @@ def measured(
 
 @pytest.fixture(scope="session")
 def distilled(measured: tuple[Path, Path, Path]) -> Path:
+    """Train three students with `tl-floor distill` in the measured run; return the run directory."""
     from tests.helpers.cli import run
     from tests.helpers.records import QUICK
 
@@ -121,6 +127,12 @@ def distilled(measured: tuple[Path, Path, Path]) -> Path:
 
 @pytest.fixture
 def probes() -> Probes:
-    found = [result("teacher", None, 0.9), result("student", 8, 0.7), result("kept", 8, 0.76), result("kept", 4, 0.6)]
+    """Return synthetic probe results."""
+    results = [
+        probe_result("teacher", None, 0.9),
+        probe_result("student", 8, 0.7),
+        probe_result("kept", 8, 0.76),
+        probe_result("kept", 4, 0.6),
+    ]
     features = Decodability("width8", 8, HOOK, 100, (3, 5), (0.9, 0.6), (0.4, -0.1), (True, False), (0.1, 0.8))
-    return Probes("made", HOOK, "rows", "digest", tuple(found), (features,), warnings=("careful",))
+    return Probes("made", HOOK, "rows", "digest", tuple(results), (features,), warnings=("careful",))

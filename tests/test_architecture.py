@@ -1,4 +1,4 @@
-"""The order of the subpackages, read from the imports in the source; and that importing the package stays fast."""
+"""The subpackages import each other in one order only, and importing the package loads no heavy library."""
 
 import ast
 import subprocess
@@ -9,56 +9,47 @@ from pathlib import Path
 import pytest
 
 import tl_distill_floor
+from tests.helpers.source_imports import imported_names
 
-PACKAGE = Path(tl_distill_floor.__file__).parent
-OURS = "tl_distill_floor"
-ORDER = (
+PACKAGE = "tl_distill_floor"
+DIRECTORY = Path(tl_distill_floor.__file__).parent
+IMPORT_ORDER = (
     "theory", "storage", "sources", "results", "measuring", "predicting", "sae_training", "distilling", "probing",
     "display", "cli",
 )  # fmt: skip
-"""Each subpackage may import itself, the ones before it, and the root modules below."""
-ROOT = {"errors", "annotations"}
-THEORY_MAY_IMPORT = {f"{OURS}.errors", f"{OURS}.theory"}
+"""Each subpackage may import itself, the ones before it, and the root modules."""
+ROOT_MODULES = {"errors", "annotations"}
+IMPORTS_OF_THEORY = {f"{PACKAGE}.errors", f"{PACKAGE}.theory"}
+"""All that `theory` may import of this package."""
 FORBIDDEN_LIBRARIES = {
     "theory": {"torch", "transformers", "transformer_lens", "sae_lens", "plotly", "rich"},
     "storage": {"transformers", "transformer_lens", "sae_lens", "plotly", "rich"},
     "results": {"torch", "transformers", "transformer_lens", "sae_lens", "rich"},
     "display": {"torch", "transformers", "transformer_lens", "sae_lens"},
 }
-"""Libraries that a subpackage does without."""
+"""Libraries that a subpackage may not import."""
+HEAVY_LIBRARIES = {"torch", "plotly", "transformers", "transformer_lens", "sae_lens", "datasets"}
+MIN_PUBLIC_NAMES = 30
 
 
-def imported_names(source: str) -> set[str]:
-    """Return the full name of everything that a source imports, inside functions and for type checkers too."""
-    names = set()
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, "relative imports are not used"
-            names |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return names
-
-
-def violations(subpackage: str, source: str) -> set[str]:
+def forbidden_imports(subpackage: str, source: str) -> set[str]:
     """Return the imports of a source that its subpackage may not make."""
     names = imported_names(source)
-    allowed = {*ORDER[: ORDER.index(subpackage) + 1], *ROOT, "__version__"}
-    ours = {name for name in names if name.split(".")[0] == OURS}
-    wrong = {name for name in ours if len(name.split(".")) < 2 or name.split(".")[1] not in allowed}
+    allowed = {*IMPORT_ORDER[: IMPORT_ORDER.index(subpackage) + 1], *ROOT_MODULES, "__version__"}
+    of_package = {name for name in names if name.split(".")[0] == PACKAGE}
+    forbidden = {name for name in of_package if len(name.split(".")) < 2 or name.split(".")[1] not in allowed}
     if subpackage == "theory":
-        wrong |= {name for name in ours if not any(name.startswith(f"{prefix}.") for prefix in THEORY_MAY_IMPORT)}
-    return wrong | {name for name in names if name.split(".")[0] in FORBIDDEN_LIBRARIES.get(subpackage, set())}
+        forbidden |= {name for name in of_package if not any(name.startswith(f"{p}.") for p in IMPORTS_OF_THEORY)}
+    return forbidden | {name for name in names if name.split(".")[0] in FORBIDDEN_LIBRARIES.get(subpackage, set())}
 
 
-def cycle(sources: dict[str, str]) -> list[str]:
+def find_cycle(sources: dict[str, str]) -> list[str]:
     """Return the modules of an import cycle; an empty list if there is none."""
     graph = {}
     for module, source in sources.items():
         names = imported_names(source)
-        graph[module] = {name for name in (*names, *(n.rpartition(".")[0] for n in names)) if name in sources} - {
-            module
-        }
+        names |= {name.rpartition(".")[0] for name in names}
+        graph[module] = {name for name in names if name in sources} - {module}
     try:
         TopologicalSorter(graph).prepare()
     except CycleError as error:
@@ -66,72 +57,81 @@ def cycle(sources: dict[str, str]) -> list[str]:
     return []
 
 
-def test_there_are_no_other_modules() -> None:
-    subpackages = {path.parent.name for path in PACKAGE.glob("*/*.py")} - {"assets"}
-    assert subpackages == set(ORDER)
-    assert {path.stem for path in PACKAGE.glob("*.py")} == {"__init__", "__main__", *ROOT}
+def modules_loaded_by(statement: str) -> set[str]:
+    """Return the modules that a new Python process has loaded after a statement."""
+    code = f"{statement}\nimport sys\nprint(*sorted(sys.modules))"
+    completed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(completed.stdout.split())
 
 
-@pytest.mark.parametrize("subpackage", ORDER)
-def test_each_subpackage_imports_only_what_it_may(subpackage: str) -> None:
-    for file in (PACKAGE / subpackage).glob("*.py"):
-        assert not violations(subpackage, file.read_text()), file
+def test_subpackages_and_root_modules_are_the_listed_ones() -> None:
+    subpackages = {path.parent.name for path in DIRECTORY.glob("*/*.py")} - {"assets"}
+    assert subpackages == set(IMPORT_ORDER)
+    assert {path.stem for path in DIRECTORY.glob("*.py")} == {"__init__", "__main__", *ROOT_MODULES}
 
 
-@pytest.mark.parametrize("subpackage", ORDER)
-def test_each_subpackage_says_what_it_holds(subpackage: str) -> None:
-    docstring = ast.get_docstring(ast.parse((PACKAGE / subpackage / "__init__.py").read_text())) or ""
-    modules = {file.stem for file in (PACKAGE / subpackage).glob("*.py")} - {"__init__"}
+@pytest.mark.parametrize("subpackage", IMPORT_ORDER)
+def test_subpackage_imports_only_what_it_may(subpackage: str) -> None:
+    for file in (DIRECTORY / subpackage).glob("*.py"):
+        assert not forbidden_imports(subpackage, file.read_text()), file
+
+
+@pytest.mark.parametrize("subpackage", IMPORT_ORDER)
+def test_subpackage_docstring_names_every_module(subpackage: str) -> None:
+    docstring = ast.get_docstring(ast.parse((DIRECTORY / subpackage / "__init__.py").read_text())) or ""
+    modules = {file.stem for file in (DIRECTORY / subpackage).glob("*.py")} - {"__init__"}
     assert {module for module in modules if f"`{module}`" not in docstring} == set()
 
 
 def test_no_modules_import_each_other() -> None:
     sources = {
-        ".".join(file.relative_to(PACKAGE.parent).with_suffix("").parts): file.read_text()
-        for file in PACKAGE.rglob("*.py")
+        ".".join(file.relative_to(DIRECTORY.parent).with_suffix("").parts): file.read_text()
+        for file in DIRECTORY.rglob("*.py")
         if file.name != "__init__.py"
     }
-    assert cycle(sources) == []
-
-
-def test_the_guards_can_fail() -> None:
-    assert violations("theory", "def f():\n    from tl_distill_floor.measuring.measurement import measure")
-    assert violations("theory", "from tl_distill_floor.storage.atomic import write_atomically")
-    assert violations("theory", "import torch.nn")
-    assert violations("results", "import torch")
-    assert violations("results", "if TYPE_CHECKING:\n    from tl_distill_floor.display.html import to_html")
-    assert violations("measuring", "from tl_distill_floor.predicting import floors")
-    assert violations("distilling", "from tl_distill_floor import probe")
-    assert not violations("cli", "from tl_distill_floor.display.html import to_html")
-    assert not violations("theory", "from tl_distill_floor.errors import InputError")
-    assert cycle({"a.b": "import a.c", "a.c": "def f():\n    from a.b import x"})
-    assert not cycle({"a.b": "import a.c", "a.c": ""})
-
-
-def modules_loaded_by(statement: str) -> set[str]:
-    """Return the modules that a new Python process has loaded after a statement."""
-    code = f"{statement}\nimport sys\nprint(*sorted(sys.modules))"
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    return set(out.stdout.split())
+    assert find_cycle(sources) == []
 
 
 @pytest.mark.parametrize(
-    "statement", [f"import {OURS}", f"import {OURS}.cli.app", f"from {OURS} import floor_from_stats, FloorPrediction"]
+    ("subpackage", "source"),
+    [
+        ("theory", "def f():\n    from tl_distill_floor.measuring.measurement import measure"),
+        ("theory", "from tl_distill_floor.storage.atomic import write_atomically"),
+        ("theory", "import torch.nn"),
+        ("results", "import torch"),
+        ("results", "if TYPE_CHECKING:\n    from tl_distill_floor.display.html import to_html"),
+        ("measuring", "from tl_distill_floor.predicting import floors"),
+        ("distilling", "from tl_distill_floor import probe"),
+    ],
+)
+def test_forbidden_imports_are_detected(subpackage: str, source: str) -> None:
+    assert forbidden_imports(subpackage, source)
+
+
+def test_allowed_imports_are_not_reported() -> None:
+    assert not forbidden_imports("cli", "from tl_distill_floor.display.html import to_html")
+    assert not forbidden_imports("theory", "from tl_distill_floor.errors import InputError")
+
+
+def test_import_cycles_are_detected() -> None:
+    assert find_cycle({"a.b": "import a.c", "a.c": "def f():\n    from a.b import x"})
+    assert not find_cycle({"a.b": "import a.c", "a.c": ""})
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [f"import {PACKAGE}", f"import {PACKAGE}.cli.app", f"from {PACKAGE} import floor_from_stats, FloorPrediction"],
 )
 def test_heavy_libraries_are_loaded_late(statement: str) -> None:
-    assert not modules_loaded_by(statement) & {
-        "torch",
-        "plotly",
-        "transformers",
-        "transformer_lens",
-        "sae_lens",
-        "datasets",
-    }
+    assert not modules_loaded_by(statement) & HEAVY_LIBRARIES
 
 
-def test_every_public_name_is_documented() -> None:
-    assert len(tl_distill_floor.__all__) > 30
+def test_every_public_name_has_a_docstring() -> None:
+    assert len(tl_distill_floor.__all__) > MIN_PUBLIC_NAMES
     for name in tl_distill_floor.__all__:
         assert getattr(tl_distill_floor, name).__doc__, name
+
+
+def test_unknown_public_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="nonsense"):
         tl_distill_floor.nonsense  # noqa: B018

@@ -1,4 +1,4 @@
-"""`python -m tl_distill_floor`, which launchers of several processes want: the same as `tl-floor`."""
+"""Run the command line with `python -m tl_distill_floor`, as launchers of several processes do."""
 
 from tl_distill_floor.cli.app import main
 

@@ -3,7 +3,7 @@
 Nothing is imported from TransformerLens, SAELens or torch, so that importing the package stays fast.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, runtime_checkable
 
@@ -33,15 +33,39 @@ class HookedModel(Protocol):
 
     cfg: Any
     hook_dict: Any
+    tokenizer: Any
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run a forward pass."""
+        ...
+
+    def parameters(self) -> Iterator[Any]:
+        """Yield the weights."""
+        ...
+
+    def named_parameters(self) -> Iterator[tuple[str, Any]]:
+        """Yield the weights with their names."""
+        ...
 
 
 @runtime_checkable
 class LoadedTeacher(Protocol):
     """A `Teacher`, as `load_teacher` returns it."""
 
-    model: Any
-    name: str
-    loading: dict[str, Any]
+    @property
+    def model(self) -> HookedModel:
+        """Model with hook points."""
+        ...
+
+    @property
+    def name(self) -> str:
+        """Name of the model."""
+        ...
+
+    @property
+    def loading(self) -> dict[str, Any]:
+        """Class and options with which the model was loaded."""
+        ...
 
 
 @runtime_checkable
@@ -49,6 +73,9 @@ class SaeModule(Protocol):
     """A SAELens SAE: an encoder, a decoder and a configuration."""
 
     cfg: Any
+    W_dec: Any
+    device: Any
+    dtype: Any
 
     def encode(self, x: Any) -> Any:
         """Return the features' activations [..., feature]."""
@@ -56,6 +83,10 @@ class SaeModule(Protocol):
 
     def decode(self, feature_acts: Any) -> Any:
         """Return the reconstructed activation [..., d_in]."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the weights by name."""
         ...
 
 
@@ -83,10 +114,17 @@ class TokenStore(Protocol):
 
 @runtime_checkable
 class LoadedLabels(Protocol):
-    """LabelledText text, as `load_labels` returns it."""
+    """Labelled text, as `load_labels` returns it."""
 
-    name: str
-    texts: tuple[str, ...]
+    @property
+    def name(self) -> str:
+        """Name of the source."""
+        ...
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """Texts, one for each row."""
+        ...
 
 
 # What the public functions accept. Their loaders check it themselves, with messages that say what to type; so at run

@@ -1,4 +1,4 @@
-"""The command line, in process on a tiny random model."""
+"""Test `tl-floor measure`, `saes` and `train-sae` in this process, on a tiny random teacher."""
 
 import json
 import os
@@ -11,23 +11,38 @@ import pytest
 
 from tests.helpers.cli import refused, run
 
-Given = list[str]
+Command = list[str]
 
 
 @pytest.fixture
-def given(teacher_dir: Path, sae_dir: Path, prose_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Given:
+def command(
+    teacher_dir: Path, sae_dir: Path, prose_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Command:
+    """Return a `measure` command that takes seconds; the working directory is empty."""
     monkeypatch.chdir(tmp_path)
     quick = ("--batch-size", 4, "--steps", 20)
-    return [str(a) for a in ("measure", teacher_dir, "--sae", sae_dir, "--text", prose_file, *quick)]
+    return [str(arg) for arg in ("measure", teacher_dir, "--sae", sae_dir, "--text", prose_file, *quick)]
 
 
-def test_measure_prints_a_table_and_saves(given: Given, tmp_path: Path) -> None:
-    result = run(*given, "--layer", 1)
+def test_measure_prints_a_table_and_saves_the_run(command: Command, tmp_path: Path) -> None:
+    result = run(*command, "--layer", 1)
     assert result.exit_code == 0, result.output
-    for word in ("teacher", "sparsity α", "d*", "theorem", "independent", "simulated", "gain", "Expected is", "nats"):
+    words = (
+        "teacher",
+        "sparsity α",
+        "d*",
+        "theorem",
+        "independent",
+        "simulated",
+        "gain",
+        "The expected floor is",
+        "nats",
+    )
+    for word in words:
         assert word in result.stdout
-    saved = (path.name for path in (tmp_path / "runs" / "tiny-neox-layer1").iterdir())
-    assert sorted(name for name in saved if not name.startswith(".")) == [
+    assert "Saved in runs/tiny-neox-layer1. Next: tl-floor lost runs/tiny-neox-layer1" in result.stdout
+    names = (path.name for path in (tmp_path / "runs" / "tiny-neox-layer1").iterdir())
+    assert sorted(name for name in names if not name.startswith(".")) == [
         "floor.json",
         "simulated.safetensors",
         "stats.safetensors",
@@ -35,97 +50,97 @@ def test_measure_prints_a_table_and_saves(given: Given, tmp_path: Path) -> None:
     ]
 
 
-def test_json_is_one_object_and_nothing_else(given: Given) -> None:
-    result = run(*given, "--json", "--widths", "8,2,4")
-    found = json.loads(result.stdout)
+def test_json_prints_one_object_and_nothing_else(command: Command) -> None:
+    result = run(*command, "--json", "--widths", "8,2,4")
+    printed = json.loads(result.stdout)
     assert result.stderr == ""
-    assert set(found) >= {
+    assert set(printed) >= {
         *("model", "hook", "sae", "n_tokens", "n_features", "alpha", "capacity", "critical_width", "l0", "fvu", "unit"),
         *("widths", "theorem", "independent", "simulated", "expected", "intervals", "warnings"),
     }
-    assert found["widths"] == [2, 4, 8]
-    assert found["simulated"] == found["expected"] != found["independent"]
-    assert len(found["structure_gain"]) == 3
-    assert found["critical_width"] == pytest.approx(found["n_features"] / found["capacity"])
+    assert printed["widths"] == [2, 4, 8]
+    assert printed["simulated"] == printed["expected"] != printed["independent"]
+    assert len(printed["structure_gain"]) == 3
+    assert printed["critical_width"] == pytest.approx(printed["n_features"] / printed["capacity"])
 
 
-def test_without_steps_nothing_is_simulated(given: Given, tmp_path: Path) -> None:
-    found = json.loads(run(*given, "--json", "--steps", 0, "--out", "bare").stdout)
-    assert found["simulated"] is None
-    assert found["expected"] == found["independent"]
+def test_zero_steps_skip_the_simulation(command: Command, tmp_path: Path) -> None:
+    printed = json.loads(run(*command, "--json", "--steps", 0, "--out", "bare").stdout)
+    assert printed["simulated"] is None
+    assert printed["expected"] == printed["independent"]
     assert not (tmp_path / "bare" / "simulated.safetensors").exists()
 
 
-def test_one_seed_one_result(given: Given) -> None:
-    first, second = (json.loads(run(*given, "--json", "--out", out).stdout) for out in ("a", "b"))
+def test_the_same_seed_gives_the_same_result(command: Command) -> None:
+    first, second = (json.loads(run(*command, "--json", "--out", out).stdout) for out in ("a", "b"))
     assert first == second
 
 
 @pytest.mark.parametrize(
-    ("options", "says"),
+    ("options", "message"),
     [
         (["--layer", 9], "reads blocks.1.hook_resid_post, not layer 9"),
         (["--device", "cuda:99"], "torch cannot use device 'cuda:99'"),
         (["--sae", "missing-sae"], "missing-sae"),
         (["--text", "missing.txt"], "no text file at missing.txt"),
-        (["--widths", "a,b"], "whole numbers"),
-        (["--widths", "0"], "whole numbers"),
+        (["--widths", "a,b"], "positive integers"),
+        (["--widths", "0"], "positive integers"),
         (["--context-size", 1000], "sequences of 2 to 64 tokens"),
     ],
 )
-def test_bad_options_are_one_sentence_and_leave_nothing(
-    given: Given, options: list[Any], says: str, tmp_path: Path
+def test_rejects_bad_options_and_leaves_no_file(
+    command: Command, options: list[Any], message: str, tmp_path: Path
 ) -> None:
-    assert says in refused(run(*given, *options))
+    assert message in refused(run(*command, *options))
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_was_measured_outlives_a_prediction_that_fails(given: Given) -> None:
-    assert "fired 1000000 times" in refused(run(*given, "--min-count", 10**6))
-    assert run(*given, "--resume").exit_code == 0
+def test_the_measurement_is_kept_if_the_prediction_fails(command: Command) -> None:
+    assert "fired 1000000 times" in refused(run(*command, "--min-count", 10**6))
+    assert run(*command, "--resume").exit_code == 0
 
 
-def test_an_unknown_model_is_one_sentence(given: Given, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rejects_an_unknown_model(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    given[1] = "nobody/no-such-model"
-    assert "nobody/no-such-model" in refused(run(*given))
+    command[1] = "no-such-owner/no-such-model"
+    assert "no-such-owner/no-such-model" in refused(run(*command))
 
 
-def test_a_short_text_is_one_sentence(given: Given, tmp_path: Path) -> None:
+def test_rejects_a_short_text(command: Command, tmp_path: Path) -> None:
     (tmp_path / "short.txt").write_text("Too short.")
-    assert "too short" in refused(run(*given, "--text", tmp_path / "short.txt"))
+    assert "too short" in refused(run(*command, "--text", tmp_path / "short.txt"))
     (tmp_path / "one.txt").write_text("a")
-    assert "too short" in refused(run(*given, "--text", tmp_path / "one.txt"))
+    assert "too short" in refused(run(*command, "--text", tmp_path / "one.txt"))
     (tmp_path / "empty.txt").write_text("")
-    assert "too short" in refused(run(*given, "--text", tmp_path / "empty.txt"))
+    assert "too short" in refused(run(*command, "--text", tmp_path / "empty.txt"))
 
 
-def test_debug_shows_where(given: Given) -> None:
-    result = run(*given, "--layer", 9, "--debug")
+def test_debug_prints_the_traceback(command: Command) -> None:
+    result = run(*command, "--layer", 9, "--debug")
     assert "Traceback" in result.stderr
     assert result.exit_code == 2
 
 
-def test_a_directory_that_is_a_file_is_one_sentence(given: Given, tmp_path: Path) -> None:
+def test_rejects_a_run_directory_that_cannot_be_written(command: Command, tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("")
-    assert "cannot write" in refused(run(*given, "--out", tmp_path / "taken" / "run"))
-    assert "cannot write" in refused(run(*given, "--out", "/proc/nowhere/run"))
+    assert "cannot write" in refused(run(*command, "--out", tmp_path / "taken" / "run"))
+    assert "cannot write" in refused(run(*command, "--out", "/proc/nowhere/run"))
 
 
-def test_a_full_disk_loses_nothing(given: Given, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert run(*given, "--out", "run").exit_code == 0
+def test_a_full_disk_keeps_the_earlier_run(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run(*command, "--out", "run").exit_code == 0
     before = {p.name: p.read_bytes() for p in (tmp_path / "run").iterdir()}
 
     def full(_fd: int) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    assert "No space left on device" in refused(run(*given, "--out", "run"))
+    assert "No space left on device" in refused(run(*command, "--out", "run"))
     assert {p.name: p.read_bytes() for p in (tmp_path / "run").iterdir()} == before
 
 
-def test_a_killed_run_resumes_to_the_same_bytes(given: Given, tmp_path: Path) -> None:
-    assert run(*given, "--out", "whole").exit_code == 0
+def test_a_killed_run_resumes_to_identical_files(command: Command, tmp_path: Path) -> None:
+    assert run(*command, "--out", "uninterrupted").exit_code == 0
     code = (
         "import os, tl_distill_floor.results.feature_stats as r\n"
         "import tl_distill_floor.measuring.measurement as f\n"
@@ -140,45 +155,46 @@ def test_a_killed_run_resumes_to_the_same_bytes(given: Given, tmp_path: Path) ->
         "from tl_distill_floor.cli.app import main\n"
         "main()\n"
     )
-    killed = subprocess.run([sys.executable, "-c", code, *given, "--out", "killed"], capture_output=True, check=False)
+    killed = subprocess.run([sys.executable, "-c", code, *command, "--out", "killed"], capture_output=True, check=False)
     assert killed.returncode == -9
-    assert "add --resume to go on" in refused(run(*given, "--out", "killed"))
-    assert run(*given, "--out", "killed", "--resume").exit_code == 0
+    assert "add --resume to continue it" in refused(run(*command, "--out", "killed"))
+    assert run(*command, "--out", "killed", "--resume").exit_code == 0
     for name in ("stats.safetensors", "floor.json"):
-        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "uninterrupted" / name).read_bytes()
     assert not (tmp_path / "killed" / "partial.safetensors").exists()
 
 
-def test_interrupting_says_how_to_go_on(given: Given, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_command_says_how_to_continue(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_args: Any, **_options: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("tl_distill_floor.measuring.measurement.block_stats", interrupted)
-    result = run(*given)
+    monkeypatch.setattr("tl_distill_floor.measuring.measurement.sum_block", interrupted)
+    result = run(*command)
     assert result.exit_code == 130
-    assert "--resume" in result.stderr
+    expected = "tl-floor: interrupted; type the same command again with --resume, to continue from the last checkpoint"
+    assert result.stderr.splitlines()[-1] == expected
 
 
-def test_saes_lists_what_is_known() -> None:
+def test_saes_lists_the_known_saes() -> None:
     result = run("saes", "gpt2-small", "--layer", 8, "--json")
     assert "gpt2-small-res-jb:blocks.8.hook_resid_pre" in [entry["spec"] for entry in json.loads(result.stdout)]
     assert "blocks.8.hook_resid_pre" in run("saes", "gpt2-small", "--layer", 8).stdout
-    assert "train-sae" in refused(run("saes", "nobody/no-such-model"))
+    assert "train-sae" in refused(run("saes", "no-such-owner/no-such-model"))
 
 
-def test_an_sae_is_trained_and_measured(given: Given, teacher_dir: Path, prose_file: Path, tmp_path: Path) -> None:
-    """The second road: train where none exists, then measure with what was trained."""
-    made = run(
-        *("train-sae", teacher_dir, "--layer", 1, "--text", prose_file, "--out", "made", "--features", 64, "--k", 8),
+def test_an_sae_is_trained_and_measured(command: Command, teacher_dir: Path, prose_file: Path, tmp_path: Path) -> None:
+    """Train an SAE for a model that has none, and measure with it."""
+    trained = run(
+        *("train-sae", teacher_dir, "--layer", 1, "--text", prose_file, "--out", "new-sae", "--features", 64, "--k", 8),
         *("--tokens", 12_288, "--context-size", 32),
     )
-    assert made.exit_code == 0, made.output
-    assert "tl-floor measure" in made.stdout
-    metadata = json.loads((tmp_path / "made" / "cfg.json").read_text())["metadata"]
+    assert trained.exit_code == 0, trained.output
+    assert "tl-floor measure" in trained.stdout
+    metadata = json.loads((tmp_path / "new-sae" / "cfg.json").read_text())["metadata"]
     assert metadata["hook_name"] == "blocks.1.hook_resid_post"
     assert (metadata["context_size"], metadata["prepend_bos"]) == (32, True)
-    found = json.loads(
-        run("measure", teacher_dir, "--sae", "made", "--text", prose_file, "--json", "--steps", 0).stdout
+    printed = json.loads(
+        run("measure", teacher_dir, "--sae", "new-sae", "--text", prose_file, "--json", "--steps", 0).stdout
     )
-    assert found["hook"] == "blocks.1.hook_resid_post"
-    assert "exists already" in refused(run("train-sae", teacher_dir, "--layer", 1, "--out", "made"))
+    assert printed["hook"] == "blocks.1.hook_resid_post"
+    assert "exists already" in refused(run("train-sae", teacher_dir, "--layer", 1, "--out", "new-sae"))

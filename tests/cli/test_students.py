@@ -1,4 +1,4 @@
-"""`tl-floor distill`, `calibrate` and `plan`, one after the other in process, on a tiny random teacher."""
+"""Test `tl-floor distill`, `calibrate` and `plan` in this process, on a tiny random teacher."""
 
 import json
 from pathlib import Path
@@ -9,14 +9,14 @@ import pytest
 from tests.helpers.cli import refused, run
 from tests.helpers.records import QUICK
 from tl_distill_floor import FloorPrediction, load_teacher, plan
-from tl_distill_floor.distilling.build import parameters_of
+from tl_distill_floor.distilling.build import count_parameters
 from tl_distill_floor.distilling.distill import distill
 from tl_distill_floor.distilling.plan import expected_loss
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.storage.locks import lock_directory
 
 
-def test_one_after_the_other(distilled: Path) -> None:
+def test_calibrates_and_plans_after_distilling(distilled: Path) -> None:
     result = run("calibrate", distilled)
     assert result.exit_code == 0, result.output
     for word in (
@@ -34,23 +34,23 @@ def test_one_after_the_other(distilled: Path) -> None:
     assert set(calibrated["predictors"]) == {"theorem", "independent", "simulated"}
 
     floor = FloorPrediction.load(distilled)
-    asked = expected_loss(floor, 24).high
-    chosen = json.loads(run("plan", distilled, "--max-loss", asked, "--json").stdout)
+    max_loss = expected_loss(floor, 24).high
+    chosen = json.loads(run("plan", distilled, "--max-loss", max_loss, "--json").stdout)
     assert chosen["calibrated"] is True
-    assert chosen["bound"] <= asked
+    assert chosen["bound"] <= max_loss
     teacher = load_teacher(str(floor.stats.model_name)).model
-    assert chosen["n_parameters"] == parameters_of(teacher, chosen["width"])
+    assert chosen["n_parameters"] == count_parameters(teacher, chosen["width"])
     assert chosen["megabytes"] == pytest.approx(chosen["n_parameters"] * 2e-6)
-    shown = run("plan", distilled, "--max-width", 16)
-    assert shown.exit_code == 0, shown.output
+    planned = run("plan", distilled, "--max-width", 16)
+    assert planned.exit_code == 0, planned.output
     for word in ("Train a student of width 16", "90 % confidence", "parameters", "assumed", "tl-floor distill"):
-        assert word in shown.stdout
+        assert word in planned.stdout
 
 
-def test_where_stderr_is_a_file_progress_is_lines(
+def test_progress_is_log_lines_if_stderr_is_a_file(
     measured: tuple[Path, Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tl_distill_floor.cli.measuring.SECONDS_A_LINE", 0.0)
+    monkeypatch.setattr("tl_distill_floor.cli.progress.SECONDS_PER_LINE", 0.0)
     _, teacher, text = measured
     result = run("distill", teacher, "--text", text, "--widths", "8", "--out", tmp_path, *QUICK)
     first = result.stderr.splitlines()[0]
@@ -58,110 +58,110 @@ def test_where_stderr_is_a_file_progress_is_lines(
     assert "tokens/s" in first
 
 
-def test_json_is_nothing_else(measured: tuple[Path, Path, Path], tmp_path: Path) -> None:
+def test_json_prints_one_array_and_nothing_else(measured: tuple[Path, Path, Path], tmp_path: Path) -> None:
     _, teacher, text = measured
     result = run("distill", teacher, "--text", text, "--widths", "8", "--out", tmp_path, "--json", *QUICK)
     assert result.stderr == ""
-    (found,) = json.loads(result.stdout)
-    assert (found["width"], found["teacher"], len(found["tokens"])) == (8, str(teacher), len(found["losses"]))
+    (student,) = json.loads(result.stdout)
+    assert (student["width"], student["teacher"], len(student["tokens"])) == (8, str(teacher), len(student["losses"]))
     assert (tmp_path / "students" / "width8" / "config.json").exists()
     (again,) = json.loads(
         run("distill", teacher, "--text", text, "--widths", "8", "--out", tmp_path / "b", "--json", *QUICK).stdout
     )
-    assert found["losses"] == again["losses"]
+    assert student["losses"] == again["losses"]
 
 
-@pytest.mark.parametrize("what", ["kept", "activation"])
-def test_hook_points_are_matched(measured: tuple[Path, Path, Path], sae_dir: Path, tmp_path: Path, what: str) -> None:
+@pytest.mark.parametrize("match", ["kept", "activation"])
+def test_matches_hook_points(measured: tuple[Path, Path, Path], sae_dir: Path, tmp_path: Path, match: str) -> None:
     directory, teacher, text = measured
     for file in directory.glob("*.*"):
         (tmp_path / file.name).write_bytes(file.read_bytes())
-    options = ("--text", text, "--widths", "16", "--out", tmp_path, "--match", what, "--sae", sae_dir, "--json")
+    options = ("--text", text, "--widths", "16", "--out", tmp_path, "--match", match, "--sae", sae_dir, "--json")
     result = run("distill", teacher, *options, *QUICK)
     assert result.exit_code == 0, result.output
-    (found,) = json.loads(result.stdout)
-    assert found["settings"]["match"]["teacher_hook"] == "blocks.1.hook_resid_post"
-    assert found["settings"]["match"]["layer"] == 1
-    assert found["settings"]["kept_part"] is (what == "kept")
+    (student,) = json.loads(result.stdout)
+    assert student["settings"]["match"]["teacher_hook"] == "blocks.1.hook_resid_post"
+    assert student["settings"]["match"]["layer"] == 1
+    assert student["settings"]["kept_part"] is (match == "kept")
 
 
 @pytest.mark.parametrize(
-    ("options", "says"),
+    ("options", "message"),
     [
-        (("--widths", "25"), "a student is 1 to 24 dimensions wide, as its teacher is; got 25"),
-        (("--widths", "7"), "no head near the teacher's 8 dimensions fits a student of width 7; try 8"),
-        (("--widths", "8", "--batch-size", "1000"), "a batch is 1000; give more text, or a smaller --batch-size"),
-        (("--widths", "8", "--match-weight", "2"), "say how hook points are matched; add --match"),
+        (("--widths", "25"), "a student's width must be from 1 to its teacher's 24, got 25"),
+        (("--widths", "7"), "no head size near the teacher's 8 fits a student of width 7; try width 8"),
+        (("--widths", "8", "--batch-size", "1000"), "a batch of 1000; give more text, or a smaller --batch-size"),
+        (("--widths", "8", "--match-weight", "2"), "--match-layer, --match-weight and --sae need --match"),
         (("--widths", "8", "--match", "kept"), "run tl-floor measure with --out"),
         (("--widths", "8", "--match", "activation", "--match-layer", "5"), "layers 0 to 2, got layer 5"),
-        (("--widths", "8", "--lr", "0"), "the learning rate and the clipping must be above 0"),
+        (("--widths", "8", "--lr", "0"), "the learning rate and clip must be above 0"),
         (("--widths", "8", "--heldout", "missing.txt"), "no text file at missing.txt"),
-        (("--widths", "8", "--depth", "9"), "a student has 1 to 3 layers, as its teacher has; got 9"),
+        (("--widths", "8", "--depth", "9"), "a student's depth must be from 1 to its teacher's 3 layers, got 9"),
         (("--widths", "8", "--temperature", "-1"), "the temperature must be above 0"),
     ],
 )
-def test_bad_input_of_distill(
-    measured: tuple[Path, Path, Path], tmp_path: Path, options: tuple[Any, ...], says: str
+def test_distill_rejects_bad_input(
+    measured: tuple[Path, Path, Path], tmp_path: Path, options: tuple[Any, ...], message: str
 ) -> None:
     _, teacher, text = measured
-    assert says in refused(run("distill", teacher, "--text", text, "--out", tmp_path / "run", *QUICK, *options))
+    assert message in refused(run("distill", teacher, "--text", text, "--out", tmp_path / "run", *QUICK, *options))
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
-def test_bad_input_of_calibrate_and_plan(measured: tuple[Path, Path, Path], tmp_path: Path) -> None:
+def test_calibrate_and_plan_reject_bad_input(measured: tuple[Path, Path, Path], tmp_path: Path) -> None:
     directory, *_ = measured
     for file in directory.glob("*.*"):
         (tmp_path / file.name).write_bytes(file.read_bytes())
     (tmp_path / "calibration.json").unlink(missing_ok=True)
-    assert "holds no students; run tl-floor distill with --out" in refused(run("calibrate", tmp_path))
-    assert "run tl-floor measure" in refused(run("calibrate", tmp_path / "nowhere"))
+    assert "holds no students; distil some with tl-floor distill --out" in refused(run("calibrate", tmp_path))
+    assert "make one with tl-floor measure" in refused(run("calibrate", tmp_path / "nowhere"))
     assert "one of --max-loss, --max-width, --max-params" in refused(run("plan", tmp_path))
     assert "the loss must be above 0" in refused(run("plan", tmp_path, "--max-loss", "-1"))
     assert "stays below 1e-09 with 90 % confidence" in refused(run("plan", tmp_path, "--max-loss", "1e-9"))
     assert "as small as that" in refused(run("plan", tmp_path, "--max-params", "10"))
 
 
-def test_a_plan_that_no_student_stands_behind_says_so(measured: tuple[Path, Path, Path], tmp_path: Path) -> None:
+def test_a_plan_without_calibration_says_so(measured: tuple[Path, Path, Path], tmp_path: Path) -> None:
     directory, teacher, _ = measured
     for file in directory.glob("*.*"):
         (tmp_path / file.name).write_bytes(file.read_bytes())
     (tmp_path / "calibration.json").unlink(missing_ok=True)
     floor, model = FloorPrediction.load(tmp_path), load_teacher(str(teacher)).model
-    chosen = plan(floor, model, max_params=parameters_of(model, 16), depth=2)
+    chosen = plan(floor, model, max_params=count_parameters(model, 16), depth=2)
     assert (chosen.calibrated, chosen.depth, chosen.unit) == (False, 2, "nats")
     assert chosen.loss == pytest.approx(floor.floor_at(chosen.width))
     assert any("no student" in sentence for sentence in chosen.known)
     assert any("fewer layers" in sentence for sentence in chosen.assumed)
-    # The narrowest: no fitting width below it is bound below the loss that it is bound below.
-    asked = expected_loss(floor, 12).high
-    narrowest = plan(floor, model, max_loss=asked)
+    # The 90 % bounds of all narrower students of the family are above the loss that was asked for.
+    max_loss = expected_loss(floor, 12).high
+    narrowest = plan(floor, model, max_loss=max_loss)
     assert narrowest.bound is not None
-    assert narrowest.bound <= asked
+    assert narrowest.bound <= max_loss
     bounds = {w: expected_loss(floor, w).high for w in range(4, narrowest.width) if w % 4 == 0}
-    assert all(bound > asked for width, bound in bounds.items() if width != narrowest.width)
-    # Half as wide is cheaper to run, and holds no more features.
+    assert all(bound > max_loss for width, bound in bounds.items() if width != narrowest.width)
+    # A narrower student keeps no more features.
     narrow = plan(floor, model, max_width=8)
     assert narrow.kept <= chosen.kept
-    with pytest.raises(InputError, match="a student has 1 to 3 layers"):
+    with pytest.raises(InputError, match="a student's depth must be from 1 to its teacher's 3 layers"):
         plan(floor, model, max_width=8, depth=7)
 
 
-def test_two_commands_in_one_directory_are_kept_apart(measured: tuple[Path, Path, Path], tmp_path: Path) -> None:
+def test_a_directory_is_used_by_one_command_at_a_time(measured: tuple[Path, Path, Path], tmp_path: Path) -> None:
     directory, teacher, text = measured
     for file in directory.glob("*.*"):
         (tmp_path / file.name).write_bytes(file.read_bytes())
     before = sorted(tmp_path.iterdir())
-    says = f"another command is at work in {tmp_path}; wait until it ends, or "
+    message = f"another command is at work in {tmp_path}; wait until it ends, or "
     with lock_directory(tmp_path):
-        assert says in refused(run("measure", teacher, "--sae", "missing", "--text", text, "--out", tmp_path))
-        assert says in refused(run("distill", teacher, "--text", text, "--widths", "8", "--out", tmp_path, *QUICK))
+        assert message in refused(run("measure", teacher, "--sae", "missing", "--text", text, "--out", tmp_path))
+        assert message in refused(run("distill", teacher, "--text", text, "--widths", "8", "--out", tmp_path, *QUICK))
         for command in ("probe", "calibrate", "report"):
-            assert says in refused(run(command, tmp_path))
-        assert says in refused(run("toy", "--paper", "--out", tmp_path / "toy.json"))
+            assert message in refused(run(command, tmp_path))
+        assert message in refused(run("toy", "--paper", "--out", tmp_path / "toy.json"))
     sae, students = tmp_path / "sae", tmp_path / "students"
-    with lock_directory(tmp_path / ".sae.tl-floor"):  # as one that trains it
-        says = f"another command is at work in {sae}; wait until it ends"
-        assert says in refused(run("train-sae", teacher, "--layer", 1, "--text", text, "--out", sae))
+    with lock_directory(tmp_path / ".sae.tl-floor"):  # the lock of a training
+        message = f"another command is at work in {sae}; wait until it ends"
+        assert message in refused(run("train-sae", teacher, "--layer", 1, "--text", text, "--out", sae))
     with lock_directory(students), pytest.raises(InputError, match=r"another command is at work in .*students; wait"):
         distill(str(teacher), 8, out=tmp_path)
     assert sorted(tmp_path.iterdir()) == before

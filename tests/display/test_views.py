@@ -1,59 +1,184 @@
-"""What a person or a program is shown: the table, the notebook, the figure, the JSON."""
+"""Tables, notebook output and JSON of every record."""
 
+import dataclasses
+import io
 import json
 
 import numpy as np
+import plotly.graph_objects as go
 import pytest
+from rich.console import Console, Group
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
 
 from tests.helpers.records import stats_of
-from tl_distill_floor import floor_from_stats
-from tl_distill_floor.display.as_json import floor_json
-from tl_distill_floor.display.figures import capacity_figure, predicted_against_reached_figure, toy_floor_figure
+from tl_distill_floor import (
+    Calibration,
+    FeatureStats,
+    FloorPrediction,
+    Plan,
+    Probes,
+    StudentResult,
+    floor_from_stats,
+    toy,
+)
+from tl_distill_floor.display.as_json import comparison_json, floor_json
+from tl_distill_floor.display.html import to_html
+from tl_distill_floor.display.views import FIGURES, TABLES, figure_of, table_of
+from tl_distill_floor.predicting.lost_features import lost_features, one_feature
+from tl_distill_floor.results.displayable import Displayable
+from tl_distill_floor.results.simulation import Simulation
+from tl_distill_floor.results.tail_loss import TailLoss
+from tl_distill_floor.theory.regression import fit_line
 
 COST = np.array([5.0, 1.0, 9.0, 4.0, 2.0, 8.0, 7.0, 6.0])
 
 
-def test_a_notebook_shows_the_table() -> None:
-    html = floor_from_stats(stats_of(COST, rate=0.05), [1, 2])._repr_html_()
-    for shown in ("<table>", "<meter", "8 alive features", "0.95000", "6.68 features per dimension", "independent"):
-        assert shown in html
-    assert "<script" not in html
+@pytest.fixture(scope="module")
+def floor() -> FloorPrediction:
+    """Return a prediction for eight features."""
+    return floor_from_stats(stats_of(COST, rate=0.05), [1, 2])
 
 
-def test_the_figure_shows_floor_interval_and_critical_width() -> None:
-    floor = floor_from_stats(stats_of(COST, rate=0.05), [1, 2])
-    figure = floor.plot()
-    assert [trace.name for trace in figure.data] == ["95 % interval", "theorem", "independent (expected)"]
-    assert list(figure.data[1].y) == floor.theorem.tolist()
-    assert "d* = 1" in figure.layout.annotations[0].text
-    assert figure.layout.yaxis.title.text.startswith("squared error per token")
+def student() -> StudentResult:
+    """Return a student with a learning curve."""
+    curve = ((1000, 2000), (0.5, 0.3))
+    return StudentResult("width8", "made", 8, 2, 100, *curve, 0.1, (0.05, 0.2), "under-trained", 10)
 
 
-def test_json_holds_only_json() -> None:
+def simulation() -> Simulation:
+    """Return the simulated floors of two widths with two seeds."""
+    floors = np.array([[3.0, 3.2], [1.0, 1.1]])
+    return Simulation(
+        widths=np.array([1, 2]),
+        floor=floors,
+        reached=floors * 1.1,
+        standard_error=np.array([0.1, 0.05]),
+        lost_cost=np.full((2, 8), 0.3),
+        on_training_text=floors * 0.9,
+        held_out_sequences=9.5,
+        steps=20,
+    )
+
+
+def tail_loss() -> TailLoss:
+    """Return the tail loss at two ranks, on two sequences."""
+    losses = np.array([[30.0, 50.0], [10.0, 20.0]])
+    return TailLoss(np.array([0, 4]), np.array([0.5, 0.2]), losses, np.array([40, 60]), np.array([0, 1]))
+
+
+def calibration() -> Calibration:
+    """Return a calibration with one predictor."""
+    losses = (1.0, 0.7, 0.4, 0.25)
+    fit = fit_line(np.array([3.0, 2.0, 1.0, 0.5]), np.array(losses))
+    return Calibration(
+        "made", "", "nats", (1, 2, 4, 8), losses, ("given",) * 4, "simulated", {"simulated": fit}, {"1/width": 0.1}, 0.1
+    )
+
+
+def plan() -> Plan:
+    """Return a plan without a calibration."""
+    return Plan("made", 8, 2, 2, "nats", 0.3, None, False, 100, 400, 2.5, 8, 6, ("measured",), ("guessed",))
+
+
+def test_every_record_has_a_table_and_a_figure(floor: FloorPrediction, probes: Probes) -> None:
+    records = [
+        (floor, "Loss floor"),
+        (floor.stats, "8 of them fired"),
+        (simulation(), "Bottleneck students"),
+        (tail_loss(), "Tail loss"),
+        (calibration(), "calibrated"),
+        (student(), "under-trained"),
+        (plan(), "Train a student of width 8"),
+        (probes, "Share of the teacher"),
+        (probes.results[0], "AUROC"),
+        (probes.features[0], "Decoding 2 features"),
+        (lost_features(floor, 1, 3), "alive features"),
+        (one_feature(floor, 2, None), "8 alive features by cost"),
+        (toy.train(4, 0.9, [1, 2], n_seeds=2, steps=20, n_fresh=100), "floors (weighted MSE)"),
+    ]
+    assert {type(record).__name__ for record, _ in records} == set(TABLES) == set(FIGURES)
+    for record, expected in records:
+        assert isinstance(record, Displayable)
+        html = record._repr_html_()
+        assert expected in html, record
+        assert "<table>" in html
+        assert "<script" not in html
+        figure = record.plot()
+        assert isinstance(figure, go.Figure)
+        assert len(figure.data) > 0
+        assert figure.layout.title.text
+        console = Console(width=100, file=io.StringIO())
+        console.print(table_of(record))
+        assert console.file.getvalue()
+
+
+def test_rejects_objects_that_are_not_records() -> None:
+    with pytest.raises(TypeError, match="a record of type int has no table"):
+        table_of(3)
+    with pytest.raises(TypeError, match="a record of type int has no figure"):
+        figure_of(3)
+
+
+def test_notebook_shows_the_prediction_as_a_table(floor: FloorPrediction) -> None:
+    html = floor._repr_html_()
+    assert html.startswith('<div class="scroll"')
+    for expected in ("<table>", "<meter", "8 alive features", "0.95000", "6.68 features per dimension", "independent"):
+        assert expected in html
+
+
+def test_one_feature_figure_shows_capacity_and_loss(floor: FloorPrediction) -> None:
+    feature = one_feature(floor, 2, None)
+    capacity, lost = feature.plot().data
+    assert (list(capacity.x), list(capacity.y)) == ([1, 2], [at.capacity for at in feature.at])
+    assert list(lost.y) == [at.lost_share for at in feature.at]
+
+
+def test_tail_loss_figure_shows_measured_losses() -> None:
+    measured, summed = tail_loss().plot().data
+    assert (list(measured.x), list(measured.y)) == ([0, 4], [0.8, 0.3])  # 80 / 100 and 30 / 100 nats per token
+    assert list(summed.y) == [0.5, 0.2]
+
+
+def test_floor_json_is_valid_json() -> None:
     one_block = (np.array([1000]), np.full((1, 8), 50), COST[None] * 1000)
-    text = json.dumps(floor_json(floor_from_stats(stats_of(None, blocks=one_block))), allow_nan=False)
-    found = json.loads(text)
-    assert found["intervals"]["critical_width"] == [None, None]
-    assert found["growth"] == {"tokens": [1000], "n_features": [8]}
-    assert found["simulated"] is None
-    assert found["expected"] == found["independent"]
+    floor = floor_from_stats(stats_of(None, blocks=one_block))
+    text = json.dumps(floor_json(floor), allow_nan=False)
+    loaded = json.loads(text)
+    assert loaded["intervals"]["critical_width"] == [None, None]
+    assert loaded["growth"] == {"tokens": [1000], "n_features": [8]}
+    assert loaded["simulated"] is None
+    assert loaded["expected"] == loaded["independent"]
 
 
-def test_figures_of_toy_models_show_what_was_reached_beside_every_prediction() -> None:
-    result = {
-        "n_features": 4, "alpha": 0.9, "widths": [1, 2], "reached": [0.4, 0.1], "standard_error": [0.01, 0.02],
-        "predicted": {"theorem": [0.3, 0.0], "independent": [0.41, 0.11]}, "teacher_width": 3,
-    }  # fmt: skip
-    against_width = toy_floor_figure(result)
-    assert [trace.name for trace in against_width.data] == ["theorem", "independent", "reached"]
-    assert "distilled from width 3" in against_width.layout.title.text
-    assert against_width.data[-1].error_y.array == pytest.approx([0.0196, 0.0392])
-    scatter = predicted_against_reached_figure([result, result])
-    assert list(scatter.data[0].y) == [0.3, 0.3]  # a logarithm has no place for the zeros
-    assert list(scatter.data[1].x) == [0.4, 0.1, 0.4, 0.1]
+def test_comparison_json_names_the_largest_floor(floor: FloorPrediction) -> None:
+    larger = floor_from_stats(stats_of(2 * COST, rate=0.05), [1, 2])
+    loaded = json.loads(json.dumps(comparison_json([floor, larger]), allow_nan=False))
+    assert loaded["largest"] == [1, 1]
+    assert [each["expected"] for each in loaded["predictions"]] == [floor.expected.tolist(), larger.expected.tolist()]
 
 
-def test_the_capacity_figure_has_two_axes() -> None:
-    figure = capacity_figure([0.9, 0.99], [4.34, 21.7], [9.2, 1.84], 40)
-    assert [trace.yaxis for trace in figure.data] == [None, "y2"]
-    assert list(figure.data[1].y) == [9.2, 1.84]
+def test_tables_and_text_become_html() -> None:
+    table = Table(title="<i>")
+    table.add_column("a & b")
+    table.add_column("", justify="right")
+    table.add_row("<b>", Text("\x1b[0m"))
+    html = to_html(Group(table, Text("! be <careful>"), Text(), "plain"))
+    assert "<caption>&lt;i&gt;</caption>" in html
+    assert '<th scope="col">a &amp; b</th><td class="number"></td>' in html
+    assert '<th scope="row">&lt;b&gt;</th><td class="number">�[0m</td>' in html
+    assert '<p class="warning">! be &lt;careful&gt;</p>' in html
+    assert html.endswith("<p>plain</p>")
+    with pytest.raises(TypeError, match="Panel cannot be converted to HTML"):
+        to_html(Panel("a"))
+
+
+def test_names_are_not_read_as_markup(floor: FloorPrediction) -> None:
+    stats: FeatureStats = dataclasses.replace(floor.stats, model_name="a[/b]", sae_name="c[bold]")
+    console = Console(width=100, file=io.StringIO())
+    for record in (stats, floor_from_stats(stats, [1, 2]), dataclasses.replace(plan(), teacher="a[/b]")):
+        console.print(table_of(record))
+    printed = console.file.getvalue()
+    assert printed.count("a[/b]") == 4  # the plan names its teacher twice
+    assert printed.count("c[bold]") == 2

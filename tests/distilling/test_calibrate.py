@@ -1,4 +1,4 @@
-"""Students against predictions: lines by hand, null models, and what is refused."""
+"""Tests of the fits of predictions to students, of the null models, and of the input that is rejected."""
 
 import dataclasses
 from pathlib import Path
@@ -21,35 +21,37 @@ from tl_distill_floor.theory.regression import fit_line, leave_one_out_error
 
 @pytest.fixture(scope="module")
 def floor() -> FloorPrediction:
+    """Predict floors for synthetic features whose costs fall as 1/rank."""
     return floor_from_stats(stats_of(1.0 / np.arange(1, 65), d_model=16), widths=[2, 4, 8, 16])
 
 
 def student(width: int, loss: float, **fields: Any) -> StudentResult:
-    known: dict[str, Any] = {
+    """Return a saturated student with a loss, and with other fields as given."""
+    defaults: dict[str, Any] = {
         "name": f"width{width}", "teacher": "made", "width": width, "depth": 2, "n_parameters": 1000 * width,
         "tokens": (10,), "losses": (loss + 0.1,), "floor": loss, "interval": (loss, loss), "status": "saturated",
         "heldout_tokens": 5,
     }  # fmt: skip
-    return StudentResult(**(known | fields))
+    return StudentResult(**(defaults | fields))
 
 
-def test_a_line_by_hand() -> None:
+def test_linear_fit_matches_hand_computed_values() -> None:
     """Points (0, 1), (1, 3), (2, 4): slope 3/2, offset 7/6; residuals -1/6, 1/3, -1/6; R² = 1 - (1/6) / (14/3)."""
     fit = fit_line(np.array([0.0, 1.0, 2.0]), np.array([1.0, 3.0, 4.0]))
     assert (fit.slope, fit.baseline, fit.r2) == pytest.approx((1.5, 7 / 6, 1 - (1 / 6) / (14 / 3)))
-    # One degree of freedom: t = 12.706; s = √(1/6); the slope's error s / √2.
+    # One degree of freedom: t = 12.706; s = √(1/6); standard error of the slope s / √2.
     assert fit.slope_interval[1] - 1.5 == pytest.approx(12.706 * np.sqrt(1 / 6) / np.sqrt(2), rel=1e-3)
-    # Each from the line through the other two: 2 for 1, 2.5 for 3, 5 for 4; the mean loss is 8/3.
+    # The fits to the other two points predict 2 for 1, 2.5 for 3, and 5 for 4; the mean loss is 8/3.
     assert fit.loo_error == pytest.approx((1 + 0.5 + 1) / 3 / (8 / 3))
     at = fit.at(1.0)
     assert at.value == pytest.approx(8 / 3)
     assert at.high - at.value == pytest.approx(12.706 * np.sqrt(1 / 6) * np.sqrt(1 + 1 / 3), rel=1e-3)
-    # A two-sided interval of 80 % ends at the one-sided bound of 90 %: t = 3.0777.
+    # The upper end of a two-sided 80 % interval is the one-sided bound of 90 %: t = 3.0777.
     assert fit.at(1.0, 0.8).high - at.value == pytest.approx(3.0777 * np.sqrt(1 / 6) * np.sqrt(1 + 1 / 3), rel=1e-3)
 
 
 @given(st.floats(0.1, 10), st.floats(0, 5), st.integers(3, 8))
-def test_a_line_through_points_on_it_has_no_error(slope: float, baseline: float, n: int) -> None:
+def test_fit_of_exactly_linear_points_has_no_error(slope: float, baseline: float, n: int) -> None:
     x = np.arange(1.0, n + 1)
     fit = fit_line(x, slope * x + baseline)
     assert (fit.slope, fit.baseline) == pytest.approx((slope, baseline), abs=1e-6)
@@ -57,32 +59,33 @@ def test_a_line_through_points_on_it_has_no_error(slope: float, baseline: float,
     assert leave_one_out_error(x, slope * x + baseline) < 1e-6
 
 
-def test_the_true_predictor_is_chosen_and_its_constants_found(floor: FloorPrediction) -> None:
+def test_chooses_the_predictor_that_generated_the_losses(floor: FloorPrediction) -> None:
     students = [student(w, 2.0 * floor.predicted("theorem", w) + 0.5) for w in (2, 3, 4, 6, 8)]
-    found = calibrate(floor, students)
-    assert (found.predictor, found.slope, found.baseline) == ("theorem", pytest.approx(2.0), pytest.approx(0.5))
-    assert set(found.predictors) == {"theorem", "independent"}
-    assert set(found.nulls) == {"1/width", "log size", "power law"}
-    assert found.loo_error < 1e-6 < min(found.nulls.values())
+    calibration = calibrate(floor, students)
+    assert calibration.predictor == "theorem"
+    assert (calibration.slope, calibration.baseline) == pytest.approx((2.0, 0.5))
+    assert set(calibration.predictors) == {"theorem", "independent"}
+    assert set(calibration.nulls) == {"1/width", "log size", "power law"}
+    assert calibration.loo_error < 1e-6 < min(calibration.nulls.values())
     at_teacher = 2.0 * floor.predicted("theorem", floor.stats.d_model) + 0.5
-    assert found.at_teacher_width == pytest.approx(at_teacher)
+    assert calibration.at_teacher_width == pytest.approx(at_teacher)
 
 
-def test_losses_that_follow_the_width_alone_are_the_null_models(floor: FloorPrediction) -> None:
-    found = calibrate(floor, {width: 3.0 / width + 0.1 for width in (2, 3, 4, 6, 8)})
-    assert found.nulls["1/width"] < 1e-9 < found.loo_error
-    assert found.nulls["power law"] < 1e-3
-    assert found.statuses == ("given",) * 5
+def test_null_models_fit_losses_that_depend_only_on_the_width(floor: FloorPrediction) -> None:
+    calibration = calibrate(floor, {width: 3.0 / width + 0.1 for width in (2, 3, 4, 6, 8)})
+    assert calibration.nulls["1/width"] < 1e-9 < calibration.loo_error
+    assert calibration.nulls["power law"] < 1e-3
+    assert calibration.statuses == ("given",) * 5
 
 
-def test_predictions_at_the_widths_asked_for_are_the_curves(floor: FloorPrediction) -> None:
+def test_predictions_at_the_widths_of_a_floor_equal_its_curves(floor: FloorPrediction) -> None:
     for name in ("theorem", "independent"):
         assert [floor.predicted(name, int(w)) for w in floor.widths] == pytest.approx(getattr(floor, name).tolist())
-    with pytest.raises(InputError, match="no prediction 'simulated' here"):
+    with pytest.raises(InputError, match="no simulated floors"):
         floor.predicted("simulated", 4)
 
 
-def test_what_was_calibrated_lies_beside_the_floor(floor: FloorPrediction, tmp_path: Path) -> None:
+def test_calibration_is_loaded_with_its_floor(floor: FloorPrediction, tmp_path: Path) -> None:
     assert floor.calibrated is None
     with pytest.raises(InputError, match="run tl-floor distill and calibrate"):
         floor.calibrated_at(4)
@@ -94,13 +97,13 @@ def test_what_was_calibrated_lies_beside_the_floor(floor: FloorPrediction, tmp_p
     assert loaded.calibrated == pytest.approx(1.5 * floor.independent + 0.2)
     low, high = loaded.calibrated_at(4)[1:]
     assert low <= loaded.calibrated_at(4).value <= high
-    # Measured anew: the old calibration is of other statistics.
+    # The calibration is not used after a second measurement, which has other statistics.
     floor_from_stats(stats_of(2.0 / np.arange(1, 65), d_model=16), widths=[2, 4]).save(tmp_path)
     assert FloorPrediction.load(tmp_path).calibration is None
 
 
-def test_a_calibration_of_another_simulation_is_not_taken(floor: FloorPrediction, tmp_path: Path) -> None:
-    """The same statistics, predicted anew with another definition of alive."""
+def test_ignores_a_calibration_of_another_prediction(floor: FloorPrediction, tmp_path: Path) -> None:
+    """The second prediction has the same statistics and another threshold of alive features."""
     stats = stats_of(1.0 / np.arange(1, 65), d_model=16)
     rare = dataclasses.replace(stats, firing_count=np.where(np.arange(64) < 8, 1, stats.firing_count))
     blocks = dataclasses.replace(rare.blocks, firing_count=np.stack([rare.firing_count // 2, rare.firing_count - rare.firing_count // 2]))  # fmt: skip  # noqa: E501
@@ -113,16 +116,16 @@ def test_a_calibration_of_another_simulation_is_not_taken(floor: FloorPrediction
     assert FloorPrediction.load(tmp_path).calibration is None
 
 
-def test_several_students_of_a_width_are_left_out_together(floor: FloorPrediction) -> None:
-    """Two of width 2 that agree with each other alone: neither vouches for the other."""
+def test_leaves_out_all_students_of_a_width_together(floor: FloorPrediction) -> None:
+    """Two students of width 2 agree only with each other, and must not predict one another."""
     loss = {2: 9.0, 4: 1.5, 8: 1.0}
     one = calibrate(floor, [student(w, loss[w]) for w in (2, 4, 8)])
     both = calibrate(floor, [*(student(w, loss[w]) for w in (2, 4, 8)), student(2, 9.0, name="again")])
-    of_two = leave_one_out_error(np.array([3.0, 3.0, 2.0, 1.0]), np.array([9.0, 9.0, 1.5, 1.0]), [2, 2, 4, 8])
-    # Width 2 from the line through (2, 1.5), (1, 1): 2, which is 7 off, for both of its students; the others are
-    # predicted 5 for 1.5 and -6 for 1. The mean loss is 20.5 / 4.
-    assert of_two == pytest.approx((2 * 7.0 + 3.5 + 7.0) / 4 / (20.5 / 4))
-    # A student that loses next to nothing does not decide it alone.
+    error = leave_one_out_error(np.array([3.0, 3.0, 2.0, 1.0]), np.array([9.0, 9.0, 1.5, 1.0]), [2, 2, 4, 8])
+    # The fit through (2, 1.5) and (1, 1) predicts 2 for both students of width 2, an error of 7. The other two are
+    # predicted 5 for 1.5, and -6 for 1. The mean loss is 20.5 / 4.
+    assert error == pytest.approx((2 * 7.0 + 3.5 + 7.0) / 4 / (20.5 / 4))
+    # A student with almost no loss does not dominate the error.
     assert leave_one_out_error(np.array([3.0, 2.0, 1.0]), np.array([3.0, 2.0, 0.1])) == pytest.approx(
         (abs(3.9 - 3.0) + abs(1.55 - 2.0) + abs(1.0 - 0.1)) / 3 / (5.1 / 3)
     )
@@ -130,29 +133,29 @@ def test_several_students_of_a_width_are_left_out_together(floor: FloorPredictio
     assert one.widths == (2, 4, 8)
 
 
-def test_students_that_are_not_fit_to_calibrate_on(floor: FloorPrediction) -> None:
+def test_warns_of_or_rejects_students_without_a_usable_floor(floor: FloorPrediction) -> None:
     three = [student(w, 1.0 / w) for w in (2, 4, 8)]
     assert calibrate(floor, three).warnings == ()
     short = dataclasses.replace(three[0], status="under-trained")
     assert calibrate(floor, [short, *three[1:]]).warnings == (
-        "not saturated, so that their floors are extrapolated or not known: width2",
+        "not saturated, so their floors are extrapolated or not known: width2",
     )
-    lost = student(6, 9.0, status="diverged")
-    found = calibrate(floor, [*three, lost])
-    assert (found.widths, found.warnings) == ((2, 4, 8), ("left out, since they diverged: width6",))
+    diverged = student(6, 9.0, status="diverged")
+    calibration = calibrate(floor, [*three, diverged])
+    assert (calibration.widths, calibration.warnings) == ((2, 4, 8), ("left out because they diverged: width6",))
     straight = student(6, 0.0)
     assert "do not bend yet: width6; train longer" in calibrate(floor, [*three, straight]).warnings[0]
     with pytest.raises(
-        InputError, match=r"at least 3 widths, got 2 \(left out, since they diverged: width6\); distil more"
+        InputError, match=r"at least 3 widths, got 2 \(left out because they diverged: width6\); distil more"
     ):
-        calibrate(floor, [*three[:2], lost])
-    with pytest.raises(InputError, match="the students are of another, the floor is of made"):
+        calibrate(floor, [*three[:2], diverged])
+    with pytest.raises(InputError, match="the students' teacher is another, the prediction is for made"):
         calibrate(floor, [*three, student(6, 1.0, teacher="another")])
     with pytest.raises(InputError, match="must be a number above 0"):
         calibrate(floor, {2: 1.0, 4: float("nan"), 8: 0.1})
 
 
-def test_damaged_results_are_one_sentence(tmp_path: Path) -> None:
+def test_rejects_damaged_results(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"not a valid calibration file .* run tl-floor calibrate"):
         Calibration.load(tmp_path)
     (tmp_path / "student.json").write_text('{"format": "tl-distill-floor/student", "version": 1, "name": 3}')

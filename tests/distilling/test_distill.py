@@ -1,4 +1,4 @@
-"""Distillation: the same losses however a batch is cut, killed or spread; students that plain transformers loads."""
+"""Tests of the training of students: equal results with parts, processes and interruptions, and saved checkpoints."""
 
 import dataclasses
 import os
@@ -13,10 +13,14 @@ import pytest
 import torch
 from accelerate import Accelerator, DistributedType
 
-from tl_distill_floor.distilling import trainer as module
+from tests.helpers.type_checks import without_type_checks
+from tl_distill_floor.distilling import evaluation, student_results, training_step
 from tl_distill_floor.distilling.config import DistillConfig, StudentSpec
 from tl_distill_floor.distilling.distill import distill, distill_students
-from tl_distill_floor.distilling.matching import KeptPart, Match
+from tl_distill_floor.distilling.forward import TeacherBackbone
+from tl_distill_floor.distilling.matching import KeptReconstruction, Match
+from tl_distill_floor.distilling.sweep import Sweep
+from tl_distill_floor.distilling.sweep_checkpoint import SWEEP_CHECKPOINT_FILE
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.measuring.kl import forward_kl
 from tl_distill_floor.results.student import StudentResult, load_students
@@ -25,68 +29,71 @@ from tl_distill_floor.storage.locks import LOCK_FILE
 from tl_distill_floor.theory.learning_curve import LearningCurveFit
 
 QUICK = DistillConfig(n_tokens=32 * 8 * 6, batch_size=8, n_evaluations=3, n_heldout_tokens=128, early_stop=False)
-"""6 steps of 8 sequences."""
+"""6 steps of 8 sequences of 32 tokens."""
 
 
-def weights(directory: Path) -> dict[str, torch.Tensor]:
+def saved_weights(directory: Path) -> dict[str, torch.Tensor]:
+    """Return the weights of a saved student."""
     from safetensors.torch import load_file
 
     return load_file(directory / "model.safetensors")
 
 
-def changed(**given: Any) -> DistillConfig:
-    return dataclasses.replace(QUICK, **given)
+def quick_config(**fields: Any) -> DistillConfig:
+    """Return `QUICK` with other fields."""
+    return dataclasses.replace(QUICK, **fields)
 
 
-def assert_like(students: list[Path], ids: torch.Tensor) -> None:
-    """Two students have the same learning curve and the same logits, but for rounding.
+def assert_same_students(students: list[Path], ids: torch.Tensor) -> None:
+    """Check that two saved students have the same learning curve and the same logits up to rounding.
 
-    Weights whose gradient is 0 but for rounding, such as the biases of keys, are moved by Adam all the same.
+    Weights are not compared. Adam changes weights whose gradient is rounding error, such as the biases of keys.
     """
     from transformers import AutoModelForCausalLM
 
-    one, other = (StudentResult.load(student).losses for student in students)
-    assert one == pytest.approx(other, rel=1e-4)
+    first, second = (StudentResult.load(student).losses for student in students)
+    assert first == pytest.approx(second, rel=1e-4)
     with torch.no_grad():
         logits = [AutoModelForCausalLM.from_pretrained(student)(ids[:4]).logits for student in students]
     torch.testing.assert_close(*logits, atol=5e-3, rtol=1e-3)
 
 
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])
-def test_four_parts_of_a_batch_equal_the_whole(bridge: Any, ids: torch.Tensor, tmp_path: Path, optimizer: str) -> None:
+def test_accumulated_parts_equal_a_full_batch(bridge: Any, ids: torch.Tensor, tmp_path: Path, optimizer: str) -> None:
     match = Match("blocks.1.hook_resid_post", 1)
     for parts in (1, 4):
-        training = changed(accumulate=parts, optimizer=optimizer)
-        distill_students(
-            bridge, [StudentSpec(8), StudentSpec(16, match=match)], ids, out=tmp_path / str(parts), config=training
-        )
+        config = quick_config(accumulate=parts, optimizer=optimizer)
+        specs = [StudentSpec(8), StudentSpec(16, match=match)]
+        distill_students(bridge, specs, ids, out=tmp_path / str(parts), config=config)
     for name in ("width8", "width16"):
-        assert_like([tmp_path / parts / "students" / name for parts in ("1", "4")], ids)
+        assert_same_students([tmp_path / parts / "students" / name for parts in ("1", "4")], ids)
 
 
-def test_students_together_are_the_students_alone(bridge: Any, ids: torch.Tensor) -> None:
+def test_students_trained_together_equal_students_trained_alone(bridge: Any, ids: torch.Tensor) -> None:
     together = distill_students(bridge, [StudentSpec(8), StudentSpec(16)], ids, config=QUICK)
     alone = [distill(bridge, width, ids, config=QUICK) for width in (8, 16)]
     assert [s.losses for s in together] == [pytest.approx(s.losses, rel=1e-5) for s in alone]
 
 
-def test_a_saved_student_is_a_plain_transformers_model(bridge: Any, ids: torch.Tensor, tmp_path: Path) -> None:
-    """Its logits there give the loss that was reported, with counted tokens as in measuring."""
+def test_saved_student_is_a_transformers_model_with_the_reported_loss(
+    bridge: Any, ids: torch.Tensor, tmp_path: Path
+) -> None:
+    """The special token 0 and the first token of each sequence are not counted."""
     from transformer_lens.model_bridge import TransformerBridge
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     result = distill(bridge, 8, ids[:30], heldout=ids[30:34], out=tmp_path, config=QUICK)
     assert result.path is not None
-    student, held = AutoModelForCausalLM.from_pretrained(result.path), ids[30:34]
-    counts = held != 0
-    counts[:, 0] = False
+    student, heldout = AutoModelForCausalLM.from_pretrained(result.path), ids[30:34]
+    counted = heldout != 0
+    counted[:, 0] = False
     with torch.no_grad():
-        logits = student(held).logits
-        loss = forward_kl(bridge(held), logits)[counts].mean()
-        of_bridge = TransformerBridge.boot_transformers(result.path, device="cpu")(held)
+        logits = student(heldout).logits
+        loss = forward_kl(bridge(heldout), logits)[counted].mean()
+        bridge_logits = TransformerBridge.boot_transformers(result.path, device="cpu")(heldout)
     assert float(loss) == pytest.approx(result.loss, rel=1e-4)
-    assert result.heldout_tokens == int(counts.sum())
-    torch.testing.assert_close(of_bridge, logits, atol=1e-4, rtol=1e-4)
+    assert result.heldout_tokens == int(counted.sum())
+    torch.testing.assert_close(bridge_logits, logits, atol=1e-4, rtol=1e-4)
     assert AutoTokenizer.from_pretrained(result.path)("a")["input_ids"] == bridge.tokenizer("a")["input_ids"]
     card = (Path(result.path) / "README.md").read_text()
     assert "8 dimensions wide" in card
@@ -95,187 +102,203 @@ def test_a_saved_student_is_a_plain_transformers_model(bridge: Any, ids: torch.T
 
 
 def test_training_lowers_the_loss(bridge: Any, ids: torch.Tensor) -> None:
-    result = distill(bridge, 16, ids, heldout=ids, config=changed(n_tokens=32 * 8 * 60, lr=1e-2))
+    result = distill(bridge, 16, ids, heldout=ids, config=quick_config(n_tokens=32 * 8 * 60, lr=1e-2))
     assert result.losses[-1] < 0.8 * result.losses[0]
     assert result.tokens[-1] == 32 * 8 * 60
 
 
 class KilledError(Exception):
-    pass
+    """Interrupts a training."""
+
+
+def kill(*_progress: Any) -> None:
+    """Interrupt the training at the first call."""
+    raise KilledError
+
+
+def diverge_first_student(monkeypatch: pytest.MonkeyPatch, *, from_step: int, n_active: int | None = None) -> list[int]:
+    """Make the first student's loss NaN.
+
+    Args:
+        monkeypatch: restores the losses after the test.
+        from_step: first step with a NaN.
+        n_active: only with this number of active students; with any number if None.
+
+    Returns:
+        A list that receives the number of active students at every step.
+    """
+    summed_losses, seen = training_step.summed_losses, []
+
+    def with_nan(sweep: Sweep, teacher: TeacherBackbone, rows: torch.Tensor) -> list[torch.Tensor]:
+        losses = summed_losses(sweep, teacher, rows)
+        seen.append(len(losses))
+        is_nan = sweep.step >= from_step and n_active in (None, len(losses))
+        return [losses[0] * (float("nan") if is_nan else 1.0), *losses[1:]]
+
+    monkeypatch.setattr(training_step, "summed_losses", with_nan)
+    return seen
 
 
 @pytest.mark.parametrize("killed_after", [1, 3, 5])
-def test_a_killed_training_goes_on_to_the_same_weights(
+def test_resumed_training_ends_with_the_same_weights(
     bridge: Any, ids: torch.Tensor, tmp_path: Path, killed_after: int
 ) -> None:
     specs = [StudentSpec(8), StudentSpec(16, match=Match("blocks.1.hook_resid_post", 1), start="teacher-slice")]
-    distill_students(bridge, specs, ids, out=tmp_path / "whole", config=QUICK)
+    distill_students(bridge, specs, ids, out=tmp_path / "uninterrupted", config=QUICK)
 
-    def kill(done: int, _total: int, _words: str) -> None:
-        if done == killed_after * 8 * 32:
+    def kill_after(n_tokens: int, _total: int, _message: str) -> None:
+        if n_tokens == killed_after * 8 * 32:
             raise KilledError
 
     options: dict[str, Any] = {"out": tmp_path / "killed", "config": QUICK, "checkpoint_seconds": 0.0}
     with pytest.raises(KilledError):
-        distill_students(bridge, specs, ids, progress=kill, **options)
-    with pytest.raises(InputError, match="holds an interrupted training; add --resume"):
+        distill_students(bridge, specs, ids, progress=kill_after, **options)
+    with pytest.raises(InputError, match="is of an interrupted training; add --resume"):
         distill_students(bridge, specs, ids, **options)
     resumed = distill_students(bridge, specs, ids, resume=True, **options)
 
     for spec in specs:
-        one, other = (weights(tmp_path / run / "students" / spec.directory) for run in ("whole", "killed"))
-        assert one.keys() == other.keys()
-        assert all(torch.equal(one[name], other[name]) for name in one)
-    assert [s.losses for s in resumed] == [s.losses for s in load_students(tmp_path / "whole")]
-    assert not (tmp_path / "killed" / "students" / module.PARTIAL_FILE).exists()
+        runs = ("uninterrupted", "killed")
+        first, second = (saved_weights(tmp_path / run / "students" / spec.directory) for run in runs)
+        assert first.keys() == second.keys()
+        assert all(torch.equal(first[name], second[name]) for name in first)
+    assert [s.losses for s in resumed] == [s.losses for s in load_students(tmp_path / "uninterrupted")]
+    assert not (tmp_path / "killed" / "students" / SWEEP_CHECKPOINT_FILE).exists()
 
 
-def test_a_checkpoint_of_another_training_is_refused(bridge: Any, ids: torch.Tensor, tmp_path: Path) -> None:
-    def kill(*_: Any) -> None:
-        raise KilledError
-
+def test_rejects_checkpoints_that_are_damaged_or_of_another_training(
+    bridge: Any, ids: torch.Tensor, tmp_path: Path
+) -> None:
     with pytest.raises(KilledError):
         distill(bridge, 8, ids, out=tmp_path, config=QUICK, checkpoint_seconds=0.0, progress=kill)
     with pytest.raises(InputError, match="of a training with another students, seed; use the options"):
-        distill(bridge, 16, ids, out=tmp_path, config=changed(seed=1), resume=True)
-    file = tmp_path / "students" / module.PARTIAL_FILE
+        distill(bridge, 16, ids, out=tmp_path, config=quick_config(seed=1), resume=True)
+    file = tmp_path / "students" / SWEEP_CHECKPOINT_FILE
     file.write_bytes(file.read_bytes()[:1000])
     with pytest.raises(InputError, match=r"not a complete checkpoint .* delete it to start again"):
         distill(bridge, 8, ids, out=tmp_path, config=QUICK, resume=True)
 
 
-def test_other_texts_contexts_and_targets_are_other_trainings(
+def test_resuming_needs_the_same_texts_contexts_and_targets(
     bridge: Any, ids: torch.Tensor, sae: Any, tmp_path: Path
 ) -> None:
-    """Each by one difference; the learning rate alone may change."""
+    """Only the learning rate may change."""
     kept = np.ones(sae.W_dec.shape[0], dtype=bool)
-    part = KeptPart(sae, kept, np.ones(len(kept)), np.ones(len(kept)))
+    target = KeptReconstruction(sae, kept, np.ones(len(kept)), np.ones(len(kept)))
     spec = StudentSpec(8, match=Match("blocks.1.hook_resid_post", 1))
-
-    def kill(*_: Any) -> None:
-        raise KilledError
 
     options: dict[str, Any] = {"heldout": ids[:4], "out": tmp_path, "config": QUICK}
     with pytest.raises(KilledError):
         distill_students(bridge, [spec], ids, checkpoint_seconds=0.0, progress=kill, **options)
-    for other in ({"heldout": ids[4:8]}, {"heldout": ids[:3]}, {"heldout": None}):
+    for changed in ({"heldout": ids[4:8]}, {"heldout": ids[:3]}, {"heldout": None}):
         with pytest.raises(InputError, match="another text"):
-            distill_students(bridge, [spec], ids, resume=True, **(options | other))
+            distill_students(bridge, [spec], ids, resume=True, **(options | changed))
     with pytest.raises(InputError, match="another text"):
         distill_students(bridge, [spec], ids[:, :16], resume=True, **(options | {"heldout": ids[:4, :16]}))
     with pytest.raises(InputError, match="another students"):
-        distill_students(bridge, [dataclasses.replace(spec, target=part)], ids, resume=True, **options)
+        distill_students(bridge, [dataclasses.replace(spec, target=target)], ids, resume=True, **options)
     slower = dataclasses.replace(QUICK, lr=1e-3)
     distill_students(bridge, [spec], ids, resume=True, **(options | {"config": slower}))
 
 
-def test_a_disk_that_fills_at_the_second_student_loses_neither(
+def test_resumes_after_the_disk_was_full_at_the_second_student(
     bridge: Any, ids: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = module.save_student
+    save_student = student_results.save_student
 
-    def full(student: Any, tokenizer: Any, result: StudentResult, directory: Path) -> StudentResult:
+    def save_on_full_disk(student: Any, tokenizer: Any, result: StudentResult, directory: Path) -> StudentResult:
         if directory.name == "width16":
             raise InputError("cannot write: no space left")
-        return whole(student, tokenizer, result, directory)
+        return save_student(student, tokenizer, result, directory)
 
     specs = [StudentSpec(8), StudentSpec(16)]
-    monkeypatch.setattr(module, "save_student", full)
+    monkeypatch.setattr(student_results, "save_student", save_on_full_disk)
     with pytest.raises(InputError, match="no space left"):
         distill_students(bridge, specs, ids, out=tmp_path, config=QUICK)
-    monkeypatch.setattr(module, "save_student", whole)
-    found = distill_students(bridge, specs, ids, out=tmp_path, config=QUICK, resume=True)
-    assert found == load_students(tmp_path)
-    assert [student.tokens[-1] for student in found] == [32 * 8 * 6] * 2
+    monkeypatch.setattr(student_results, "save_student", save_student)
+    students = distill_students(bridge, specs, ids, out=tmp_path, config=QUICK, resume=True)
+    assert students == load_students(tmp_path)
+    assert [student.tokens[-1] for student in students] == [32 * 8 * 6] * 2
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="files are known by /proc")
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the names of open files from /proc")
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
-def test_a_disk_that_fills_at_a_diverged_student_is_no_end(
+def test_resumes_after_the_disk_was_full_at_a_diverged_student(
     bridge: Any, ids: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It leaves no directory without a result, in which the resumed training would look for one."""
-    losses, fsync = module.Sweep._losses, os.fsync
+    """No directory without a result is left. The resumed training would try to load its result."""
+    diverge_first_student(monkeypatch, from_step=3, n_active=2)
+    fsync = os.fsync
 
-    def poisoned(sweep: Any, body: Any, rows: torch.Tensor) -> list[torch.Tensor]:
-        found = losses(sweep, body, rows)
-        return [found[0] * (float("nan") if len(found) == 2 and sweep.step >= 3 else 1.0), *found[1:]]
-
-    def full(fd: int) -> None:
+    def fsync_on_full_disk(fd: int) -> None:
         if "student.json" in os.readlink(f"/proc/self/fd/{fd}"):
             raise OSError(28, "No space left on device")
         fsync(fd)
 
     specs = [StudentSpec(8), StudentSpec(16)]
-    monkeypatch.setattr(module.Sweep, "_losses", poisoned)
-    monkeypatch.setattr(os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", fsync_on_full_disk)
     with pytest.raises(InputError, match="No space left on device"):
         distill_students(bridge, specs, ids, out=tmp_path, config=QUICK)
     left = [path.name for path in (tmp_path / "students").iterdir() if path.name != LOCK_FILE]
-    assert left == [module.PARTIAL_FILE]
+    assert left == [SWEEP_CHECKPOINT_FILE]
     monkeypatch.setattr(os, "fsync", fsync)
-    found = distill_students(bridge, specs, ids, out=tmp_path, config=QUICK, resume=True)
-    assert [student.status for student in found] == ["diverged", "under-trained"]
+    students = distill_students(bridge, specs, ids, out=tmp_path, config=QUICK, resume=True)
+    assert [student.status for student in students] == ["diverged", "under-trained"]
     assert [student.name for student in load_students(tmp_path)] == ["width8", "width16"]
 
 
-def test_a_curve_that_ends_badly_keeps_its_weights(
+def test_saves_the_weights_of_a_student_whose_curve_diverged(
     bridge: Any, ids: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A student whose held-out loss rose is called diverged, and still lies there."""
+    """A student whose held-out loss rose has the status diverged, and is saved with its weights."""
     risen = LearningCurveFit(1.0, (0.0, 1.0), 0.0, 0.0, "diverged")
-    monkeypatch.setattr(module, "fit_learning_curve", lambda _tokens, _losses: risen)
+    for module in (evaluation, student_results):
+        monkeypatch.setattr(module, "fit_learning_curve", lambda _tokens, _losses: risen)
     result = distill(bridge, 8, ids, out=tmp_path, config=QUICK)
     assert result.status == "diverged"
-    assert weights(tmp_path / "students" / "width8")
+    assert saved_weights(tmp_path / "students" / "width8")
 
 
-def test_half_precision_comes_near(bridge: Any, ids: torch.Tensor) -> None:
-    full, half = (distill(bridge, 16, ids, config=changed(dtype=dtype)) for dtype in ("fp32", "bf16"))
+def test_half_precision_gives_about_the_same_loss(bridge: Any, ids: torch.Tensor) -> None:
+    full, half = (distill(bridge, 16, ids, config=quick_config(dtype=dtype)) for dtype in ("fp32", "bf16"))
     assert full.losses != half.losses
     assert half.loss == pytest.approx(full.loss, rel=0.02)
 
 
-def test_what_lies_there_is_not_lost(bridge: Any, ids: torch.Tensor, tmp_path: Path) -> None:
+def test_rejects_a_directory_that_already_has_a_student(bridge: Any, ids: torch.Tensor, tmp_path: Path) -> None:
     distill(bridge, 8, ids, out=tmp_path, config=QUICK)
-    with pytest.raises(InputError, match="holds width8 already; name another --out"):
+    with pytest.raises(InputError, match="already has width8; name another directory with --out"):
         distill_students(bridge, [StudentSpec(8), StudentSpec(16)], ids, out=tmp_path, config=QUICK)
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
-def test_a_loss_that_is_no_number_names_step_and_rate_and_keeps_the_checkpoint(
+def test_nan_loss_names_step_and_learning_rate_and_keeps_the_checkpoint(
     bridge: Any, ids: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = module.Sweep._losses
-
-    def poisoned(sweep: Any, body: Any, rows: torch.Tensor) -> list[torch.Tensor]:
-        losses = whole(sweep, body, rows)
-        return [losses[0] * (float("nan") if sweep.step >= 3 else 1.0), *losses[1:]]
-
-    monkeypatch.setattr(module.Sweep, "_losses", poisoned)
+    diverge_first_student(monkeypatch, from_step=3)
     with pytest.raises(InputError, match=r"width8 at step 4 \(loss nan, learning rate 0.003\); the last .* try --lr"):
         distill(bridge, 8, ids, out=tmp_path, config=QUICK, checkpoint_seconds=0.0)
-    assert (tmp_path / "students" / module.PARTIAL_FILE).exists()
-
-    seen: list[int] = []
-
-    def first_only(sweep: Any, body: Any, rows: torch.Tensor) -> list[torch.Tensor]:
-        losses = whole(sweep, body, rows)
-        seen.append(len(losses))
-        return [losses[0] * (float("nan") if len(losses) == 2 and sweep.step >= 3 else 1.0), *losses[1:]]
-
-    monkeypatch.setattr(module.Sweep, "_losses", first_only)
-    lost, fine = distill_students(bridge, [StudentSpec(8), StudentSpec(16)], ids, out=tmp_path / "two", config=QUICK)
-    assert (lost.status, fine.status, seen) == ("diverged", "under-trained", [2, 2, 2, 2, 1, 1])
-    assert "step 4" in lost.settings["diverged"]
+    assert (tmp_path / "students" / SWEEP_CHECKPOINT_FILE).exists()
 
 
-def test_a_student_without_a_single_loss_is_no_result(bridge: Any, ids: torch.Tensor) -> None:
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_other_students_continue_after_one_diverged(
+    bridge: Any, ids: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    n_active = diverge_first_student(monkeypatch, from_step=3, n_active=2)
+    diverged, other = distill_students(bridge, [StudentSpec(8), StudentSpec(16)], ids, out=tmp_path, config=QUICK)
+    assert (diverged.status, other.status, n_active) == ("diverged", "under-trained", [2, 2, 2, 2, 1, 1])
+    assert "step 4" in diverged.settings["diverged"]
+
+
+def test_rejects_a_training_that_diverges_before_the_first_evaluation(bridge: Any, ids: torch.Tensor) -> None:
     with pytest.raises(InputError, match="training diverged: width8 at step 1 "):
-        distill(bridge, 8, ids, config=changed(lr=float("1e30"), optimizer="adamw", warmup=0.0, n_tokens=32 * 8 * 40))
+        distill(
+            bridge, 8, ids, config=quick_config(lr=float("1e30"), optimizer="adamw", warmup=0.0, n_tokens=32 * 8 * 40)
+        )
 
 
-def test_the_teacher_leaves_as_it_came(bridge: Any, ids: torch.Tensor) -> None:
+def test_restores_the_teacher(bridge: Any, ids: torch.Tensor) -> None:
     hooks = {name: len(point._forward_hooks) for name, point in bridge.hook_dict.items()}
     grads = {name: (weight.requires_grad, weight.grad) for name, weight in bridge.named_parameters()}
     before = {name: weight.clone() for name, weight in bridge.named_parameters()}
@@ -286,15 +309,19 @@ def test_the_teacher_leaves_as_it_came(bridge: Any, ids: torch.Tensor) -> None:
 
 
 @pytest.mark.parametrize(
-    ("specs", "given", "message"),
+    ("specs", "fields", "message"),
     [
         (
             [StudentSpec(8)],
             {"batch_size": 64},
-            "holds 36 sequences of 32 tokens to train on, a batch is 64; give more text",
+            "has 36 training sequences of 32 tokens, fewer than a batch of 64; give more text",
         ),
-        ([StudentSpec(8)], {"accumulate": 3}, "a batch of 8 sequences cannot be cut into 1 processes times 3 parts"),
-        ([StudentSpec(8), StudentSpec(8)], {}, "every student needs a name of its own, got width8, width8"),
+        (
+            [StudentSpec(8)],
+            {"accumulate": 3},
+            "a batch of 8 sequences cannot be divided into 1 processes of 3 parts each",
+        ),
+        ([StudentSpec(8), StudentSpec(8)], {}, "each student needs a name of its own, got width8, width8"),
         ([StudentSpec(8, match=Match("blocks.9.hook_resid_post", 0))], {}, "the model has layers 0 to 2, got layer 9"),
         (
             [StudentSpec(8, match=Match("blocks.1.hook_resid_post", 7))],
@@ -303,56 +330,56 @@ def test_the_teacher_leaves_as_it_came(bridge: Any, ids: torch.Tensor) -> None:
         ),
     ],
 )
-def test_bad_input_is_one_sentence(
-    bridge: Any, ids: torch.Tensor, specs: list[StudentSpec], given: dict[str, Any], message: str
+def test_rejects_unusable_input(
+    bridge: Any, ids: torch.Tensor, specs: list[StudentSpec], fields: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(InputError, match=message):
-        distill_students(bridge, specs, ids, config=changed(**given))
+        distill_students(bridge, specs, ids, config=quick_config(**fields))
 
 
-def test_a_token_beyond_the_vocabulary_is_refused(bridge: Any, ids: torch.Tensor) -> None:
+def test_rejects_tokens_outside_the_vocabulary(bridge: Any, ids: torch.Tensor) -> None:
     wrong = ids.clone()
     wrong[3, 3] = 300
     with pytest.raises(InputError, match="token id 300, the teacher's vocabulary ends at 299"):
         distill(bridge, 8, wrong, config=QUICK)
 
 
-def test_the_kept_part_counts_errors_by_their_cost(sae: Any) -> None:
-    """The squared length of the target of one active feature is its cost per square, times the square."""
+def test_kept_reconstruction_weights_errors_by_their_cost(sae: Any) -> None:
+    """The squared norm of a target is the cost of what the kept features write."""
     n, d = sae.W_dec.shape
     cost, mean_square = np.linspace(1.0, 2.0, n), np.full(n, 0.5)
     kept = np.zeros(n, dtype=bool)
     kept[[3, 7]] = True
-    part = KeptPart(sae, kept, cost, mean_square)
+    reconstruction = KeptReconstruction(sae, kept, cost, mean_square)
     act = torch.randn(5, d, generator=torch.Generator().manual_seed(0)) * 3
-    target = part(act)
+    target = reconstruction(act)
     codes = (sae.encode(act) * torch.from_numpy(kept)).detach().double()
     rows = sae.W_dec.detach().double()
-    # By hand: xᵀ Σ ρ_i ŵ_i ŵ_iᵀ x of the reconstruction x, ρ_i = cost_i / 0.5.
+    # xᵀ Σ ρ_i ŵ_i ŵ_iᵀ x of the reconstruction x, where ρ_i = cost_i / 0.5.
     x = codes @ rows
     along = x @ torch.nn.functional.normalize(rows, dim=1).T
     expected = (along[:, [3, 7]].square() * torch.from_numpy(cost / 0.5)[[3, 7]]).sum(1)
     torch.testing.assert_close(target.double().square().sum(1), expected, rtol=1e-3, atol=1e-3)
-    with pytest.raises(InputError, match="holds no feature"):
-        KeptPart(sae, np.zeros(n, dtype=bool), cost, mean_square)
+    with pytest.raises(InputError, match="keeps no feature"):
+        KeptReconstruction(sae, np.zeros(n, dtype=bool), cost, mean_square)
 
 
-def test_matching_needs_a_weight_and_falls_to_its_end() -> None:
+def test_matching_weight_falls_linearly_and_must_be_positive() -> None:
     assert [Match("h", 0, weight=2.0, until=0.5).weight_at(share) for share in (0.0, 0.25, 0.5, 1.0)] == [2, 1, 0, 0]
     with pytest.raises(InputError, match="weight above 0"):
         Match("h", 0, weight=0.0)
 
 
-def test_the_schedule_by_hand() -> None:
-    training = DistillConfig(lr=1.0, warmup=0.1, decay=0.2)
-    # 100 steps: rises over 10, is 1, falls over the last 20: step 90 has 10 of 20 left.
-    assert [training.lr_at(step, 100) for step in (0, 4, 9, 50, 80, 90, 99)] == pytest.approx(
+def test_learning_rate_matches_hand_computed_values() -> None:
+    config = DistillConfig(lr=1.0, warmup=0.1, decay=0.2)
+    # 100 steps: the rate rises over 10 steps to 1, and falls over the last 20. Step 90 has 10 of these 20 left.
+    assert [config.lr_at(step, 100) for step in (0, 4, 9, 50, 80, 90, 99)] == pytest.approx(
         [0.1, 0.5, 1, 1, 1, 0.5, 0.05]
     )
     assert DistillConfig(lr=1.0, warmup=0.0, schedule="cosine").lr_at(50, 100) == pytest.approx(0.5)
 
 
-PROCESSES = """
+TRAIN_IN_PROCESSES = """
 import sys, torch
 torch.set_num_threads(1)
 import warnings; warnings.simplefilter("ignore")
@@ -360,74 +387,103 @@ from tl_distill_floor.distilling.distill import distill_students
 from tl_distill_floor.distilling.config import StudentSpec, DistillConfig
 from tl_distill_floor.distilling.matching import Match
 sizes = {"n_tokens": 32 * 8 * 6, "batch_size": 8, "n_evaluations": 3, "n_heldout_tokens": 128}
-training = DistillConfig(**sizes, early_stop=False, accumulate=2)
+config = DistillConfig(**sizes, early_stop=False, accumulate=2)
 ids = torch.load(sys.argv[2], weights_only=True)
 match = Match("blocks.1.hook_resid_post", 1)
-distill_students(sys.argv[1], [StudentSpec(8), StudentSpec(16, match=match)], ids, out=sys.argv[3], config=training)
+distill_students(sys.argv[1], [StudentSpec(8), StudentSpec(16, match=match)], ids, out=sys.argv[3], config=config)
 """
 
 
 @pytest.mark.slow
-def test_two_processes_equal_one(teacher_dir: Path, ids: torch.Tensor, tmp_path: Path) -> None:
+def test_two_processes_give_the_same_students_as_one(teacher_dir: Path, ids: torch.Tensor, tmp_path: Path) -> None:
     script = tmp_path / "train.py"
-    script.write_text(PROCESSES)
+    script.write_text(TRAIN_IN_PROCESSES)
     torch.save(ids, tmp_path / "ids.pt")
     for n, launcher in ((1, []), (2, ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"])):
         command = [sys.executable, *launcher, script, teacher_dir, tmp_path / "ids.pt", tmp_path / str(n)]
         subprocess.run([str(part) for part in command], check=True, timeout=300)
     for name in ("width8", "width16"):
-        assert_like([tmp_path / n / "students" / name for n in ("1", "2")], ids)
+        assert_same_students([tmp_path / n / "students" / name for n in ("1", "2")], ids)
 
 
-KILLED = """
+RESUME_TRAINING = """
 import sys, torch
 import warnings; warnings.simplefilter("ignore")
 torch.set_num_threads(1)
 from tl_distill_floor.distilling.distill import distill_students
 from tl_distill_floor.distilling.config import StudentSpec, DistillConfig
-training = DistillConfig(n_tokens=32 * 8 * 300, batch_size=8, n_evaluations=3, n_heldout_tokens=128, early_stop=False)
+config = DistillConfig(n_tokens=32 * 8 * 300, batch_size=8, n_evaluations=3, n_heldout_tokens=128, early_stop=False)
 ids = torch.load(sys.argv[2], weights_only=True)
 specs = [StudentSpec(8), StudentSpec(16)]
-distill_students(sys.argv[1], specs, ids, out=sys.argv[3], config=training, resume=True, checkpoint_seconds=0.0)
+distill_students(sys.argv[1], specs, ids, out=sys.argv[3], config=config, resume=True, checkpoint_seconds=0.0)
 """
 
 
 @pytest.mark.slow
-def test_killed_by_the_system_at_any_moment(teacher_dir: Path, ids: torch.Tensor, tmp_path: Path) -> None:
-    """SIGKILL again and again, each time a little later after the checkpoint moved on, until a run ends by itself."""
+def test_resumes_after_being_killed_by_the_system(teacher_dir: Path, ids: torch.Tensor, tmp_path: Path) -> None:
+    """The process is killed four times, each time a little later after a checkpoint was written."""
     script = tmp_path / "train.py"
-    script.write_text(KILLED)
+    script.write_text(RESUME_TRAINING)
     torch.save(ids, tmp_path / "ids.pt")
-    partial, kills = tmp_path / "killed" / "students" / module.PARTIAL_FILE, 0
+    checkpoint, kills = tmp_path / "killed" / "students" / SWEEP_CHECKPOINT_FILE, 0
     while kills < 4:
         process = subprocess.Popen(
             [sys.executable, script, teacher_dir, tmp_path / "ids.pt", tmp_path / "killed"], stderr=subprocess.DEVNULL
         )
-        before, deadline = partial.stat().st_mtime_ns if partial.exists() else 0, time.monotonic() + 120
+        before, deadline = checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0, time.monotonic() + 120
         while process.poll() is None and time.monotonic() < deadline:
-            if partial.exists() and partial.stat().st_mtime_ns != before:
+            if checkpoint.exists() and checkpoint.stat().st_mtime_ns != before:
                 time.sleep(0.011 * kills)
                 process.kill()
             time.sleep(0.001)
-        assert process.wait() == -9, "it ended before it was killed; train for longer"
+        assert process.wait() == -9, "the training ended before it was killed; train longer"
         kills += 1
-    for run in ("killed", "whole"):
+    for run in ("killed", "uninterrupted"):
         command = [sys.executable, script, teacher_dir, tmp_path / "ids.pt", tmp_path / run]
         subprocess.run(command, check=True, timeout=300, stderr=subprocess.DEVNULL)
     for name in ("width8", "width16"):
-        one, other = (weights(tmp_path / run / "students" / name) for run in ("killed", "whole"))
-        assert all(torch.equal(one[key], other[key]) for key in one)
-    assert not list((tmp_path / "killed" / "students").glob(".*"))
+        first, second = (saved_weights(tmp_path / run / "students" / name) for run in ("killed", "uninterrupted"))
+        assert all(torch.equal(first[key], second[key]) for key in first)
+    assert {path.name for path in (tmp_path / "killed" / "students").glob(".*")} <= {LOCK_FILE}
 
 
-def test_teachers_are_loaded_by_name(teacher_dir: Path, ids: torch.Tensor) -> None:
+def test_loads_teachers_by_name(teacher_dir: Path, ids: torch.Tensor) -> None:
     assert distill(str(teacher_dir), 8, ids, config=QUICK).teacher == load_teacher(str(teacher_dir)).name
 
 
 @pytest.mark.parametrize("sharding", [DistributedType.FSDP, DistributedType.DEEPSPEED])
-def test_students_whose_weights_are_sharded_are_refused(
+def test_rejects_sharded_weights(
     teacher_dir: Path, ids: torch.Tensor, monkeypatch: pytest.MonkeyPatch, sharding: DistributedType
 ) -> None:
     monkeypatch.setattr(Accelerator, "distributed_type", sharding)
-    with pytest.raises(InputError, match=f"not trained under {sharding.value}: they are narrower"):
+    with pytest.raises(
+        InputError, match=f"not trained under {sharding.value}, because every process needs the full teacher"
+    ):
         distill(teacher_dir, 8, ids)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"optimizer": "sgd"}, "optimizer must be one of muon, adamw, got 'sgd'"),
+        ({"schedule": "linear"}, "schedule must be one of constant, cosine, got 'linear'"),
+        ({"dtype": "fp16"}, "dtype must be one of fp32, bf16, got 'fp16'"),
+        ({"lr": 0.0}, "the learning rate and clip must be above 0, got 0.0"),
+        ({"n_tokens": 0}, "n_tokens, batch_size, .* must be at least 1, got 0"),
+        ({"warmup": 1.0}, "warmup from 0 to below 1, got 0.2 and 1.0"),
+    ],
+)
+def test_rejects_settings_out_of_range(fields: dict[str, Any], message: str) -> None:
+    with without_type_checks(), pytest.raises(InputError, match=message):
+        DistillConfig(**fields)
+
+
+def test_rejects_wrong_choices_before_the_teacher_is_loaded() -> None:
+    """A teacher of this name does not exist."""
+    with without_type_checks():
+        with pytest.raises(InputError, match="start must be one of random, teacher-slice, svd, got 'copy'"):
+            distill("no-teacher", 8, start="copy")
+        with pytest.raises(InputError, match="dtype must be one of fp32, bf16, got 'half'"):
+            distill("no-teacher", 8, dtype="half")
+        with pytest.raises(TypeError, match="learning_rate"):
+            distill("no-teacher", 8, learning_rate=1e-3)

@@ -1,8 +1,8 @@
-"""Kills at any moment, disks that fill at any write, places that cannot be written: nothing is lost, nothing is left.
+"""Commands that are killed, whose disk fills, or that may not write: no result is lost and no partial file is left.
 
     KILLS=50 WRITES=1000 pytest -m slow -n 1 tests/end_to_end/test_faults.py
 
-is the long version: so many kills of every command, and a disk that fills at every of so many writes.
+is the long version: it kills every command 50 times, and fills the disk at each of the first 1,000 writes.
 """
 
 import json
@@ -10,6 +10,7 @@ import os
 import random
 import shutil
 import sys
+from collections.abc import Callable, Iterable
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -17,32 +18,48 @@ from typing import Any
 
 import pytest
 
-from tests.helpers.child_process import FULL, LARGEST, at_write, disk_fills, in_child, kill, without_privileges
-from tests.helpers.probes import rows
+from tests.helpers.child_process import (
+    DISK_IS_FULL,
+    NEARLY_FULL,
+    drop_privileges,
+    fill_disk,
+    kill_this_process,
+    on_write,
+    run_in_fork,
+)
+from tests.helpers.probes import labelled_rows
 from tests.helpers.records import QUICK
 from tl_distill_floor import FloorPrediction
 from tl_distill_floor.results.student import load_students
 
 Commands = dict[str, tuple[Any, ...]]
-KILLS, WRITES, SEED = (int(os.environ.get(name, n)) for name, n in (("KILLS", 1), ("WRITES", 0), ("SEED", 0)))
-RESUMED = ("measure", "distill", "train-sae")
-NAMES = (*RESUMED, "calibrate", "probe", "report")
-FILLED = {"measure": (0, [12]), "distill": (LARGEST, [10, 13]), "calibrate": (0, [2]), "probe": (0, [2]),
-          "report": (0, [2]), "train-sae": (LARGEST, [2, 6])}  # fmt: skip
-"""What a file may hold at the most, from which write on."""
-CASES = [(*case, range(1, 1 + WRITES)) for case in product(NAMES, (0, LARGEST))] if WRITES else [
-    (name, *filled) for name, filled in FILLED.items()
-]  # fmt: skip
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="forks, and limits of Linux")]
+N_KILLS, N_WRITES, SEED = (
+    int(os.environ.get(name, default)) for name, default in (("KILLS", 1), ("WRITES", 0), ("SEED", 0))
+)
+RESUMABLE = ("measure", "distill", "train-sae")
+NAMES = (*RESUMABLE, "calibrate", "probe", "report")
+QUICK_WRITES = {
+    "measure": (0, [12]), "distill": (NEARLY_FULL, [10, 13]), "calibrate": (0, [2]), "probe": (0, [2]),
+    "report": (0, [2]), "train-sae": (NEARLY_FULL, [2, 6]),
+}  # fmt: skip
+"""For each command: the bytes that a file can have on the full disk, and the writes at which the disk fills."""
+CASES = (
+    [(name, max_bytes, range(1, 1 + N_WRITES)) for name, max_bytes in product(NAMES, (0, NEARLY_FULL))]
+    if N_WRITES
+    else [(name, *writes) for name, writes in QUICK_WRITES.items()]
+)
+MAX_FILES_LEFT_BY_KILLS = 5
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="needs fork and limits of Linux")]
 
 
 @pytest.fixture(scope="module")
 def commands(teacher_dir: Path, sae_dir: Path, prose_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Commands:
+    """Return the arguments of each command. They all use the run directory `run`."""
     labelled = tmp_path_factory.mktemp("labelled") / "rows.jsonl"
-    labelled.write_text("".join(json.dumps(row) + "\n" for row in rows()))
+    labelled.write_text("".join(json.dumps(row) + "\n" for row in labelled_rows()))
     text, sae = ("--text", prose_file), ("--sae", sae_dir)
     probes = ("--labelled", labelled, "--label", "half", "--splits", 2, "--steps", 0, "--feature-tokens", 1280)
-    trained = ("--layer", 1, "--features", 32, "--k", 4, "--tokens", 8192, "--context-size", 32)
+    sae_training = ("--layer", 1, "--features", 32, "--k", 4, "--tokens", 8192, "--context-size", 32)
     return {
         "measure": ("measure", teacher_dir, *sae, *text, "--tokens", 640, "--batch-size", 4, "--steps", 4,
                     "--widths", "8,16,24", "--out", "run"),
@@ -51,142 +68,152 @@ def commands(teacher_dir: Path, sae_dir: Path, prose_file: Path, tmp_path_factor
         "calibrate": ("calibrate", "run"),
         "probe": ("probe", "run", *sae, *text, *probes),
         "report": ("report", "run"),
-        "train-sae": ("train-sae", teacher_dir, *text, *trained, "--out", "run/made"),
+        "train-sae": ("train-sae", teacher_dir, *text, *sae_training, "--out", "run/made"),
     }  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def whole(commands: Commands, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory whose `run` holds what every command wrote."""
-    directory, before = tmp_path_factory.mktemp("whole"), Path.cwd()
+def complete_run(commands: Commands, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Run every command; return the directory in which `run` is."""
+    directory, previous = tmp_path_factory.mktemp("complete"), Path.cwd()
     os.chdir(directory)
     for command in commands.values():
-        ended = in_child(command)
-        assert ended.status == 0, ended.said
-    os.chdir(before)
+        completed = run_in_fork(command)
+        assert completed.status == 0, completed.output
+    os.chdir(previous)
     return directory
 
 
-def files(directory: Path) -> dict[str, bytes]:
+def files_of(directory: Path) -> dict[str, bytes]:
+    """Return the content of every file below a directory, by relative path."""
     return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
 
 
-def begun(whole: Path, name: str) -> dict[str, bytes]:
-    """A copy of the run in the working directory, in which a command can write; its files."""
+def copy_run(complete_run: Path, name: str) -> dict[str, bytes]:
+    """Copy the run into the working directory without what a command refuses to overwrite; return its files."""
     shutil.rmtree("run", ignore_errors=True)
-    shutil.copytree(whole / "run", "run")
-    for made in {"distill": ["students"], "train-sae": ["made"]}.get(name, []):
-        shutil.rmtree(Path("run") / made)
-    return files(Path("run"))
+    shutil.copytree(complete_run / "run", "run")
+    for directory in {"distill": ["students"], "train-sae": ["made"]}.get(name, []):
+        shutil.rmtree(Path("run") / directory)
+    return files_of(Path("run"))
 
 
-def hastened(then: Any = bool, between_saves: float = 0.0) -> None:
-    """A checkpoint after every step, say, and fewer activations shuffled together before an SAE is trained."""
+def shorten(then: Callable[[], Any] = bool, seconds_between_checkpoints: float = 0.0) -> None:
+    """Write checkpoints at other intervals, and shuffle fewer activations together while an SAE is trained.
+
+    Args:
+        then: called at the end.
+        seconds_between_checkpoints: 0 writes a checkpoint after every step.
+    """
     from tl_distill_floor.distilling import distill
-    from tl_distill_floor.measuring import measurement as features
-    from tl_distill_floor.sae_training import activations as shuffled
-    from tl_distill_floor.sae_training import train_sae
+    from tl_distill_floor.measuring import measurement
+    from tl_distill_floor.sae_training import activations, train_sae
 
-    features.SECONDS_BETWEEN_SAVES, shuffled.MIXED_TOKENS = between_saves, 2**13
-    distill.distill_students = partial(distill.distill_students, checkpoint_seconds=between_saves)  # type: ignore[assignment]
-    train_sae.train_sae = partial(train_sae.train_sae, checkpoint_seconds=between_saves)  # type: ignore[assignment]
+    seconds = seconds_between_checkpoints
+    measurement.SECONDS_BETWEEN_SAVES, activations.TOKENS_PER_BLOCK = seconds, 2**13
+    distill.distill_students = partial(distill.distill_students, checkpoint_seconds=seconds)  # type: ignore[assignment]
+    train_sae.train_sae = partial(train_sae.train_sae, checkpoint_seconds=seconds)  # type: ignore[assignment]
     then()
 
 
 @pytest.mark.parametrize("name", ["measure", "train-sae", "distill"])
-def test_killed_at_any_moment_and_resumed(
+def test_killed_command_resumes_to_the_same_files(
     commands: Commands, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Half of the kills at a random moment, half at a random write; what is there in the end is the same."""
+    """Half of the kills are at a random moment, and half at a random write."""
     monkeypatch.chdir(tmp_path)
-    again = (*commands[name], *(["--resume"] if name in RESUMED else []))
-    in_child(commands[name], hastened)
-    expected = files(Path("run"))
+    resume = (*commands[name], *(["--resume"] if name in RESUMABLE else []))
+    run_in_fork(commands[name], shorten)
+    expected = files_of(Path("run"))
     shutil.rmtree("run")
-    seconds = in_child(commands[name], hastened).seconds  # without what only the first run waits for
-    assert files(Path("run")) == expected
-    chance, kills, runs, writes = random.Random(SEED), 0, 0, 40
-    while kills < KILLS or Path("run").exists():
-        if not runs or not Path("run").exists():
+    seconds = run_in_fork(commands[name], shorten).seconds  # the first run was slower: it filled the caches
+    assert files_of(Path("run")) == expected
+    chance, n_kills, n_runs, max_write = random.Random(SEED), 0, 0, 40
+    while n_kills < N_KILLS or Path("run").exists():
+        if not n_runs or not Path("run").exists():
             shutil.rmtree("run", ignore_errors=True)
-            runs += 1
-        at, moment = chance.randint(1, writes), chance.uniform(0, 1.1 * seconds)
-        if kills >= KILLS:
-            ended = in_child(again, hastened)
-        elif not kills:
-            ended = in_child(again, partial(hastened, partial(at_write, "run", FILLED[name][1][-1], kill), 1e9))
+            n_runs += 1
+        write, moment = chance.randint(1, max_write), chance.uniform(0, 1.1 * seconds)
+        if n_kills >= N_KILLS:
+            completed = run_in_fork(resume, shorten)
+        elif not n_kills:
+            kill_at_write = partial(on_write, "run", QUICK_WRITES[name][1][-1], kill_this_process)
+            completed = run_in_fork(resume, partial(shorten, kill_at_write, 1e9))
         elif chance.random() < 0.5:
-            ended = in_child(again, partial(hastened, partial(at_write, "run", at, kill)))
-            writes = writes if ended.status == -9 else max(4, at - 1)  # it made fewer
+            completed = run_in_fork(resume, partial(shorten, partial(on_write, "run", write, kill_this_process)))
+            if completed.status != -9:  # the command made fewer writes
+                max_write = max(4, write - 1)
         else:
-            ended = in_child(again, hastened, moment)
-        if ended.status == -9:
-            kills += 1
-            assert len(list(tmp_path.rglob(".*"))) <= 5, "what kills leave piles up"  # four files wait for the fifth
+            completed = run_in_fork(resume, shorten, moment)
+        if completed.status == -9:
+            n_kills += 1
+            assert len(list(tmp_path.rglob(".*"))) <= MAX_FILES_LEFT_BY_KILLS, "the files that kills leave pile up"
             continue
-        # Killed after its last file was in place, it says so.
-        assert ended.status == 0 or "already; name another" in ended.sentence, ended.said
-        assert files(Path("run")) == expected
+        # A command that was killed after its last file was in place refuses to overwrite its result.
+        assert completed.status == 0 or "already; name another" in completed.error_message, completed.output
+        assert files_of(Path("run")) == expected
         assert not list(tmp_path.rglob(".*"))
         shutil.rmtree("run")
     with capsys.disabled():
-        print(f" {name}: {kills} kills in {runs} runs of {seconds:.1f} s", end="")
+        print(f" {name}: {n_kills} kills in {n_runs} runs of {seconds:.1f} s", end="")
 
 
-@pytest.mark.parametrize(("name", "largest", "numbers"), CASES)
-def test_a_disk_that_fills_at_any_write_loses_nothing(
-    commands: Commands, whole: Path, name: str, largest: int, numbers: Any, tmp_path: Path,
+@pytest.mark.parametrize(("name", "max_bytes", "writes"), CASES)
+def test_full_disk_at_any_write_loses_no_result(
+    commands: Commands, complete_run: Path, name: str, max_bytes: int, writes: Iterable[int], tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
-    command = (*commands[name], *(["--tokens", 512] if name == "measure" else []))  # another measurement
-    once, filled = partial(hastened, between_saves=1e9), 0  # one checkpoint, at the end
-    for number in numbers:
-        before = begun(whole, name)
-        ended = in_child(command, partial(once, partial(at_write, "run", number, disk_fills(largest))))
-        if FULL not in ended.said:
-            assert ended.status == 0, ended.said
+    command = (*commands[name], *(["--tokens", 512] if name == "measure" else []))  # not the measurement in the run
+    only_last_checkpoint, n_failed = partial(shorten, seconds_between_checkpoints=1e9), 0
+    for write in writes:
+        before = copy_run(complete_run, name)
+        fill_at_write = partial(on_write, "run", write, fill_disk(max_bytes))
+        completed = run_in_fork(command, partial(only_last_checkpoint, fill_at_write))
+        if DISK_IS_FULL not in completed.output:  # the command made fewer writes
+            assert completed.status == 0, completed.output
             break
-        if not ended.status:  # nothing was left to be written, or little
+        if not completed.status:  # what was left to write fitted on the disk
             continue
-        filled += 1
-        assert "cannot write" in ended.sentence
-        assert "place" in ended.sentence
-        left = files(Path("run"))
-        assert {path: left.get(path) for path in before} == before
+        n_failed += 1
+        assert "cannot write" in completed.error_message
+        assert "place" in completed.error_message
+        after = files_of(Path("run"))
+        assert {path: after.get(path) for path in before} == before
         assert not list(Path("run").rglob(".*"))
         FloorPrediction.load("run")
         load_students("run")
-        ended = in_child((*command, *(["--resume"] if name in RESUMED else [])), once)
-        assert ended.status == 0, ended.said
+        completed = run_in_fork((*command, *(["--resume"] if name in RESUMABLE else [])), only_last_checkpoint)
+        assert completed.status == 0, completed.output
         assert not list(Path("run").rglob("partial.safetensors"))
-    assert filled or (WRITES and largest), "it wrote nothing"  # a calibration fits into what is left
+    # A calibration is small enough for a nearly full disk.
+    assert n_failed or (N_WRITES and max_bytes), "the command wrote nothing"
     with capsys.disabled():
-        print(f" {name}: full at {filled} writes", end="")
+        print(f" {name}: {n_failed} writes failed on a full disk", end="")
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_what_cannot_be_written_is_one_sentence(
-    commands: Commands, whole: Path, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_unwritable_directory_is_a_one_line_error(
+    commands: Commands, complete_run: Path, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A directory without the permission, one of the system's, a file in the way."""
+    """A directory without write permission, a directory of the system, and a file in place of a directory."""
     monkeypatch.chdir(tmp_path)
-    before = begun(whole, name)
+    before = copy_run(complete_run, name)
     for directory in (Path("run"), Path("run/students")):
         if directory.exists():
             directory.chmod(0o555)
-    sentence = in_child(commands[name], without_privileges).sentence
-    assert sentence.startswith("tl-floor: cannot write run")
-    assert sentence.endswith("place and name that" if name in ("calibrate", "probe") else "place with --out")
-    assert files(Path("run")) == before
+    message = run_in_fork(commands[name], drop_privileges).error_message
+    assert message.startswith("tl-floor: cannot write run")
+    assert message.endswith("directory and name that" if name in ("calibrate", "probe") else "directory with --out")
+    assert files_of(Path("run")) == before
     if name in ("calibrate", "probe"):
         return
     Path("file").write_text("")
-    for place in ("/proc/nowhere/run", "file/run"):
-        out = ["--out", f"{place}/made"]
-        assert f"cannot write {place}" in (said := in_child((*commands[name], *out)).sentence)
-        assert said.endswith("name another place with --out")
+    for unwritable in ("/proc/nowhere/run", "file/run"):
+        message = run_in_fork((*commands[name], "--out", f"{unwritable}/made")).error_message
+        assert f"cannot write {unwritable}" in message
+        assert message.endswith("name another directory with --out")
     if name == "report":
-        ended = in_child((*commands[name], "--out", "elsewhere/page.html"), without_privileges)
-        assert ended.status == 0, ended.said
+        completed = run_in_fork((*commands[name], "--out", "elsewhere/page.html"), drop_privileges)
+        assert completed.status == 0, completed.output
     assert sorted(path.name for path in tmp_path.iterdir() if path.name != "elsewhere") == ["file", "run"]

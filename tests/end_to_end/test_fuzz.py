@@ -1,4 +1,4 @@
-"""Damaged files of every kind that the package reads: each is read, or refused in one sentence, and nothing else."""
+"""Damaged files of every kind that the package reads: each is either read or rejected with an InputError."""
 
 import contextlib
 import dataclasses
@@ -23,20 +23,22 @@ from sae_lens.saes.sae import SAEMetadata
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from tests.helpers.probes import rows
+from tests.helpers.probes import labelled_rows
 from tl_distill_floor import Calibration, FeatureStats, FloorPrediction, Probes, StudentResult
-from tl_distill_floor.display.report import report_html
-from tl_distill_floor.display.run_parts import run_parts
+from tl_distill_floor.display.report_sections import report_html
+from tl_distill_floor.display.run_parts import load_run_parts
 from tl_distill_floor.distilling.config import DistillConfig, StudentSpec
-from tl_distill_floor.distilling.texts import texts_of
-from tl_distill_floor.distilling.trainer import Sweep
+from tl_distill_floor.distilling.sweep import Sweep
+from tl_distill_floor.distilling.sweep_checkpoint import load_sweep, save_sweep
+from tl_distill_floor.distilling.text_split import read_text_split
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.predicting.lost_features import lost_features
 from tl_distill_floor.results.simulation import Simulation
 from tl_distill_floor.results.tail_loss import TailLoss
-from tl_distill_floor.sae_training.train_sae import _begun
+from tl_distill_floor.sae_training.config import SaeTrainingConfig
+from tl_distill_floor.sae_training.train_sae import initial_sae
 from tl_distill_floor.sae_training.trainer import SaeTraining
-from tl_distill_floor.sources.documents import read_documents
+from tl_distill_floor.sources.documents import open_documents
 from tl_distill_floor.sources.labels import load_labels
 from tl_distill_floor.sources.saes import load_sae
 from tl_distill_floor.sources.teachers import load_teacher
@@ -48,50 +50,59 @@ HOSTILE: tuple[Any, ...] = (
     None, True, -1, 0, 2**70, 1e308, float("nan"), float("inf"), "", "\x1b[31m", "<script>", "../../etc/passwd", [], {},
     [[]], [None], {"a": 1}, [1] * 40,
 )  # fmt: skip
-MOST_SECONDS = 20.0
-MANY = int(os.environ.get("FUZZ_FILES", "100"))
-"""Damaged files of each kind, a tenth of that where a whole page is made of them."""
+MAX_SECONDS = 20.0
+N_FILES = int(os.environ.get("FUZZ_FILES", "100"))
+"""Damaged files of each kind in the slow test; a tenth of it for readers that make a full report."""
+N_QUICK_FILES = 8
 
 
 class Reader(NamedTuple):
-    """What reads a file, and the directory that a good one lies in."""
+    """A file in a directory, and a function that reads it."""
 
     name: str
     file: str
+    """Path of the file in the directory."""
     read: Callable[[Path], Any]
+    """Called with the directory."""
 
 
-def shown_run(directory: Path) -> Any:
-    """A whole run, and everything that is shown of it."""
-    return report_html(run_parts(directory, top=3))
+def make_report(directory: Path) -> Any:
+    """Load all parts of a run and make the HTML report."""
+    return report_html(load_run_parts(directory, top=3))
 
 
-def cached_activations(directory: Path) -> Any:
+def read_cached_activations(directory: Path) -> Any:
+    """Read all rows of cached activations."""
     text = load_text(directory / "cache", None)
     assert text.read_cached is not None
     return list(text.read_cached("blocks.1.hook_resid_post"))
 
 
 @cache
-def a_sweep() -> Sweep:
-    """A training that a checkpoint can be read into."""
-    training = DistillConfig(n_tokens=10_000, n_heldout_tokens=32)
+def make_sweep() -> Sweep:
+    """Return a training of a student, into which a checkpoint can be loaded."""
+    config = DistillConfig(n_tokens=10_000, n_heldout_tokens=32)
     teacher, ids = load_teacher("tiny-prose"), torch.arange(32 * 20).view(20, 32) % 4000
-    texts = texts_of(teacher, ids[1:], ids[:1], training)
-    return Sweep(teacher, [StudentSpec(64)], texts, training, Accelerator(cpu=True))
+    split = read_text_split(teacher, ids[1:], ids[:1], config)
+    return Sweep(teacher, [StudentSpec(64)], split, config, Accelerator(cpu=True))
 
 
 @cache
-def an_sae_training() -> SaeTraining:
-    """The same of an SAE."""
-    sae = _begun("batchtopk", 0, d_in=8, d_sae=16, k=2, metadata=SAEMetadata())
-    training = SaeTraining(sae, {"k": 2}, n_tokens=8192, lr=1e-3, device="cpu", autocast=False)
+def make_sae_training() -> SaeTraining:
+    """Return a training of an SAE, into which a checkpoint can be loaded."""
+    config = SaeTrainingConfig(d_sae=16, k=2, n_tokens=8192)
+    training = SaeTraining(initial_sae(config, 8, SAEMetadata()), config, {"k": 2}, device="cpu")
     training._trainer.activation_scaler.scaling_factor = 1.0
     return training
 
 
-def signed(file: Path) -> Path:
-    """With the digest that its content has now, as one who means harm would give it."""
+def documents_of(file: Path) -> list[str]:
+    """Return the documents of a text file."""
+    return list(open_documents(file).read())
+
+
+def update_digest(file: Path) -> Path:
+    """Write the digest of the damaged content into a checkpoint, as an attacker would; return the file."""
     with contextlib.suppress(Exception):
         with safe_open(file, framework="pt") as opened:
             header = json.loads(opened.metadata()[HEADER])
@@ -99,6 +110,16 @@ def signed(file: Path) -> Path:
         header["digest"] = _digest(header["scalars"], tensors)
         save_file(tensors, file, metadata={HEADER: json.dumps(header)})
     return file
+
+
+def load_student_checkpoint(directory: Path) -> None:
+    """Load the checkpoint of a student's training."""
+    load_sweep(make_sweep(), update_digest(directory / "training.safetensors"))
+
+
+def load_sae_checkpoint(directory: Path) -> None:
+    """Load the checkpoint of an SAE's training."""
+    make_sae_training().load(update_digest(directory / "sae.safetensors"))
 
 
 READERS = (
@@ -110,12 +131,12 @@ READERS = (
     Reader("calibration", "calibration.json", Calibration.load),
     Reader("student", "students/width8/student.json", lambda run: StudentResult.load(run / "students/width8")),
     Reader("probes", "probes.json", Probes.load),
-    Reader("report", "floor.json", shown_run),
-    Reader("report of students", "students/width8/student.json", shown_run),
-    Reader("report of probes", "probes.json", shown_run),
-    Reader("report of a calibration", "calibration.json", shown_run),
-    Reader("text", "text.jsonl", lambda directory: list(read_documents(directory / "text.jsonl"))),
-    Reader("compressed text", "text.jsonl.gz", lambda directory: list(read_documents(directory / "text.jsonl.gz"))),
+    Reader("report", "floor.json", make_report),
+    Reader("report of students", "students/width8/student.json", make_report),
+    Reader("report of probes", "probes.json", make_report),
+    Reader("report of a calibration", "calibration.json", make_report),
+    Reader("text", "text.jsonl", lambda directory: documents_of(directory / "text.jsonl")),
+    Reader("compressed text", "text.jsonl.gz", lambda directory: documents_of(directory / "text.jsonl.gz")),
     Reader("labels", "rows.jsonl", lambda directory: load_labels(directory / "rows.jsonl", ["length", "half"])),
     Reader("SAE weights", "sae/sae_weights.safetensors", lambda directory: load_sae(directory / "sae")),
     Reader("SAE configuration", "sae/cfg.json", lambda directory: load_sae(directory / "sae")),
@@ -124,34 +145,34 @@ READERS = (
     Reader("model configuration", "teacher/config.json", lambda directory: load_teacher(directory / "teacher")),
     Reader("model weights", "teacher/model.safetensors", lambda directory: load_teacher(directory / "teacher")),
     Reader("tokenizer", "teacher/tokenizer.json", lambda directory: load_teacher(directory / "teacher")),
-    Reader("training", "training.safetensors", lambda run: a_sweep().load(signed(run / "training.safetensors"))),
-    Reader("SAE's training", "sae.safetensors", lambda run: an_sae_training().load(signed(run / "sae.safetensors"))),
-    Reader("activations", "cache/state.json", cached_activations),
-    Reader("activations' shapes", "cache/dataset_info.json", cached_activations),
-    Reader("activations' numbers", "cache/data-00000-of-00001.arrow", cached_activations),
+    Reader("training", "training.safetensors", load_student_checkpoint),
+    Reader("SAE's training", "sae.safetensors", load_sae_checkpoint),
+    Reader("activations", "cache/state.json", read_cached_activations),
+    Reader("activations' shapes", "cache/dataset_info.json", read_cached_activations),
+    Reader("activations' values", "cache/data-00000-of-00001.arrow", read_cached_activations),
 )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def good(distilled: Path, sae_dir: Path, teacher_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with a good file of every kind."""
+def intact(distilled: Path, sae_dir: Path, teacher_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a directory with an intact file of every kind."""
     from tests.helpers.cli import run
 
-    directory = tmp_path_factory.mktemp("good") / "run"
+    directory = tmp_path_factory.mktemp("intact") / "run"
     shutil.copytree(distilled, directory, ignore=shutil.ignore_patterns("model.safetensors", "tokenizer*"))
     shutil.copytree(sae_dir, directory / "sae")
     shutil.copytree(teacher_dir, directory / "teacher")
     weights = load_file(directory / "sae" / "sae_weights.safetensors")
     save_file(weights, directory / "loose.safetensors")
     torch.save(weights, directory / "loose.pt")
-    a_sweep().save(directory / "training.safetensors")
-    an_sae_training().save(directory / "sae.safetensors")
+    save_sweep(make_sweep(), directory / "training.safetensors")
+    make_sae_training().save(directory / "sae.safetensors")
     hook, acts = "blocks.1.hook_resid_post", np.ones((4, 8, 24), dtype=np.float32)
     shapes = Features({hook: Array2D((8, 24), "float32"), "token_ids": Sequence(Value("int32"), 8)})
     ids = np.ones((4, 8), dtype=np.int32)
     Dataset.from_dict({hook: acts, "token_ids": ids}, features=shapes).save_to_disk(directory / "cache")
     assert run("calibrate", directory).exit_code == 0
-    lines = "".join(json.dumps(row) + "\n" for row in rows())
+    lines = "".join(json.dumps(row) + "\n" for row in labelled_rows())
     (directory / "rows.jsonl").write_text(lines)
     text = "".join(json.dumps({"text": f"Call me {i}. é日"}) + "\n" for i in range(30))
     (directory / "text.jsonl").write_text(text)
@@ -159,95 +180,98 @@ def good(distilled: Path, sae_dir: Path, teacher_dir: Path, tmp_path_factory: py
     return directory
 
 
-def mutants(data: bytes, seed: int) -> Iterator[bytes]:
-    """Damaged copies without end: bytes changed, cut, repeated; numbers of a header; values of JSON replaced."""
-    draw = random.Random(seed)
+def damaged_copies(data: bytes, seed: int) -> Iterator[bytes]:
+    """Yield damaged copies without end: bytes changed, removed or repeated, or a value of JSON replaced."""
+    chance = random.Random(seed)
     while True:
-        kind = draw.randrange(6)
+        kind = chance.randrange(6)
         if kind == 0:
             changed = bytearray(data)
-            for _ in range(draw.choice((1, 1, 2, 8, 64))):
-                changed[draw.randrange(len(changed))] = draw.randrange(256)
+            for _ in range(chance.choice((1, 1, 2, 8, 64))):
+                changed[chance.randrange(len(changed))] = chance.randrange(256)
             yield bytes(changed)
         elif kind == 1:
-            yield data[: draw.randrange(len(data))]
+            yield data[: chance.randrange(len(data))]
         elif kind == 2:
-            at, n = draw.randrange(len(data)), draw.choice((1, 7, 100, 5000))
-            yield data[:at] + data[at + n :]
+            start, n_bytes = chance.randrange(len(data)), chance.choice((1, 7, 100, 5000))
+            yield data[:start] + data[start + n_bytes :]
         elif kind == 3:
-            at, n = draw.randrange(len(data)), draw.choice((1, 7, 100, 5000))
-            yield data[: at + n] + data[at:]
+            start, n_bytes = chance.randrange(len(data)), chance.choice((1, 7, 100, 5000))
+            yield data[: start + n_bytes] + data[start:]
         else:
-            yield json_mutant(data, draw)
+            yield damage_json(data, chance)
 
 
-def json_mutant(data: bytes, draw: random.Random) -> bytes:
-    """The JSON of a file, or of a safetensors file's header, with one value replaced or left out."""
+def damage_json(data: bytes, chance: random.Random) -> bytes:
+    """Replace or remove one value in the JSON of a file, or of a safetensors file's header."""
     if data[:1] in (b"{", b"["):
         lines = data.split(b"\n") if data.count(b'\n{"') else [data]
-        place = draw.randrange(len(lines))
-        if lines[place].strip():
-            lines[place] = json.dumps(replaced(json.loads(lines[place]), draw)).encode()
+        number = chance.randrange(len(lines))
+        if lines[number].strip():
+            lines[number] = json.dumps(replace_value(json.loads(lines[number]), chance)).encode()
         return b"\n".join(lines)
     size = int.from_bytes(data[:8], "little")
     if size > len(data):
         return data[::-1]
     header = json.loads(data[8 : 8 + size])
-    own = header.get("__metadata__", {})
-    if HEADER in own and draw.random() < 0.5:  # our own header, JSON within JSON
-        own[HEADER] = json.dumps(replaced(json.loads(own[HEADER]), draw))
+    metadata = header.get("__metadata__", {})
+    if HEADER in metadata and chance.random() < 0.5:  # the package's own header is JSON within JSON
+        metadata[HEADER] = json.dumps(replace_value(json.loads(metadata[HEADER]), chance))
     else:
-        header = replaced(header, draw)
+        header = replace_value(header, chance)
     text = json.dumps(header).encode()
     return len(text).to_bytes(8, "little") + text + data[8 + size :]
 
 
-def replaced(value: Any, draw: random.Random) -> Any:
-    """One value of a tree replaced by something hostile, or left out."""
-    if isinstance(value, dict) and value and draw.random() < 0.9:
-        name = draw.choice(list(value))
-        if draw.random() < 0.15:
-            return {key: found for key, found in value.items() if key != name}
-        return value | {name: replaced(value[name], draw)}
-    if isinstance(value, list) and value and draw.random() < 0.8:
-        place = draw.randrange(len(value))
-        return [*value[:place], replaced(value[place], draw), *value[place + 1 :]]
-    return draw.choice(HOSTILE)
+def replace_value(value: Any, chance: random.Random) -> Any:
+    """Replace one value in nested lists and dictionaries by a hostile one, or remove it."""
+    if isinstance(value, dict) and value and chance.random() < 0.9:
+        name = chance.choice(list(value))
+        if chance.random() < 0.15:
+            return {key: other for key, other in value.items() if key != name}
+        return value | {name: replace_value(value[name], chance)}
+    if isinstance(value, list) and value and chance.random() < 0.8:
+        index = chance.randrange(len(value))
+        return [*value[:index], replace_value(value[index], chance), *value[index + 1 :]]
+    return chance.choice(HOSTILE)
 
 
-def attack(good: Path, probes: Probes, tmp_path: Path, reader: Reader, n: int, seed: int) -> int:
-    """Read n damaged files; how many of them were refused."""
+def read_damaged_files(intact: Path, probes: Probes, tmp_path: Path, reader: Reader, n_files: int, seed: int) -> int:
+    """Read damaged files, and return how many of them were rejected with an InputError."""
     directory = tmp_path / "run"
-    shutil.copytree(good, directory)
+    shutil.copytree(intact, directory)
     digest = FloorPrediction.load(directory).stats.digest()
     dataclasses.replace(probes, stats=digest).save(directory)
     file = directory / reader.file
-    data, refused = file.read_bytes(), 0
-    for number, mutant in enumerate(islice(mutants(data, seed), n)):
-        file.write_bytes(mutant)
+    data, n_rejected = file.read_bytes(), 0
+    for number, damaged in enumerate(islice(damaged_copies(data, seed), n_files)):
+        file.write_bytes(damaged)
         started = time.monotonic()
         try:
             reader.read(directory)
         except InputError:
-            refused += 1
+            n_rejected += 1
         except Exception as error:
-            kept = tmp_path / "mutant"
-            kept.write_bytes(mutant)
+            saved = tmp_path / "damaged"
+            saved.write_bytes(damaged)
             raise AssertionError(
-                f"{reader.name}: mutant {number} of seed {seed} raised {error!r}; kept in {kept}"
+                f"{reader.name}: damaged file {number} of seed {seed} raised {error!r}; saved as {saved}"
             ) from error
-        assert time.monotonic() - started < MOST_SECONDS, f"{reader.name}: mutant {number} of seed {seed} took long"
-    return refused
+        seconds = time.monotonic() - started
+        assert seconds < MAX_SECONDS, f"{reader.name}: damaged file {number} of seed {seed} took {seconds:.0f} s"
+    return n_rejected
 
 
-@pytest.mark.filterwarnings("ignore")  # libraries warn of what they read, which is damaged
+@pytest.mark.filterwarnings("ignore")  # libraries warn about damaged files
 @pytest.mark.parametrize("reader", READERS, ids=lambda reader: reader.name)
-def test_some_damaged_files(good: Path, probes: Probes, tmp_path: Path, reader: Reader) -> None:
-    assert attack(good, probes, tmp_path, reader, 8, seed=0) > 0 or "report" in reader.name
+def test_some_damaged_files_are_read_or_rejected(intact: Path, probes: Probes, tmp_path: Path, reader: Reader) -> None:
+    n_rejected = read_damaged_files(intact, probes, tmp_path, reader, N_QUICK_FILES, seed=0)
+    assert n_rejected > 0 or "report" in reader.name
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("reader", READERS, ids=lambda reader: reader.name)
-def test_many_damaged_files(good: Path, probes: Probes, tmp_path: Path, reader: Reader) -> None:
-    attack(good, probes, tmp_path, reader, MANY // 10 if "report" in reader.name else MANY, seed=1)
+def test_many_damaged_files_are_read_or_rejected(intact: Path, probes: Probes, tmp_path: Path, reader: Reader) -> None:
+    n_files = N_FILES // 10 if "report" in reader.name else N_FILES
+    read_damaged_files(intact, probes, tmp_path, reader, n_files, seed=1)

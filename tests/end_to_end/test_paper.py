@@ -1,4 +1,4 @@
-"""The paper's own case, `tl-floor measure pythia-410m --layer 12`, from a hub cache of small random files."""
+"""The paper's case, `tl-floor measure pythia-410m --layer 12`, with small random files in a Hub cache."""
 
 import json
 import os
@@ -18,7 +18,7 @@ from tl_distill_floor.sources.sae_directory import PAPER_REPOSITORIES
 
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any, sae: Any) -> Path:
-    """A hub cache with a 13-layer EleutherAI/pythia-410m of 24 dimensions, and the paper's SAE of its layer 12."""
+    """A Hub cache with a 13-layer EleutherAI/pythia-410m of 24 dimensions, and the paper's SAE of its layer 12."""
     folder, cache = tmp_path_factory.mktemp("files"), tmp_path_factory.mktemp("hub")
     model = save_teacher(folder / "model", tokenizer, layers=13)
     add_to_cache(cache, "EleutherAI/pythia-410m", {file.name: file for file in model.iterdir()})
@@ -30,30 +30,31 @@ def hub(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any, sae: Any) -> P
 
 
 def tl_floor(*args: str, cwd: Path, hub: Path) -> subprocess.CompletedProcess[str]:
+    """Run `tl-floor` in a new process that reads the Hub only from a cache."""
     environment = os.environ | {"HF_HUB_CACHE": str(hub), "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-c", "from tl_distill_floor.cli.app import main; main()", *args]
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
 
 
-def test_the_literal_command_runs_offline(hub: Path, tmp_path: Path) -> None:
+def test_command_runs_offline(hub: Path, tmp_path: Path) -> None:
     done = tl_floor("measure", "pythia-410m", "--layer", "12", cwd=tmp_path, hub=hub)
     assert done.returncode == 0, done.stderr
     assert "pythia-410m, blocks.12.hook_resid_post (24 dimensions)" in done.stdout
-    found = json.loads((tmp_path / "runs" / "pythia-410m-layer12" / "floor.json").read_text())
-    assert 0 < found["n_features"] <= FEATURES
-    assert found["widths"][-1] == WIDTH
+    floor = json.loads((tmp_path / "runs" / "pythia-410m-layer12" / "floor.json").read_text())
+    assert 0 < floor["n_features"] <= FEATURES
+    assert floor["widths"][-1] == WIDTH
 
 
-def test_the_processing_that_an_sae_was_trained_on_is_followed(
+def test_loads_the_teacher_with_the_processing_that_the_sae_was_trained_on(
     hub: Path, sae: Any, ids: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Centred writing weights leave a residual stream of mean 0; code that an SAE's metadata asks for is never run."""
+    """Centred writing weights give a residual stream of mean 0; `trust_remote_code` in the metadata is ignored."""
     pytest.importorskip("transformer_lens.HookedTransformer")
     use_cache(monkeypatch, hub)
     sae.save_model(tmp_path)
     config = json.loads((tmp_path / "cfg.json").read_text())
-    wanted = {"center_writing_weights": True, "trust_remote_code": True}
-    for kwargs, kind in (({"center_writing_weights": False}, "TransformerBridge"), (wanted, "HookedTransformer")):
+    centering = {"center_writing_weights": True, "trust_remote_code": True}
+    for kwargs, kind in (({"center_writing_weights": False}, "TransformerBridge"), (centering, "HookedTransformer")):
         config["metadata"] |= {"model_name": "pythia-410m", "model_from_pretrained_kwargs": kwargs}
         (tmp_path / "cfg.json").write_text(json.dumps(config))
         stats = measure("pythia-410m", tmp_path, ids)
@@ -63,7 +64,7 @@ def test_the_processing_that_an_sae_was_trained_on_is_followed(
     assert stats.settings["teacher"] == {"class": kind, "dtype": "float32", "center_writing_weights": True}
 
 
-def test_what_is_not_in_the_cache_is_one_sentence(hub: Path, tmp_path: Path) -> None:
+def test_reports_files_that_are_not_in_the_cache(hub: Path, tmp_path: Path) -> None:
     done = tl_floor("measure", "pythia-410m", "--layer", "11", cwd=tmp_path, hub=hub)
     assert done.returncode == 2
     assert "the Hub cannot be reached" in done.stderr
@@ -71,3 +72,6 @@ def test_what_is_not_in_the_cache_is_one_sentence(hub: Path, tmp_path: Path) -> 
     done = tl_floor("measure", "pythia-160m", "--layer", "3", cwd=tmp_path, hub=hub)
     assert done.returncode == 2
     assert "tl-floor train-sae pythia-160m --layer 3" in done.stderr
+    done = tl_floor("measure", "pythia-410m", "--layer", "24", cwd=tmp_path, hub=hub)
+    assert done.returncode == 2
+    assert done.stderr == "tl-floor: pythia-410m has layers 0 to 12, got layer 24; set --layer\n"

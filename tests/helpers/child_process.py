@@ -1,4 +1,4 @@
-"""A command of the command line in a forked process: killed, unprivileged, or with a disk that fills at a write."""
+"""Run a command of the command line in a forked process that is killed, has no privileges, or fills its disk."""
 
 import ctypes
 import os
@@ -10,58 +10,61 @@ import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-FULL = "the disk is full from here on"
-LARGEST = 4096
-"""Bytes that a file has at the most on a disk that is nearly full."""
+DISK_IS_FULL = "the disk is full from here on"
+"""Printed by a child process when its disk becomes full."""
+NEARLY_FULL = 4096
+"""Bytes that a file can have on a disk that is nearly full."""
 
 
-class Ended(NamedTuple):
+class CompletedCommand(NamedTuple):
     """How a command ended."""
 
     status: int
-    """Negative where a signal ended it."""
-    said: str
-    """On stdout and stderr."""
+    """Exit status; the negative number of the signal if a signal ended the process."""
+    output: str
+    """Standard output and standard error together."""
     seconds: float
 
     @property
-    def sentence(self) -> str:
-        """What it said as bad input does: status 2, one line beside the bars of libraries, no traceback."""
-        lines = [line for line in self.said.splitlines() if line.startswith("tl-floor: ")]
-        assert (self.status, len(lines)) == (2, 1), self.said
-        assert "Traceback" not in self.said
-        assert "--debug" not in lines[0], "nobody meant this error"
-        return lines[0]
+    def error_message(self) -> str:
+        """The one-line message of a command that ended with status 2 and without a traceback, as for unusable input."""
+        messages = [line for line in self.output.splitlines() if line.startswith("tl-floor: ")]
+        assert (self.status, len(messages)) == (2, 1), self.output
+        assert "Traceback" not in self.output
+        assert "--debug" not in messages[0], "an unexpected error"
+        return messages[0]
 
 
-def in_child(command: tuple[Any, ...], before: Callable[[], Any] = bool, after: float = 1e9) -> Ended:
-    """Run a command in a fork of this process, which has imported everything.
+def run_in_fork(
+    command: tuple[Any, ...], before: Callable[[], Any] = bool, kill_after: float = 1e9
+) -> CompletedCommand:
+    """Run a command in a fork of this process, in which everything is already imported.
 
     Args:
         command: arguments of `tl-floor`.
-        before: called in the child first.
-        after: seconds until it is killed.
+        before: called first in the child process.
+        kill_after: seconds after which the child process is killed.
     """
-    reads, writes = os.pipe()
+    read_end, write_end = os.pipe()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the other threads, which are pytest's own, are not in the child
+        warnings.simplefilter("ignore")  # pytest's own threads, about which Python warns, do not exist in the child
         child = os.fork()
     if not child:
-        _run([str(part) for part in command], writes, before)
-    os.close(writes)
+        _run_and_exit([str(argument) for argument in command], write_end, before)
+    os.close(write_end)
     started = time.monotonic()
-    while not (ended := os.waitpid(child, os.WNOHANG))[0]:
-        if time.monotonic() - started >= after:
+    while not (waited := os.waitpid(child, os.WNOHANG))[0]:
+        if time.monotonic() - started >= kill_after:
             os.kill(child, signal.SIGKILL)
-            after = 1e9
+            kill_after = 1e9
         time.sleep(0.001)
     seconds = time.monotonic() - started
-    with open(reads) as said:
-        return Ended(os.waitstatus_to_exitcode(ended[1]), said.read(), seconds)
+    with open(read_end) as output:
+        return CompletedCommand(os.waitstatus_to_exitcode(waited[1]), output.read(), seconds)
 
 
-def _run(command: list[str], output: int, before: Callable[[], Any]) -> None:
-    """What the child does; it never comes back."""
+def _run_and_exit(command: list[str], output: int, before: Callable[[], Any]) -> None:
+    """Run the command in the child process, and end the process; this never returns."""
     status = 70
     try:
         os.dup2(output, 1)
@@ -73,8 +76,8 @@ def _run(command: list[str], output: int, before: Callable[[], Any]) -> None:
         warnings.simplefilter("ignore")
         before()
         main()
-    except SystemExit as ended:
-        status = int(ended.code or 0)
+    except SystemExit as exit_request:
+        status = int(exit_request.code or 0)
     except BaseException:
         traceback.print_exc()
     finally:
@@ -83,45 +86,53 @@ def _run(command: list[str], output: int, before: Callable[[], Any]) -> None:
         os._exit(status)
 
 
-def at_write(directory: str, number: int, then: Callable[[bool], Any]) -> None:
-    """Call `then` when this process opens, renames or makes its nth file below a directory of that name.
+def on_write(directory: str, number: int, action: Callable[[bool], Any]) -> None:
+    """Call a function when this process makes its nth write below a directory.
 
-    It is told whether a new name comes onto the disk now, before anything is written.
+    A write is: a file is opened for writing, a file is renamed, or a directory is created.
+
+    Args:
+        directory: name of a directory, at any depth.
+        number: the number of the write, from 1.
+        action: called just before the write, with whether it adds a new name to the disk.
     """
-    left = [number]
+    remaining = [number]
 
-    def seen(event: str, given: tuple[Any, ...]) -> None:
+    def audit(event: str, arguments: tuple[Any, ...]) -> None:
         if event == "open":
-            wanted = isinstance(given[2], int) and bool(given[2] & (os.O_WRONLY | os.O_RDWR))
+            is_write = isinstance(arguments[2], int) and bool(arguments[2] & (os.O_WRONLY | os.O_RDWR))
         else:
-            wanted = event == "os.rename" or (event == "os.mkdir" and not os.path.exists(given[0]))
-        if wanted and directory in str(given[0]).split("/"):
-            left[0] -= 1
-            if not left[0]:
-                then(event != "open" and not (event == "os.rename" and os.path.exists(given[1])))
+            is_write = event == "os.rename" or (event == "os.mkdir" and not os.path.exists(arguments[0]))
+        if is_write and directory in str(arguments[0]).split("/"):
+            remaining[0] -= 1
+            if not remaining[0]:
+                action(event != "open" and not (event == "os.rename" and os.path.exists(arguments[1])))
 
-    sys.addaudithook(seen)
+    sys.addaudithook(audit)
 
 
-def disk_fills(largest: int) -> Callable[[bool], None]:
-    """From now on no file of this process, of Python's or of a library's, takes more than that many bytes."""
+def fill_disk(max_file_bytes: int) -> Callable[[bool], None]:
+    """Return an action for `on_write`: from then on, no file of this process can have more than the given bytes.
 
-    import resource  # which not every system has
+    The limit also holds for files that a library writes.
+    """
+    import resource  # not available on every system
 
-    def then(new: bool) -> None:
-        print(FULL, file=sys.stderr, flush=True)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
-        if new:
+    def action(adds_name: bool) -> None:
+        print(DISK_IS_FULL, file=sys.stderr, flush=True)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (max_file_bytes, max_file_bytes))
+        if adds_name:
             raise OSError(28, "No space left on device")
 
-    return then
+    return action
 
 
-def kill(_new: bool) -> None:
+def kill_this_process(_adds_name: bool) -> None:
+    """Kill this process; an action for `on_write`."""
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def without_privileges() -> None:
-    """Root too is kept out of what may not be written; Linux only."""
-    header, nothing = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
-    assert ctypes.CDLL(None).capset(header, nothing) == 0
+def drop_privileges() -> None:
+    """Give up the capabilities of root, so that file permissions hold for root too. Linux only."""
+    header, no_capabilities = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
+    assert ctypes.CDLL(None).capset(header, no_capabilities) == 0

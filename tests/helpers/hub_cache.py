@@ -1,4 +1,4 @@
-"""A Hugging Face cache on disk, laid out as huggingface_hub does, so that Hub names load without a network."""
+"""Fill a Hugging Face cache in the layout of huggingface_hub, so that Hub names load without a network."""
 
 import hashlib
 import shutil
@@ -8,10 +8,18 @@ import pytest
 
 
 def add_to_cache(cache_dir: Path, repo_id: str, files: dict[str, Path]) -> Path:
-    """Put copies of `files` (path in the repository: file on disk) into the cache; returns the snapshot's folder.
+    """Copy files into the cache.
 
-    `cache_dir` is what HF_HUB_CACHE names. A subprocess reads it with HF_HUB_CACHE=cache_dir and HF_HUB_OFFLINE=1 in
-    its environment, this process after `use_cache`.
+    A subprocess reads the cache with HF_HUB_CACHE=cache_dir and HF_HUB_OFFLINE=1 in its environment, this process after
+    `use_cache`.
+
+    Args:
+        cache_dir: the directory that HF_HUB_CACHE names.
+        repo_id: name of the repository, `owner/name`.
+        files: for each path in the repository the file on disk.
+
+    Returns:
+        The directory of the repository's snapshot.
     """
     commit = hashlib.sha1(repo_id.encode()).hexdigest()
     repository = cache_dir / f"models--{repo_id.replace('/', '--')}"
@@ -25,11 +33,11 @@ def add_to_cache(cache_dir: Path, repo_id: str, files: dict[str, Path]) -> Path:
 
 
 def use_cache(monkeypatch: pytest.MonkeyPatch, cache_dir: Path) -> None:
-    """Let this process and its children read the Hub from `cache_dir` alone, without a network."""
+    """Make this process and its children read the Hub only from `cache_dir`, without a network."""
     from huggingface_hub import constants
 
     monkeypatch.setenv("HF_HUB_CACHE", str(cache_dir))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    # huggingface_hub reads the environment once, at its import
+    # huggingface_hub reads the environment only when it is imported.
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache_dir))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)

@@ -11,21 +11,30 @@ from tl_distill_floor import FeatureStats
 from tl_distill_floor.results.codes import Codes
 
 
-def same_numbers(one: FeatureStats, other: FeatureStats) -> None:
-    """To the last bit."""
+def assert_same_stats(stats: FeatureStats, expected: FeatureStats) -> None:
+    """Assert that two measurements are identical to the last bit."""
     for name in ("firing_count", "sum_act", "sum_act_sq", "sum_cost", "sampled_sum", "decoder_norm"):
-        np.testing.assert_array_equal(getattr(one, name), getattr(other, name), err_msg=name)
+        np.testing.assert_array_equal(getattr(stats, name), getattr(expected, name), err_msg=name)
     for name in ("n_tokens", "n_masked", "sampled_tokens", "sampled_sum_sq", "sampled_error_sq", "fvu"):
-        assert getattr(one, name) == getattr(other, name), name
+        assert getattr(stats, name) == getattr(expected, name), name
     for name in ("n_tokens", "firing_count", "cost"):
-        np.testing.assert_array_equal(getattr(one.blocks, name), getattr(other.blocks, name), err_msg=name)
-    same_codes(one.codes, other.codes)
-    assert one.digest() == other.digest()
+        np.testing.assert_array_equal(getattr(stats.blocks, name), getattr(expected.blocks, name), err_msg=name)
+    assert_same_codes(stats.codes, expected.codes)
+    assert stats.digest() == expected.digest()
 
 
-def hooked(kind: str, teacher_dir: Path) -> Any:
-    """The same weights as another class of model; HookedTransformer's are converted by TransformerLens itself."""
-    if kind.endswith("Bridge"):
+def assert_same_codes(codes: Codes | None, expected: Codes | None) -> None:
+    """Assert that codes are kept in both and are identical to the last bit."""
+    assert codes is not None
+    assert expected is not None
+    assert codes.n_features == expected.n_features
+    for name in ("row_start", "feature", "value", "sequence"):
+        np.testing.assert_array_equal(getattr(codes, name), getattr(expected, name), err_msg=name)
+
+
+def load_as(model_class: str, teacher_dir: Path) -> Any:
+    """Load a teacher's weights as another model class; TransformerLens converts them for HookedTransformer."""
+    if model_class.endswith("Bridge"):
         from sae_lens import SAETransformerBridge
 
         return SAETransformerBridge.boot_transformers(str(teacher_dir), device="cpu")
@@ -40,16 +49,8 @@ def hooked(kind: str, teacher_dir: Path) -> Any:
         normalization_type="LN", positional_embedding_type="rotary", rotary_dim=4, parallel_attn_mlp=True, eps=1e-5,
         device="cpu",
     )  # fmt: skip
-    cls = {"HookedTransformer": transformer_lens.HookedTransformer}.get(kind) or getattr(sae_lens, kind)
+    is_hooked = model_class == "HookedTransformer"
+    cls = transformer_lens.HookedTransformer if is_hooked else getattr(sae_lens, model_class)
     model = cls(config, tokenizer=None)
     model.load_state_dict(convert_neox_weights(AutoModelForCausalLM.from_pretrained(teacher_dir), config), strict=False)
     return model
-
-
-def same_codes(found: Codes | None, expected: Codes | None) -> None:
-    """To the last bit."""
-    assert found is not None
-    assert expected is not None
-    assert found.n_features == expected.n_features
-    for name in ("row_start", "feature", "value", "sequence"):
-        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name), err_msg=name)

@@ -1,4 +1,4 @@
-"""A tiny random teacher and its sizes; nothing is downloaded."""
+"""A tiny teacher with random weights, its sizes, and a short text. Nothing is downloaded."""
 
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ PROSE = (
 
 
 def save_teacher(directory: Path, tokenizer: Any, layers: int) -> Path:
-    """A random GPT-NeoX as a Hugging Face directory."""
+    """Save a GPT-NeoX with random weights as a Hugging Face directory, and return the directory."""
     from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
     torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""Statistics made by hand."""
+"""Synthetic feature statistics, and the options of a short training."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ import numpy as np
 from tl_distill_floor.results.feature_stats import BlockSums, FeatureStats
 
 QUICK = ("--tokens", 4096, "--lr", 1e-2, "--batch-size", 4, "--context-size", 32, "--start", "random", "--seed", 1)
-"""Another seed than the random teacher of the tests was made with, whose copy a student would be."""
+"""Options of a training that takes seconds. With the teacher's own seed, a random student would be its copy."""
 
 
 def stats_of(
@@ -18,7 +18,15 @@ def stats_of(
     blocks: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None,
     **fields: Any,
 ) -> FeatureStats:
-    """Features of the given cost per token and one firing rate, or the sums of given blocks (tokens, counts, costs)."""
+    """Return synthetic feature statistics.
+
+    Args:
+        cost: cost of each feature per token; not used with `blocks`.
+        rate: firing rate of every feature.
+        n_tokens: number of tokens.
+        blocks: (tokens [block], firing counts [block, feature], summed costs [block, feature]) in place of the rest.
+        fields: values of other fields of `FeatureStats`.
+    """
     if blocks is None:
         assert cost is not None
         counts = np.full(len(cost), round(rate * n_tokens))
@@ -27,14 +35,14 @@ def stats_of(
             np.stack([counts // 2, counts - counts // 2]),
             np.stack([cost, cost]) * n_tokens / 2,
         )
-    tokens, counts, costs = (np.asarray(b) for b in blocks)
-    n = counts.shape[1]
-    made: dict[str, Any] = {
+    tokens, counts, costs = (np.asarray(sums) for sums in blocks)
+    n_features = counts.shape[1]
+    values: dict[str, Any] = {
         "model_name": "made", "hook_name": "blocks.1.hook_resid_post", "sae_name": "made", "text_name": "made",
         "d_model": 16, "n_tokens": int(tokens.sum()), "n_masked": 0, "firing_count": counts.sum(0).astype(np.int64),
-        "sum_act": counts.sum(0).astype(float), "sum_act_sq": costs.sum(0).astype(float), "decoder_norm": np.ones(n),
-        "sum_cost": costs.sum(0).astype(float), "cost_unit": "mse", "sampled_tokens": 4, "sampled_sum": np.zeros(16),
-        "sampled_sum_sq": 8.0, "sampled_error_sq": 1.0,
+        "sum_act": counts.sum(0).astype(float), "sum_act_sq": costs.sum(0).astype(float),
+        "decoder_norm": np.ones(n_features), "sum_cost": costs.sum(0).astype(float), "cost_unit": "mse",
+        "sampled_tokens": 4, "sampled_sum": np.zeros(16), "sampled_sum_sq": 8.0, "sampled_error_sq": 1.0,
         "blocks": BlockSums(tokens.astype(np.int64), counts.astype(np.int64), costs.astype(float)),
     }  # fmt: skip
-    return FeatureStats(**(made | fields))
+    return FeatureStats(**(values | fields))

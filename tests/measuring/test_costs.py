@@ -1,4 +1,4 @@
-"""Costs in nats against Jacobians, closed forms and plain forward passes with a hook; models stay as they were."""
+"""Costs in nats, compared with central differences, closed forms and forward passes with plain hooks."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,73 +7,82 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tests.helpers.forward_passes import activation_of, logits_with
-from tests.helpers.measurements import hooked
-from tests.helpers.models import CONTEXT, FEATURES, WIDTH
+from tests.helpers.measurements import load_as
+from tests.helpers.models import CONTEXT, FEATURES, HOOK, WIDTH
+from tests.helpers.type_checks import without_type_checks
 from tl_distill_floor import InputError, measure
-from tl_distill_floor.measuring.costs import dots, drawn_from
-from tl_distill_floor.measuring.hooks import hook_point
-from tl_distill_floor.measuring.rerun import forward_kl, rerunner
+from tl_distill_floor.measuring.config import MeasureConfig
+from tl_distill_floor.measuring.costs import row_dot_products
+from tl_distill_floor.measuring.hooks import get_hook_point
+from tl_distill_floor.measuring.kl import forward_kl_in_chunks
+from tl_distill_floor.measuring.rerun import rerunner
+from tl_distill_floor.measuring.sampling import sample_outcomes
 
-HOOK = "blocks.1.hook_resid_post"
+
+def counted_tokens(ids: Tensor) -> Tensor:
+    """Return which tokens are counted."""
+    return (ids != 0) & (torch.arange(CONTEXT) > 0)
 
 
-def removed(sae: Any, activation: Tensor, counts: Tensor, feature: int) -> Tensor:
-    """What the feature adds to the activation of the tokens that count, all else 0."""
-    code = sae.encode(activation)[..., feature] * counts
+def contribution(sae: Any, activation: Tensor, counted: Tensor, feature: int) -> Tensor:
+    """Return what a feature adds to the activation of the counted tokens; 0 for the other tokens."""
+    code = sae.encode(activation)[..., feature] * counted
     return code[..., None] * sae.W_dec[feature].detach()
 
 
 @pytest.fixture(scope="module")
-def exact(bridge: Any, sae: Any, ids: Tensor) -> np.ndarray:
-    """½ Σ_t Var_p(slope of the logits along the removal), by central differences: the Fisher matrix, not sampled."""
-    counts = (ids != 0) & (torch.arange(CONTEXT) > 0)
-    activation, size = activation_of(bridge, ids), 0.02
+def exact_fisher(bridge: Any, sae: Any, ids: Tensor) -> np.ndarray:
+    """Compute ½ Σ_t Var_p of the derivative of the logits along the removal: the Fisher costs without sampling.
+
+    The derivative is a central difference.
+    """
+    counted, activation, step = counted_tokens(ids), activation_of(bridge, ids), 0.02
     p = logits_with(bridge, ids, activation).softmax(-1)
-    found = np.zeros(FEATURES)
+    costs = np.zeros(FEATURES)
     for feature in range(FEATURES):
-        change = removed(sae, activation, counts, feature)
-        up, down = (logits_with(bridge, ids, activation + sign * size * change) for sign in (1, -1))
-        slope = (up - down).double() / (2 * size)
-        variance = (p * slope.square()).sum(-1) - (p * slope).sum(-1).square()
-        found[feature] = 0.5 * variance.sum() / counts.sum()
-    return found
+        change = contribution(sae, activation, counted, feature)
+        up, down = (logits_with(bridge, ids, activation + sign * step * change) for sign in (1, -1))
+        derivative = (up - down).double() / (2 * step)
+        variance = (p * derivative.square()).sum(-1) - (p * derivative).sum(-1).square()
+        costs[feature] = 0.5 * variance.sum() / counted.sum()
+    return costs
 
 
-def test_fisher_is_the_exact_matrix_within_its_sampling_error(
-    bridge: Any, sae: Any, ids: Tensor, exact: np.ndarray
+def test_fisher_matches_exact_matrix_within_sampling_error(
+    bridge: Any, sae: Any, ids: Tensor, exact_fisher: np.ndarray
 ) -> None:
-    """The error falls as 1 / √draws: 64 times the draws, an eighth of it."""
+    """The error falls as 1 / √n_samples: 64 times the samples, an eighth of the error."""
 
-    def error(draws: int) -> float:
-        found = measure(bridge, sae, ids, cost="fisher", n_samples=draws).cost
-        worth = exact > 1e-3 * exact.max()
-        return float(np.sqrt(np.mean((found[worth] / exact[worth] - 1) ** 2)))
+    def error(n_samples: int) -> float:
+        cost = measure(bridge, sae, ids, cost="fisher", n_samples=n_samples).cost
+        costly = exact_fisher > 1e-3 * exact_fisher.max()
+        return float(np.sqrt(np.mean((cost[costly] / exact_fisher[costly] - 1) ** 2)))
 
     few, many = error(4), error(256)
     assert many < 0.05
     assert 4 < few / many < 16
 
 
-def test_ablation_is_the_kl_of_a_plain_forward_pass(bridge: Any, sae: Any, ids: Tensor) -> None:
+def test_ablation_matches_kl_of_plain_forward_pass(bridge: Any, sae: Any, ids: Tensor) -> None:
     ids = ids[:6]
-    counts = (ids != 0) & (torch.arange(CONTEXT) > 0)
-    activation = activation_of(bridge, ids)
+    counted, activation = counted_tokens(ids), activation_of(bridge, ids)
     stats = measure(bridge, sae, ids, cost="ablation", batch_size=4)
     p = bridge(ids).detach().double().log_softmax(-1)
     for feature in np.argsort(-stats.cost)[[0, 3, 20, 50]]:
-        q = logits_with(bridge, ids, activation - removed(sae, activation, counts, int(feature))).double()
-        kl = (p.exp() * (p - q.log_softmax(-1))).sum() / counts.sum()
+        without = activation - contribution(sae, activation, counted, int(feature))
+        q = logits_with(bridge, ids, without).double().log_softmax(-1)
+        kl = (p.exp() * (p - q)).sum() / counted.sum()
         assert stats.cost[feature] == pytest.approx(float(kl), rel=1e-3, abs=1e-7)
     assert stats.cost_unit == "nats"
-    never = stats.firing_count == 0
-    assert (stats.cost[never] == 0).all()
+    never_fired = stats.firing_count == 0
+    assert (stats.cost[never_fired] == 0).all()
 
 
-def test_a_linear_model_has_a_closed_form(sae: Any, ids: Tensor) -> None:
-    """Nothing between the activation and the logits but the unembedding: cost = ½ Σ_t a² Var_p(w · W_U) / tokens."""
+def test_fisher_matches_closed_form_of_linear_model(sae: Any, ids: Tensor) -> None:
+    """If only the unembedding follows the activation, cost = ½ Σ_t a² Var_p(w · W_U) / tokens."""
     pytest.importorskip("transformer_lens.HookedTransformer")
     import transformer_lens
 
@@ -83,81 +92,82 @@ def test_a_linear_model_has_a_closed_form(sae: Any, ids: Tensor) -> None:
     )  # fmt: skip
     model = transformer_lens.HookedTransformer(config)
     ids = ids.clamp(min=1)
-    activation, counts = activation_of(model, ids), (torch.arange(CONTEXT) > 0).expand(ids.shape)
-    codes = sae.encode(activation).detach()[counts].double()
-    p = (activation @ model.W_U + model.b_U).softmax(-1)[counts].detach().double()
-    moved = (sae.W_dec @ model.W_U).detach().double()
-    variance = p @ moved.square().T - (p @ moved.T).square()
-    expected = (0.5 * (codes.square() * variance).sum(0) / counts.sum()).numpy()
-    found = measure(model, sae, ids, cost="fisher", n_samples=200)
-    worth = expected > 1e-3 * expected.max()
-    np.testing.assert_allclose(found.cost[worth], expected[worth], rtol=0.2)
-    assert np.median(np.abs(found.cost[worth] / expected[worth] - 1)) < 0.03
+    activation, counted = activation_of(model, ids), (torch.arange(CONTEXT) > 0).expand(ids.shape)
+    codes = sae.encode(activation).detach()[counted].double()
+    p = (activation @ model.W_U + model.b_U).softmax(-1)[counted].detach().double()
+    change_of_logits = (sae.W_dec @ model.W_U).detach().double()
+    variance = p @ change_of_logits.square().T - (p @ change_of_logits.T).square()
+    expected = (0.5 * (codes.square() * variance).sum(0) / counted.sum()).numpy()
+    cost = measure(model, sae, ids, cost="fisher", n_samples=200).cost
+    costly = expected > 1e-3 * expected.max()
+    np.testing.assert_allclose(cost[costly], expected[costly], rtol=0.2)
+    assert np.median(np.abs(cost[costly] / expected[costly] - 1)) < 0.03
 
 
-@pytest.mark.parametrize("kind", ["HookedTransformer", "HookedSAETransformer", "SAETransformerBridge"])
-def test_every_class_of_model_has_the_same_fisher_costs(
-    kind: str, bridge: Any, teacher_dir: Path, sae: Any, ids: Tensor
+@pytest.mark.parametrize("model_class", ["HookedTransformer", "HookedSAETransformer", "SAETransformerBridge"])
+def test_costs_match_across_model_classes(
+    model_class: str, bridge: Any, teacher_dir: Path, sae: Any, ids: Tensor
 ) -> None:
     ids = ids.clone()
     ids[:, 1:][ids[:, 1:] == 0] = 1
     expected = measure(bridge, sae, ids, cost="fisher")
-    found = measure(hooked(kind, teacher_dir), sae, ids, hook_name="blocks.1.hook_out", cost="fisher")
-    # Rounding turns a drawing into its neighbour now and then, which a few features show.
-    change = np.abs(found.cost / expected.cost - 1)
+    stats = measure(load_as(model_class, teacher_dir), sae, ids, hook_name="blocks.1.hook_out", cost="fisher")
+    # Rounding occasionally turns a sampled output into its neighbour, which changes a few features.
+    change = np.abs(stats.cost / expected.cost - 1)
     assert np.median(change) < 0.01
     assert change.max() < 0.3
-    of_three = {"hook_name": HOOK, "cost": "ablation"}
-    exact, again = (measure(m, sae, ids[:3], **of_three) for m in (bridge, hooked(kind, teacher_dir)))
-    np.testing.assert_allclose(again.cost, exact.cost, rtol=1e-2, atol=1e-5 * exact.cost.max())
+    options: dict[str, Any] = {"hook_name": HOOK, "cost": "ablation"}
+    exact, converted = (measure(m, sae, ids[:3], **options) for m in (bridge, load_as(model_class, teacher_dir)))
+    np.testing.assert_allclose(converted.cost, exact.cost, rtol=1e-2, atol=1e-5 * exact.cost.max())
 
 
-def test_bf16_has_nearly_the_same_costs(teacher_dir: Path, bridge: Any, sae: Any, ids: Tensor) -> None:
+def test_bf16_costs_are_close_to_fp32(teacher_dir: Path, bridge: Any, sae: Any, ids: Tensor) -> None:
     from transformer_lens.model_bridge import TransformerBridge
 
-    half = TransformerBridge.boot_transformers(str(teacher_dir), device="cpu", dtype=torch.bfloat16)
-    whole, halved = (measure(model, sae, ids, cost="fisher", n_samples=32).cost for model in (bridge, half))
-    assert np.corrcoef(np.log(whole + 1e-6), np.log(halved + 1e-6))[0, 1] > 0.98
-    assert halved.sum() == pytest.approx(whole.sum(), rel=0.1)
+    bf16_model = TransformerBridge.boot_transformers(str(teacher_dir), device="cpu", dtype=torch.bfloat16)
+    fp32, bf16 = (measure(model, sae, ids, cost="fisher", n_samples=32).cost for model in (bridge, bf16_model))
+    assert np.corrcoef(np.log(fp32 + 1e-6), np.log(bf16 + 1e-6))[0, 1] > 0.98
+    assert bf16.sum() == pytest.approx(fp32.sum(), rel=0.1)
 
 
 @pytest.mark.parametrize("cost", ["energy", "fisher", "ablation"])
-def test_the_users_model_is_left_as_it_was(cost: str, bridge: Any, sae: Any, ids: Tensor) -> None:
+def test_measuring_does_not_change_the_model(cost: Any, bridge: Any, sae: Any, ids: Tensor) -> None:
     bridge.train()
-    some = list(bridge.parameters())[::2]
-    for weight in some:
+    frozen = list(bridge.parameters())[::2]
+    for weight in frozen:
         weight.requires_grad_(False)
-    some[0].grad = torch.ones_like(some[0])
+    frozen[0].grad = torch.ones_like(frozen[0])
 
     def state() -> list[Any]:
         weights = [(p.requires_grad, None if p.grad is None else p.grad.sum().item()) for p in bridge.parameters()]
         modules = [(m.training, len(m._forward_hooks), "forward" in vars(m)) for m in bridge.modules()]
         return [weights, modules, torch.is_grad_enabled()]
 
-    before, values = state(), [p.detach().clone() for p in bridge.parameters()]
+    state_before, weights_before = state(), [p.detach().clone() for p in bridge.parameters()]
     measure(bridge, sae, ids[:4], cost=cost)
     with pytest.raises(InputError):
         measure(bridge, sae, ids[:4] * 10**6, cost=cost)
-    assert state() == before
-    assert all(torch.equal(p, value) for p, value in zip(bridge.parameters(), values, strict=True))
-    some[0].grad = None
+    assert state() == state_before
+    assert all(torch.equal(p, before) for p, before in zip(bridge.parameters(), weights_before, strict=True))
+    frozen[0].grad = None
     bridge.requires_grad_(True).eval()
 
 
-def test_any_split_and_a_resumed_run_draw_the_same_outputs(bridge: Any, sae: Any, ids: Tensor, tmp_path: Path) -> None:
-    whole = measure(bridge, sae, ids, cost="fisher", batch_size=8)
-    part = {"cost": "fisher", "batch_size": 8, "n_codes": 10**6, "checkpoint": tmp_path / "partial.safetensors"}
-    measure(bridge, sae, ids, n_tokens=8 * CONTEXT, **part)
-    resumed = measure(bridge, sae, ids, resume=True, **part)
-    np.testing.assert_array_equal(resumed.sum_cost, whole.sum_cost)
-    np.testing.assert_array_equal(resumed.contexts.window, whole.contexts.window)
-    assert whole.contexts.n_features == FEATURES
+def test_resumed_measurement_samples_the_same_outputs(bridge: Any, sae: Any, ids: Tensor, tmp_path: Path) -> None:
+    expected = measure(bridge, sae, ids, cost="fisher", batch_size=8)
+    options: dict[str, Any] = {"cost": "fisher", "batch_size": 8, "n_codes": 10**6}
+    options["checkpoint"] = tmp_path / "partial.safetensors"
+    measure(bridge, sae, ids, n_tokens=8 * CONTEXT, **options)
+    resumed = measure(bridge, sae, ids, resume=True, **options)
+    np.testing.assert_array_equal(resumed.sum_cost, expected.sum_cost)
+    np.testing.assert_array_equal(resumed.contexts.window, expected.contexts.window)
+    assert expected.contexts.n_features == FEATURES
 
 
-def made_of(model: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """The same hook points on a model that puts out something else."""
+def with_changed_logits(model: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """Return a model with the same hook points and other logits."""
 
-    class Changed(torch.nn.Module):
+    class ChangedModel(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.inner, self.cfg, self.hook_dict, self.tokenizer = model, model.cfg, model.hook_dict, model.tokenizer
@@ -165,73 +175,94 @@ def made_of(model: Any, change: Callable[[Tensor], Tensor]) -> Any:
         def forward(self, ids: Tensor) -> Tensor:
             return change(self.inner(ids))
 
-    return Changed()
+    return ChangedModel()
 
 
-def test_what_has_no_logits_or_nothing_behind_it_is_refused(bridge: Any, sae: Any, ids: Tensor) -> None:
+def test_rejects_models_and_options_that_allow_no_cost(bridge: Any, sae: Any, ids: Tensor) -> None:
     with pytest.raises(InputError, match=r"no logits.*--cost energy"):
-        measure(made_of(bridge, lambda logits: logits[..., :8]), sae, ids, cost="fisher")
+        measure(with_changed_logits(bridge, lambda logits: logits[..., :8]), sae, ids, cost="fisher")
     with pytest.raises(InputError, match=r"do not depend on blocks.1.hook_resid_post.*--cost energy"):
-        measure(made_of(bridge, torch.Tensor.detach), sae, ids, cost="fisher")
-    with pytest.raises(InputError, match="one of energy, fisher, ablation"):
-        measure(bridge, sae, ids, cost="worth")
-    with pytest.raises(InputError, match="drawings must be at least 1"):
+        measure(with_changed_logits(bridge, torch.Tensor.detach), sae, ids, cost="fisher")
+    with pytest.raises(InputError, match="one of fisher, energy, ablation"), without_type_checks():
+        measure(bridge, sae, ids, cost="worth")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="n_samples must be at least 1"):
         measure(bridge, sae, ids, n_samples=0)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"n_tokens": 0}, "n_tokens must be at least 1, got 0"), ({"n_codes": -1}, "n_codes must be at least 0, got -1")],
+)
+def test_config_rejects_numbers_out_of_range(options: dict[str, int], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        MeasureConfig(**options)  # type: ignore[arg-type]
+
+
+def test_config_keeps_codes_of_a_share_of_the_text() -> None:
+    assert MeasureConfig(n_tokens=800, n_codes=200).share_of_codes == 0.25
+    assert MeasureConfig(n_tokens=100, n_codes=200).share_of_codes == 1.0
+
+
 @pytest.mark.parametrize("hook_name", ["blocks.0.hook_resid_pre", "blocks.1.hook_resid_post", "blocks.2.hook_mlp_out"])
-@pytest.mark.parametrize("kind", ["bridge", "HookedTransformer"])
-def test_a_teacher_run_again_is_a_whole_forward_pass(
-    kind: str, hook_name: str, bridge: Any, teacher_dir: Path, ids: Tensor
+@pytest.mark.parametrize("model_class", ["bridge", "HookedTransformer"])
+def test_rerun_matches_full_forward_pass(
+    model_class: str, hook_name: str, bridge: Any, teacher_dir: Path, ids: Tensor
 ) -> None:
-    model = bridge if kind == "bridge" else hooked(kind, teacher_dir)
+    model = bridge if model_class == "bridge" else load_as(model_class, teacher_dir)
     with rerunner(model, hook_name) as teacher:
-        before = teacher.run(ids[:5])
-        assert torch.equal(teacher.rerun(before), teacher.logits)
-        other = before + torch.randn(before.shape, generator=torch.Generator().manual_seed(0))
-        again, rows = teacher.rerun(other), torch.tensor([3, 3, 0])
-        torch.testing.assert_close(teacher.rerun(other[rows], rows), again[rows])
-    handle = hook_point(model, hook_name).register_forward_hook(lambda *_: other)
+        original = teacher.run(ids[:5])
+        assert torch.equal(teacher.rerun(original), teacher.logits)
+        replacement = original + torch.randn(original.shape, generator=torch.Generator().manual_seed(0))
+        logits, rows = teacher.rerun(replacement), torch.tensor([3, 3, 0])
+        torch.testing.assert_close(teacher.rerun(replacement[rows], rows), logits[rows])
+    handle = get_hook_point(model, hook_name).register_forward_hook(lambda *_: replacement)
     with torch.no_grad():
-        torch.testing.assert_close(model(ids[:5]), again)
+        torch.testing.assert_close(model(ids[:5]), logits)
     handle.remove()
 
 
-def test_forward_kl_by_hand() -> None:
+def test_forward_kl_matches_hand_computation() -> None:
     # p = (3/4, 1/4), q = (1/2, 1/2): 3/4 ln(3/2) + 1/4 ln(1/2) nats.
     p, q = torch.tensor([[[3.0, 1.0]]]).log(), torch.tensor([[[1.0, 1.0]]]).log()
-    assert float(forward_kl(p, q)) == pytest.approx(0.75 * np.log(1.5) + 0.25 * np.log(0.5), rel=1e-6)
-    assert float(forward_kl(p, p)) == 0
+    assert float(forward_kl_in_chunks(p, q)) == pytest.approx(0.75 * np.log(1.5) + 0.25 * np.log(0.5), rel=1e-6)
+    assert float(forward_kl_in_chunks(p, p)) == 0
+
+
+def test_forward_kl_does_not_depend_on_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    teacher, student = torch.randn(2, 3, 5, 7, generator=torch.Generator().manual_seed(0))
+    expected = forward_kl_in_chunks(teacher, student)
+    monkeypatch.setattr("tl_distill_floor.measuring.kl.LOGITS_PER_CHUNK", 4 * 7)
+    torch.testing.assert_close(forward_kl_in_chunks(teacher, student), expected)
 
 
 @pytest.mark.parametrize("n_outcomes", [3, 256, 257, 1000])
-def test_outcomes_are_drawn_where_the_cumulated_probability_says(n_outcomes: int) -> None:
+def test_sample_outcomes_inverts_cumulative_distribution(n_outcomes: int) -> None:
     random = torch.Generator().manual_seed(n_outcomes)
     p = torch.randn(400, n_outcomes, generator=random).mul(3).softmax(-1)
     p[:, 1] = 0.0
     uniform = torch.rand(400, generator=random)
     uniform[:2] = torch.tensor([0.0, 1 - 2**-24])
-    drawn = drawn_from(p, uniform).numpy()
-    reached = p.double().cumsum(1).numpy()
-    aim = uniform.double().numpy() * reached[:, -1]
-    assert (drawn != 1).all()
-    beyond, before = reached[np.arange(400), drawn], np.where(drawn > 0, reached[np.arange(400), drawn - 1], 0.0)
-    assert (aim < beyond + 1e-6).all()
-    assert (aim >= before - 1e-6).all()
+    sampled, rows = sample_outcomes(p, uniform).numpy(), np.arange(400)
+    cumulative = p.double().cumsum(1).numpy()
+    target = uniform.double().numpy() * cumulative[:, -1]
+    assert (sampled != 1).all()
+    including, excluding = cumulative[rows, sampled], np.where(sampled > 0, cumulative[rows, sampled - 1], 0.0)
+    assert (target < including + 1e-6).all()
+    assert (target >= excluding - 1e-6).all()
 
 
-def test_dots_by_hand() -> None:
+def test_row_dot_products_match_hand_computation() -> None:
     left, right = torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]), torch.tensor([[1.0, 0.0], [1.0, 1.0]])
-    found = dots(left, right, torch.tensor([0, 0, 2]), torch.tensor([0, 1, 1]))
-    assert found.tolist() == [1.0, 3.0, 11.0]
-    assert dots(left, right, *torch.zeros(2, 0, dtype=torch.int64)).tolist() == []
+    products = row_dot_products(left, right, torch.tensor([0, 0, 2]), torch.tensor([0, 1, 1]))
+    assert products.tolist() == [1.0, 3.0, 11.0]
+    assert row_dot_products(left, right, *torch.zeros(2, 0, dtype=torch.int64)).tolist() == []
 
 
 @pytest.mark.parametrize("cost", ["energy", "fisher"])
-def test_the_size_of_a_batch_changes_nothing_but_rounding(bridge: Any, sae: Any, ids: Tensor, cost: str) -> None:
-    found = [measure(bridge, sae, ids, cost=cost, batch_size=size) for size in (1, 2, 5)]
-    for one in found[1:]:
-        assert one.firing_count.tolist() == found[0].firing_count.tolist()
-        assert one.sampled_tokens == found[0].sampled_tokens
-        assert one.fvu == pytest.approx(found[0].fvu, rel=1e-5)
-        assert one.cost == pytest.approx(found[0].cost, rel=1e-3, abs=1e-6 * found[0].cost.max())
+def test_batch_size_changes_only_rounding(bridge: Any, sae: Any, ids: Tensor, cost: Any) -> None:
+    first, *others = [measure(bridge, sae, ids, cost=cost, batch_size=size) for size in (1, 2, 5)]
+    for other in others:
+        assert other.firing_count.tolist() == first.firing_count.tolist()
+        assert other.sampled_tokens == first.sampled_tokens
+        assert other.fvu == pytest.approx(first.fvu, rel=1e-5)
+        assert other.cost == pytest.approx(first.cost, rel=1e-3, abs=1e-6 * first.cost.max())

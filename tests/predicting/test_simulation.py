@@ -1,4 +1,4 @@
-"""`simulated` in a prediction: interpolation, the structure gain, what is kept, and the file; students made by hand."""
+"""Tests of `simulated` in a prediction: interpolation, structure gain, kept features and files."""
 
 import dataclasses
 from pathlib import Path
@@ -16,6 +16,7 @@ COST = np.array([8.0, 4.0, 2.0, 1.0])
 
 
 def simulation(lost: list[list[float]], widths: tuple[int, ...] = (1, 2)) -> Simulation:
+    """Return a simulation with the given lost costs [width, feature]."""
     cost = np.array(lost)
     floor = cost.sum(1)[:, None]
     return Simulation(np.array(widths), floor, floor, np.full(len(lost), 0.05), cost, floor, 100.0, steps=10)
@@ -23,71 +24,74 @@ def simulation(lost: list[list[float]], widths: tuple[int, ...] = (1, 2)) -> Sim
 
 @pytest.fixture
 def floor() -> FloorPrediction:
+    """Return a prediction with hand-written simulated floors."""
     # Width 1 loses 0.5 + 1 + 2 + 1 = 4.5, width 2 loses 0 + 0.1 + 0.4 + 1 = 1.5.
-    made = simulation([[0.5, 1.0, 2.0, 1.0], [0.0, 0.1, 0.4, 1.0]])
-    return floor_from_stats(stats_of(COST, rate=0.05), [1, 2, 3, 4], simulation=made)
+    simulated = simulation([[0.5, 1.0, 2.0, 1.0], [0.0, 0.1, 0.4, 1.0]])
+    return floor_from_stats(stats_of(COST, rate=0.05), [1, 2, 3, 4], simulation=simulated)
 
 
-def test_simulated_is_expected_where_it_exists(floor: FloorPrediction) -> None:
+def test_expected_is_simulated_where_it_exists(floor: FloorPrediction) -> None:
     assert floor.simulated is not None
     assert floor.expected is floor.simulated
     assert floor.simulated[:2].tolist() == pytest.approx([4.5, 1.5])
     assert floor.interval[0, 0] < 4.5 < floor.interval[0, 1]
 
 
-def test_the_gain_is_independent_over_simulated_and_stays_beyond_the_trained_widths(floor: FloorPrediction) -> None:
+def test_structure_gain_by_hand_and_beyond_the_trained_widths(
+    floor: FloorPrediction,
+) -> None:
     independent = [allocate(COST, 0.05, width).floor for width in (1, 2, 3)]
     gains = [independent[0] / 4.5, independent[1] / 1.5, independent[1] / 1.5]
     assert floor.structure_gain is not None
     assert floor.structure_gain[:3].tolist() == pytest.approx(gains)
     assert floor.simulated is not None
     assert floor.simulated[2] == pytest.approx(independent[2] / gains[2])
-    assert floor.simulated[3] == 0  # as wide as there are features
+    assert floor.simulated[3] == 0  # as wide as the number of features
     assert np.isnan(floor.structure_gain[3])
 
 
-def test_between_widths_the_logarithms_are_interpolated_and_a_wider_student_loses_no_more() -> None:
+def test_interpolates_logarithms_and_never_rises_with_the_width() -> None:
     # Floors 8, 2, 4 and 1 at widths 1, 2, 4 and 8: the 4 counts as 2, since a wider student can do what a narrower can.
-    made = simulation([[floor / 10] * 10 for floor in (8.0, 2.0, 4.0, 1.0)], widths=(1, 2, 4, 8))
-    floor = floor_from_stats(stats_of(np.ones(10)), [1, 2, 3, 4, 6, 8, 9, 12], simulation=made)
-    found = floor.simulated
-    assert found is not None
-    assert found[[0, 1, 3, 5]] == pytest.approx([8, 2, 2, 1])
-    assert found[2] == pytest.approx(2)
-    assert 1 < found[4] < 2
+    simulated = simulation([[floor / 10] * 10 for floor in (8.0, 2.0, 4.0, 1.0)], widths=(1, 2, 4, 8))
+    floor = floor_from_stats(stats_of(np.ones(10)), [1, 2, 3, 4, 6, 8, 9, 12], simulation=simulated)
+    floors = floor.simulated
+    assert floors is not None
+    assert floors[[0, 1, 3, 5]] == pytest.approx([8, 2, 2, 1])
+    assert floors[2] == pytest.approx(2)
+    assert 1 < floors[4] < 2
     independent = [allocate(np.ones(10), 0.1, width).floor for width in (8, 9)]
-    assert found[6] == pytest.approx(independent[1] / independent[0])  # the gain of width 8, whose floor is 1
-    assert found[7] == 0
+    assert floors[6] == pytest.approx(independent[1] / independent[0])  # the gain of width 8, whose floor is 1
+    assert floors[7] == 0
     assert floor.width_for(2.0) == 2
-    two_only = simulation([[0.2] * 10], widths=(2,))
-    alone = floor_from_stats(stats_of(np.ones(10)), [2, 3], simulation=two_only)
-    assert alone.simulated[0] == pytest.approx(2)
+    one_width = simulation([[0.2] * 10], widths=(2,))
+    floor = floor_from_stats(stats_of(np.ones(10)), [2, 3], simulation=one_width)
+    assert floor.simulated[0] == pytest.approx(2)
 
 
-def test_a_simulated_floor_of_nothing_is_shown_as_nothing() -> None:
-    made = simulation([[0.5, 0.5, 0.5, 0.5], [0.0, 0.0, 0.0, 0.0]])
-    floor = floor_from_stats(stats_of(COST, rate=0.05), [1, 2], simulation=made)
+def test_a_simulated_floor_of_0_stays_near_0() -> None:
+    simulated = simulation([[0.5, 0.5, 0.5, 0.5], [0.0, 0.0, 0.0, 0.0]])
+    floor = floor_from_stats(stats_of(COST, rate=0.05), [1, 2], simulation=simulated)
     assert floor.simulated[1] < 1e-6 < floor.independent[1]
 
 
-def test_students_that_are_worse_than_independence_are_called_untrained() -> None:
-    made = simulation([[0.5, 0.5, 1.0, 1.0], [0.5, 0.5, 1.0, 1.0]], widths=(1, 3))
+def test_warns_if_simulated_is_above_independent() -> None:
+    simulated = simulation([[0.5, 0.5, 1.0, 1.0], [0.5, 0.5, 1.0, 1.0]], widths=(1, 3))
     assert allocate(COST, 0.05, 1).floor > 3.0 > 2 * allocate(COST, 0.05, 3).floor
-    floor = floor_from_stats(stats_of(COST, rate=0.05), [1, 3], simulation=made)
-    assert any("simulated lies above independent at width 3:" in warning for warning in floor.warnings)
+    floor = floor_from_stats(stats_of(COST, rate=0.05), [1, 3], simulation=simulated)
+    assert any("simulated is above independent at width 3:" in warning for warning in floor.warnings)
 
 
-def test_the_error_of_the_simulation_widens_the_interval() -> None:
+def test_error_of_the_simulation_widens_the_interval() -> None:
     narrow = simulation([[0.5, 1.0, 2.0, 1.0]], widths=(1,))
     wide = dataclasses.replace(narrow, standard_error=np.array([1.0]))
     bounds = [floor_from_stats(stats_of(COST, rate=0.05), [1], simulation=s).interval[0] for s in (narrow, wide)]
-    # The two blocks are alike, so that nothing else scatters: 1.96 standard errors of 0.05 and of 1.
+    # The two blocks are equal, so there is no other error: 1.96 standard errors of 0.05 and of 1.
     assert (bounds[0][1] - bounds[0][0]) / 2 == pytest.approx(1.96 * 0.05)
     assert (bounds[1][1] - bounds[1][0]) / 2 == pytest.approx(1.96 * 1.0)
 
 
-def test_kept_are_those_that_lose_at_most_half_of_their_variance(floor: FloorPrediction) -> None:
-    # Var / E[a²] is 1 − count · mean²-share: made by hand so that it is 1 − 50 / (1000 · cost) · ..., near 1.
+def test_kept_features_lose_at_most_half_of_their_variance(floor: FloorPrediction) -> None:
+    # Var / E[a²] is 1 − count · mean²-share: chosen such that it is 1 − 50 / (1000 · cost) · ..., near 1.
     assert floor.kept(1).tolist() == [True, True, False, False]
     assert floor.lost(1).tolist() == [2, 3]
     assert floor.kept(2).tolist() == [True, True, True, False]
@@ -95,41 +99,41 @@ def test_kept_are_those_that_lose_at_most_half_of_their_variance(floor: FloorPre
     assert floor.lost_share(1) @ COST == pytest.approx(4.5)
 
 
-def test_width_for_follows_what_is_expected(floor: FloorPrediction) -> None:
+def test_width_for_follows_the_expected_floor(floor: FloorPrediction) -> None:
     assert floor.width_for(4.5) == 1
     assert floor.width_for(4.4) == 2
     assert floor.width_for(0) == 4
 
 
-def test_it_comes_back_as_it_was(floor: FloorPrediction, tmp_path: Path) -> None:
+def test_can_be_saved_and_loaded(floor: FloorPrediction, tmp_path: Path) -> None:
     floor.save(tmp_path)
-    again = FloorPrediction.load(tmp_path)
-    assert again.simulation is not None
-    assert again.simulation.lost_cost.tolist() == floor.simulation.lost_cost.tolist()
-    assert again.expected.tolist() == floor.expected.tolist()
+    loaded = FloorPrediction.load(tmp_path)
+    assert loaded.simulation is not None
+    assert loaded.simulation.lost_cost.tolist() == floor.simulation.lost_cost.tolist()
+    assert loaded.expected.tolist() == floor.expected.tolist()
     simulation([[1.0], [0.5]]).save(tmp_path)
     with pytest.raises(InputError, match="another number of features"):
         FloorPrediction.load(tmp_path)
     simulation([[0.5, 1.0, 2.0, 1.0], [0.0, 0.1, 0.4, 0.5]]).save(tmp_path)
-    with pytest.raises(InputError, match=r"not computed from the simulated.safetensors beside it"):
+    with pytest.raises(InputError, match=r"not computed from the simulated.safetensors in the same directory"):
         FloorPrediction.load(tmp_path)
     (tmp_path / "simulated.safetensors").write_bytes(b"no")
     with pytest.raises(InputError, match=r"simulated.safetensors is missing or not a complete simulation file"):
         FloorPrediction.load(tmp_path)
 
 
-def test_it_is_shown(floor: FloorPrediction) -> None:
+def test_appears_in_json_tables_and_figures(floor: FloorPrediction) -> None:
     shown = floor_json(floor)
     assert shown["simulated"] == shown["expected"]
     assert shown["structure_gain"][:3] == pytest.approx(floor.structure_gain[:3].tolist())
     assert shown["structure_gain"][3] is None  # 0 over 0
     for heading in ("of all", "gain"):
         assert f'<th scope="col" class="number">{heading}</th>' in floor._repr_html_()
-    assert "Beyond width 2," in floor._repr_html_()  # the teacher has 16 dimensions
+    assert "Above width 2," in floor._repr_html_()  # the teacher has 16 dimensions
     assert [trace.name for trace in floor.plot().data][-1] == "simulated (expected)"
 
 
-def test_refuses_what_does_not_fit() -> None:
+def test_rejects_invalid_simulations() -> None:
     for widths in ((2, 1), (0, 1)):
         with pytest.raises(ValueError, match="rising widths"):
             simulation([[1.0], [1.0]], widths=widths)

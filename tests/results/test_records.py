@@ -1,8 +1,7 @@
-"""Results on disk: what is saved comes back, what is not ours is refused, what fails leaves the old file."""
+"""Tests of saved statistics and predictions: they load unchanged, and damaged or foreign files are rejected."""
 
 import contextlib
 import json
-import os
 import pickle
 import shutil
 from dataclasses import replace
@@ -18,35 +17,34 @@ from tl_distill_floor import FeatureStats, FloorPrediction, InputError, floor_fr
 from tl_distill_floor.results.codes import Codes
 from tl_distill_floor.results.feature_stats import MAX_BLOCKS, BlockSums
 from tl_distill_floor.results.student import load_students
-from tl_distill_floor.storage.atomic import remove_file, write_atomically
 
 COST = np.array([5.0, 1.0, 9.0, 4.0])
 
 
-def test_stats_come_back_as_they_were(tmp_path: Path) -> None:
+def test_saved_statistics_load_unchanged(tmp_path: Path) -> None:
     stats = stats_of(COST, expected_l0=3.5, settings={"context_size": 32}, warnings=("mind the gap",))
-    found = FeatureStats.load(stats.save(tmp_path / "x.safetensors"))
+    loaded = FeatureStats.load(stats.save(tmp_path / "x.safetensors"))
     for name, value in vars(stats).items():
         if name != "blocks":
-            np.testing.assert_array_equal(getattr(found, name), value, err_msg=name)
-    np.testing.assert_array_equal(found.blocks.cost, stats.blocks.cost)
-    assert found.warnings == ("mind the gap",)
+            np.testing.assert_array_equal(getattr(loaded, name), value, err_msg=name)
+    np.testing.assert_array_equal(loaded.blocks.cost, stats.blocks.cost)
+    assert loaded.warnings == ("mind the gap",)
 
 
-def test_a_prediction_comes_back_as_it_was(tmp_path: Path) -> None:
+def test_a_saved_prediction_loads_unchanged(tmp_path: Path) -> None:
     floor = floor_from_stats(stats_of(COST), [1, 2, 3])
     floor.save(tmp_path / "run")
     assert sorted(p.name for p in (tmp_path / "run").iterdir()) == ["floor.json", "stats.safetensors"]
-    found = FloorPrediction.load(tmp_path / "run")
+    loaded = FloorPrediction.load(tmp_path / "run")
     for name in ("n_features", "alpha", "capacity", "critical_width", "critical_width_interval", "warnings"):
-        assert getattr(found, name) == getattr(floor, name), name
+        assert getattr(loaded, name) == getattr(floor, name), name
     for name in ("widths", "theorem", "interval"):
-        np.testing.assert_array_equal(getattr(found, name), getattr(floor, name))
-    assert found.lost(1).tolist() == floor.lost(1).tolist()
-    assert found.width_for(4.5) == floor.width_for(4.5)
+        np.testing.assert_array_equal(getattr(loaded, name), getattr(floor, name))
+    assert loaded.lost(1).tolist() == floor.lost(1).tolist()
+    assert loaded.width_for(4.5) == floor.width_for(4.5)
 
 
-def test_unknown_bounds_are_null_in_the_file(tmp_path: Path) -> None:
+def test_unknown_intervals_are_null_in_the_file(tmp_path: Path) -> None:
     one_block = (np.array([1000]), np.full((1, 4), 100), COST[None] * 1000)
     floor = floor_from_stats(stats_of(None, blocks=one_block))
     floor.save(tmp_path)
@@ -54,7 +52,7 @@ def test_unknown_bounds_are_null_in_the_file(tmp_path: Path) -> None:
     assert np.isnan(FloorPrediction.load(tmp_path).critical_width_interval).all()
 
 
-def test_a_prediction_beside_other_stats_is_refused(tmp_path: Path) -> None:
+def test_rejects_a_prediction_of_other_statistics(tmp_path: Path) -> None:
     floor_from_stats(stats_of(COST)).save(tmp_path)
     stats_of(COST, n_tokens=500).save(tmp_path)
     with pytest.raises(InputError, match="not computed from the stats"):
@@ -63,14 +61,14 @@ def test_a_prediction_beside_other_stats_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", [b"", b"{}", b"\x00" * 50, pickle.dumps({"a": 1}), b'{"format": "else"}', b"[1]"])
 @pytest.mark.parametrize("record", [FeatureStats, FloorPrediction])
-def test_foreign_files_are_refused(tmp_path: Path, content: bytes, record: type) -> None:
+def test_rejects_files_in_other_formats(tmp_path: Path, content: bytes, record: type) -> None:
     file = tmp_path / ("floor.json" if record is FloorPrediction else "stats.safetensors")
     file.write_bytes(content)
     with pytest.raises(InputError, match=file.name):
         record.load(file)
 
 
-def test_missing_files_are_refused(tmp_path: Path) -> None:
+def test_rejects_missing_files(tmp_path: Path) -> None:
     for record in (FeatureStats, FloorPrediction):
         with pytest.raises(InputError, match="missing"):
             record.load(tmp_path)
@@ -78,39 +76,26 @@ def test_missing_files_are_refused(tmp_path: Path) -> None:
 
 @given(cut=st.integers(0, 2000), flip=st.integers(0, 2000), bit=st.integers(0, 7))
 @settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_damaged_files_are_refused_or_read_as_they_are(tmp_path: Path, cut: int, flip: int, bit: int) -> None:
-    """Truncated anywhere, one bit turned anywhere: an InputError or a record, nothing else."""
+def test_damaged_files_raise_input_errors_only(tmp_path: Path, cut: int, flip: int, bit: int) -> None:
+    """Truncate the file and flip one bit: loading returns a record or raises an InputError, and nothing else."""
     stats = stats_of(COST, codes=Codes.from_dense(np.array([[0.0, 1, 2, 0], [3, 0, 0, 4]])))
-    data = bytearray(stats.save(tmp_path / "whole.safetensors").read_bytes())
+    data = bytearray(stats.save(tmp_path / "intact.safetensors").read_bytes())
     data[flip % len(data)] ^= 1 << bit
     (tmp_path / "damaged.safetensors").write_bytes(bytes(data[: cut or None]))
     with contextlib.suppress(InputError):
         assert isinstance(FeatureStats.load(tmp_path / "damaged.safetensors"), FeatureStats)
 
 
-def test_a_newer_version_says_upgrade(tmp_path: Path) -> None:
+def test_a_newer_version_asks_for_an_upgrade(tmp_path: Path) -> None:
     floor_from_stats(stats_of(COST)).save(tmp_path)
-    found = json.loads((tmp_path / "floor.json").read_text())
-    (tmp_path / "floor.json").write_text(json.dumps(found | {"version": 99}))
+    stored = json.loads((tmp_path / "floor.json").read_text())
+    (tmp_path / "floor.json").write_text(json.dumps(stored | {"version": 99}))
     with pytest.raises(InputError, match="upgrade"):
         FloorPrediction.load(tmp_path)
 
 
-def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    target = write_atomically(tmp_path / "a.json", b"old")
-
-    def full(_fd: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(InputError, match="No space left"):
-        write_atomically(target, b"new")
-    assert target.read_bytes() == b"old"
-    assert list(tmp_path.iterdir()) == [target]
-
-
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("change", "message"),
     [
         ({"sum_cost": np.array([1.0, np.nan, 1.0, 1.0])}, "not finite"),
         ({"sum_cost": -np.ones(4)}, "at least 0"),
@@ -118,18 +103,30 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, mon
         ({"blocks": BlockSums(np.array([1]), np.ones((1, 4), dtype=np.int64), np.ones((1, 4)))}, "add up"),
     ],
 )
-def test_impossible_statistics_are_refused(change: dict[str, object], says: str) -> None:
-    with pytest.raises(ValueError, match=says):
+def test_rejects_impossible_statistics(change: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         replace(stats_of(COST), **change)
 
 
-def test_merging_refuses_another_decoder() -> None:
+def test_rejects_impossible_predictions() -> None:
+    floor = floor_from_stats(stats_of(COST), [1, 2])
+    for change, message in (
+        ({"theorem": -np.ones(2)}, "theorem must have 2 losses of at least 0"),
+        ({"alpha": 1.0}, "alpha, the sparsity, must be inside"),
+        ({"n_features": 0}, "must be above 0"),
+        ({"widths": np.array([2, 1])}, "in rising order"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            replace(floor, **change)
+
+
+def test_merging_rejects_another_decoder() -> None:
     with pytest.raises(ValueError, match="decoders differ"):
         stats_of(COST).merge(stats_of(COST, decoder_norm=2 * np.ones(4)))
 
 
 @given(st.integers(1, 200))
-def test_merging_keeps_sums_and_few_blocks(n: int) -> None:
+def test_merging_adds_sums_and_limits_the_number_of_blocks(n: int) -> None:
     part = stats_of(COST, n_tokens=100)
     total = part
     for _ in range(n):
@@ -140,26 +137,18 @@ def test_merging_keeps_sums_and_few_blocks(n: int) -> None:
     np.testing.assert_array_equal(total.blocks.firing_count.sum(0), total.firing_count)
 
 
-def test_what_a_killed_write_left_goes_with_the_file(tmp_path: Path) -> None:
-    for name in ("partial.safetensors", ".partial.safetensors.ab12", "other.safetensors", ".other.safetensors.cd34"):
-        (tmp_path / name).write_bytes(b"")
-    remove_file(tmp_path / "partial.safetensors")
-    remove_file(tmp_path / "partial.safetensors")
-    assert sorted(file.name for file in tmp_path.iterdir()) == [".other.safetensors.cd34", "other.safetensors"]
-
-
-def test_a_path_in_a_file_leads_nowhere(distilled: Path, tmp_path: Path) -> None:
-    """What a run directory holds decides what is read, not what a file in it says; a link is replaced, not followed."""
+def test_paths_and_links_in_a_run_do_not_lead_out_of_it(distilled: Path, tmp_path: Path) -> None:
+    """The path that a file states is ignored, and saving replaces a link instead of writing to its target."""
     student = tmp_path / "students" / "width8"
     shutil.copytree(distilled / "students" / "width8", student)
     stored = json.loads((student / "student.json").read_text()) | {"path": "/etc", "name": "../../elsewhere"}
     (student / "student.json").write_text(json.dumps(stored))
-    (read,) = load_students(tmp_path)
-    assert read.path == str(student)
+    (loaded,) = load_students(tmp_path)
+    assert loaded.path == str(student)
     outside = tmp_path / "outside.json"
     outside.write_text("mine")
     (student / "student.json").unlink()
     (student / "student.json").symlink_to(outside)
-    read.save(student)
+    loaded.save(student)
     assert outside.read_text() == "mine"
     assert not (student / "student.json").is_symlink()

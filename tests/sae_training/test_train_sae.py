@@ -1,5 +1,6 @@
-"""An SAE is trained where none exists: on which activations, and from a checkpoint on to the last bit."""
+"""Training of an SAE: its settings, the activations that it sees, and resuming from a checkpoint."""
 
+import re
 import shutil
 from itertools import islice
 from pathlib import Path
@@ -8,11 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from tests.helpers.models import VOCABULARY
-from tl_distill_floor import InputError, load_teacher
-from tl_distill_floor.measuring.hooks import hook_point, reader
+from tests.helpers.models import VOCABULARY, WIDTH
+from tests.helpers.type_checks import without_type_checks
+from tl_distill_floor import InputError, SaeTrainingConfig, load_teacher
+from tl_distill_floor.measuring.hooks import activation_reader, get_hook_point
 from tl_distill_floor.measuring.token_stream import TokenStream, open_token_stream
-from tl_distill_floor.sae_training import activations as shuffled
+from tl_distill_floor.sae_training import activations
 from tl_distill_floor.sae_training.activations import shuffled_activations
 from tl_distill_floor.sae_training.train_sae import train_sae
 
@@ -22,21 +24,31 @@ STEPS = 5
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shuffled, "MIXED_TOKENS", 2**13)
+    monkeypatch.setattr(activations, "TOKENS_PER_BLOCK", 2**13)
 
 
 def trained(teacher: Any, text: Any, out: Path, **options: Any) -> dict[str, bytes]:
-    given = {"layer": 1, "d_sae": 32, "k": 4, "n_tokens": 4096 * STEPS, "context_size": 32, "checkpoint_seconds": 0.0}
-    train_sae(teacher, text, out=out, **(given | options))
+    """Train a small SAE, and return the content of its files."""
+    defaults = {
+        "layer": 1,
+        "d_sae": 32,
+        "k": 4,
+        "n_tokens": 4096 * STEPS,
+        "context_size": 32,
+        "checkpoint_seconds": 0.0,
+    }
+    train_sae(teacher, text, out=out, **(defaults | options))
     return {file.name: file.read_bytes() for file in out.iterdir()}
 
 
 class StoppedError(Exception):
-    pass
+    """Stops a training from its progress callback."""
 
 
-def stopped_after(step: int) -> Any:
-    def progress(done: int, _total: int, _words: str) -> None:
+def stop_after(step: int) -> Any:
+    """Return a progress callback that stops the training after a step."""
+
+    def progress(done: int, _total: int, _message: str) -> None:
         if done >= 4096 * step:
             raise StoppedError
 
@@ -44,22 +56,22 @@ def stopped_after(step: int) -> Any:
 
 
 @pytest.mark.parametrize("architecture", ["batchtopk", "topk"])
-def test_an_interrupted_training_goes_on_to_the_last_bit(
+def test_resumed_training_gives_the_same_files(
     architecture: str, teacher_dir: Path, prose_file: Path, tmp_path: Path
 ) -> None:
-    given = {"architecture": architecture}
-    whole = trained(teacher_dir, prose_file, tmp_path / "whole", **given)
+    options = {"architecture": architecture}
+    uninterrupted = trained(teacher_dir, prose_file, tmp_path / "uninterrupted", **options)
     for step in (1, 3, STEPS):
         with pytest.raises(StoppedError):
-            trained(teacher_dir, prose_file, tmp_path / "sae", resume=step > 1, progress=stopped_after(step), **given)
+            trained(teacher_dir, prose_file, tmp_path / "sae", resume=step > 1, progress=stop_after(step), **options)
         assert [path.name for path in tmp_path.iterdir() if "sae" in path.name] == ["sae.partial.safetensors"]
-    assert trained(teacher_dir, prose_file, tmp_path / "sae", resume=True, **given) == whole
+    assert trained(teacher_dir, prose_file, tmp_path / "sae", resume=True, **options) == uninterrupted
     assert not list(tmp_path.glob("*partial*"))
 
 
-def test_the_checkpoint_of_another_training_is_refused(teacher_dir: Path, prose_file: Path, tmp_path: Path) -> None:
+def test_rejects_the_checkpoint_of_another_training(teacher_dir: Path, prose_file: Path, tmp_path: Path) -> None:
     with pytest.raises(StoppedError):
-        trained(teacher_dir, prose_file, tmp_path / "sae", progress=stopped_after(2))
+        trained(teacher_dir, prose_file, tmp_path / "sae", progress=stop_after(2))
     with pytest.raises(InputError, match=r"sae\.partial\.safetensors holds an interrupted training; add --resume"):
         trained(teacher_dir, prose_file, tmp_path / "sae")
     with pytest.raises(InputError, match=r"of a training with another k, lr;"):
@@ -70,37 +82,37 @@ def test_the_checkpoint_of_another_training_is_refused(teacher_dir: Path, prose_
     assert not (tmp_path / "sae").exists()
 
 
-def test_the_seed_alone_decides(teacher_dir: Path, prose_file: Path, tmp_path: Path) -> None:
+def test_result_depends_only_on_the_seed(teacher_dir: Path, prose_file: Path, tmp_path: Path) -> None:
     one = trained(teacher_dir, prose_file, tmp_path / "one", n_tokens=8192)
     torch.rand(7)
     assert trained(teacher_dir, prose_file, tmp_path / "again", n_tokens=8192) == one
     assert trained(teacher_dir, prose_file, tmp_path / "other", n_tokens=8192, seed=1) != one
 
 
-def test_a_loss_that_is_no_number_saves_nothing(teacher_dir: Path, prose_file: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"no number at step \d; delete sae\.partial.* and take a smaller --lr"):
+def test_saves_nothing_if_the_loss_is_not_finite(teacher_dir: Path, prose_file: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"not finite at step \d; delete sae\.partial.* and set a smaller --lr"):
         trained(teacher_dir, prose_file, tmp_path / "sae", lr=1e30)
     assert not (tmp_path / "sae").exists()
 
 
-def test_a_training_that_was_only_not_cleaned_up_after_is_done(
-    teacher_dir: Path, prose_file: Path, tmp_path: Path
-) -> None:
-    last: list[bytes] = []
+def test_deletes_the_checkpoint_of_a_finished_training(teacher_dir: Path, prose_file: Path, tmp_path: Path) -> None:
+    last_checkpoint: list[bytes] = []
     file = tmp_path / "sae.partial.safetensors"
 
-    def progress(_done: int, _total: int, _words: str) -> None:
-        last[:] = [file.read_bytes()]
+    def progress(_done: int, _total: int, _message: str) -> None:
+        last_checkpoint[:] = [file.read_bytes()]
 
-    whole = trained(teacher_dir, prose_file, tmp_path / "sae", progress=progress)
-    file.write_bytes(last[0])
-    assert trained(teacher_dir, prose_file, tmp_path / "sae", resume=True) == whole
+    finished = trained(teacher_dir, prose_file, tmp_path / "sae", progress=progress)
+    file.write_bytes(last_checkpoint[0])
+    assert trained(teacher_dir, prose_file, tmp_path / "sae", resume=True) == finished
     assert [path.name for path in tmp_path.iterdir()] == ["sae"]
 
 
-def test_what_lies_in_the_place_does_not_end_a_training(teacher_dir: Path, prose_file: Path, tmp_path: Path) -> None:
+def test_other_files_in_the_directory_do_not_end_a_training(
+    teacher_dir: Path, prose_file: Path, tmp_path: Path
+) -> None:
     with pytest.raises(StoppedError):
-        trained(teacher_dir, prose_file, tmp_path / "sae", progress=stopped_after(2))
+        trained(teacher_dir, prose_file, tmp_path / "sae", progress=stop_after(2))
     (tmp_path / "sae").mkdir()
     for _ in range(2):
         with pytest.raises(InputError, match="sae exists already"):
@@ -110,41 +122,44 @@ def test_what_lies_in_the_place_does_not_end_a_training(teacher_dir: Path, prose
     assert trained(teacher_dir, prose_file, tmp_path / "sae", resume=True)
 
 
-def test_another_teacher_or_cut_of_the_text_is_another_training(bridge: Any, ids: torch.Tensor, tmp_path: Path) -> None:
-    def going_on(rows: torch.Tensor, **options: Any) -> None:
+def test_rejects_the_checkpoint_of_another_teacher_or_text(bridge: Any, ids: torch.Tensor, tmp_path: Path) -> None:
+    def train(rows: torch.Tensor, **options: Any) -> None:
         trained(bridge, rows, tmp_path / "sae", **options)
 
     with pytest.raises(StoppedError):
-        going_on(ids, progress=stopped_after(2))
+        train(ids, progress=stop_after(2))
     with pytest.raises(InputError, match="another text;"):
-        going_on(ids.view(2 * len(ids), -1), resume=True)
+        train(ids.view(2 * len(ids), -1), resume=True)
     weight = next(bridge.parameters())
     with torch.no_grad():
         weight *= 2
     try:
         with pytest.raises(InputError, match="another teacher;"):
-            going_on(ids, resume=True)
+            train(ids, resume=True)
     finally:
         with torch.no_grad():
             weight /= 2
-    going_on(ids, resume=True)
+    train(ids, resume=True)
 
 
-def test_activations_that_nothing_scales_are_refused(bridge: Any, ids: torch.Tensor, tmp_path: Path) -> None:
-    for number, says in ((float("nan"), "holds NaN or Inf; run the teacher"), (0.0, "every activation is 0")):
+def test_rejects_activations_that_are_0_or_not_finite(bridge: Any, ids: torch.Tensor, tmp_path: Path) -> None:
+    for value, message in (
+        (float("nan"), "holds NaN or Inf; run the teacher"),
+        (0.0, "every activation at this layer is 0"),
+    ):
 
-        def constant(_module: Any, _inputs: Any, output: torch.Tensor, number: float = number) -> torch.Tensor:
-            return torch.full_like(output, number)
+        def constant(_module: Any, _inputs: Any, output: torch.Tensor, value: float = value) -> torch.Tensor:
+            return torch.full_like(output, value)
 
-        handle = hook_point(bridge, HOOK).register_forward_hook(constant)
+        handle = get_hook_point(bridge, HOOK).register_forward_hook(constant)
         try:
-            with pytest.raises(InputError, match=says):
+            with pytest.raises(InputError, match=message):
                 trained(bridge, ids, tmp_path / "sae")
         finally:
             handle.remove()
 
 
-def test_ids_beyond_the_vocabulary_are_one_sentence(bridge: Any, ids: torch.Tensor, tmp_path: Path) -> None:
+def test_rejects_ids_beyond_the_vocabulary(bridge: Any, ids: torch.Tensor, tmp_path: Path) -> None:
     for wrong in (2**32 + 5, -1, VOCABULARY):
         rows = ids.clone()
         rows[0, 3] = wrong
@@ -152,12 +167,48 @@ def test_ids_beyond_the_vocabulary_are_one_sentence(bridge: Any, ids: torch.Tens
             trained(bridge, rows, tmp_path / "sae")
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"architecture": "gated"}, "architecture must be one of batchtopk, topk, got 'gated'"),
+        ({"dtype": "int4"}, "dtype must be one of fp32, bf16, got 'int4'"),
+        ({"k": 0}, "k must be between 1 and the 32 features, got 0; set --k"),
+        ({"k": 33}, "k must be between 1 and the 32 features, got 33; set --k"),
+        ({"k": 0, "d_sae": None}, "k must be between 1 and the number of features, got 0; set --k"),
+        ({"context_size": 1}, "context_size must be at least 2 tokens, got 1; set --context-size"),
+        ({"batch_size": 0}, "batch_size must be at least 1 sequence, got 0; set --batch-size"),
+        ({"lr": 0.0}, "lr must be a positive number, got 0.0; set --lr"),
+        ({"lr": float("nan")}, "lr must be a positive number, got nan; set --lr"),
+    ],
+)
+def test_rejects_bad_settings_before_anything_is_loaded(options: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=re.escape(message)), without_type_checks():
+        train_sae("nosuchmodel", layer=1, out=tmp_path / "sae", **({"d_sae": 32} | options))
+    with pytest.raises(InputError, match=re.escape(message)), without_type_checks():
+        SaeTrainingConfig(**({"d_sae": 32} | options))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_rejects_k_above_the_default_number_of_features(bridge: Any, ids: torch.Tensor, tmp_path: Path) -> None:
+    n_features = 8 * WIDTH
+    with pytest.raises(InputError, match=f"k must be between 1 and the {n_features} features, got {n_features + 1}"):
+        trained(bridge, ids, tmp_path / "sae", d_sae=None, k=n_features + 1)
+
+
+def test_few_tokens_are_raised_to_the_minimum(bridge: Any, ids: torch.Tensor, tmp_path: Path) -> None:
+    totals = set()
+    trained(bridge, ids, tmp_path / "sae", n_tokens=1, progress=lambda _done, total, _message: totals.add(total))
+    assert totals == {8192}
+    with pytest.raises(InputError, match="n_tokens must be at least 8,192, got 8191; set --tokens"):
+        SaeTrainingConfig(n_tokens=8191)
+
+
 @pytest.fixture
 def stream(bridge: Any, ids: torch.Tensor) -> TokenStream:
     return open_token_stream(load_teacher(bridge), ids, ids.shape[1], 16)
 
 
-def test_the_teacher_is_as_it_was_between_batches(bridge: Any, stream: TokenStream, ids: torch.Tensor) -> None:
+def test_teacher_has_no_hooks_between_batches(bridge: Any, stream: TokenStream, ids: torch.Tensor) -> None:
     with torch.no_grad():
         before = bridge(ids[:1])
         batches = shuffled_activations(stream, HOOK, ids, 0)
@@ -166,44 +217,42 @@ def test_the_teacher_is_as_it_was_between_batches(bridge: Any, stream: TokenStre
     batches.close()
 
 
-def test_every_activation_of_a_block_once_but_those_that_do_not_count(
+def test_batches_hold_each_counted_activation_of_a_block_once(
     bridge: Any, stream: TokenStream, ids: torch.Tensor
 ) -> None:
     size = 2**13 // ids.shape[1]
     block = ids[torch.arange(size) % len(ids)]
-    counts = block != bridge.tokenizer.bos_token_id
-    counts[:, 0] = False
-    with reader(bridge, [HOOK]) as read:
-        expected = torch.cat([read(part)[0] for part in torch.split(block, 16)])[counts]
+    counted = block != bridge.tokenizer.bos_token_id
+    counted[:, 0] = False
+    with activation_reader(bridge, [HOOK]) as read:
+        expected = torch.cat([read(part)[0] for part in torch.split(block, 16)])[counted]
     n_batches = len(expected) // 4096
     batches = list(islice(shuffled_activations(stream, HOOK, ids, seed=3), n_batches + 1))
     assert {tuple(batch.shape) for batch in batches} == {(4096, expected.shape[1])}
-    found = torch.cat(batches[:n_batches])
-    # Tokens of one text have equal activations, so rows are counted.
-    kinds, counted = torch.unique(expected, dim=0, return_counts=True)
-    _, left = torch.unique(torch.cat([kinds, found]), dim=0, return_counts=True)
-    assert len(left) == len(kinds), "something that is no activation of the block"
-    assert ((left - 1) <= counted).all()
-    assert not torch.equal(found[:64], expected[:64]), "it is not shuffled"
+    rows = torch.cat(batches[:n_batches])
+    # Some tokens have equal activations, so equal rows are counted.
+    distinct, n_expected = torch.unique(expected, dim=0, return_counts=True)
+    _, n_rows = torch.unique(torch.cat([distinct, rows]), dim=0, return_counts=True)
+    assert len(n_rows) == len(distinct), "a row is not an activation of the block"
+    assert ((n_rows - 1) <= n_expected).all()
+    assert not torch.equal(rows[:64], expected[:64]), "rows are not shuffled"
 
 
 @pytest.mark.parametrize("start", [1, 2, 5])
-def test_batches_begin_anywhere(stream: TokenStream, ids: torch.Tensor, start: int) -> None:
-    whole = list(islice(shuffled_activations(stream, HOOK, ids, 0), 8))
+def test_batches_can_start_at_any_number(stream: TokenStream, ids: torch.Tensor, start: int) -> None:
+    from_first = list(islice(shuffled_activations(stream, HOOK, ids, 0), 8))
     later = list(islice(shuffled_activations(stream, HOOK, ids, 0, start), 8 - start))
-    assert all(torch.equal(one, other) for one, other in zip(whole[start:], later, strict=True))
+    assert all(torch.equal(one, other) for one, other in zip(from_first[start:], later, strict=True))
 
 
-def test_a_text_with_few_tokens_that_count_gives_whole_batches(
-    bridge: Any, stream: TokenStream, ids: torch.Tensor
-) -> None:
+def test_text_with_few_counted_tokens_gives_full_batches(bridge: Any, stream: TokenStream, ids: torch.Tensor) -> None:
     rows = torch.full_like(ids, bridge.tokenizer.bos_token_id)
     rows[:, 5] = ids[:, 5]
     batches = list(islice(shuffled_activations(stream, HOOK, rows, 0), 3))
     assert [len(batch) for batch in batches] == [4096] * 3
 
 
-def test_a_text_of_special_tokens_alone_is_refused(bridge: Any, stream: TokenStream) -> None:
+def test_rejects_a_text_of_special_tokens(bridge: Any, stream: TokenStream) -> None:
     rows = torch.full((4, 16), bridge.tokenizer.bos_token_id)
-    with pytest.raises(InputError, match="no tokens but special ones"):
+    with pytest.raises(InputError, match="holds only special tokens"):
         next(shuffled_activations(stream, HOOK, rows, 0))

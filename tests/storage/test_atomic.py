@@ -1,4 +1,4 @@
-"""What is written takes its place whole, several files together, and one command at a time works in a directory."""
+"""Tests that files and directories are written completely or not at all, and that a lock keeps other commands out."""
 
 import os
 from pathlib import Path
@@ -6,11 +6,26 @@ from pathlib import Path
 import pytest
 
 from tl_distill_floor.errors import InputError
-from tl_distill_floor.storage.atomic import atomic_directory, commit_together, write_atomically
+from tl_distill_floor.storage.atomic import atomic_directory, commit_together, remove_file, write_atomically
+from tl_distill_floor.storage.io_errors import report_io_errors
 from tl_distill_floor.storage.locks import LOCK_FILE, lock_directory
 
 
-def test_files_take_their_places_together_or_not_at_all(tmp_path: Path) -> None:
+def fail_as_a_full_disk(_fd: int) -> None:
+    """Raise the error that the operating system raises if the disk is full."""
+    raise OSError(28, "No space left on device")
+
+
+def test_a_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = write_atomically(tmp_path / "a.json", b"old")
+    monkeypatch.setattr(os, "fsync", fail_as_a_full_disk)
+    with pytest.raises(InputError, match="No space left"):
+        write_atomically(target, b"new")
+    assert target.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_files_written_together_are_renamed_together(tmp_path: Path) -> None:
     for name in ("a", "b"):
         write_atomically(tmp_path / name, b"old")
     (tmp_path / "file").write_text("")
@@ -22,7 +37,7 @@ def test_files_take_their_places_together_or_not_at_all(tmp_path: Path) -> None:
             assert (tmp_path / "a").read_bytes() == b"old"
             write_atomically(last, b"new")
 
-    with pytest.raises(InputError, match=r"cannot write .*file/c: .*; free some space or name another place"):
+    with pytest.raises(InputError, match=r"cannot write .*file/c: .*; free some space or name another directory"):
         write(tmp_path / "file" / "c")
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"a": b"old", "b": b"old", "file": b""}
     write(tmp_path / "c")
@@ -30,32 +45,29 @@ def test_files_take_their_places_together_or_not_at_all(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 4
 
 
-def test_a_directory_takes_its_place_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    place, hidden = tmp_path / "made", tmp_path / ".made.tl-floor"
-    (hidden / "half").mkdir(parents=True)  # of one that was killed
+def test_a_directory_is_created_completely_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target, hidden = tmp_path / "made", tmp_path / ".made.tl-floor"
+    (hidden / "half").mkdir(parents=True)  # left by a killed command
     (hidden / "file").write_text("half")
-    with atomic_directory(place) as partial:
+    with atomic_directory(target) as partial:
         assert [path.name for path in partial.iterdir()] == [LOCK_FILE]
-        (partial / "file").write_text("whole")
-        assert not place.exists()
-        with pytest.raises(InputError, match=r"another command is at work in .*/made; wait"), atomic_directory(place):
+        (partial / "file").write_text("complete")
+        assert not target.exists()
+        with pytest.raises(InputError, match=r"another command is at work in .*/made; wait"), atomic_directory(target):
             pass
-    assert [path.name for path in place.iterdir()] == ["file"]
-    assert list(tmp_path.iterdir()) == [place]
+    assert [path.name for path in target.iterdir()] == ["file"]
+    assert list(tmp_path.iterdir()) == [target]
 
-    def full(_fd: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", fail_as_a_full_disk)
     with (
         pytest.raises(InputError, match=r"cannot write .*other: No space left"),
         atomic_directory(tmp_path / "other") as partial,
     ):
-        (partial / "file").write_text("whole")
-    assert list(tmp_path.iterdir()) == [place]
+        (partial / "file").write_text("complete")
+    assert list(tmp_path.iterdir()) == [target]
 
 
-def test_where_one_stands_is_a_place_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_working_directory_is_not_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     Path("file").write_text("")
@@ -64,17 +76,17 @@ def test_where_one_stands_is_a_place_too(tmp_path: Path, monkeypatch: pytest.Mon
     assert [path.name for path in tmp_path.rglob("*")] == ["here", "file"]
 
 
-def test_what_killed_writes_left_goes_and_directories_of_others_stay(tmp_path: Path) -> None:
-    left, others, foreign = (
+def test_a_lock_removes_unfinished_files_but_no_locked_directories(tmp_path: Path) -> None:
+    unfinished, locked, foreign = (
         tmp_path / name for name in (".stats.safetensors.x1.tl-floor", ".b.tl-floor", ".c.partial")
     )
-    left.write_text("half")
+    unfinished.write_text("half")
     foreign.write_text("")
     with atomic_directory(tmp_path / "b"), lock_directory(tmp_path):
-        assert sorted(tmp_path.iterdir()) == [others, foreign, tmp_path / LOCK_FILE]
+        assert sorted(tmp_path.iterdir()) == [locked, foreign, tmp_path / LOCK_FILE]
 
 
-def test_directories_that_stay_empty_go(tmp_path: Path) -> None:
+def test_directories_created_by_a_lock_are_removed_if_empty(tmp_path: Path) -> None:
     with lock_directory(tmp_path / "a" / "b"):
         assert (tmp_path / "a" / "b").is_dir()
     assert list(tmp_path.iterdir()) == []
@@ -84,13 +96,19 @@ def test_directories_that_stay_empty_go(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.rglob("*")] == ["old", "a", "c"]
 
 
-def test_an_error_that_is_not_the_disks_is_not_called_so(tmp_path: Path) -> None:
-    from tl_distill_floor.storage.io_errors import report_io_errors
+def test_removing_a_file_removes_its_unfinished_writes(tmp_path: Path) -> None:
+    for name in ("partial.safetensors", ".partial.safetensors.ab12", "other.safetensors", ".other.safetensors.cd34"):
+        (tmp_path / name).write_bytes(b"")
+    remove_file(tmp_path / "partial.safetensors")
+    remove_file(tmp_path / "partial.safetensors")
+    assert sorted(file.name for file in tmp_path.iterdir()) == [".other.safetensors.cd34", "other.safetensors"]
 
+
+def test_only_errors_of_the_operating_system_are_reported_as_failed_writes(tmp_path: Path) -> None:
     with pytest.raises(KeyError), report_io_errors(tmp_path):
         raise KeyError("a mistake")
     with (
         pytest.raises(InputError, match=r"cannot write .*: No space left on device \(os error 28\)"),
         report_io_errors(tmp_path),
     ):
-        raise RuntimeError("No space left on device (os error 28)")  # as tokenizers has it
+        raise RuntimeError("No space left on device (os error 28)")  # as the tokenizers library raises it

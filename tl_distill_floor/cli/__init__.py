@@ -1,8 +1,17 @@
-"""The command line, `tl-floor`: the only code that prints and draws progress bars.
+"""The command line `tl-floor`, the only code that prints and shows progress bars.
 
-- `app`: the application and its commands.
-- `options`: options that several commands share.
-- `measuring`, `distilling`, `student_commands`, `probing`, `reporting`, `lost`, `toy`: the work of the commands.
-- `errors`: errors as one sentence and an exit status.
+One module per command: `measure`, `compare`, `saes`, `train_sae`, `toy`, `lost`, `distill`, `calibrate`, `plan`,
+`probe`, `report`. They share:
+
+- `app`: the application, which registers the commands.
+- `options`: arguments and options of several commands.
+- `layers`: which layers `measure` measures.
+- `hook_matching`: what `distill` matches.
+- `run_directory`: a run's directory, its lock, and an interrupted measurement.
+- `output`: tables and JSON on stdout.
+- `progress`: progress bars and log lines on stderr.
+- `errors`: an error as one sentence and an exit status.
+- `libraries`: silence other libraries.
+- `processes`: runs of several processes.
 - `memory`: settings of the memory allocator.
 """

@@ -1,42 +1,47 @@
-"""How a command ends: an error is one sentence on stderr and exit status 2, a traceback only with `--debug`."""
+"""Errors of a command: one sentence on stderr and an exit status; the traceback only with `--debug`."""
 
 import functools
 import sys
 import traceback
 from collections.abc import Callable
-from typing import Any
+from typing import ParamSpec
 
 import typer
 
 from tl_distill_floor.errors import InputError
 
-INTERRUPTED = 130
+P = ParamSpec("P")
+FAILED, INTERRUPTED = 2, 130
+"""Exit statuses; 130 is the shell's for Ctrl-C."""
 
 
-def one_sentence(command: Callable[..., None]) -> Callable[..., None]:
-    """Wrap a command so that what goes wrong is said in one sentence."""
+def report_errors(command: Callable[P, None]) -> Callable[P, None]:
+    """Wrap a command so that it reports an error in one sentence."""
 
     @functools.wraps(command)
-    def run(*args: Any, **kwargs: Any) -> None:
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
         try:
             command(*args, **kwargs)
         except KeyboardInterrupt:
-            kept = "; --resume goes on from the last checkpoint, if one was written" if "resume" in kwargs else ""
-            _end(f"interrupted{kept}", INTERRUPTED)
-        except (InputError, ValueError, OSError) as error:
-            if kwargs.get("debug"):
-                traceback.print_exc()
-            _end(str(error) if isinstance(error, InputError) else f"{error}; --debug shows where", 2)
+            resuming = " with --resume, to continue from the last checkpoint" if "resume" in kwargs else ""
+            _exit(f"interrupted; type the same command again{resuming}", INTERRUPTED)
         except typer.Exit:
             raise
         except Exception as error:
             if kwargs.get("debug"):
                 traceback.print_exc()
-            _end(f"unexpected {type(error).__name__}: {error}; --debug shows where", 2)
+            _exit(_sentence(error), FAILED)
 
     return run
 
 
-def _end(sentence: str, status: int) -> None:
+def _sentence(error: Exception) -> str:
+    if isinstance(error, InputError):
+        return str(error)
+    expected = isinstance(error, ValueError | OSError)
+    return f"{'' if expected else f'unexpected {type(error).__name__}: '}{error}; add --debug to see the traceback"
+
+
+def _exit(sentence: str, status: int) -> None:
     print(f"tl-floor: {' '.join(sentence.split())}", file=sys.stderr)
     raise typer.Exit(status)

@@ -1,42 +1,44 @@
-"""The work of `tl-floor lost`: which features a student loses, and from which width on it keeps one."""
+"""`tl-floor lost`: show the features that a student loses, or one feature."""
 
-import json
-from pathlib import Path
+from typing import Annotated
 
-from rich.console import Console
+import typer
 
-from tl_distill_floor.display.lost_features import feature_json, feature_view, lost_json, lost_view
-from tl_distill_floor.errors import InputError
-from tl_distill_floor.predicting.lost_features import lost_features, one_feature
-from tl_distill_floor.results.floor_prediction import FLOOR_FILE, FloorPrediction
+from tl_distill_floor.cli.errors import report_errors
+from tl_distill_floor.cli.options import DebugOption, JsonOption, RunArgument
+from tl_distill_floor.cli.output import print_json, print_result
 
 
-def loaded_run(directory: Path) -> FloorPrediction:
-    """The prediction that a run holds.
+@report_errors
+def lost(
+    run: RunArgument,
+    width: Annotated[
+        int | None,
+        typer.Option(help="Width of the student.", metavar="N", show_default="the narrowest of the prediction"),
+    ] = None,
+    feature: Annotated[
+        int | None,
+        typer.Option(help="Show one feature, by its index in the SAE, at every width of the prediction.", metavar="N"),
+    ] = None,
+    top: Annotated[int, typer.Option(help="Number of lost features to describe.", metavar="N")] = 20,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,  # noqa: ARG001
+) -> None:
+    """Show which features a student loses and what they fire on, or at which widths one feature survives."""
+    from tl_distill_floor.cli.run_directory import load_floor
+    from tl_distill_floor.display.lost_features import feature_json, feature_table, lost_json, lost_table
+    from tl_distill_floor.predicting.lost_features import lost_features, one_feature
 
-    Raises:
-        InputError: there is no such run, or it is damaged.
-    """
-    if not (directory / FLOOR_FILE).is_file():
-        others = sorted(str(file.parent) for file in Path("runs").glob(f"*/{FLOOR_FILE}"))
-        named = f", or name one of {', '.join(others[:8])}" if others else ""
-        raise InputError(f"there is no run at {directory}; make one with tl-floor measure --out {directory}{named}")
-    return FloorPrediction.load(directory)
-
-
-def show_lost(floor: FloorPrediction, width: int | None, top: int, as_json: bool) -> None:
-    """The lost features on stdout: one JSON object, or a table."""
-    found = lost_features(floor, width, top)
-    if as_json:
-        print(json.dumps(lost_json(found)))
+    floor = load_floor(run)
+    if feature is None:
+        features = lost_features(floor, width, top)
+        if as_json:
+            print_json(lost_json(features))
+        else:
+            print_result(lost_table(features))
     else:
-        Console().print(lost_view(found))
-
-
-def show_feature(floor: FloorPrediction, feature: int, width: int | None, as_json: bool) -> None:
-    """One feature on stdout, in the same two ways."""
-    found = one_feature(floor, feature, width)
-    if as_json:
-        print(json.dumps(feature_json(found)))
-    else:
-        Console().print(feature_view(found))
+        described = one_feature(floor, feature, width)
+        if as_json:
+            print_json(feature_json(described))
+        else:
+            print_result(feature_table(described))

@@ -1,23 +1,30 @@
-"""What the command line asks of Linux: every page of memory that it gives anew costs a fault."""
+"""Settings of the memory allocator on Linux.
+
+Each page of memory that the kernel maps for the first time costs a page fault. A measurement frees and allocates the
+same large tensors for every batch, so the process keeps what it has freed.
+"""
 
 import ctypes
 import os
 import sys
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-"""glibc's names for them; see mallopt(3)."""
-KEPT = 2**30
-"""Bytes of freed memory that stay with the process, for the next batch."""
-FROM_THE_HEAP = 2**25
-"""Bytes of the largest allocation that can be kept: the most that glibc takes."""
+"""Parameters of glibc's mallopt(3)."""
+TRIM_THRESHOLD = 2**30
+"""Bytes of freed memory that the process keeps."""
+MMAP_THRESHOLD = 2**25
+"""Bytes of the largest allocation that can be kept: the most that glibc accepts."""
 
 
-def keep_memory() -> None:
-    """Huge pages, where torch is not imported yet, and freed memory that is kept."""
+def tune_allocator() -> None:
+    """Let torch use huge pages, and keep freed memory in the process.
+
+    Call this before torch is imported, since torch reads the setting of huge pages only then.
+    """
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     if sys.platform != "linux":
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:  # musl has none
-        mallopt(M_TRIM_THRESHOLD, KEPT)
-        mallopt(M_MMAP_THRESHOLD, FROM_THE_HEAP)
+        mallopt(M_TRIM_THRESHOLD, TRIM_THRESHOLD)
+        mallopt(M_MMAP_THRESHOLD, MMAP_THRESHOLD)

@@ -1,55 +1,108 @@
 """Arguments and options that several commands share."""
 
-from enum import StrEnum
+import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal, TypeAlias
 
 import typer
 
-Cost = StrEnum("Cost", ["fisher", "energy", "ablation"])
-Dtype = StrEnum("Dtype", ["fp32", "bf16"])
-Architecture = StrEnum("Architecture", ["batchtopk", "topk"])
+from tl_distill_floor.annotations import CostMethod, Dtype
+from tl_distill_floor.errors import InputError
 
-Model = Annotated[
+MatchedActivation: TypeAlias = Literal["none", "activation", "kept"]
+COMPUTATION, OUTPUT = "Computation", "Output"
+"""Panels of the help text."""
+
+ModelArgument = Annotated[
     str,
     typer.Argument(
-        help="A TransformerLens or Hugging Face name, a model's directory, a .gguf file, tiny-prose, or smollm2-135m."
+        help="Teacher: a TransformerLens or Hugging Face model name, a model directory, a .gguf file, tiny-prose (built"
+        " in), or smollm2-135m."
     ),
 ]
-RunDirectory = Annotated[Path, typer.Argument(help="Directory that tl-floor measure saved its results in.")]
-Layer = Annotated[int | None, typer.Option(help="Layer after which the residual stream is read.")]
-Text = Annotated[
+RunArgument = Annotated[Path, typer.Argument(help="Run directory, written by tl-floor measure.")]
+LayerOption = Annotated[int | None, typer.Option(help="Layer of the SAEs, counted from 0.", metavar="N")]
+TextOption = Annotated[
     str | None,
-    typer.Option(help="A .txt or .jsonl file (also .gz), a Hugging Face dataset, or cached activations."),
-]
-Device = Annotated[str, typer.Option(help="torch device: cpu or cuda; auto spreads a large teacher over all.")]
-Context = Annotated[int | None, typer.Option(help="Tokens a sequence.", show_default="as the SAE was trained")]
-Tokens = Annotated[int, typer.Option(help="Tokens to read.", min=1)]
-Worth = Annotated[
-    Cost,
     typer.Option(
-        help="What a feature is worth: fisher is KL in nats to second order, ablation the exact KL (slow), energy"
-        " squared error."
+        help="Text to read: a .txt or .jsonl file (also .gz), a Hugging Face dataset, or a directory of cached"
+        " activations.",
+        show_default="built-in text",
     ),
 ]
-Widths = Annotated[str | None, typer.Option(help="Student widths, such as 64,128,256.")]
-Steps = Annotated[
+TokensOption = Annotated[int, typer.Option(help="Number of tokens to read.", min=1, metavar="N")]
+TrainingTextOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Text to train on: a .txt or .jsonl file (also .gz), or a Hugging Face dataset.",
+        show_default="built-in text",
+    ),
+]
+CostOption = Annotated[
+    CostMethod,
+    typer.Option(
+        help="Cost of removing a feature. fisher: KL in nats, to second order. ablation: the exact KL in nats (slow)."
+        " energy: squared error of the activation."
+    ),
+]
+WidthsOption = Annotated[
+    str | None,
+    typer.Option(help="Student widths (d_model), such as 64,128,256.", show_default="fractions of the teacher's"),
+]
+StepsOption = Annotated[
+    int,
+    typer.Option(
+        help="Training steps of the bottleneck students behind the simulated floor; 0 skips them.", min=0, metavar="N"
+    ),
+]
+StudentsOption = Annotated[
+    Path | None, typer.Option(help="Run directory in which the students were distilled.", show_default="RUN")
+]
+ResumeOption = Annotated[
+    bool, typer.Option("--resume", help="Continue from the checkpoint of an interrupted run.", rich_help_panel=OUTPUT)
+]
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="Print the result as JSON and nothing else.", rich_help_panel=OUTPUT)
+]
+DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.", rich_help_panel=OUTPUT)]
+DeviceOption = Annotated[
+    str,
+    typer.Option(
+        help="Torch device, such as cpu or cuda; auto spreads the layers of a large teacher over all devices.",
+        rich_help_panel=COMPUTATION,
+    ),
+]
+DtypeOption = Annotated[Dtype, typer.Option(help="Dtype of the teacher's weights.", rich_help_panel=COMPUTATION)]
+ContextSizeOption = Annotated[
     int | None,
     typer.Option(
-        help="Steps that the students behind simulated are trained for; 0 trains none.", show_default="1000", min=0
+        help="Tokens per sequence.", metavar="N", show_default="the SAE's training context", rich_help_panel=COMPUTATION
     ),
 ]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on where an interrupted run stopped.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
-BatchSize = Annotated[int, typer.Option(help="Sequences a batch.", min=1)]
-Seed = Annotated[int, typer.Option(help="Seed of everything that is drawn at random.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+BatchSizeOption = Annotated[
+    int, typer.Option(help="Sequences per batch.", min=1, metavar="N", rich_help_panel=COMPUTATION)
+]
+SeedOption = Annotated[int, typer.Option(help="Random seed.", metavar="N", rich_help_panel=COMPUTATION)]
+
+
+def parse_widths(widths: str | None) -> list[int] | None:
+    """Parse student widths such as "64,128,256".
+
+    Raises:
+        InputError: the text is not a list of positive integers.
+    """
+    if widths is None:
+        return None
+    if not re.fullmatch(r"\s*[1-9]\d{0,8}(\s*,\s*[1-9]\d{0,8})*\s*", widths):
+        raise InputError(f"widths must be positive integers separated by commas, got {widths!r}; try 64,128,256")
+    return [int(width) for width in widths.split(",")]
 
 
 def short_name(model: str) -> str:
-    """The last part of a name or path, without its suffix."""
+    """Return the last part of a model's name or path, without `.gguf`."""
     return Path(model).name.removesuffix(".gguf") or "model"
 
 
-def default_out(model: str, layer: int | None) -> Path:
+def default_run_directory(model: str, layer: int | None = None) -> Path:
+    """Return the run directory of a model, and of a layer if there is one: `runs/MODEL-layerL`."""
     return Path("runs") / (short_name(model) if layer is None else f"{short_name(model)}-layer{layer}")

@@ -1,19 +1,69 @@
-"""The work of `tl-floor toy`: train toy models, and set what they reached beside what was predicted."""
+"""`tl-floor toy`: train toy models of superposition and compare their floors with the predictions."""
 
-import json
-from typing import Any
+from pathlib import Path
+from typing import Annotated
 
-from rich.console import Console
+import typer
 
-from tl_distill_floor.display.toy_tables import score_view, toy_view
+from tl_distill_floor.cli.errors import report_errors
+from tl_distill_floor.cli.options import OUTPUT, DebugOption, JsonOption, SeedOption, parse_widths
+from tl_distill_floor.cli.output import print_json, print_result
+from tl_distill_floor.cli.progress import progress_bar
 
 
-def show_toys(results: list[dict[str, Any]], as_json: bool) -> None:
+@report_errors
+def toy(
+    features: Annotated[int, typer.Option(help="Number of features.", min=2, metavar="N")] = 40,
+    alpha: Annotated[float, typer.Option(help="Sparsity: the probability that a feature is inactive.")] = 0.9,
+    widths: Annotated[str, typer.Option(help="Widths of the models.")] = "2,4,8,12,16",
+    slope: Annotated[
+        float, typer.Option(help="The importance of feature i is i to the power of minus this number.")
+    ] = 1.0,
+    teacher_width: Annotated[
+        int | None,
+        typer.Option(
+            help="Distil the models from toy teachers of this width.", min=1, metavar="N", show_default="no teacher"
+        ),
+    ] = None,
+    seeds: Annotated[int, typer.Option(help="Models per width, each with its own seed.", min=1, metavar="N")] = 5,
+    steps: Annotated[int, typer.Option(help="Training steps.", min=1, metavar="N")] = 6000,
+    paper: Annotated[
+        bool, typer.Option("--paper", help="Run the paper's 48 configurations with 20 seeds each instead.")
+    ] = False,
+    out: Annotated[
+        Path,
+        typer.Option(
+            help="File for the results of --paper; configurations that it holds are not trained again.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = Path("runs/toy-paper.json"),
+    as_json: JsonOption = False,
+    seed: SeedOption = 0,
+    debug: DebugOption = False,  # noqa: ARG001
+) -> None:
+    """Train toy models of superposition and compare the floors that they reach with every prediction."""
+    from tl_distill_floor.display.toy_tables import score_table, toy_table
+    from tl_distill_floor.predicting.toy_experiments import (
+        ToyConfiguration,
+        paper_configurations,
+        train_configuration,
+        train_configurations,
+    )
+    from tl_distill_floor.storage.locks import lock_directory
+
+    with progress_bar("configurations" if paper else "steps", "training", quiet=as_json) as progress:
+        if paper:
+            with lock_directory(out.parent):
+                results = train_configurations(paper_configurations(seed), out, progress)
+        else:
+            configuration = ToyConfiguration(
+                features, alpha, tuple(parse_widths(widths) or ()), slope, teacher_width, seeds, steps, seed
+            )
+            results = [train_configuration(configuration, progress)]
     if as_json:
-        print(json.dumps(results))
+        print_json(results)
         return
-    console = Console()
     for result in results if len(results) <= 4 else []:
-        console.print(toy_view(result))
+        print_result(toy_table(result))
     if len(results) > 1:
-        console.print(score_view(results))
+        print_result(score_table(results))

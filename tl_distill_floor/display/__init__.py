@@ -1,17 +1,26 @@
-"""Show records: terminal tables, figures, the HTML report, JSON.
+"""Display records as terminal tables, figures, HTML reports and JSON.
 
 - `views`: the table and the figure of each record.
 - `floor_tables`: predictions as tables.
-- `comparison`: several predictions side by side.
-- `escaping`: signs for characters that would move the cursor.
-- `run_parts`: what a run directory holds.
-- `toy_tables`: toy models as tables.
-- `lost_features`: the features that a student loses.
+- `measurement_tables`: feature statistics, simulations and tail losses as tables.
+- `comparison`: several predictions as one table.
+- `lost_features`: the features that a student loses, as tables and JSON.
 - `student_tables`: students, calibrations and plans as tables.
 - `probe_tables`: probes as tables.
-- `figures`: figures of predictions and toy models.
-- `student_figures`: figures of students and probes.
+- `toy_tables`: toy models as tables.
+- `tables`: parts that all tables share.
+- `figures`: figures of predictions, and `save_figure`.
+- `feature_figures`: figures of features and their costs.
+- `student_figures`: figures of students, calibrations and plans.
+- `probe_figures`: figures of probes.
+- `toy_figures`: figures of toy models.
+- `figure_style`: colours and layout of all figures.
+- `report`: `write_report` and `write_comparison`.
+- `report_sections`: the sections and figures of a report.
+- `report_page`: sections as one HTML page.
+- `run_parts`: the parts of a run directory.
 - `html`: tables as HTML.
-- `report`: one run, or several, as one HTML page.
-- `as_json`: predictions as JSON values.
+- `as_json`: predictions as JSON.
+- `units`: names of the units of losses.
+- `escaping`: control characters made visible.
 """

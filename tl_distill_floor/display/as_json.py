@@ -1,15 +1,21 @@
-"""Predictions as plain JSON values, for other programs."""
+"""Predictions as JSON values, for other programs."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
+from tl_distill_floor.display.comparison import largest_floor_index
 from tl_distill_floor.results.floor_prediction import FloorPrediction
 from tl_distill_floor.results.tail_loss import TailLoss, ratio_standard_error
 from tl_distill_floor.storage.versioned import to_json
+from tl_distill_floor.theory.power_law import PowerLaw
 
 
 def floor_json(floor: FloorPrediction) -> dict[str, Any]:
-    """One JSON object; losses in `unit`, widths in dimensions, intervals (low, high) of 95 %, null for unknown."""
+    """Return a prediction as one JSON object.
+
+    Losses are in `unit`, widths in dimensions, intervals are [low, high] of 95 %, and unknown values are null.
+    """
     stats = floor.stats
     curves = {name: getattr(floor, name) for name in ("theorem", "independent", "simulated", "expected")}
     tokens, alive = stats.growth(floor.min_count)
@@ -33,8 +39,8 @@ def floor_json(floor: FloorPrediction) -> dict[str, Any]:
         **{name: to_json(curve) for name, curve in curves.items()},
         "additive": to_json(floor.additive),
         "structure_gain": to_json(floor.structure_gain),
-        "power_law": None if floor.power_law is None else plain_fields(floor.power_law),
-        "tail_loss": None if floor.tail is None else tail_json(floor.tail),
+        "power_law": None if floor.power_law is None else power_law_json(floor.power_law),
+        "tail_loss": None if floor.tail is None else tail_loss_json(floor.tail),
         "intervals": {
             "n_features": to_json(floor.n_features_interval),
             "alpha": to_json(floor.alpha_interval),
@@ -46,13 +52,13 @@ def floor_json(floor: FloorPrediction) -> dict[str, Any]:
     }
 
 
-def plain_fields(record: Any) -> dict[str, Any]:
-    """The fields of a record."""
-    return {name: to_json(value) for name, value in dataclasses.asdict(record).items()}
+def power_law_json(law: PowerLaw) -> dict[str, Any]:
+    """Return the fields of a power law as JSON values."""
+    return {name: to_json(value) for name, value in dataclasses.asdict(law).items()}
 
 
-def tail_json(tail: TailLoss) -> dict[str, Any]:
-    """Ranks, losses and their standard errors (nats per token), and the summed costs beside them."""
+def tail_loss_json(tail: TailLoss) -> dict[str, Any]:
+    """Return ranks, losses with their standard errors, and summed costs; all losses in nats per token."""
     return {
         "ranks": tail.ranks.tolist(),
         "loss": tail.mean.tolist(),
@@ -62,8 +68,6 @@ def tail_json(tail: TailLoss) -> dict[str, Any]:
     }
 
 
-def several_json(floors: list[FloorPrediction]) -> dict[str, Any]:
-    """One JSON object: each prediction, and at each width the place of the largest floor among them."""
-    from tl_distill_floor.display.comparison import binding
-
-    return {"predictions": [floor_json(floor) for floor in floors], "largest": binding(floors)}
+def comparison_json(floors: Sequence[FloorPrediction]) -> dict[str, Any]:
+    """Return several predictions as one JSON object, with the index of the largest floor at each width."""
+    return {"predictions": [floor_json(floor) for floor in floors], "largest": largest_floor_index(floors)}

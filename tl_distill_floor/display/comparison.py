@@ -1,56 +1,71 @@
-"""Several predictions side by side: the layers of a teacher, or the SAEs of one layer."""
+"""Compare several predictions: the layers of a teacher, the SAEs of one layer, or any runs."""
+
+from collections.abc import Sequence
 
 import numpy as np
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from tl_distill_floor.display.tables import plain_table, warning_lines
+from tl_distill_floor.display.units import SHORT_UNIT
 from tl_distill_floor.results.floor_prediction import FloorPrediction
 
 
-def several_view(floors: list[FloorPrediction]) -> RenderableType:
-    """What was measured of each, the floor of every width, and what they agree on."""
-    labels = labels_of(floors)
-    unit = "nats/token" if floors[0].unit == "nats" else "MSE"
-    parts: list[RenderableType] = [
+def comparison_table(floors: Sequence[FloorPrediction]) -> RenderableType:
+    """Return a table of predictions for one teacher: what was measured, and the floor of each width.
+
+    Args:
+        floors: predictions with the same unit and the same widths.
+    """
+    labels = prediction_labels(floors)
+    warnings = [
+        f"{label}: {warning}" for label, floor in zip(labels, floors, strict=True) for warning in floor.warnings
+    ]
+    return Group(
         _measured(floors, labels),
         Text(),
-        _floors(floors, labels, unit),
-        Text(_verdict(floors)),
-    ]
-    for label, floor in zip(labels, floors, strict=True):
-        parts += [Text(f"! {label}: {warning}", style="yellow") for warning in floor.warnings]
-    return Group(*parts)
+        _floors(floors, labels),
+        Text(_conclusion(floors)),
+        warning_lines(warnings),
+    )
 
 
-def compared_view(floors: list[FloorPrediction], labels: list[str]) -> RenderableType:
-    """The same of runs that need not be of one teacher, of one unit or of the same widths."""
-    unit = {"nats": "nats/token", "mse": "MSE"}
-    table = Table(box=None, pad_edge=False, title="Expected floor", title_justify="left")
+def run_comparison_table(floors: Sequence[FloorPrediction], labels: Sequence[str]) -> RenderableType:
+    """Return a table of predictions that may differ in teacher, unit and widths.
+
+    Args:
+        floors: the predictions.
+        labels: their names.
+    """
+    table = plain_table("Expected floor")
     table.add_column("width", justify="right")
     for floor, label in zip(floors, labels, strict=True):
-        table.add_column(Text(f"{label} ({unit[floor.unit]})"), justify="right")
+        table.add_column(Text(f"{label} ({SHORT_UNIT[floor.unit]})"), justify="right")
     for width in sorted({int(width) for floor in floors for width in floor.widths}):
         table.add_row(f"{width:,}", *(f"{floor.floor_at(width):.4g}" for floor in floors))
     return Group(_measured(floors, labels), table)
 
 
-def labels_of(floors: list[FloorPrediction]) -> list[str]:
-    """Short names that differ: hook points, or else a letter for each SAE."""
+def prediction_labels(floors: Sequence[FloorPrediction]) -> list[str]:
+    """Return short distinct names: the hook points if they differ, else letters."""
     hooks = [floor.stats.hook_name for floor in floors]
     if len(set(hooks)) == len(hooks):
         return [hook.removeprefix("blocks.").replace(".hook_resid_post", "") for hook in hooks]
     return [chr(ord("A") + i) if i < 26 else str(i) for i in range(len(floors))]
 
 
-def binding(floors: list[FloorPrediction]) -> list[int]:
-    """At each width the place of the largest floor: a student of that width loses no less (assumption A3)."""
-    found: list[int] = np.stack([floor.expected for floor in floors]).argmax(0).tolist()
-    return found
+def largest_floor_index(floors: Sequence[FloorPrediction]) -> list[int]:
+    """Return, for each width, the index of the prediction with the largest floor.
+
+    A student of that width loses at least that much (assumption A3 of Sarkar and Deka 2026, arXiv 2604.04037).
+    """
+    indices: list[int] = np.stack([floor.expected for floor in floors]).argmax(0).tolist()
+    return indices
 
 
-def _measured(floors: list[FloorPrediction], labels: list[str]) -> Table:
-    table = Table(box=None, pad_edge=False, title=Text(_teachers(floors)), title_justify="left")
+def _measured(floors: Sequence[FloorPrediction], labels: Sequence[str]) -> Table:
+    table = plain_table(", ".join(dict.fromkeys(floor.stats.model_name for floor in floors)))
     for heading in ("", "hook point", "features", "L0", "unexplained", "F", "α", "d*"):
         table.add_column(heading, justify="left" if heading in ("", "hook point") else "right", overflow="fold")
     for label, floor in zip(labels, floors, strict=True):
@@ -64,33 +79,33 @@ def _measured(floors: list[FloorPrediction], labels: list[str]) -> Table:
     return table
 
 
-def _teachers(floors: list[FloorPrediction]) -> str:
-    return ", ".join(dict.fromkeys(floor.stats.model_name for floor in floors))
-
-
-def _floors(floors: list[FloorPrediction], labels: list[str], unit: str) -> Table:
-    table = Table(box=None, pad_edge=False, title=f"Expected floor ({unit})", title_justify="left")
+def _floors(floors: Sequence[FloorPrediction], labels: Sequence[str]) -> Table:
+    table = plain_table(f"Expected floor ({SHORT_UNIT[floors[0].unit]})")
     for heading in ("width", *labels, "largest"):
         table.add_column(heading, justify="right")
-    for i, (width, largest) in enumerate(zip(floors[0].widths.tolist(), binding(floors), strict=True)):
+    for i, (width, largest) in enumerate(zip(floors[0].widths.tolist(), largest_floor_index(floors), strict=True)):
         table.add_row(f"{width:,}", *(f"{floor.expected[i]:.4g}" for floor in floors), labels[largest])
     return table
 
 
-def _verdict(floors: list[FloorPrediction]) -> str:
-    needed = [floor.critical_width for floor in floors]
+def _conclusion(floors: Sequence[FloorPrediction]) -> str:
+    critical_widths = [floor.critical_width for floor in floors]
     curves = np.stack([floor.expected for floor in floors])
     low, high = curves.min(0), curves.max(0)
-    there = low > 0
-    apart = float((high[there] / low[there]).max()) if there.any() else 1.0
-    runs = f"d* runs from {min(needed):.1f} to {max(needed):.1f} dimensions"
-    sentence = f"{runs}; floors differ by a factor of up to {apart:.2g}."
+    positive = low > 0
+    factor = float((high[positive] / low[positive]).max()) if positive.any() else 1.0
+    ranges = (
+        f"d* is {min(critical_widths):.1f} to {max(critical_widths):.1f} dimensions; floors differ by a factor of up to"
+        f" {factor:.2g}."
+    )
     if len({floor.stats.hook_name for floor in floors}) == len(floors):
         if floors[0].unit == "mse":
-            return sentence + " Squared errors at different layers are not one loss: --cost fisher says which binds."
-        return sentence + " A student of some width loses at least the largest floor of the layers: that layer binds."
+            advice = (
+                "Squared errors at different layers cannot be compared; use --cost fisher to find the layer that binds."
+            )
+        else:
+            advice = "A student loses at least the largest floor of the layers at its width: that layer binds."
+        return f"{ranges} {advice}"
     orders = {tuple(np.argsort(-curves[:, i], kind="stable").tolist()) for i in range(curves.shape[1])}
     same = "the same" if len(orders) == 1 else "not the same"
-    return (
-        f"{sentence} Which SAE has the larger floor is {same} at every width. What changes with the SAE is the SAE's."
-    )
+    return f"{ranges} The order of the SAEs by floor is {same} at every width. These differences are due to the SAEs."

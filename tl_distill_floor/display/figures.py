@@ -1,52 +1,68 @@
-"""Figures of predictions and of toy models: a record in, a plotly figure out."""
+"""Figures of predictions, and `save_figure`."""
 
 from collections.abc import Sequence
-from html import escape
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
-from jaxtyping import Int64
 
-from tl_distill_floor.display.escaping import shown
+from tl_distill_floor.annotations import WidthsLike
+from tl_distill_floor.display.feature_figures import sorted_costs_figure
+from tl_distill_floor.display.figure_style import (
+    COLOURS,
+    CYCLE,
+    apply_style,
+    error_bars,
+    escape_markup,
+    log_spaced_ranks,
+)
+from tl_distill_floor.display.units import LONG_UNIT
 from tl_distill_floor.errors import InputError
-from tl_distill_floor.results.feature_stats import UNIT_IN_WORDS
 from tl_distill_floor.results.floor_prediction import FloorPrediction
 from tl_distill_floor.storage.atomic import write_atomically
 
-# Okabe and Ito's colours, which colour-blind readers tell apart; blue is for what is expected.
-COLOURS = {"theorem": "#d55e00", "independent": "#009e73", "simulated": "#0072b2", "calibrated": "#0072b2"}
-CYCLE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#8a6d00", "#56b4e9", "#000000")
-POINTS, BINS = 400, 60
-"""Points of a curve over many thousands of features, and of one that is a mean over neighbours."""
-IMAGES = (".svg", ".png", ".pdf", ".html")
+N_BINS = 60
+"""Points of a curve that is a mean over features of neighbouring rank."""
+SUFFIXES = (".svg", ".png", ".pdf", ".html")
 
 
 def save_figure(figure: go.Figure, path: str | Path) -> Path:
-    """Write a figure as `.svg`, `.png` or `.pdf`, for papers, or as `.html`.
+    """Save a plotly figure, for papers or for the web.
+
+    Args:
+        figure: the figure, such as the result of `.plot()`.
+        path: file with the suffix `.svg`, `.png`, `.pdf` or `.html`. Its directory is created.
+
+    Returns:
+        Path of the file.
 
     Raises:
-        InputError: another suffix, no kaleido or no browser to draw with, or the file cannot be written.
+        InputError: the suffix is another one, kaleido or its browser is missing, or the file cannot be written.
+
+    Example:
+        >>> from tl_distill_floor import FloorPrediction, save_figure
+        >>> save_figure(FloorPrediction.load("runs/tiny-prose").plot(), "floor.svg")  # doctest: +SKIP
     """
     file = Path(path)
-    if file.suffix not in IMAGES:
-        raise InputError(f"a figure is written as {', '.join(IMAGES)}, got {file.name}")
+    if file.suffix not in SUFFIXES:
+        raise InputError(f"a figure can be saved as {', '.join(SUFFIXES)}, got {file.name}")
     try:
-        html = file.suffix == ".html"
-        drawn = figure.to_html().encode() if html else figure.to_image(file.suffix[1:], width=800, height=500, scale=2)
-    except Exception as error:  # kaleido's and its browser's, of many kinds
+        if file.suffix == ".html":
+            content = figure.to_html().encode()
+        else:
+            content = figure.to_image(file.suffix.removeprefix("."), width=800, height=500, scale=2)
+    except Exception as error:  # kaleido and its browser raise errors of many types
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(
-            f"cannot draw {file.name} ({reason}); pip install kaleido, and install Chrome or Chromium, or write .html"
+            f"cannot draw {file.name} ({reason}); pip install kaleido, and install Chrome or Chromium, or save .html"
         ) from error
-    return write_atomically(file, drawn)
+    return write_atomically(file, content)
 
 
 def floor_figure(floor: FloorPrediction) -> go.Figure:
-    """Floor against student width: predictions, their interval, d*, the teacher's width, and students if there are any.
+    """Return the floor against the student width, with d* and the teacher's width.
 
-    Students, which lose nats per token, are drawn where predictions are in nats.
+    Trained students and the calibrated prediction are shown if there is a calibration and the unit is nats.
     """
     widths = floor.widths.tolist()
     figure = go.Figure()
@@ -64,10 +80,10 @@ def floor_figure(floor: FloorPrediction) -> go.Figure:
     for name in ("theorem", "independent", "simulated"):
         curve = getattr(floor, name)
         if curve is not None:
-            expected = curve is floor.expected
-            line = {"color": COLOURS[name], "width": 3 if expected else 1.5}
-            shown = f"{name} (expected)" if expected else name
-            figure.add_scatter(x=widths, y=curve.tolist(), mode="lines+markers", line=line, name=shown)
+            is_expected = curve is floor.expected
+            line = {"color": COLOURS[name], "width": 3 if is_expected else 1.5}
+            label = f"{name} (expected)" if is_expected else name
+            figure.add_scatter(x=widths, y=curve.tolist(), mode="lines+markers", line=line, name=label)
     calibration, calibrated = floor.calibration, floor.calibrated
     if calibration is not None and calibrated is not None and floor.unit == "nats":
         line = {"dash": "dash", "color": COLOURS["calibrated"]}
@@ -81,79 +97,63 @@ def floor_figure(floor: FloorPrediction) -> go.Figure:
         annotation_position="top right",
     )
     figure.add_vline(floor.stats.d_model, line_dash="dot", annotation_text="teacher", annotation_position="top left")
-    return laid_out(
-        figure,
-        f"Loss floor of students of {as_words(floor.stats.model_name)}",
-        "student width (dimensions)",
-        UNIT_IN_WORDS[floor.unit],
-    )
+    title = f"Loss floor of students of {escape_markup(floor.stats.model_name)}"
+    return apply_style(figure, title, "student width (dimensions)", LONG_UNIT[floor.unit])
 
 
 def costs_figure(floor: FloorPrediction) -> go.Figure:
-    """Sorted costs of the alive features, their power law, and the cliff beyond which they fall faster."""
-    cost = floor.stats.cost[floor.ranked]
-    cost = cost[cost > 0]
-    ranks = spaced(len(cost))
-    figure = go.Figure()
-    line = {"color": COLOURS["simulated"]}
-    if len(cost):
-        figure.add_scatter(x=ranks.tolist(), y=cost[ranks - 1].tolist(), mode="lines", line=line, name="measured")
-    law = floor.power_law
-    if law is not None:
-        for slope, at, values in law.lines(cost, ranks):
-            dashed = {"dash": "dash", "color": "black", "width": 1.5}
-            named = f"rank^-{slope:.3g}"
-            figure.add_scatter(x=at.tolist(), y=values.tolist(), mode="lines", line=dashed, name=named)
-        if law.cliff is not None:
-            figure.add_vline(law.cliff, line_dash="dot")
-            # Plotly places a line on a logarithmic axis by its value, and words by its logarithm.
-            words = {"text": f"cliff at {law.cliff:,.0f}", "showarrow": False, "xanchor": "right"}
-            figure.add_annotation(x=np.log10(law.cliff), y=1.0, yref="paper", **words)
-    figure.update_xaxes(type="log")
-    figure.update_yaxes(type="log", exponentformat="power")
-    unit = UNIT_IN_WORDS[floor.unit]
-    return laid_out(figure, "What each feature is worth", "rank by cost", f"cost ({unit})")
+    """Return the sorted costs of the alive features with their power law."""
+    return sorted_costs_figure(floor.stats.cost[floor.ranked_features], floor.unit, floor.power_law)
 
 
-def capacities_figure(floor: FloorPrediction, widths: Sequence[int] | None = None) -> go.Figure:
-    """Dimensions that water-filling gives each feature at a few widths, the mean over neighbours in rank.
+def capacities_figure(floor: FloorPrediction, widths: WidthsLike | None = None) -> go.Figure:
+    """Return the dimensions that water-filling allocates to each feature at some widths.
 
-    Neighbours cost about the same and fire more or less often, so that one may get half a dimension and the next none.
+    Each point is a mean over features of neighbouring rank. They have about the same cost but different firing rates,
+    so that one feature may get half a dimension and the next one none.
+
+    Args:
+        floor: the prediction.
+        widths: widths in dimensions; those of the prediction if None.
     """
-    order = floor.ranked
-    starts = spaced(len(order), BINS) - 1
+    order = floor.ranked_features
+    starts = log_spaced_ranks(len(order), N_BINS) - 1
     counts = np.diff(np.append(starts, len(order)))
-    middle = starts + (counts + 1) / 2
+    centres = starts + (counts + 1) / 2
     figure = go.Figure()
-    for number, width in enumerate(widths or floor.widths.tolist()):
+    for number, width in enumerate(floor.widths.tolist() if widths is None else widths):
         capacity = np.add.reduceat(floor.capacities(width)[order], starts) / counts
         line = {"color": CYCLE[number % len(CYCLE)]}
-        figure.add_scatter(x=middle.tolist(), y=capacity.tolist(), mode="lines", line=line, name=f"width {width:,}")
+        figure.add_scatter(x=centres.tolist(), y=capacity.tolist(), mode="lines", line=line, name=f"width {width:,}")
     figure.update_xaxes(type="log")
-    return laid_out(figure, "Capacity given to each feature", "rank by cost", "dimensions, mean over neighbours")
+    return apply_style(figure, "Capacity of each feature", "rank by cost", "dimensions, mean over neighbouring ranks")
 
 
 def growth_figure(floor: FloorPrediction) -> go.Figure:
-    """F, the alive features, against the tokens read: a curve that still rises says that more text would find more."""
+    """Return F, the number of alive features, against the tokens read; if F still grows, more text is needed."""
     tokens, alive = floor.stats.growth(floor.min_count)
     figure = go.Figure()
     line = {"color": COLOURS["simulated"]}
     figure.add_scatter(x=tokens.tolist(), y=alive.tolist(), mode="lines+markers", line=line, name="alive features")
-    return laid_out(figure, "Features found in the text", "tokens", f"F (fired {floor.min_count:,} times or more)")
+    y_title = f"F (features that fired at least {floor.min_count:,} times)"
+    return apply_style(figure, "Alive features against tokens", "tokens", y_title)
 
 
 def critical_widths_figure(floors: Sequence[FloorPrediction], labels: Sequence[str] | None = None) -> go.Figure:
-    """d* over layers or SAEs, with its interval, beside the teacher's width."""
-    names = [as_words(name) for name in labels or [floor.stats.hook_name for floor in floors]]
-    widths = [floor.critical_width for floor in floors]
-    high, low = (
-        [abs(floor.critical_width_interval[side] - floor.critical_width) for floor in floors] for side in (1, 0)
-    )
+    """Return d* of several layers or SAEs with its interval, and the teacher's width.
+
+    Args:
+        floors: the predictions.
+        labels: their names; the hook points if None.
+    """
+    names = [escape_markup(name) for name in labels or [floor.stats.hook_name for floor in floors]]
+    critical_widths = np.array([floor.critical_width for floor in floors])
+    low, high = np.array([floor.critical_width_interval for floor in floors]).T
     figure = go.Figure()
     figure.add_scatter(
         x=names,
-        y=widths,
-        error_y={"array": np.nan_to_num(high).tolist(), "arrayminus": np.nan_to_num(low).tolist()},
+        y=critical_widths.tolist(),
+        error_y=error_bars(critical_widths, low, high),
         mode="lines+markers",
         line={"color": COLOURS["simulated"]},
         name="d*",
@@ -162,92 +162,21 @@ def critical_widths_figure(floors: Sequence[FloorPrediction], labels: Sequence[s
         figure.add_hline(floors[0].stats.d_model, line_dash="dot", annotation_text="teacher's width")
     figure.update_yaxes(rangemode="tozero")
     teachers = ", ".join(dict.fromkeys(floor.stats.model_name for floor in floors))
-    return laid_out(figure, f"Critical width of {as_words(teachers)}", "", "d* (dimensions)")
+    return apply_style(figure, f"Critical width of {escape_markup(teachers)}", "", "d* (dimensions)")
 
 
 def compared_floors_figure(floors: Sequence[FloorPrediction], labels: Sequence[str]) -> go.Figure:
-    """Expected floors of several predictions against the width."""
+    """Return the expected floors of several predictions against the width."""
     figure = go.Figure()
     for number, (floor, label) in enumerate(zip(floors, labels, strict=True)):
-        sure = np.isfinite(floor.interval).all()
-        error = np.abs(floor.interval - floor.expected[:, None]) if sure else np.zeros((len(floor.widths), 2))
         figure.add_scatter(
             x=floor.widths.tolist(),
             y=floor.expected.tolist(),
-            error_y={"array": error[:, 1].tolist(), "arrayminus": error[:, 0].tolist()},
+            error_y=error_bars(floor.expected, *floor.interval.T),
             mode="lines+markers",
             line={"color": CYCLE[number % len(CYCLE)]},
-            name=as_words(label),
+            name=escape_markup(label),
         )
     units = {floor.unit for floor in floors}
-    unit = UNIT_IN_WORDS[floors[0].unit] if len(units) == 1 else "each in its own unit"
-    return laid_out(figure, "Expected floors", "student width (dimensions)", unit)
-
-
-def as_words(name: str) -> str:
-    """A name from elsewhere, which plotly is not to read as markup."""
-    return escape(shown(name))
-
-
-def laid_out(figure: go.Figure, title: str, x: str, y: str) -> go.Figure:
-    """In the one style of all figures."""
-    return figure.update_layout(
-        title=title, xaxis_title=x, yaxis_title=y, template="plotly_white", font={"size": 13}, margin={"r": 40, "t": 60}
-    )
-
-
-def spaced(n: int, points: int = POINTS) -> Int64[np.ndarray, " rank"]:
-    """At most so many ranks from 1 to n, evenly spaced in their logarithm."""
-    return np.unique(np.geomspace(1, max(n, 1), points).round().astype(np.int64))
-
-
-def toy_floor_figure(result: dict[str, Any]) -> go.Figure:
-    """Floor against width of one toy task, reached and predicted, as `tl-floor toy --json` has it."""
-    figure = go.Figure()
-    for name, floors in result["predicted"].items():
-        figure.add_scatter(x=result["widths"], y=floors, mode="lines", name=name)
-    figure.add_scatter(
-        x=result["widths"],
-        y=result["reached"],
-        error_y={"array": [1.96 * error for error in result["standard_error"]]},
-        mode="markers",
-        marker={"color": "black"},
-        name="reached",
-    )
-    teacher = f", distilled from width {result['teacher_width']}" if result["teacher_width"] else ""
-    title = f"Toy models of {result['n_features']} features, sparsity {result['alpha']:g}{teacher}"
-    return laid_out(figure, title, "width (dimensions)", "floor (importance-weighted squared error)")
-
-
-def predicted_against_reached_figure(results: Sequence[dict[str, Any]]) -> go.Figure:
-    """Every toy floor of some configurations, predicted against reached, a colour a predictor; zeros are left out."""
-    figure = go.Figure()
-    reached = np.concatenate([result["reached"] for result in results])
-    for name in results[0]["predicted"]:
-        predicted = np.concatenate([result["predicted"][name] for result in results])
-        shown = predicted > 0
-        figure.add_scatter(x=reached[shown], y=predicted[shown], mode="markers", marker={"size": 4}, name=name)
-    ends = [float(reached.min()), float(reached.max())]
-    figure.add_scatter(x=ends, y=ends, mode="lines", line={"color": "black", "width": 1}, name="equal")
-    figure.update_xaxes(type="log", title="reached (importance-weighted squared error)")
-    figure.update_yaxes(type="log", title="predicted", range=np.log10([ends[0] / 3, ends[1] * 3]).tolist())
-    figure.update_layout(title=f"{len(results)} toy configurations", template="plotly_white")
-    return figure
-
-
-def capacity_figure(
-    alpha: Sequence[float], capacity: Sequence[float], critical_width: Sequence[float], n_features: int
-) -> go.Figure:
-    """g and, on a second axis, d* of so many features against the sparsity α."""
-    figure = go.Figure()
-    figure.add_scatter(x=list(alpha), y=list(capacity), name="g(α), features per dimension")
-    figure.add_scatter(x=list(alpha), y=list(critical_width), name=f"d* of {n_features:,} features", yaxis="y2")
-    figure.update_layout(
-        title="Theorem 1's capacity function and critical width",
-        xaxis_title="sparsity α",
-        yaxis={"title": "features per dimension", "type": "log"},
-        yaxis2={"title": "dimensions", "overlaying": "y", "side": "right", "type": "log"},
-        legend={"x": 0.05, "y": 0.05},
-        template="plotly_white",
-    )
-    return figure
+    unit = LONG_UNIT[floors[0].unit] if len(units) == 1 else "each in its own unit"
+    return apply_style(figure, "Expected floors", "student width (dimensions)", unit)

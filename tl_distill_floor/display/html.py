@@ -1,4 +1,4 @@
-"""What the terminal shows as HTML: tables, sentences and warnings, everything escaped."""
+"""Turn the terminal's tables and sentences into HTML, with all text escaped."""
 
 from html import escape
 
@@ -7,53 +7,65 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from tl_distill_floor.display.escaping import shown
+from tl_distill_floor.display.escaping import escape_control
 
 
-def fragment(view: RenderableType) -> str:
-    """A view of this package, made of tables and sentences, as HTML.
+def to_html(view: RenderableType) -> str:
+    """Return a table of this package as HTML.
+
+    Args:
+        view: rich tables and text, or a group of them.
+
+    Returns:
+        HTML without scripts or styles. A sentence that begins with "! " gets the class "warning".
 
     Raises:
-        TypeError: it holds something else.
+        TypeError: the view contains another kind of rich object.
+
+    Example:
+        >>> to_html(Text("a < b"))
+        '<p>a &lt; b</p>'
     """
     if isinstance(view, Group):
-        return "\n".join(fragment(part) for part in view.renderables)
+        return "\n".join(to_html(part) for part in view.renderables)
     if isinstance(view, Table):
         return _table(view)
     if isinstance(view, str | Text):
-        return _sentence(view)
-    raise TypeError(f"no HTML for {type(view).__name__}")
+        return _paragraph(view)
+    raise TypeError(f"{type(view).__name__} cannot be converted to HTML")
 
 
-def _sentence(text: str | Text) -> str:
-    words = _plain(text)
-    if not words.strip():
+def _paragraph(text: str | Text) -> str:
+    content = _plain(text)
+    if not content.strip():
         return ""
-    return f'<p class="warning">{escape(words)}</p>' if words.startswith("! ") else f"<p>{escape(words)}</p>"
+    return f'<p class="warning">{escape(content)}</p>' if content.startswith("! ") else f"<p>{escape(content)}</p>"
 
 
 def _table(table: Table) -> str:
     title = escape(_plain(table.title))
     caption = f"<caption>{title}</caption>" if title else ""
-    numeric = [' class="number"' if column.justify == "right" else "" for column in table.columns]
-    # A heading without words is no heading: a screen reader would read out nothing.
-    heads = "".join(
-        f'<th scope="col"{form}>{words}</th>' if words else f"<td{form}></td>"
-        for form, words in zip(numeric, (escape(_plain(column.header)) for column in table.columns), strict=True)
+    attributes = [' class="number"' if column.justify == "right" else "" for column in table.columns]
+    # An empty heading becomes a <td>: a screen reader would announce an empty <th>.
+    headings = "".join(
+        f'<th scope="col"{attribute}>{heading}</th>' if heading else f"<td{attribute}></td>"
+        for attribute, heading in zip(
+            attributes, (escape(_plain(column.header)) for column in table.columns), strict=True
+        )
     )
-    rows = "".join(_row(row, numeric) for row in zip(*(column.cells for column in table.columns), strict=True))
-    head = f"<thead><tr>{heads}</tr></thead>" if table.show_header else ""
+    rows = "".join(_row(row, attributes) for row in zip(*(column.cells for column in table.columns), strict=True))
+    head = f"<thead><tr>{headings}</tr></thead>" if table.show_header else ""
     return (
         f'<div class="scroll" role="region" tabindex="0" aria-label="{title or "Table"}">'
         f"<table>{caption}{head}<tbody>{rows}</tbody></table></div>"
     )
 
 
-def _row(row: tuple[RenderableType, ...], numeric: list[str]) -> str:
+def _row(row: tuple[RenderableType, ...], attributes: list[str]) -> str:
     first, *others = map(_cell, row)
-    cells = "".join(f"<td{form}>{words}</td>" for form, words in zip(numeric[1:], others, strict=True))
-    head = f'<th scope="row"{numeric[0]}>{first}</th>' if first else "<td></td>"
-    return f"<tr>{head}{cells}</tr>"
+    cells = "".join(f"<td{attribute}>{cell}</td>" for attribute, cell in zip(attributes[1:], others, strict=True))
+    heading = f'<th scope="row"{attributes[0]}>{first}</th>' if first else "<td></td>"
+    return f"<tr>{heading}{cells}</tr>"
 
 
 def _cell(cell: RenderableType) -> str:
@@ -63,5 +75,5 @@ def _cell(cell: RenderableType) -> str:
 
 
 def _plain(cell: RenderableType | None) -> str:
-    """The words of a cell, with signs for what could not be seen."""
-    return shown(cell.plain if isinstance(cell, Text) else str(cell or ""))
+    """Return the text of a cell, with control characters escaped."""
+    return escape_control(cell.plain if isinstance(cell, Text) else str(cell or ""))

@@ -1,4 +1,4 @@
-"""The features that a student loses, and one feature by itself, as rich tables and as plain JSON values."""
+"""The features that a student loses, and one feature over several widths, as rich tables and as JSON values."""
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -10,107 +10,106 @@ from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
-from tl_distill_floor.display.escaping import shown
-from tl_distill_floor.results.feature_stats import UNIT_IN_WORDS
-from tl_distill_floor.results.floor_prediction import FloorPrediction
-from tl_distill_floor.results.lost_features import Context, FeatureAt, LostFeatures, OneFeature
+from tl_distill_floor.display.escaping import escape_control
+from tl_distill_floor.display.tables import key_value_table
+from tl_distill_floor.display.units import LONG_UNIT
+from tl_distill_floor.results.lost_features import FeatureAtWidth, FeatureContext, LostFeatures, OneFeature
 
 PEAK_STYLE = "bold reverse"
-CUT = "…"
-NO_CONTEXTS = Text("This run kept no contexts: measure again to see what features fire on.", style="dim")
+ELLIPSIS = "…"
+NO_CONTEXTS = Text("This run has no contexts; measure again to see what features fire on.", style="dim")
 
 
-def lost_view(found: LostFeatures) -> RenderableType:
-    """The most costly of the lost features, and how many there are."""
-    floor = found.floor
-    head = lost_head(found)
-    if not found.lost:
-        return Text(head)
-    shown, lost = len(found.shown), len(found.lost)
-    listed = f"The {shown:,} most costly" if shown < lost else "The most costly first"
-    title = f"{listed}; cost is {UNIT_IN_WORDS[floor.unit]}"
-    parts: list[RenderableType] = [Text(head), Text(), Text(title, style="italic"), _rows(found.shown)]
-    parts.append(
-        Text("Rank is by cost; dims is what water-filling gives; lost is of the feature's own cost.", style="dim")
+def lost_table(lost_features: LostFeatures) -> RenderableType:
+    """Return the number of lost features and a table of the most costly ones."""
+    summary = Text(lost_summary(lost_features))
+    shown = lost_features.shown
+    if not shown:
+        return summary
+    n_shown, n_lost = len(shown), len(lost_features.lost)
+    selection = f"The {n_shown:,} most costly" if n_shown < n_lost else "The most costly first"
+    title = Text(f"{selection}; cost in {LONG_UNIT[lost_features.unit]}", style="italic")
+    note = Text(
+        "rank: by cost; dims: dimensions allocated by water-filling; lost: share of the feature's own cost.",
+        style="dim",
     )
-    return Group(*parts, *_footnotes(found.shown[0]))
+    return Group(summary, Text(), title, _feature_rows(shown), note, *_footnotes(shown[0]))
 
 
-def lost_head(found: LostFeatures) -> str:
-    """How many features are lost, and what they are worth."""
-    n = found.floor.n_features
-    if not found.lost:
-        return f"A student of width {found.width:,} is expected to hold all {n:,} alive features."
+def lost_summary(lost_features: LostFeatures) -> str:
+    """Return how many features are lost, and their share of the cost, in one sentence."""
+    n, width = lost_features.n_features, lost_features.width
+    if not lost_features.lost:
+        return f"A student of width {width:,} is expected to keep all {n:,} alive features."
     return (
-        f"A student of width {found.width:,} is expected to lose {len(found.lost):,} of {n:,} alive features,"
-        f" which hold {found.cost_share:.1%} of the cost."
+        f"A student of width {width:,} is expected to lose {len(lost_features.lost):,} of {n:,} alive features,"
+        f" which have {lost_features.cost_share:.1%} of the cost."
     )
 
 
-def feature_view(found: OneFeature) -> RenderableType:
-    """Everything that is known of one feature."""
-    floor, first = found.floor, found.at[0]
-    table = Table(box=None, show_header=False, pad_edge=False)
-    table.add_column(style="bold")
-    table.add_column(overflow="fold")
+def feature_table(one_feature: OneFeature) -> RenderableType:
+    """Return everything that is known about one feature."""
+    first = one_feature.at[0]
     rows = [
-        ("feature", f"{first.feature:,} of {floor.stats.sae_name}"),
-        ("rank", f"{first.rank:,} of {floor.n_features:,} alive features by cost"),
-        ("cost", f"{first.cost:.4g} ({UNIT_IN_WORDS[floor.unit]}){_share(first.cost, floor.total_cost)}"),
+        ("feature", f"{first.feature:,} of {one_feature.sae_name}"),
+        ("rank", f"{first.rank:,} of {one_feature.n_features:,} alive features by cost"),
+        ("cost", f"{first.cost:.4g} ({LONG_UNIT[one_feature.unit]}){_share_of(first.cost, one_feature.total_cost)}"),
         ("fires on", f"{_percent(first.firing_rate)} of the tokens"),
-        ("survives", _survival(found)),
-        ("promotes", _listed(first.promoted)),
+        ("survives", _survival(one_feature)),
+        ("promotes", _join_tokens(first.promoted)),
         ("address", first.neuronpedia or ""),
     ]
-    for name, value in rows:
-        if value:
-            table.add_row(name, Text(value))
-    contexts = _all_contexts(first) if first.contexts else NO_CONTEXTS
-    return Group(table, Text(), _over_widths(found), Text(), contexts)
+    contexts = _context_table(first) if first.contexts else NO_CONTEXTS
+    properties = key_value_table((name, value) for name, value in rows if value)
+    return Group(properties, Text(), _width_table(one_feature), Text(), contexts)
 
 
-def lost_json(found: LostFeatures) -> dict[str, Any]:
-    """One JSON object; `lost` has the indices of all lost features, `features` the details of the most costly."""
+def lost_json(lost_features: LostFeatures) -> dict[str, Any]:
+    """Return one JSON object: `lost` holds the indices of all lost features, `features` details of the costliest."""
     return {
-        **_identity(found.floor),
-        "width": found.width,
-        "n_lost": len(found.lost),
-        "lost_cost_share": found.cost_share,
-        "lost": list(found.lost),
-        "features": [_described(feature) | _of_width(feature) for feature in found.shown],
+        **_measurement_json(lost_features),
+        "width": lost_features.width,
+        "n_lost": len(lost_features.lost),
+        "lost_cost_share": lost_features.cost_share,
+        "lost": list(lost_features.lost),
+        "features": [_feature_json(feature) | _at_width_json(feature) for feature in lost_features.shown],
     }
 
 
-def feature_json(found: OneFeature) -> dict[str, Any]:
-    """One JSON object; `survives_from` is null where even the widest width that was looked at loses it."""
-    widths = [{"width": width} | _of_width(at) for width, at in zip(found.widths, found.at, strict=True)]
-    survival = {"survives_from": found.survives_from, "widest": found.widest}
-    return _identity(found.floor) | _described(found.at[0]) | survival | {"widths": widths}
+def feature_json(one_feature: OneFeature) -> dict[str, Any]:
+    """Return one JSON object; `survives_from` is null if even the largest width that was checked loses the feature."""
+    widths = [
+        {"width": width} | _at_width_json(at) for width, at in zip(one_feature.widths, one_feature.at, strict=True)
+    ]
+    survival = {"survives_from": one_feature.survives_from, "widest": one_feature.widest}
+    return _measurement_json(one_feature) | _feature_json(one_feature.at[0]) | survival | {"widths": widths}
 
 
-class Around(NamedTuple):
-    """A context on one line, cut so that its peak stays in sight, over the tokens that the feature promotes."""
+class ContextCell(NamedTuple):
+    """A table cell with a context on one line, cut so that its peak stays visible, above the promoted tokens."""
 
-    context: Context | None
+    context: FeatureContext | None
     promoted: tuple[str, ...]
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Text]:
-        room = options.max_width
+        """Yield the lines of the cell."""
         if self.context is not None:
-            yield _cut_around(self.context, room)
+            yield _cut_context(self.context, options.max_width)
         if self.promoted:
-            yield Text(_start(f"→ {_listed(self.promoted)}", room), style="dim", no_wrap=True)
+            line = _cut_end(f"→ {_join_tokens(self.promoted)}", options.max_width)
+            yield Text(line, style="dim", no_wrap=True)
 
     def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        """Return the least and the greatest width of the cell."""
         return Measurement(min(16, options.max_width), options.max_width)
 
 
-def _rows(features: tuple[FeatureAt, ...]) -> Table:
-    told = any(feature.contexts or feature.promoted for feature in features)
-    table = Table(box=None, pad_edge=False, expand=told)
+def _feature_rows(features: tuple[FeatureAtWidth, ...]) -> Table:
+    has_context = any(feature.contexts or feature.promoted for feature in features)
+    table = Table(box=None, pad_edge=False, expand=has_context)
     for heading in ("rank", "feature", "cost", "fires", "dims", "lost"):
         table.add_column(heading, justify="right", no_wrap=True)
-    if told:
+    if has_context:
         table.add_column("fires on «…» → promotes", ratio=1)
     for feature in features:
         numbers = (
@@ -122,94 +121,93 @@ def _rows(features: tuple[FeatureAt, ...]) -> Table:
             f"{feature.lost_share:.0%}",
         )
         context = feature.contexts[0] if feature.contexts else None
-        table.add_row(*numbers, *([Around(context, feature.promoted)] if told else []))
+        table.add_row(*numbers, *([ContextCell(context, feature.promoted)] if has_context else []))
     return table
 
 
-def _footnotes(feature: FeatureAt) -> list[Text]:
-    """What is missing, or where to read on."""
-    notes = []
-    if not feature.contexts:
-        notes.append(NO_CONTEXTS)
+def _footnotes(feature: FeatureAtWidth) -> list[Text]:
+    """Return a note on missing contexts and the address of a feature, as far as they apply."""
+    notes = [] if feature.contexts else [NO_CONTEXTS]
     if feature.neuronpedia:
         notes.append(Text(f"Feature {feature.feature} on Neuronpedia: {feature.neuronpedia}", style="dim"))
     return notes
 
 
-def _over_widths(found: OneFeature) -> Table:
+def _width_table(one_feature: OneFeature) -> Table:
     table = Table(box=None, pad_edge=False)
     for heading in ("width", "dims", "lost", ""):
         table.add_column(heading, justify="right" if heading else "left")
-    for width, at in zip(found.widths, found.at, strict=True):
+    for width, at in zip(one_feature.widths, one_feature.at, strict=True):
         table.add_row(f"{width:,}", f"{at.capacity:.2f}", f"{at.lost_share:.0%}", "kept" if at.kept else "lost")
     return table
 
 
-def _all_contexts(feature: FeatureAt) -> Table:
+def _context_table(feature: FeatureAtWidth) -> Table:
     table = Table(box=None, pad_edge=False)
     table.add_column("strength", justify="right", no_wrap=True)
     table.add_column("fires on", overflow="fold")
     for context in feature.contexts:
-        before, peak, after = _marked(context)
+        before, peak, after = _mark_peak(context)
         table.add_row(f"{context.activation:.3g}", Text.assemble(before, (peak, PEAK_STYLE), after))
     return table
 
 
-def _survival(found: OneFeature) -> str:
-    if found.survives_from is None:
-        return f"at no width up to {found.widest:,}"
-    return "at every width" if found.survives_from == 1 else f"from width {found.survives_from:,} on"
+def _survival(one_feature: OneFeature) -> str:
+    if one_feature.survives_from is None:
+        return f"at no width up to {one_feature.widest:,}"
+    return "at every width" if one_feature.survives_from == 1 else f"from width {one_feature.survives_from:,} on"
 
 
-def _marked(context: Context) -> tuple[str, str, str]:
-    """(before, «peak», after), ready to be shown; the space before a word stays outside the marks."""
-    before, peak, after = (shown(text) for text in context[1:])
+def _mark_peak(context: FeatureContext) -> tuple[str, str, str]:
+    """Return (before, «peak», after) with control characters escaped; a leading space stays outside the marks."""
+    before, peak, after = (escape_control(text) for text in (context.before, context.peak, context.after))
     word = peak.lstrip(" ") or peak
     return before + " " * (len(peak) - len(word)), f"«{word}»", after
 
 
-def _cut_around(context: Context, room: int) -> Text:
-    before, peak, after = _marked(context)
-    peak = _start(peak, room)
-    left = room - cell_len(peak)
-    after_room = min(cell_len(after), max(left // 3, left - cell_len(before)))
-    return Text.assemble(_end(before, left - after_room), (peak, PEAK_STYLE), _start(after, after_room), no_wrap=True)
+def _cut_context(context: FeatureContext, n_cells: int) -> Text:
+    """Return a context cut to a number of terminal cells; of those left by the peak, the text after it gets a third."""
+    before, peak, after = _mark_peak(context)
+    peak = _cut_end(peak, n_cells)
+    remaining = n_cells - cell_len(peak)
+    after_cells = min(cell_len(after), max(remaining // 3, remaining - cell_len(before)))
+    start, end = _cut_start(before, remaining - after_cells), _cut_end(after, after_cells)
+    return Text.assemble(start, (peak, PEAK_STYLE), end, no_wrap=True)
 
 
-def _start(text: str, cells: int) -> str:
-    """As much of its beginning as has room."""
-    if cell_len(text) <= cells:
+def _cut_end(text: str, n_cells: int) -> str:
+    """Cut the end of a text that is longer than a number of terminal cells."""
+    if cell_len(text) <= n_cells:
         return text
-    while text and cell_len(text) >= cells:
+    while text and cell_len(text) >= n_cells:
         text = text[:-1]
-    return text + CUT if cells > 0 else ""
+    return text + ELLIPSIS if n_cells > 0 else ""
 
 
-def _end(text: str, cells: int) -> str:
-    """As much of its end as has room."""
-    return _start(text[::-1], cells)[::-1]
+def _cut_start(text: str, n_cells: int) -> str:
+    """Cut the start of a text that is longer than a number of terminal cells."""
+    return _cut_end(text[::-1], n_cells)[::-1]
 
 
-def _listed(tokens: tuple[str, ...]) -> str:
-    return " · ".join(shown(token.strip() or token) for token in tokens)
+def _join_tokens(tokens: tuple[str, ...]) -> str:
+    return " · ".join(escape_control(token.strip() or token) for token in tokens)
 
 
 def _percent(share: float) -> str:
-    """With as many places as say something."""
+    """Return a share in percent with three significant digits, or one for very small shares."""
     return f"{100 * share:.3g}%" if share >= 1e-5 else f"{100 * share:.0e}%"
 
 
-def _share(cost: float, total: float) -> str:
+def _share_of(cost: float, total: float) -> str:
     return f", {_percent(cost / total)} of all" if total > 0 else ""
 
 
-def _identity(floor: FloorPrediction) -> dict[str, Any]:
-    stats = floor.stats
-    names = {"model": stats.model_name, "hook": stats.hook_name, "sae": stats.sae_name}
-    return names | {"n_features": floor.n_features, "unit": floor.unit}
+def _measurement_json(record: LostFeatures | OneFeature) -> dict[str, Any]:
+    names = {"model": record.model_name, "hook": record.hook_name, "sae": record.sae_name}
+    return names | {"n_features": record.n_features, "unit": record.unit}
 
 
-def _described(feature: FeatureAt) -> dict[str, Any]:
+def _feature_json(feature: FeatureAtWidth) -> dict[str, Any]:
     names = ("feature", "rank", "cost", "firing_rate", "neuronpedia")
     contexts = [context._asdict() for context in feature.contexts]
     return {name: getattr(feature, name) for name in names} | {
@@ -218,5 +216,5 @@ def _described(feature: FeatureAt) -> dict[str, Any]:
     }
 
 
-def _of_width(feature: FeatureAt) -> dict[str, Any]:
+def _at_width_json(feature: FeatureAtWidth) -> dict[str, Any]:
     return {"capacity": feature.capacity, "lost_share": feature.lost_share, "kept": feature.kept}

@@ -1,44 +1,77 @@
-"""Probes as tables: what is left of each label at each width, and which features are still there."""
+"""Probes as rich tables: what of each label is left at each width, and which features can still be decoded."""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
+from jaxtyping import Bool
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from tl_distill_floor.annotations import ProbedActivation
+from tl_distill_floor.display.tables import format_number, plain_table, warning_lines
 from tl_distill_floor.results.probes import Decodability, ProbeResult, Probes
 
-KIND_IN_WORDS = {"student": "student", "kept": "features kept", "bottleneck": "bottleneck"}
+ACTIVATION_NAMES: dict[ProbedActivation, str] = {
+    "student": "student",
+    "kept": "features kept",
+    "bottleneck": "bottleneck",
+}
+"""What is probed at each width."""
+FORECASTS: tuple[ProbedActivation, ...] = ("kept", "bottleneck")
+SUPPORTING_SEPARATION = 0.9
+"""AUROC from which on decodability is said to support assumption A2."""
 
 
-def probes_view(probes: Probes) -> RenderableType:
-    """The teacher's probes, what of them is left at each width, how well that was forecast, and the features.
+def probes_table(probes: Probes) -> RenderableType:
+    """Return the probes of the teacher, of the students and of the forecasts, and the decoded features.
 
-    Of several students of one width the mean is shown.
+    If several students have the same width, their mean is shown.
     """
-    parts: list[RenderableType] = [_teacher(probes), Text(), _left(probes), Text(_verdict(probes))]
+    parts: list[RenderableType] = [_teacher(probes), Text(), _retained(probes), Text(_forecast_errors(probes))]
     if len(probes.features) > 1:
-        parts += [Text(), _features(probes.features), Text(_of_features(probes.features))]
-    return Group(*parts, *(Text(f"! {warning}", style="yellow") for warning in probes.warnings))
+        parts += [Text(), decodability_table(probes.features), Text(_assumption(probes.features))]
+    return Group(*parts, warning_lines(probes.warnings))
 
 
-def probe_view(result: ProbeResult) -> RenderableType:
-    """One probe."""
-    table = _table(f"Linear probes for {result.task} at {result.hook_name} of {result.subject}")
-    _headings(table)
-    table.add_row(*_of_one(result))
+def probe_table(result: ProbeResult) -> RenderableType:
+    """Return the probes of one task on one activation."""
+    table = _scores_table(f"Linear probes for {result.task} at {result.hook_name} of {result.subject}")
+    table.add_row(*_scores(result))
     return table
 
 
-def _headings(table: Table) -> None:
-    for heading in ("label", "of", "classes", "items", "chance", "commonest", "accuracy", "AUROC"):
+def decodability_table(models: Sequence[Decodability]) -> Table:
+    """Return how well kept and lost features can be decoded from each model; the mean over features."""
+    n_features, n_tokens = len(models[0].feature), models[0].n_tokens
+    table = plain_table(f"Decoding {n_features:,} features from activations, on {n_tokens:,} held-out tokens")
+    headings = ("model", "kept", "AUROC: kept", "lost", "sep.", "variance: kept", "lost", "sep.")
+    for heading in headings:
+        table.add_column(heading, justify="left" if heading == "model" else "right")
+    for model in models:
+        kept = np.array(model.kept)
+        table.add_row(
+            Text(model.subject),
+            f"{int(kept.sum()):,}",
+            *_mean_cells(model.auroc, kept, ".3f"),
+            format_number(model.separation, ".2f"),
+            *_mean_cells(model.explained, kept, ".1%"),
+            format_number(model.separation_by_explained, ".2f"),
+        )
+    return table
+
+
+def _scores_table(title: str) -> Table:
+    table = plain_table(title)
+    for heading in ("label", "of", "classes", "items", "chance", "majority", "accuracy", "AUROC"):
         table.add_column(heading, justify="left" if heading in ("label", "of") else "right")
+    return table
 
 
-def _of_one(result: ProbeResult) -> tuple[str | Text, ...]:
+def _scores(result: ProbeResult) -> tuple[str | Text, ...]:
     low, high = result.interval
-    sure = "" if math.isnan(low) else f" ± {50 * (high - low):.1f}"
+    margin = "" if math.isnan(low) else f" ± {50 * (high - low):.1f}"
     return (
         Text(result.task),
         "texts" if result.level == "text" else "words",
@@ -46,91 +79,67 @@ def _of_one(result: ProbeResult) -> tuple[str | Text, ...]:
         f"{result.n_items:,}",
         f"{100 * result.chance:.1f} %",
         f"{100 * result.mean_majority:.1f} %",
-        f"{100 * result.mean_accuracy:.1f}{sure} %",
+        f"{100 * result.mean_accuracy:.1f}{margin} %",
         f"{result.mean_auroc:.3f}",
     )
 
 
 def _teacher(probes: Probes) -> Table:
-    table = _table(f"Linear probes at {probes.hook_name} of {probes.teacher}, on {probes.labelled}")
-    _headings(table)
+    table = _scores_table(f"Linear probes at {probes.hook_name} of {probes.teacher}, on {probes.labelled}")
     for task in probes.tasks:
         for result in probes.of(task, "teacher"):
-            table.add_row(*_of_one(result))
+            table.add_row(*_scores(result))
     return table
 
 
-def _left(probes: Probes) -> Table:
+def _retained(probes: Probes) -> Table:
     widths = sorted({result.width for result in probes.results if result.width is not None})
-    table = _table("Left of the teacher's accuracy above the commonest class, by width")
+    table = plain_table("Share of the teacher's gain (accuracy above the majority class) that is left, by width")
     for heading in ("label", "in", *(f"{width:,}" for width in widths)):
         table.add_column(heading, justify="left" if heading in ("label", "in") else "right")
     for task in probes.tasks:
         (teacher,) = probes.of(task, "teacher")
-        for kind, words in KIND_IN_WORDS.items():
-            found = probes.of(task, kind)
-            if found:
-                left = ([r.retained(teacher) for r in found if r.width == width] for width in widths)
-                table.add_row(Text(task), words, *(_number(float(np.mean(of)), ".0%") if of else "" for of in left))
+        for kind, name in ACTIVATION_NAMES.items():
+            results = probes.of(task, kind)
+            if results:
+                shares = ([r.retained(teacher) for r in results if r.width == width] for width in widths)
+                cells = (format_number(float(np.mean(values)), ".0%") if values else "" for values in shares)
+                table.add_row(Text(task), name, *cells)
     return table
 
 
-def _verdict(probes: Probes) -> str:
-    """How far the forecasts are from the students."""
-    errors = {kind: probes.forecast_error(kind) for kind in ("kept", "bottleneck")}
-    known = {kind: error for kind, error in errors.items() if not math.isnan(error)}
-    words = (
-        "features kept: the teacher's activation, rebuilt from the features that a width is expected to keep;"
-        " bottleneck: what the bottleneck student of that width holds."
+def _forecast_errors(probes: Probes) -> str:
+    """Return what the forecasts are, and how far they are from the students."""
+    explanation = (
+        "features kept: the teacher's activation, reconstructed from the features that a width is expected to keep;"
+        " bottleneck: the hidden state of the bottleneck student of that width."
     )
     if not any(result.kind == "student" for result in probes.results):
-        return words + " No student was probed, so these are forecasts."
+        return explanation + " No student was probed, so these are forecasts."
+    errors = {kind: probes.forecast_error(kind) for kind in FORECASTS}
+    known = ", ".join(
+        f"{ACTIVATION_NAMES[kind]} {100 * error:.1f} points" for kind, error in errors.items() if not math.isnan(error)
+    )
     if not known:
-        return words + " No student was probed at a width that was forecast."
-    listed = ", ".join(f"{KIND_IN_WORDS[kind]} {100 * error:.1f} points" for kind, error in known.items())
-    return f"{words} They miss the students' accuracy by, in the mean: {listed}."
+        return explanation + " No student was probed at a width that was forecast."
+    return f"{explanation} Mean absolute error of the forecasts of the students' accuracy: {known}."
 
 
-def _features(features: tuple[Decodability, ...]) -> Table:
-    first = features[0]
-    title = f"Reading {len(first.feature):,} features off activations, on {first.n_tokens:,} held-out tokens"
-    table = _table(title)
-    for heading in ("model", "kept", "AUROC: kept", "lost", "apart", "variance: kept", "lost", "apart"):
-        table.add_column(heading, justify="left" if heading == "model" else "right")
-    for each in features:
-        kept = np.array(each.kept)
-        table.add_row(
-            Text(each.subject),
-            f"{int(kept.sum()):,}",
-            *_means(each.auroc, kept, ".3f"),
-            _number(each.separation, ".2f"),
-            *_means(each.explained, kept, ".1%"),
-            _number(each.separation_by_explained, ".2f"),
-        )
-    return table
-
-
-def _means(values: tuple[float, ...], kept: np.ndarray, form: str) -> tuple[str, str]:
-    found = np.array(values)
-    return tuple(f"{found[part].mean():{form}}" if part.any() else "" for part in (kept, ~kept))  # type: ignore[return-value]
-
-
-def _number(value: float, form: str) -> str:
-    return "" if math.isnan(value) else f"{value:{form}}"
-
-
-def _of_features(features: tuple[Decodability, ...]) -> str:
-    separations = [each.separation for each in features if not math.isnan(each.separation)]
+def _assumption(models: Sequence[Decodability]) -> str:
+    """Return whether the decoded features support assumption A2."""
+    separations = [model.separation for model in models if not math.isnan(model.separation)]
     if not separations:
-        return "Every feature is expected to be kept at these widths, or none."
-    held = "bear out" if min(separations) >= 0.9 else "do not bear out"
+        return "At these widths, all features are expected to be kept, or all to be lost."
+    support = "support" if min(separations) >= SUPPORTING_SEPARATION else "do not support"
     return (
-        "AUROC is of whether a feature fires, variance is of its activation, explained by a line. Apart: the AUROC of"
-        " telling kept from lost features by that, 0.5 for not at all."
-        f" Of {min(separations):.2f} to {max(separations):.2f}, these students {held} assumption A2, that the features"
-        " lost are gone and the others there."
+        "AUROC: of whether a feature fires; variance: share of the variance of its activation that is explained by a"
+        " ridge regression; sep.: the AUROC of separating kept from lost features by these values, 0.5 for chance."
+        f" With separations of {min(separations):.2f} to {max(separations):.2f}, these students {support} assumption"
+        " A2: that a student represents the kept features and nothing of the lost ones."
     )
 
 
-def _table(title: str) -> Table:
-    return Table(title=Text(title), title_justify="left", box=None, pad_edge=False)
+def _mean_cells(values: Sequence[float], kept: Bool[np.ndarray, " feature"], spec: str) -> list[str]:
+    """Return the mean over the kept and over the lost features; empty if there are none."""
+    array = np.array(values)
+    return [f"{array[part].mean():{spec}}" if part.any() else "" for part in (kept, ~kept)]

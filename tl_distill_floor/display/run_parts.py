@@ -1,69 +1,76 @@
-"""TODO: one line."""
+"""The parts of a run directory, as far as they can be read."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from tl_distill_floor.errors import InputError
+from tl_distill_floor.predicting.lost_features import lost_features
+from tl_distill_floor.results.calibration import CALIBRATION_FILE, Calibration
+from tl_distill_floor.results.floor_files import FLOOR_FILE
 from tl_distill_floor.results.floor_prediction import FloorPrediction
 from tl_distill_floor.results.lost_features import LostFeatures
-from tl_distill_floor.results.probes import Probes
-from tl_distill_floor.results.student import StudentResult
+from tl_distill_floor.results.probes import PROBES_FILE, Probes
+from tl_distill_floor.results.student import StudentResult, student_files
 
-T = TypeVar("T")
+Part = TypeVar("Part")
 
 
 @dataclass(frozen=True)
 class RunParts:
-    """What one run directory holds; what it does not is None, or empty, and said in `absent`."""
+    """The contents of one run directory."""
 
     name: str
+    """The directory."""
     floor: FloorPrediction | None = None
+    """The prediction, with its calibration if there is one."""
     students: tuple[StudentResult, ...] = ()
+    """Students in rising order of width."""
     probes: Probes | None = None
     lost: LostFeatures | None = None
-    absent: tuple[str, ...] = field(default=())
-    """What could not be read, and why."""
+    """Features that a student of one width loses; None without a prediction."""
+    unreadable: tuple[str, ...] = ()
+    """For each part that is damaged or of another prediction, one sentence that says why it was left out."""
 
 
-def run_parts(directory: Path, students: Path | None = None, width: int | None = None, top: int = 20) -> "RunParts":
-    """What a run directory holds; a part that is missing or damaged is named and left out.
+def load_run_parts(
+    directory: Path, *, students: Path | None = None, width: int | None = None, top: int = 20
+) -> RunParts:
+    """Load everything that a run directory holds; damaged parts are left out and named in `unreadable`.
+
+    Args:
+        directory: the run directory.
+        students: directory of the run in which the students were distilled; `directory` if None.
+        width: student width for the lost features; the narrowest width of the prediction if None.
+        top: number of lost features with details.
 
     Raises:
-        InputError: it holds nothing, or the width is below 1.
+        InputError: the directory holds no part of a run, or `width` or `top` is below 1.
     """
-    from tl_distill_floor.errors import InputError
-    from tl_distill_floor.predicting.lost_features import lost_features
-    from tl_distill_floor.results.calibration import CALIBRATION_FILE, Calibration
-    from tl_distill_floor.results.floor_prediction import FLOOR_FILE, FloorPrediction
-    from tl_distill_floor.results.probes import PROBES_FILE, Probes
-    from tl_distill_floor.results.student import StudentResult, student_files
+    unreadable: list[str] = []
 
-    absent: list[str] = []
-
-    def read(load: Callable[[Path], T], file: Path) -> T | None:
+    def load_part(load: Callable[[Path], Part], file: Path) -> Part | None:
         try:
             return load(file) if file.exists() else None
         except InputError as error:
-            absent.append(str(error))
+            unreadable.append(str(error))
             return None
 
-    floor = read(lambda file: FloorPrediction.load(file, with_calibration=False), directory / FLOOR_FILE)
-    calibration = read(Calibration.load, directory / CALIBRATION_FILE)
+    floor = load_part(lambda file: FloorPrediction.load(file, with_calibration=False), directory / FLOOR_FILE)
+    calibration = load_part(Calibration.load, directory / CALIBRATION_FILE)
     if floor is not None and calibration is not None:
         floor = floor.calibrated_by(calibration)
         if floor.calibration is None:
-            absent.append(f"{directory / CALIBRATION_FILE} is of another prediction; tl-floor calibrate makes it anew")
-    results = [read(StudentResult.load, file) for file in student_files(students or directory)]
-    distilled = sorted((r for r in results if r is not None), key=lambda result: (result.width, result.name))
-    probes = read(Probes.load, directory / PROBES_FILE)
+            unreadable.append(f"{directory / CALIBRATION_FILE} is of another prediction; run tl-floor calibrate again")
+    loaded = [load_part(StudentResult.load, file) for file in student_files(students or directory)]
+    results = sorted((r for r in loaded if r is not None), key=lambda result: (result.width, result.name))
+    probes = load_part(Probes.load, directory / PROBES_FILE)
     if floor is not None and probes is not None and probes.stats != floor.stats.digest():
-        absent.append(f"{directory / PROBES_FILE} is of another prediction; tl-floor probe makes it anew")
+        unreadable.append(f"{directory / PROBES_FILE} is of another prediction; run tl-floor probe again")
         probes = None
-    if floor is None and not distilled and probes is None:
-        raise InputError(
-            f"there is no run at {directory}; make one with tl-floor measure --out {directory}"
-            + (f" ({'; '.join(absent)})" if absent else "")
-        )
+    if floor is None and not results and probes is None:
+        reasons = f" ({'; '.join(unreadable)})" if unreadable else ""
+        raise InputError(f"there is no run at {directory}; make one with tl-floor measure --out {directory}{reasons}")
     lost = None if floor is None else lost_features(floor, width, top)
-    return RunParts(str(directory), floor, tuple(distilled), probes, lost, tuple(absent))
+    return RunParts(str(directory), floor, tuple(results), probes, lost, tuple(unreadable))

@@ -1,26 +1,30 @@
-"""Students as tables: what they reached, how they follow the prediction, and which one to train."""
+"""Students, calibrations and plans as rich tables."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from tl_distill_floor.display.tables import key_value_table, plain_table, warning_lines
+from tl_distill_floor.display.units import SHORT_UNIT, STUDENT_LOSS
 from tl_distill_floor.results.calibration import Calibration
 from tl_distill_floor.results.plan import Plan
 from tl_distill_floor.results.student import StudentResult
 from tl_distill_floor.theory.regression import LinearFit
 
-LOSS = "KL(teacher ‖ student), nats/token"
 
-
-def students_view(results: list[StudentResult]) -> RenderableType:
-    """What every student reached on held-out text, and where its learning curve ends."""
-    first = results[0]
-    table = _table(f"Students of {first.teacher}: {LOSS}, on {first.heldout_tokens:,} held-out tokens")
+def students_table(students: Sequence[StudentResult]) -> RenderableType:
+    """Return the held-out loss of each student, and the limit of its learning curve."""
+    first = students[0]
+    table = plain_table(
+        f"Students of {first.teacher}: {STUDENT_LOSS}, {SHORT_UNIT['nats']}, on {first.heldout_tokens:,} held-out"
+        " tokens"
+    )
     for heading in ("student", "parameters", "tokens", "reached", "floor", "95 % interval", ""):
         table.add_column(heading, justify="left" if heading in ("student", "") else "right")
-    for student in results:
+    for student in students:
         low, high = student.interval
         table.add_row(
             Text(student.name),
@@ -31,78 +35,88 @@ def students_view(results: list[StudentResult]) -> RenderableType:
             f"{low:.4g}–{high:.4g}" if student.tokens else "",
             student.status,
         )
-    note = Text("floor is where the learning curve ends, L∞ of L∞ + A · t^-b; its interval is of that fit alone.")
-    lost = [f"! {s.name} diverged {s.settings.get('diverged', '')}" for s in results if s.status == "diverged"]
-    return Group(table, note, *(Text(line, style="yellow") for line in lost))
+    note = Text("floor: L∞ of the learning curve L∞ + A · t^-b; the interval covers the error of that fit only.")
+    diverged = [student for student in students if student.status == "diverged"]
+    warnings = [f"{student.name} diverged {student.settings.get('diverged', '')}" for student in diverged]
+    return Group(table, note, warning_lines(warnings))
 
 
-def calibration_view(calibration: Calibration) -> RenderableType:
-    """Students beside the predictions, the lines through them, and models that know nothing of features."""
-    unit = "nats/token" if calibration.unit == "nats" else "MSE"
-    students = _table(f"Students of {calibration.teacher}: {LOSS}; predictions: {unit}")
+def calibration_table(calibration: Calibration) -> RenderableType:
+    """Return the students' losses with the predictions, the linear fits, and the null models."""
+    students = plain_table(
+        f"Students of {calibration.teacher}: {STUDENT_LOSS}, {SHORT_UNIT['nats']}; predictions:"
+        f" {SHORT_UNIT[calibration.unit]}"
+    )
     names = list(calibration.predictors)
     for heading in ("width", "student", *names, "calibrated", "95 %"):
         students.add_column(heading, justify="right", no_wrap=True)
     for i, (width, loss) in enumerate(zip(calibration.widths, calibration.losses, strict=True)):
-        line = calibration.fit.at(calibration.fit.x[i])
+        predicted = calibration.fit.at(calibration.fit.x[i])
         students.add_row(
             f"{width:,}",
             f"{loss:.4f}",
             *(f"{calibration.predictors[name].x[i]:.4g}" for name in names),
-            f"{line.value:.4f}",
-            f"{line.low:.3g}–{line.high:.3g}",
+            f"{predicted.value:.4f}",
+            f"{predicted.low:.3g}–{predicted.high:.3g}",
         )
-    parts: list[RenderableType] = [students, Text(), _fits(calibration), Text(_verdict(calibration))]
-    return Group(*parts, *(Text(f"! {warning}", style="yellow") for warning in calibration.warnings))
+    conclusion = Text(_conclusion(calibration))
+    return Group(students, Text(), _fits(calibration), conclusion, warning_lines(calibration.warnings))
 
 
-def plan_view(plan: Plan, run: Path | None = None) -> RenderableType:
-    """The student to train, and what that stands on."""
-    unit = "nats/token" if plan.unit == "nats" else "MSE"
-    table = _table(f"Train a student of width {plan.width:,}")
-    table.show_header = False
-    table.add_column(style="bold")
-    table.add_column(overflow="fold")
-    of_teacher = plan.n_parameters / plan.teacher_parameters
-    sure = (
-        "how sure that is, one block of text does not say"
+def plan_table(plan: Plan, run: Path | None = None) -> RenderableType:
+    """Return the student to train, and what its choice is based on.
+
+    Args:
+        plan: the plan.
+        run: run directory, for the command that lists the lost features.
+    """
+    depth_option = "" if plan.depth == plan.teacher_depth else f" --depth {plan.depth}"
+    bound = (
+        "no upper bound is known from one block of text"
         if plan.bound is None
         else f"below {plan.bound:.4g} with 90 % confidence"
     )
-    loses = f"{plan.loss:.4g} {unit} expected, {sure}"
-    depth = "" if plan.depth == plan.teacher_depth else f" --depth {plan.depth}"
     rows = [
         ("teacher", f"{plan.teacher}, {plan.teacher_parameters:,} parameters"),
-        ("loss", loses + ("" if plan.calibrated else " (not calibrated: no student was measured)")),
-        ("parameters", f"{plan.n_parameters:,} ({of_teacher:.1%} of the teacher's), {plan.depth} layers"),
+        (
+            "loss",
+            f"{plan.loss:.4g} {SHORT_UNIT[plan.unit]} expected, {bound}"
+            + ("" if plan.calibrated else " (not calibrated: no student was trained)"),
+        ),
+        (
+            "parameters",
+            f"{plan.n_parameters:,} ({plan.n_parameters / plan.teacher_parameters:.1%} of the teacher's),"
+            f" {plan.depth} layers",
+        ),
         ("memory", f"{plan.megabytes:,.1f} MB of weights in half precision"),
-        ("speed", f"{plan.speed:.1f} times the teacher's tokens a second, forward, on this machine"),
+        ("speed", f"{plan.speed:.1f} times the teacher's forward passes per second on this machine"),
         (
             "features",
-            f"holds {plan.kept:,} of {plan.features:,}; tl-floor lost {run or 'RUN'} --width {plan.width} names the"
-            " others",
+            f"{plan.kept:,} of {plan.features:,} kept; list the others with tl-floor lost {run or 'RUN'} --width"
+            f" {plan.width}",
         ),
         *(("known", sentence) for sentence in plan.known),
         *(("assumed", sentence) for sentence in plan.assumed),
     ]
-    for name, words in rows:
-        table.add_row(name, Text(words))
-    return Group(table, Text(f"Next: tl-floor distill {plan.teacher} --widths {plan.width}{depth} --text YOUR_TEXT"))
+    command = f"Next: tl-floor distill {plan.teacher} --widths {plan.width}{depth_option} --text YOUR_TEXT"
+    return Group(key_value_table(rows, f"Train a student of width {plan.width:,}"), Text(command))
 
 
 def _fits(calibration: Calibration) -> Table:
-    table = _table("loss = C · prediction + B, nats/token (95 %); error: of a width from the others, of the mean loss")
+    table = plain_table(
+        "loss = C · prediction + B, nats/token (95 %); error: leave-one-width-out, as a share of the mean loss"
+    )
     for heading in ("", "C", "B", "R²", "error"):
         table.add_column(heading, justify="left" if not heading else "right", no_wrap=True)
     for name, fit in calibration.predictors.items():
         mark = " *" if name == calibration.predictor else ""
-        table.add_row(name + mark, *_numbers(fit))
-    for name, error in calibration.nulls.items():
-        table.add_row(f"null, {name}", "", "", "", f"{error:.1%}")
+        table.add_row(name + mark, *_fit_cells(fit))
+    for null_model, error in calibration.nulls.items():
+        table.add_row(f"null, {null_model}", "", "", "", f"{error:.1%}")
     return table
 
 
-def _numbers(fit: LinearFit) -> tuple[str, ...]:
+def _fit_cells(fit: LinearFit) -> tuple[str, ...]:
     (slope_low, slope_high), (low, high) = fit.slope_interval, fit.baseline_interval
     return (
         f"{fit.slope:.3g} ({slope_low:.2g}…{slope_high:.2g})",
@@ -112,15 +126,11 @@ def _numbers(fit: LinearFit) -> tuple[str, ...]:
     )
 
 
-def _verdict(calibration: Calibration) -> str:
-    null, error = min(calibration.nulls.items(), key=lambda item: item[1])
-    better = "less" if calibration.loo_error < error else "no less"
+def _conclusion(calibration: Calibration) -> str:
+    best_null, null_error = min(calibration.nulls.items(), key=lambda item: item[1])
+    comparison = "less than" if calibration.loo_error < null_error else "not less than"
     return (
-        f"calibrated is the line of *, with the interval of a new student. Its error is {better} than that of the best"
-        f" null model, {null}. By it a student as wide as the teacher loses {calibration.at_teacher_width:.4g} nats per"
-        " token."
+        f"calibrated: the linear fit marked *, with the 95 % prediction interval of a new student. Its error is"
+        f" {comparison} that of the best null model, {best_null}. For a student as wide as the teacher it predicts"
+        f" {calibration.at_teacher_width:.4g} nats per token."
     )
-
-
-def _table(title: str) -> Table:
-    return Table(title=Text(title), title_justify="left", box=None, pad_edge=False)

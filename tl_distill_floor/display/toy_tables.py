@@ -1,70 +1,116 @@
-"""TODO: one line."""
+"""Toy models as rich tables: predicted floors and reached floors."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import product
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float64
 from rich.table import Table
 
+from tl_distill_floor.display.tables import plain_table
+from tl_distill_floor.results.toy import ToyResult
+from tl_distill_floor.theory.capacity import critical_width
+from tl_distill_floor.theory.predictors import PREDICTORS
 
-def toy_view(result: dict[str, Any]) -> Table:
-    """Predicted against reached, in importance-weighted squared error."""
-    title = f"{result['n_features']} features, sparsity {result['alpha']:g}, importances i^-{result['slope']:g}"
+ToyJson = Mapping[str, Any]
+"""One configuration, as `tl-floor toy --json` prints it."""
+MIN_WIDTHS_FOR_R2 = 3
+
+
+def toy_table(result: ToyJson) -> Table:
+    """Return the reached and the predicted floors of one configuration, in importance-weighted squared error."""
+    title = f"{result['n_features']} features, sparsity {result['alpha']:g}"
+    title += f", importances i^-{result['slope']:g}" if "slope" in result else ""
     title += f", teacher of width {result['teacher_width']}" if result["teacher_width"] else ""
-    table = Table(title=f"{title}: floors (weighted MSE)", title_justify="left", box=None, pad_edge=False)
+    table = plain_table(f"{title}: floors (weighted MSE)")
     for heading in ("width", "reached", "kept", *result["predicted"]):
         table.add_column(heading, justify="right", no_wrap=heading == "reached")
     for i, width in enumerate(result["widths"]):
-        row = (f"{result['reached'][i]:.4g} ± {result['standard_error'][i]:.1g}", f"{result['kept'][i]:.1f}")
-        table.add_row(str(width), *row, *(f"{floors[i]:.4g}" for floors in result["predicted"].values()))
+        reached = f"{result['reached'][i]:.4g} ± {result['standard_error'][i]:.1g}"
+        predicted = (f"{floors[i]:.4g}" for floors in result["predicted"].values())
+        table.add_row(str(width), reached, f"{result['kept'][i]:.1f}", *predicted)
     return table
 
 
-def score_view(results: list[dict[str, Any]]) -> Table:
-    """How well each predictor does over all configurations: R², median error and Pearson r of the absolute floors."""
-    table = Table(title=f"Over {len(results)} configurations", title_justify="left", box=None, pad_edge=False)
+def score_table(results: Sequence[ToyJson]) -> Table:
+    """Return R², median error and Pearson r of each predictor's floors over all configurations."""
+    table = plain_table(f"Over {len(results)} configurations")
     for heading in ("predictor", "widths", "R²", "median error", "Pearson r", "least R² of a configuration"):
         table.add_column(heading, justify="left" if heading in ("predictor", "widths") else "right")
-    for name, (label, inside) in product(results[0]["predicted"], _ranges().items()):
-        pairs = np.array(list(_pairs(results, name, inside))).reshape(-1, 2)
-        if len(pairs) > 2:
-            error = np.median(np.abs(pairs[:, 1] / pairs[:, 0] - 1.0))
-            worst = _least_r2(results, name) if label == "all" else ""
-            table.add_row(name, label, f"{r2(*pairs.T):.3f}", f"{error:.1%}", f"{_pearson(pairs):.3f}", worst)
+    for name, (label, contains) in product(results[0]["predicted"], WIDTH_RANGES.items()):
+        pairs = _pairs(results, name, contains)
+        if len(pairs) >= MIN_WIDTHS_FOR_R2:
+            reached, predicted = pairs.T
+            error = np.median(np.abs(predicted / reached - 1.0))
+            least = _least_r2(results, name) if label == "all" else ""
+            table.add_row(name, label, f"{r2(reached, predicted):.3f}", f"{error:.1%}", f"{_pearson(pairs):.3f}", least)
     return table
 
 
-def r2(reached: np.ndarray, predicted: np.ndarray) -> float:
-    """Of the predictions as they stand, with nothing fitted."""
-    return float(1.0 - ((reached - predicted) ** 2).sum() / ((reached - reached.mean()) ** 2).sum())
-
-
-def _least_r2(results: list[dict[str, Any]], name: str) -> str:
-    """Of the configurations with at least three widths."""
-    pairs = [np.array(list(_pairs([one], name, lambda _: True))) for one in results if len(one["widths"]) > 2]
-    return f"{min(r2(*each.T) for each in pairs):.2f}" if pairs else ""
-
-
-def _pearson(pairs: np.ndarray) -> float:
-    constant = (pairs == pairs[0]).all(0).any()
-    return float("nan") if constant else float(np.corrcoef(pairs.T)[0, 1])
-
-
-def _ranges() -> dict[str, Callable[[float], bool]]:
+def toy_result_json(result: ToyResult) -> ToyJson:
+    """Return a `ToyResult` in the form that `toy_table` and `toy_floor_figure` take."""
+    n_seeds = result.floor.shape[1]
+    error_over_seeds = result.floor.std(1, ddof=1) / np.sqrt(n_seeds) if n_seeds > 1 else result.standard_error[:, 0]
     return {
-        "all": lambda _: True,
-        "below 0.8 d*": lambda share: share < 0.8,
-        "near d*": lambda share: 0.8 <= share <= 1.2,
-        "above 1.2 d*": lambda share: share > 1.2,
+        "n_features": len(result.cost),
+        "alpha": float(1.0 - result.firing_rate.mean()),
+        "teacher_width": None,
+        "widths": result.widths.tolist(),
+        "reached": result.floor.mean(1).tolist(),
+        "standard_error": error_over_seeds.tolist(),
+        "kept": result.kept.mean(1).tolist(),
+        "predicted": {
+            name: [predict(result.cost, result.firing_rate, int(width)) for width in result.widths]
+            for name, predict in PREDICTORS.items()
+        },
     }
 
 
-def _pairs(results: list[dict[str, Any]], name: str, inside: Callable[[float], bool]) -> Iterator[tuple[float, float]]:
-    from tl_distill_floor.theory.capacity import critical_width
+def r2(reached: Float64[np.ndarray, " pair"], predicted: Float64[np.ndarray, " pair"]) -> float:
+    """Return R² of the predicted floors themselves, without a fit."""
+    from sklearn.metrics import r2_score
 
+    return float(r2_score(reached, predicted))
+
+
+WIDTH_RANGES: dict[str, Callable[[float], bool]] = {
+    "all": lambda _: True,
+    "below 0.8 d*": lambda share: share < 0.8,
+    "near d*": lambda share: 0.8 <= share <= 1.2,
+    "above 1.2 d*": lambda share: share > 1.2,
+}
+"""Ranges of width ÷ critical width."""
+
+
+def _pairs(
+    results: Sequence[ToyJson], predictor: str, contains: Callable[[float], bool]
+) -> Float64[np.ndarray, "pair 2"]:
+    """Return (reached, predicted) floors at the widths in a range."""
+    return np.array(list(_iterate_pairs(results, predictor, contains)), dtype=np.float64).reshape(-1, 2)
+
+
+def _iterate_pairs(
+    results: Sequence[ToyJson], predictor: str, contains: Callable[[float], bool]
+) -> Iterator[tuple[float, float]]:
     for result in results:
         needed = critical_width(result["n_features"], result["alpha"])
-        for width, floor, predicted in zip(result["widths"], result["reached"], result["predicted"][name], strict=True):
-            if inside(width / needed):
-                yield floor, predicted
+        predicted_floors = result["predicted"][predictor]
+        for width, reached, predicted in zip(result["widths"], result["reached"], predicted_floors, strict=True):
+            if contains(width / needed):
+                yield reached, predicted
+
+
+def _least_r2(results: Sequence[ToyJson], predictor: str) -> str:
+    """Return the least R² of a single configuration with enough widths."""
+    scores = [
+        r2(*_pairs([result], predictor, WIDTH_RANGES["all"]).T)
+        for result in results
+        if len(result["widths"]) >= MIN_WIDTHS_FOR_R2
+    ]
+    return f"{min(scores):.2f}" if scores else ""
+
+
+def _pearson(pairs: Float64[np.ndarray, "pair 2"]) -> float:
+    is_constant = (pairs == pairs[0]).all(0).any()
+    return float("nan") if is_constant else float(np.corrcoef(pairs.T)[0, 1])

@@ -1,51 +1,91 @@
-"""How each record looks: as a table for the terminal and notebooks, and as a figure."""
+"""The table and the figure of each record, by the name of its class.
+
+`results.displayable.Displayable` finds this module by name, so that records do not import how they are displayed.
+"""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import plotly.graph_objects as go
 from rich.console import RenderableType
 
-from tl_distill_floor.display.floor_tables import floor_view
-from tl_distill_floor.display.html import fragment
-from tl_distill_floor.display.probe_tables import probe_view, probes_view
-from tl_distill_floor.display.student_tables import calibration_view, plan_view, students_view
-from tl_distill_floor.results.calibration import Calibration
-from tl_distill_floor.results.floor_prediction import FloorPrediction
-from tl_distill_floor.results.plan import Plan
-from tl_distill_floor.results.probes import ProbeResult, Probes
-from tl_distill_floor.results.student import StudentResult
+from tl_distill_floor.display import (
+    feature_figures,
+    figures,
+    floor_tables,
+    lost_features,
+    measurement_tables,
+    probe_figures,
+    probe_tables,
+    student_figures,
+    student_tables,
+    toy_figures,
+    toy_tables,
+)
+from tl_distill_floor.display.html import to_html
 
-if TYPE_CHECKING:
-    import plotly.graph_objects as go
-
-TABLES: dict[type, Callable[[Any], RenderableType]] = {
-    Calibration: calibration_view,
-    FloorPrediction: floor_view,
-    Plan: plan_view,
-    ProbeResult: probe_view,
-    Probes: probes_view,
-    StudentResult: lambda student: students_view([student]),
+TABLES: dict[str, Callable[[Any], RenderableType]] = {
+    "Calibration": student_tables.calibration_table,
+    "Decodability": lambda model: probe_tables.decodability_table([model]),
+    "FeatureStats": measurement_tables.stats_table,
+    "FloorPrediction": floor_tables.floor_table,
+    "LostFeatures": lost_features.lost_table,
+    "OneFeature": lost_features.feature_table,
+    "Plan": student_tables.plan_table,
+    "ProbeResult": probe_tables.probe_table,
+    "Probes": probe_tables.probes_table,
+    "Simulation": measurement_tables.simulation_table,
+    "StudentResult": lambda student: student_tables.students_table([student]),
+    "TailLoss": measurement_tables.tail_loss_table,
+    "ToyResult": lambda result: toy_tables.toy_table(toy_tables.toy_result_json(result)),
+}
+FIGURES: dict[str, Callable[[Any], go.Figure]] = {
+    "Calibration": student_figures.calibration_figure,
+    "Decodability": lambda model: probe_figures.decodability_figure([model]),
+    "FeatureStats": feature_figures.stats_figure,
+    "FloorPrediction": figures.floor_figure,
+    "LostFeatures": feature_figures.lost_features_figure,
+    "OneFeature": feature_figures.one_feature_figure,
+    "Plan": student_figures.plan_figure,
+    "ProbeResult": probe_figures.probe_figure,
+    "Probes": probe_figures.retention_figure,
+    "Simulation": feature_figures.simulation_figure,
+    "StudentResult": lambda student: student_figures.learning_figure([student]),
+    "TailLoss": feature_figures.tail_loss_figure,
+    "ToyResult": lambda result: toy_figures.toy_floor_figure(toy_tables.toy_result_json(result)),
 }
 
 
 def table_of(record: object) -> RenderableType:
-    """Return a record as a table for the terminal."""
-    return TABLES[type(record)](record)
+    """Return a record as a table for the terminal.
+
+    Raises:
+        TypeError: records of this class have no table.
+    """
+    table: RenderableType = _lookup(TABLES, record, "table")(record)
+    return table
 
 
 def html_of(record: object) -> str:
-    """Return a record as an HTML table."""
-    return fragment(table_of(record))
+    """Return a record as an HTML table, for notebooks.
+
+    Raises:
+        TypeError: records of this class have no table.
+    """
+    return to_html(table_of(record))
 
 
-def figure_of(record: object) -> "go.Figure":
-    """Return a record as a plotly figure."""
-    from tl_distill_floor.display import figures, student_figures
+def figure_of(record: object) -> go.Figure:
+    """Return a record as a plotly figure.
 
-    drawn: dict[type, Callable[[Any], go.Figure]] = {
-        Calibration: student_figures.calibration_figure,
-        FloorPrediction: figures.floor_figure,
-        Probes: student_figures.survival_figure,
-        StudentResult: lambda student: student_figures.learning_figure([student]),
-    }
-    return drawn[type(record)](record)
+    Raises:
+        TypeError: records of this class have no figure.
+    """
+    return _lookup(FIGURES, record, "figure")(record)
+
+
+def _lookup(views: dict[str, Callable[[Any], Any]], record: object, kind: str) -> Callable[[Any], Any]:
+    name = type(record).__name__
+    if name not in views:
+        raise TypeError(f"a record of type {name} has no {kind}")
+    return views[name]

@@ -1,16 +1,25 @@
-"""Build students, train them, and compare their losses with the prediction.
+"""Build and train students, and compare their losses with the predicted floors.
 
 - `distill`: `distill` and `distill_students`.
 - `config`: `StudentSpec` and `DistillConfig`.
 - `build`: `build_student`, a narrower model of the teacher's family.
-- `trainer`: the training of several students on one teacher pass.
-- `optimization`: optimisers and the running average of the weights.
-- `losses`: `Objective`, and losses computed in chunks of tokens.
-- `matching`: `Match`, a loss on hidden states.
-- `forward`: forward passes that end before the unembedding.
-- `layers`: which layer of a student corresponds to a layer of its teacher.
-- `texts`: the training text and the held-out text.
+- `student_config`: Hugging Face configurations of students.
+- `inherited_weights`: initial weights from the teacher.
+- `text_split`: training sequences and held-out sequences.
+- `sweep`: students that are trained together.
+- `student_state`: one student with its optimizers, running average and learning curve.
+- `student_module`: the module that is trained.
+- `trainer`: the training loop.
+- `training_step`: losses, gradients and updates for one batch.
+- `evaluation`: held-out losses of the averaged weights.
+- `sweep_checkpoint`: interrupted sweeps.
+- `student_results`: results of a sweep.
 - `save`: students as Hugging Face checkpoints.
-- `calibrate`: `calibrate`, predictions fitted to students.
+- `optimization`: optimizers, and the running average of the weights.
+- `losses`: `Objective`, and losses computed in chunks of tokens.
+- `matching`: `Match` and hook matching.
+- `forward`: models without their unembedding.
+- `layers`: corresponding layers of teacher and student.
+- `calibrate`: `calibrate`, linear fits of student losses to predictions.
 - `plan`: `plan`, which student to train.
 """

@@ -1,118 +1,176 @@
-"""The prediction held against students that were trained."""
+"""`calibrate`: fit predicted floors to the losses of trained students."""
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 from jaxtyping import Float64
 from scipy.optimize import curve_fit
 
+from tl_distill_floor.annotations import Predictor, StudentStatus
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.results.calibration import Calibration
+from tl_distill_floor.results.floor_prediction import FloorPrediction
 from tl_distill_floor.results.student import StudentResult
-from tl_distill_floor.sources.teachers import same_model
-from tl_distill_floor.theory.regression import fit_line, leave_one_out_error
+from tl_distill_floor.sources.model_names import same_model
+from tl_distill_floor.theory.regression import LinearFit, fit_line, leave_one_out_error
 
-if TYPE_CHECKING:
-    from tl_distill_floor.results.floor_prediction import FloorPrediction
+MIN_WIDTHS = 3
+"""Fewest widths for a linear fit with a leave-one-width-out error."""
+MIN_WIDTHS_FOR_POWER_LAW = 5
+"""Fewest widths for a power law with an offset, which has three parameters."""
 
-FEWEST, FOR_A_POWER_LAW = 3, 5
-PREDICTORS = ("theorem", "independent", "simulated")
+
+class ObservedLoss(NamedTuple):
+    """Loss of one trained student."""
+
+    width: int
+    """Dimensions."""
+    loss: float
+    """Floor of the learning curve, or the loss that was given; nats per token."""
+    status: StudentStatus | Literal["given"]
+    """How its training ended; "given" if only the loss was given."""
+    n_parameters: int | None
+    """Number of parameters; None if only the loss was given."""
 
 
-def calibrate(floor: "FloorPrediction", students: Sequence[StudentResult] | Mapping[int, float]) -> Calibration:
-    """Fit L = C · floor + B (Sarkar and Deka 2026, sec. 5) to the losses at which trained students saturate.
+def calibrate(floor: FloorPrediction, students: Sequence[StudentResult] | Mapping[int, float]) -> Calibration:
+    """Fit L = C · floor + B to the losses at which trained students saturate (Sarkar and Deka 2026, sec. 5).
 
-    Every predictor is fitted, and judged by predicting each width from the others, as are models that know nothing of
-    features: lines in 1/width and in the logarithm of the parameters, and, from five students on, the power law with
-    an offset that scaling laws of distillation take (Busbridge et al. 2025, eq. 8, at one teacher and saturated data).
+    Every predictor is fitted. The best one predicts the loss of each width most accurately from the fit to the other
+    widths. Null models that use no features are judged in the same way: linear fits to 1/width and to the logarithm of
+    the parameters, and, with at least five widths, the power law with an offset of distillation scaling laws (Busbridge
+    et al. 2025, eq. 8, for one teacher and saturated data).
 
     Args:
-        floor: of the students' teacher.
-        students: results of `distill`, those that diverged left out; or the loss of each width, nats per token.
+        floor: prediction for the students' teacher.
+        students: results of `distill`, without those that diverged; or {width: loss in nats per token}.
+
+    Returns:
+        The fit of every predictor, and the errors of the null models.
 
     Raises:
-        InputError: fewer than three widths, or students of another teacher.
+        InputError: there are fewer than three widths, or a student has another teacher.
+
+    Example:
+        >>> calibration = calibrate(floor, {64: 0.41, 128: 0.22, 256: 0.13})  # doctest: +SKIP
+        >>> calibration.slope, calibration.baseline, calibration.loo_error  # doctest: +SKIP
     """
-    used, warnings = _usable(floor, students)
-    widths = np.array([width for width, *_ in used])
-    losses = np.array([loss for _, loss, _, _ in used])
-    if len(set(widths.tolist())) < FEWEST:
+    observed, warnings = _observed_losses(floor, students)
+    widths = np.array([student.width for student in observed])
+    losses = np.array([student.loss for student in observed])
+    n_widths = len(set(widths.tolist()))
+    if n_widths < MIN_WIDTHS:
         raise InputError(
-            f"calibrating takes students of at least {FEWEST} widths, got {len(set(widths.tolist()))}"
+            f"calibrating needs students of at least {MIN_WIDTHS} widths, got {n_widths}"
             f"{''.join(f' ({warning})' for warning in warnings)}; distil more with tl-floor distill --widths"
         )
-    names = [name for name in PREDICTORS if name != "simulated" or floor.simulated is not None]
-    predicted = {name: np.array([floor.predicted(name, int(width)) for width in widths]) for name in names}
-    fits = {name: fit_line(x, losses, widths) for name, x in predicted.items()}
-    best = min(fits, key=lambda name: fits[name].loo_error)
-    own = floor.predicted(best, floor.stats.d_model)
+    fits = _fits(floor, widths, losses)
+    best = min(fits, key=lambda predictor: fits[predictor].loo_error)
     return Calibration(
         teacher=floor.stats.model_name,
         stats=floor.stats.digest(),
         unit=floor.unit,
-        widths=tuple(int(width) for width in widths),
+        widths=tuple(widths.tolist()),
         losses=tuple(losses.tolist()),
-        statuses=tuple(status for *_, status, _ in used),
+        statuses=tuple(student.status for student in observed),
         predictor=best,
         predictors=fits,
-        nulls=_nulls(widths.astype(float), losses, [n for *_, n in used]),
-        at_teacher_width=fits[best].at(own).value,
+        nulls=_null_errors(widths.astype(float), losses, [student.n_parameters for student in observed]),
+        at_teacher_width=fits[best].at(floor.predicted(best, floor.stats.d_model)).value,
         warnings=tuple(warnings),
     )
 
 
-def _usable(
-    floor: "FloorPrediction", students: Sequence[StudentResult] | Mapping[int, float]
-) -> tuple[list[tuple[int, float, str, int | None]], list[str]]:
-    """(width, loss, status, parameters) of the students that have a floor, the narrowest first, and what to say."""
+def _fits(
+    floor: FloorPrediction, widths: np.ndarray, losses: Float64[np.ndarray, " student"]
+) -> dict[Predictor, LinearFit]:
+    """Return the linear fit of every predictor that `floor` has."""
+    predictors: list[Predictor] = [
+        name for name in get_args(Predictor) if name != "simulated" or floor.simulated is not None
+    ]
+    predictions = {name: np.array([floor.predicted(name, int(width)) for width in widths]) for name in predictors}
+    return {name: fit_line(prediction, losses, widths) for name, prediction in predictions.items()}
+
+
+def _observed_losses(
+    floor: FloorPrediction, students: Sequence[StudentResult] | Mapping[int, float]
+) -> tuple[list[ObservedLoss], list[str]]:
+    """Return (losses in ascending order of width, warnings)."""
     if isinstance(students, Mapping):
         if not all(np.isfinite(loss) and loss > 0 for loss in students.values()):
             raise InputError("every student's loss must be a number above 0, in nats per token")
-        return [(int(width), float(loss), "given", None) for width, loss in sorted(students.items())], []
+        return [ObservedLoss(int(width), float(loss), "given", None) for width, loss in sorted(students.items())], []
+    _check_teacher(floor, students)
+    diverged = [student.name for student in students if student.status == "diverged"]
+    without_floor = [student.name for student in students if student.status != "diverged" and student.floor <= 0]
+    left_out = {*diverged, *without_floor}
+    used = sorted((student for student in students if student.name not in left_out), key=lambda s: s.width)
+    under_trained = [student.name for student in used if student.status == "under-trained"]
     warnings = []
-    foreign = {s.teacher for s in students if s.teacher != floor.stats.model_name}
-    foreign = {name for name in foreign if not same_model(name, floor.stats.model_name)}
-    if foreign:
-        raise InputError(f"the students are of {', '.join(sorted(foreign))}, the floor is of {floor.stats.model_name}")
-    lost = [student.name for student in students if student.status == "diverged"]
-    open_ended = [s.name for s in students if s.status != "diverged" and s.floor <= 0]
-    fine = sorted((s for s in students if s.name not in {*lost, *open_ended}), key=lambda s: s.width)
-    short = [student.name for student in fine if student.status == "under-trained"]
-    if lost:
-        warnings.append(f"left out, since they diverged: {', '.join(lost)}")
-    if open_ended:
-        warnings.append(f"left out, since their learning curves do not bend yet: {', '.join(open_ended)}; train longer")
-    if short:
-        warnings.append(f"not saturated, so that their floors are extrapolated or not known: {', '.join(short)}")
-    return [(s.width, s.floor, s.status, s.n_parameters) for s in fine], warnings
+    if diverged:
+        warnings.append(f"left out because they diverged: {', '.join(diverged)}")
+    if without_floor:
+        warnings.append(
+            f"left out because their learning curves do not bend yet: {', '.join(without_floor)}; train longer"
+        )
+    if under_trained:
+        warnings.append(f"not saturated, so their floors are extrapolated or not known: {', '.join(under_trained)}")
+    return [ObservedLoss(s.width, s.floor, s.status, s.n_parameters) for s in used], warnings
 
 
-def _nulls(
-    widths: Float64[np.ndarray, " width"], losses: Float64[np.ndarray, " width"], parameters: list[Any]
+def _check_teacher(floor: FloorPrediction, students: Sequence[StudentResult]) -> None:
+    """Raise an InputError if a student has another teacher than the prediction."""
+    teacher = floor.stats.model_name
+    names = {student.teacher for student in students}
+    others = sorted(name for name in names if name != teacher and not same_model(name, teacher))
+    if others:
+        raise InputError(
+            f"the students' teacher is {', '.join(others)}, the prediction is for {teacher}; give students of {teacher}"
+        )
+
+
+def _null_errors(
+    widths: Float64[np.ndarray, " student"],
+    losses: Float64[np.ndarray, " student"],
+    n_parameters: Sequence[int | None],
 ) -> dict[str, float]:
-    """Leave-one-width-out errors of models without features."""
-    found = {"1/width": leave_one_out_error(1.0 / widths, losses, widths)}
-    size = widths if None in parameters else np.array(parameters, dtype=np.float64)
-    found["log size" if size is not widths else "log width"] = leave_one_out_error(np.log(size), losses, widths)
-    error = _power_law_error(size, losses, widths) if len(set(widths.tolist())) >= FOR_A_POWER_LAW else None
-    return found if error is None else found | {"power law": error}
+    """Return the leave-one-width-out error of every null model, as a share of the mean loss."""
+    has_parameters = None not in n_parameters
+    sizes = np.array(n_parameters, dtype=np.float64) if has_parameters else widths
+    errors = {
+        "1/width": leave_one_out_error(1.0 / widths, losses, widths),
+        "log size" if has_parameters else "log width": leave_one_out_error(np.log(sizes), losses, widths),
+    }
+    if len(set(widths.tolist())) >= MIN_WIDTHS_FOR_POWER_LAW:
+        power_law_error = _power_law_error(sizes, losses, widths)
+        if power_law_error is not None:
+            errors["power law"] = power_law_error
+    return errors
 
 
 def _power_law_error(
-    size: Float64[np.ndarray, " student"],
+    sizes: Float64[np.ndarray, " student"],
     losses: Float64[np.ndarray, " student"],
     widths: Float64[np.ndarray, " student"],
 ) -> float | None:
-    """Of L = E + A · size^-b, fitted to the other widths; None where no fit is found."""
-    shape: Callable[..., Any] = lambda x, offset, scale, power: offset + scale * x**-power  # noqa: E731
-    scaled, errors = size / np.exp(np.log(size).mean()), []
+    """Return the leave-one-width-out error of L = E + A · size^-b, or None if a fit does not converge."""
+    scaled, errors = sizes / np.exp(np.log(sizes).mean()), []
+    start = (0.5 * losses.min(), losses.mean(), 0.5)
     for width in np.unique(widths):
-        out = widths == width
-        start = (0.5 * losses.min(), losses.mean(), 0.5)
+        left_out = widths == width
         try:
-            fit, _ = curve_fit(shape, scaled[~out], losses[~out], p0=start, bounds=(0, np.inf), maxfev=20_000)
+            parameters, _ = curve_fit(
+                _power_law, scaled[~left_out], losses[~left_out], p0=start, bounds=(0, np.inf), maxfev=20_000
+            )
         except RuntimeError:
             return None
-        errors += np.abs(shape(scaled[out], *fit) - losses[out]).tolist()
+        errors += np.abs(_power_law(scaled[left_out], *parameters) - losses[left_out]).tolist()
     return float(np.mean(errors)) / float(losses.mean())
+
+
+def _power_law(
+    size: Float64[np.ndarray, " student"], offset: float, amplitude: float, exponent: float
+) -> Float64[np.ndarray, " student"]:
+    losses: Float64[np.ndarray, " student"] = offset + amplitude * size**-exponent
+    return losses

@@ -1,171 +1,204 @@
-"""Distillation: students of several widths, trained on one teacher pass a batch, to the floor of each.
+"""`distill` and `distill_students`: train students of given widths on their teacher's output.
+
+Several processes train the same students if they are started by accelerate. Each process reads a part of each batch:
 
     accelerate launch --num_processes 2 -m tl_distill_floor distill tiny-prose --widths 16,32
-
-runs in several processes what `tl-floor distill` runs in one: every process takes its part of each batch.
 """
 
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
+import torch
+from accelerate import Accelerator
+
+from tl_distill_floor.annotations import (
+    Dtype,
+    HookedModel,
+    ProgressMessageCallback,
+    StudentStart,
+    TeacherLike,
+    TextLike,
+)
 from tl_distill_floor.distilling.config import DistillConfig, StudentSpec
-from tl_distill_floor.distilling.forward import teacher_body
-from tl_distill_floor.distilling.matching import KeptPart
-from tl_distill_floor.distilling.texts import texts_of
-from tl_distill_floor.distilling.trainer import PARTIAL_FILE, Progress, Sweep
-from tl_distill_floor.errors import InputError
-from tl_distill_floor.measuring.token_stream import device_of
+from tl_distill_floor.distilling.forward import teacher_backbone
+from tl_distill_floor.distilling.student_results import save_results, student_results
+from tl_distill_floor.distilling.sweep import Sweep, check_specs
+from tl_distill_floor.distilling.sweep_checkpoint import SWEEP_CHECKPOINT_FILE, load_sweep
+from tl_distill_floor.distilling.text_split import read_text_split
+from tl_distill_floor.distilling.trainer import train
+from tl_distill_floor.errors import InputError, check_choice
 from tl_distill_floor.results.student import StudentResult
 from tl_distill_floor.sources.devices import check_device
-from tl_distill_floor.sources.saes import sae_digest
 from tl_distill_floor.sources.teachers import Teacher, load_teacher
 from tl_distill_floor.storage.checkpoints import CHECKPOINT_SECONDS
 from tl_distill_floor.storage.locks import lock_directory
 
-if TYPE_CHECKING:
-    from tl_distill_floor.results.floor_prediction import FloorPrediction
-
-SHARDING = ("FSDP", "DEEPSPEED", "MEGATRON_LM")
-"""What accelerate spreads weights by, which are read here from whole modules."""
+SHARDED = ("FSDP", "DEEPSPEED", "MEGATRON_LM")
+"""Ways in which accelerate shards weights over processes. They are not supported."""
 
 
 def distill(
-    teacher: Any,
+    teacher: TeacherLike,
     width: int,
-    text: Any = None,
+    text: TextLike | None = None,
     *,
     depth: int | None = None,
-    start: str = "svd",
+    start: StudentStart = "svd",
     out: str | Path | None = None,
-    heldout: Any = None,
+    heldout: TextLike | None = None,
     config: DistillConfig | None = None,
-    **options: Any,
+    context_size: int | None = None,
+    device: str = "cpu",
+    dtype: Dtype = "fp32",
+    resume: bool = False,
+    checkpoint_seconds: float = CHECKPOINT_SECONDS,
+    progress: ProgressMessageCallback | None = None,
 ) -> StudentResult:
-    """Distil one student of a given width, and say at what loss it saturates.
+    """Distil one student of a given width, and estimate the loss at which its training saturates.
 
     Args:
         teacher: see `load_teacher`.
-        width: of the student's residual stream, dimensions.
-        text: see `load_text`; the embedded text when left out.
-        depth, start: see `build_student`.
-        out: directory whose `students/` receives the checkpoint; nothing is written when left out.
-        heldout: text to judge on, never trained on; when left out, what follows in `text` on what is trained on.
-        config: see `DistillConfig`.
-        options: see `distill_students`.
+        width: width of the student's residual stream (d_model), dimensions.
+        text: training text; see `load_text`. The embedded text if None.
+        depth: number of layers of the student; the teacher's if None.
+        start: initial weights of the student; see `build_student`.
+        out: directory of the run. The student is saved in its `students/`; if None, nothing is written.
+        heldout: held-out text that the losses are measured on. If None, a part of `text` that is not trained on.
+        config: settings of the training; `DistillConfig()` if None.
+        context_size: tokens per sequence; if None, 256 or the teacher's context if that is shorter.
+        device: torch device of a teacher that is loaded by name. Students are trained on their teacher's device.
+        dtype: precision of a teacher that is loaded by name, "fp32" or "bf16".
+        resume: continue from the checkpoint in `out`, if there is one.
+        checkpoint_seconds: time between checkpoints, in seconds.
+        progress: called after every step with the tokens done, the total, and the last held-out losses.
+
+    Returns:
+        The learning curve, KL(teacher ‖ student) in nats per token over training tokens, and the floor fitted to it.
 
     Raises:
         InputError: see `distill_students`.
+
+    Example:
+        >>> student = distill("tiny-prose", width=64, config=DistillConfig(n_tokens=100_000))  # doctest: +SKIP
+        >>> student.loss, student.floor, student.status  # doctest: +SKIP
     """
-    spec = StudentSpec(width, depth, start)
-    (result,) = distill_students(teacher, [spec], text, out=out, heldout=heldout, config=config, **options)
+    (result,) = distill_students(
+        teacher,
+        [StudentSpec(width, depth, start)],
+        text,
+        out=out,
+        heldout=heldout,
+        config=config,
+        context_size=context_size,
+        device=device,
+        dtype=dtype,
+        resume=resume,
+        checkpoint_seconds=checkpoint_seconds,
+        progress=progress,
+    )
     return result
 
 
 def distill_students(
-    teacher: Any,
+    teacher: TeacherLike,
     specs: Sequence[StudentSpec],
-    text: Any = None,
+    text: TextLike | None = None,
     *,
     out: str | Path | None = None,
-    heldout: Any = None,
+    heldout: TextLike | None = None,
     config: DistillConfig | None = None,
     context_size: int | None = None,
     device: str = "cpu",
-    dtype: str = "fp32",
+    dtype: Dtype = "fp32",
     resume: bool = False,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
-    progress: Progress | None = None,
+    progress: ProgressMessageCallback | None = None,
 ) -> list[StudentResult]:
-    """Distil several students on the same batches, the teacher run once for all.
+    """Distil several students on the same batches, with one forward pass of the teacher for all of them.
 
     Args:
-        teacher, text, out, heldout, config: see `distill`.
-        specs: the students.
-        context_size: tokens a sequence; 256, or what the teacher reads at most, when left out.
-        device: torch device of a teacher that is loaded here; students are trained where their teacher is.
-        dtype: of a teacher that is loaded here.
-        resume: go on from the checkpoint in `out`, if there is one.
-        checkpoint_seconds: time between checkpoints.
-        progress: see `Progress`.
+        teacher: see `load_teacher`.
+        specs: the students, of different names.
+        text: training text; see `load_text`. The embedded text if None.
+        out: directory of the run. The students are saved in its `students/`; if None, nothing is written.
+        heldout: held-out text that the losses are measured on. If None, a part of `text` that is not trained on.
+        config: settings of the training; `DistillConfig()` if None.
+        context_size: tokens per sequence; if None, 256 or the teacher's context if that is shorter.
+        device: torch device of a teacher that is loaded by name. Students are trained on their teacher's device.
+        dtype: precision of a teacher that is loaded by name, "fp32" or "bf16".
+        resume: continue from the checkpoint in `out`, if there is one.
+        checkpoint_seconds: time between checkpoints, in seconds.
+        progress: called after every step with the tokens done, the total, and the last held-out losses.
 
     Returns:
-        A result for every student, in their order.
+        The result of every student, in the order of `specs`.
 
     Raises:
-        InputError: no student can be built, the text is too short, `out` holds students of these names already or an
-            interrupted training, or every student diverged.
+        InputError: a student cannot be built, a text is too short, `out` has students of these names or an interrupted
+            training, or every student diverged.
+
+    Example:
+        >>> specs = [StudentSpec(32), StudentSpec(64)]
+        >>> students = distill_students("tiny-prose", specs, out="runs/tiny-prose")  # doctest: +SKIP
+        >>> [student.floor for student in students]  # doctest: +SKIP
     """
+    check_choice("dtype", dtype, Dtype)
+    check_specs(specs)
     config = config or DistillConfig()
     accelerator = _accelerator(teacher, device)
     loaded = load_teacher(teacher, device=str(accelerator.device), dtype=dtype)
     directory = None if out is None else Path(out) / "students"
-    with nullcontext() if directory is None or not accelerator.is_main_process else lock_directory(directory):
-        _check_place(directory, specs, resume)
-        texts = texts_of(loaded, text, heldout, config, context_size)
-        sweep = Sweep(loaded, specs, texts, config, accelerator)
-        if directory is not None and resume:
-            sweep.load(directory / PARTIAL_FILE)
-        with teacher_body(loaded.model, sweep.teacher_hook) as body:
-            sweep.run(body, None if directory is None else directory / PARTIAL_FILE, checkpoint_seconds, progress)
-        return sweep.results(directory)
+    checkpoint = None if directory is None else directory / SWEEP_CHECKPOINT_FILE
+    writes = directory is not None and accelerator.is_main_process
+    with lock_directory(directory) if directory is not None and writes else nullcontext():
+        if directory is not None:
+            _check_directory(directory, specs, resume)
+        split = read_text_split(loaded, text, heldout, config, context_size)
+        sweep = Sweep(loaded, specs, split, config, accelerator)
+        if checkpoint is not None and resume:
+            load_sweep(sweep, checkpoint)
+        with teacher_backbone(loaded.model, sweep.teacher_hook) as backbone:
+            train(sweep, backbone, checkpoint, checkpoint_seconds, progress)
+        results = save_results(sweep, directory) if directory is not None and writes else student_results(sweep)
+        accelerator.wait_for_everyone()
+        return results
 
 
-def _accelerator(teacher: Any, device: str) -> Any:
-    """Where students are trained: with their teacher. Precision is ours to say, whatever the launcher was told."""
-    import torch
-    from accelerate import Accelerator
+def _accelerator(teacher: TeacherLike, device: str) -> Accelerator:
+    """Return the accelerator of the device that the teacher is on or is to be loaded on.
 
+    Its mixed precision is off whatever the launcher says, because `DistillConfig.dtype` sets the precision.
+    """
     check_device(device)
-    in_memory = teacher.model if isinstance(teacher, Teacher) else teacher
-    wanted = device_of(in_memory) if hasattr(in_memory, "hook_dict") else torch.device(device)
-    if wanted.type == "cuda" and wanted.index is not None:
-        torch.cuda.set_device(wanted)
-    accelerator = Accelerator(cpu=wanted.type == "cpu", mixed_precision="no")
-    if accelerator.distributed_type.value in SHARDING:
+    model = teacher.model if isinstance(teacher, Teacher) else teacher
+    target = next(model.parameters()).device if isinstance(model, HookedModel) else torch.device(device)
+    if target.type == "cuda" and target.index is not None:
+        torch.cuda.set_device(target)
+    accelerator = Accelerator(cpu=target.type == "cpu", mixed_precision="no")
+    sharding = accelerator.distributed_type.value
+    if sharding in SHARDED:
         raise InputError(
-            f"students are not trained under {accelerator.distributed_type.value}: they are narrower than their"
-            " teacher, which every process holds whole; start accelerate with --multi_gpu"
+            f"students are not trained under {sharding}, because every process needs the full teacher; start accelerate"
+            " with --multi_gpu"
         )
-    if accelerator.device.type != wanted.type:
+    if accelerator.device.type != target.type:
         raise InputError(
-            f"this process distils on {accelerator.device.type} already, the teacher is on {wanted.type}; start another"
+            f"this process already uses accelerate on {accelerator.device.type}, and the teacher is on {target.type};"
+            " start another process"
         )
     return accelerator
 
 
-def _check_place(directory: Path | None, specs: Sequence[StudentSpec], resume: bool) -> None:
-    """Nothing that lies there may be lost."""
-    if directory is None:
+def _check_directory(directory: Path, specs: Sequence[StudentSpec], resume: bool) -> None:
+    """Raise an InputError if saving the students would overwrite others, or would discard an interrupted training."""
+    checkpoint = directory / SWEEP_CHECKPOINT_FILE
+    if checkpoint.exists():
+        if not resume:
+            raise InputError(f"{checkpoint} is of an interrupted training; add --resume to continue, or delete it")
         return
-    going_on = resume and (directory / PARTIAL_FILE).exists()
-    there = [spec.directory for spec in specs if (directory / spec.directory).exists()]
-    if there and not going_on:
-        raise InputError(f"{directory} holds {', '.join(there)} already; name another --out, or move them away")
-    if (directory / PARTIAL_FILE).exists() and not resume:
+    existing = [spec.directory for spec in specs if (directory / spec.directory).exists()]
+    if existing:
         raise InputError(
-            f"{directory / PARTIAL_FILE} holds an interrupted training; add --resume to go on, or delete it"
+            f"{directory} already has {', '.join(existing)}; name another directory with --out, or move them away"
         )
-
-
-def kept_part(floor: "FloorPrediction", sae: Any, width: int) -> KeptPart:
-    """What of the teacher's activation a student of `width` is expected to hold, as a target of hook matching.
-
-    Args:
-        floor: of the teacher, measured with this SAE.
-        sae: of the hook point that is matched.
-        width: of the student, dimensions.
-
-    Raises:
-        InputError: the SAE is another one, or no feature is held.
-    """
-    stats = floor.stats
-    measured = stats.settings.get("sae")
-    if measured is not None and measured != sae_digest(sae):
-        raise InputError(
-            f"the prediction was measured with {stats.sae_name}, which this SAE is not; name that with --sae"
-        )
-    return KeptPart(
-        sae, floor.kept(width), stats.cost, stats.sum_act_sq / max(stats.n_tokens, 1) * stats.decoder_norm**2
-    )

@@ -1,29 +1,44 @@
-"""Forward passes that end before the unembedding, of teachers and students alike, with what a hook point holds."""
+"""Run models up to their unembedding, so that logits can be computed later in chunks of tokens."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from tl_distill_floor.annotations import HookedModel
+from tl_distill_floor.distilling.layers import layers_of
 from tl_distill_floor.errors import InputError
-from tl_distill_floor.measuring.hooks import evaluating, hook_point, hooked
+from tl_distill_floor.measuring.hooks import eval_mode, forward_hooks, get_hook_point
 
-TOLERANCE = 1e-3
+LOGIT_TOLERANCE = 1e-3
+"""Largest absolute difference between a model's logits and the output of its unembedding."""
 
 
 class _ReachedUnembeddingError(Exception):
-    """Ends a forward pass: the logits are computed elsewhere, in chunks."""
+    """Ends a forward pass at the unembedding."""
 
 
-class Body(nn.Module):
-    """A causal language model up to its unembedding; what distributed training wraps.
+class BackboneOutput(NamedTuple):
+    """Output of a model without its unembedding."""
+
+    last_hidden: Float[Tensor, "batch position width"]
+    """Input of the unembedding."""
+    matched: Float[Tensor, "batch position *d_matched"] | None
+    """Activation that hook matching compares; None without hook matching."""
+
+
+class Backbone(nn.Module):
+    """A `transformers` causal language model without its unembedding.
 
     Args:
-        model: a `transformers` causal language model.
-        layer: the residual stream after this layer is handed on too.
+        model: the language model.
+        layer: layer whose residual stream is returned too; None for no layer.
+
+    Raises:
+        InputError: the model has no such layer, or changes its logits after the unembedding.
     """
 
     def __init__(self, model: nn.Module, layer: int | None = None) -> None:
@@ -32,101 +47,111 @@ class Body(nn.Module):
         self._layer = layer
         n_layers = len(layers_of(model))
         if layer is not None and not 0 <= layer < n_layers:
-            raise InputError(f"the student has layers 0 to {n_layers - 1}, got layer {layer} to be matched")
-        _check_whole(self)
+            raise InputError(f"the student has layers 0 to {n_layers - 1}, got layer {layer} to match")
+        self._check_logits()
 
     @property
     def unembed(self) -> nn.Module:
-        found: nn.Module = self.model.get_output_embeddings()  # type: ignore[operator]
-        return found
+        """The unembedding, from last hidden states to logits."""
+        unembed: nn.Module = self.model.get_output_embeddings()  # type: ignore[operator]
+        return unembed
 
-    def forward(
-        self, ids: Int[Tensor, "batch position"]
-    ) -> tuple[Float[Tensor, "batch position width"], Float[Tensor, "batch position width"] | None]:
-        """The last hidden state, and the residual stream after the chosen layer."""
+    def forward(self, ids: Int[Tensor, "batch position"]) -> BackboneOutput:
+        """Return the last hidden states, and the residual stream after the layer that is matched."""
         last: list[Tensor] = []
         matched: list[Tensor] = []
-        with _keeping_input(self.unembed, last), _keeping_output(self.model, self._layer, matched):
+        with _capture_input_and_stop(self.unembed, last), _capture_output(self.model, self._layer, matched):
             try:
                 self.model(ids, use_cache=False)
             except _ReachedUnembeddingError:
-                return last[0], matched[0] if matched else None
-        raise InputError(f"the forward pass of {type(self.model).__name__} never reached its unembedding")
+                return BackboneOutput(last[0], matched[0] if matched else None)
+        raise InputError(f"the forward pass of {type(self.model).__name__} did not reach its unembedding")
+
+    @torch.no_grad()
+    def _check_logits(self) -> None:
+        ids = _sample_ids(self.model)
+        _check_same_logits(self.model, self.model(ids).logits, self.unembed(self(ids).last_hidden))
 
 
-def layers_of(model: nn.Module) -> nn.ModuleList:
-    """The layers of a `transformers` model.
+class TeacherBackbone:
+    """A teacher with hook points, without its unembedding, run without gradients.
 
-    Raises:
-        InputError: there is no list of as many modules as the configuration says.
+    Args:
+        model: the teacher's model.
+        hook_name: hook point whose activation is returned too; None for no hook point.
     """
-    expected = int(model.config.num_hidden_layers)  # type: ignore[union-attr,arg-type]
-    for module in model.modules():
-        if isinstance(module, nn.ModuleList) and len(module) == expected:
-            return module
-    raise InputError(f"{type(model).__name__} has no list of {expected} layers")
 
-
-class TeacherBody:
-    """A teacher with hook points, up to its unembedding, without gradients."""
-
-    def __init__(self, model: Any, hook_name: str | None) -> None:
+    def __init__(self, model: HookedModel, hook_name: str | None) -> None:
         self._model, self._hook_name = model, hook_name
         self._captured: dict[str, Tensor] = {}
-        self.unembed: nn.Module = model.unembed
+        self.unembed: nn.Module = model.unembed  # type: ignore[attr-defined]
 
-    def keep(self, name: str, output: Tensor) -> None:
+    def capture(self, name: str, output: Tensor) -> None:
+        """Keep the output of a hook point until the end of the forward pass."""
         self._captured[name] = output
 
     @torch.no_grad()
-    def __call__(
-        self, ids: Int[Tensor, "batch position"]
-    ) -> tuple[Float[Tensor, "batch position d_model"], Float[Tensor, "batch position d_model"] | None]:
+    def __call__(self, ids: Int[Tensor, "batch position"]) -> BackboneOutput:
+        """Return the last hidden states, and the activation at the hook point."""
         last: list[Tensor] = []
-        with _keeping_input(self.unembed, last):
+        with _capture_input_and_stop(self.unembed, last):
             try:
                 self._model(ids)
             except _ReachedUnembeddingError:
-                return last[0], self._captured.pop(self._hook_name) if self._hook_name else None
-        raise InputError("the forward pass of the teacher never reached its unembedding")
+                return BackboneOutput(last[0], self._captured.pop(self._hook_name) if self._hook_name else None)
+        raise InputError("the forward pass of the teacher did not reach its unembedding")
 
 
 @contextmanager
-def teacher_body(model: Any, hook_name: str | None = None) -> Iterator[TeacherBody]:
-    """A teacher that is run up to its unembedding; it leaves as it came.
+def teacher_backbone(model: HookedModel, hook_name: str | None = None) -> Iterator[TeacherBackbone]:
+    """Yield the teacher without its unembedding; remove all hooks and restore its mode at the end.
+
+    Args:
+        model: a HookedTransformer or a TransformerBridge.
+        hook_name: hook point whose activation is returned too; None for no hook point.
 
     Raises:
-        InputError: the model has no such hook point, or its logits are more than its unembedding's output.
+        InputError: the model has no such hook point, or changes its logits after the unembedding.
     """
     if hook_name:
-        hook_point(model, hook_name)
-    body = TeacherBody(model, hook_name)
-    with evaluating(model), hooked(model, [hook_name] if hook_name else [], body.keep):
-        ids = torch.zeros((1, 2), dtype=torch.long, device=next(model.parameters()).device)
+        get_hook_point(model, hook_name)
+    backbone = TeacherBackbone(model, hook_name)
+    with eval_mode(model), forward_hooks(model, [hook_name] if hook_name else [], backbone.capture):
+        ids = _sample_ids(model)
         with torch.no_grad():
-            _compare(type(model).__name__, model(ids), body.unembed(body(ids)[0]))
-        yield body
+            _check_same_logits(model, model(ids), backbone.unembed(backbone(ids).last_hidden))
+        yield backbone
 
 
-def _check_whole(body: Body) -> None:
-    ids = torch.zeros((1, 2), dtype=torch.long, device=next(body.parameters()).device)
-    with torch.no_grad():
-        _compare(type(body.model).__name__, body.model(ids).logits, body.unembed(body(ids)[0]))
+def _sample_ids(model: HookedModel | nn.Module) -> Int[Tensor, "batch position"]:
+    """Return the token ids of the forward pass that checks the logits."""
+    return torch.zeros((1, 2), dtype=torch.long, device=next(model.parameters()).device)
 
 
-def _compare(name: str, logits: Tensor, of_unembedding: Tensor) -> None:
-    """Some families cap or scale what the unembedding gives; their losses must not be silently wrong."""
-    if logits.shape != of_unembedding.shape or not torch.allclose(logits, of_unembedding, atol=TOLERANCE, rtol=1e-2):
-        raise InputError(f"{name} changes its logits after the unembedding (a cap or a scale), which is not supported")
+def _check_same_logits(
+    model: HookedModel | nn.Module, logits: Float[Tensor, "..."], unembedded: Float[Tensor, "..."]
+) -> None:
+    """Raise an InputError if a model's logits differ from the output of its unembedding.
+
+    Some families cap or scale their logits. The losses computed here would be wrong for them.
+    """
+    if logits.shape != unembedded.shape or not torch.allclose(logits, unembedded, atol=LOGIT_TOLERANCE, rtol=1e-2):
+        raise InputError(
+            f"{type(model).__name__} changes its logits after the unembedding (a cap or a scale), which is not"
+            " supported; use another teacher"
+        )
 
 
 @contextmanager
-def _keeping_input(module: nn.Module, kept: list[Tensor]) -> Iterator[None]:
-    def keep(_module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        kept.append(inputs[0])
+def _capture_input_and_stop(module: nn.Module, captured: list[Tensor]) -> Iterator[None]:
+    """End the forward pass at a module, and keep the module's input."""
+
+    def capture(_module: nn.Module, inputs: tuple[object, ...]) -> None:
+        assert isinstance(inputs[0], Tensor)
+        captured.append(inputs[0])
         raise _ReachedUnembeddingError
 
-    handle = module.register_forward_pre_hook(keep)
+    handle = module.register_forward_pre_hook(capture)
     try:
         yield
     finally:
@@ -134,15 +159,16 @@ def _keeping_input(module: nn.Module, kept: list[Tensor]) -> Iterator[None]:
 
 
 @contextmanager
-def _keeping_output(model: nn.Module, layer: int | None, kept: list[Tensor]) -> Iterator[None]:
+def _capture_output(model: nn.Module, layer: int | None, captured: list[Tensor]) -> Iterator[None]:
+    """Keep the output of a layer; with None, keep nothing."""
     if layer is None:
         yield
         return
 
-    def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:
-        kept.append(output if isinstance(output, Tensor) else output[0])
+    def capture(_module: nn.Module, _inputs: object, output: Tensor | tuple[Tensor, ...]) -> None:
+        captured.append(output if isinstance(output, Tensor) else output[0])
 
-    handle = layers_of(model)[layer].register_forward_hook(keep)
+    handle = layers_of(model)[layer].register_forward_hook(capture)
     try:
         yield
     finally:

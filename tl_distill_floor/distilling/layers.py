@@ -1,41 +1,76 @@
-"""Which layer of a student stands for which of its teacher."""
+"""Find the layers of a model, and match the layers of a student with those of its teacher."""
 
 import math
+
+from torch import nn
 
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.measuring.hooks import resid_post
 
-BEFORE = ("hook_resid_pre", "hook_in")
-"""Names of the residual stream before a layer, which is that after the one below it."""
-RESIDUAL = (*BEFORE, "hook_resid_post", "hook_out")
+RESIDUAL_BEFORE_LAYER = ("hook_resid_pre", "hook_in")
+"""Names of the residual stream before a layer, which equals the residual stream after the previous layer."""
+RESIDUAL = (*RESIDUAL_BEFORE_LAYER, "hook_resid_post", "hook_out")
+"""Names of the residual stream before or after a layer."""
 
 
 def is_residual(hook_name: str) -> bool:
-    """Whether a hook point is of the residual stream between layers."""
+    """Return whether a hook point is on the residual stream between layers."""
     return hook_name.count(".") == 2 and hook_name.endswith(RESIDUAL)
 
 
 def layer_of(hook_name: str) -> int | None:
-    """The layer of a hook point; None outside the layers."""
+    """Return the layer of a hook point, or None if it is outside the layers."""
     from sae_lens.util import extract_layer_from_tlens_hook_name
 
     layer: int | None = extract_layer_from_tlens_hook_name(hook_name)
     return layer
 
 
-def student_layer(hook_name: str, layers: int, depth: int) -> int:
-    """The layer of a student that lies as deep, in its own layers, as a hook point of the teacher does in its.
+def student_layer(hook_name: str, n_layers: int, depth: int) -> int:
+    """Return the student's layer at the same relative depth as a hook point of the teacher.
+
+    Args:
+        hook_name: the teacher's hook point.
+        n_layers: number of layers of the teacher.
+        depth: number of layers of the student.
+
+    Returns:
+        A layer number, counted from 0.
 
     Raises:
-        InputError: the hook point belongs to no layer.
+        InputError: the hook point is outside the layers.
+
+    Example:
+        >>> student_layer("blocks.5.hook_resid_post", n_layers=12, depth=6)
+        2
     """
     layer = layer_of(hook_name)
     if layer is None:
-        raise InputError(f"{hook_name} belongs to no layer, so no layer of a student stands for it; name one that does")
-    passed = layer if hook_name.endswith(BEFORE) else layer + 1
-    return max(1, math.floor(passed * depth / layers + 0.5)) - 1
+        raise InputError(
+            f"{hook_name} is in no layer, so no layer of a student corresponds to it; name a hook point of a layer"
+        )
+    layers_before = layer if hook_name.endswith(RESIDUAL_BEFORE_LAYER) else layer + 1
+    return max(1, math.floor(layers_before * depth / n_layers + 0.5)) - 1
 
 
-def student_hook(hook_name: str, layers: int, depth: int) -> str:
-    """The residual stream after that layer."""
-    return resid_post(student_layer(hook_name, layers, depth))
+def student_hook(hook_name: str, n_layers: int, depth: int) -> str:
+    """Return the name of the residual stream after `student_layer` of the same arguments."""
+    return resid_post(student_layer(hook_name, n_layers, depth))
+
+
+def evenly_spaced_layers(n_layers: int, depth: int) -> list[int]:
+    """Return `depth` of `n_layers` layer numbers, evenly spaced, with the first and the last if depth is above 1."""
+    return [round(i * (n_layers - 1) / max(depth - 1, 1)) for i in range(depth)]
+
+
+def layers_of(model: nn.Module) -> nn.ModuleList:
+    """Return the list of layers of a `transformers` model.
+
+    Raises:
+        InputError: no list of modules has the length that the configuration gives.
+    """
+    n_layers = int(model.config.num_hidden_layers)  # type: ignore[union-attr,arg-type]
+    for module in model.modules():
+        if isinstance(module, nn.ModuleList) and len(module) == n_layers:
+            return module
+    raise InputError(f"{type(model).__name__} has no list of {n_layers} layers, so it cannot be distilled")

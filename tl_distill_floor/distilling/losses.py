@@ -1,7 +1,8 @@
-"""What a student is trained on: divergences from the teacher and cross-entropy, computed in chunks of tokens.
+"""Losses of a student against its teacher, computed in chunks of tokens.
 
-Logits of a whole batch are never held: what comes before the unembedding is, and each chunk's logits, teacher's and
-student's, live only until the gradients in the student's last hidden state and unembedding are added up.
+The logits of a full batch are never in memory. The last hidden states are. The logits of a chunk, the teacher's and
+the student's, are freed as soon as the gradients with respect to the student's last hidden states and unembedding have
+been added up.
 """
 
 from collections.abc import Sequence
@@ -13,173 +14,239 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from tl_distill_floor.errors import InputError
-from tl_distill_floor.measuring.kl import forward_kl, kl_of_logs
+from tl_distill_floor.annotations import Divergence
+from tl_distill_floor.errors import InputError, check_choice
+from tl_distill_floor.measuring.kl import forward_kl, kl_from_log_probs
 
-LOGITS_AT_ONCE = {"cpu": 2**20}
-ON_A_GPU = 2**26
-"""Numbers of one chunk's logits: what the caches of a CPU hold, and what keeps a GPU busy; else as on a GPU."""
-FEWEST_TOKENS = 256
-"""Of a chunk, however large the vocabulary: each chunk reads the whole unembedding."""
+LOGITS_PER_CHUNK_CPU, LOGITS_PER_CHUNK_GPU = 2**20, 2**26
+"""Logits per chunk: about what the caches of a CPU hold, and enough to keep a GPU busy."""
+MIN_TOKENS_PER_CHUNK = 256
+"""Tokens per chunk for the largest vocabularies; each chunk reads the full unembedding."""
 NO_LABEL = -100
 """Label of a position that no token follows."""
-DIVERGENCES = ("forward-kl", "reverse-kl")
 
 
-class Target(NamedTuple):
-    """The teacher's distribution at some tokens, at a temperature."""
+class TeacherDistribution(NamedTuple):
+    """The teacher's next-token distribution at some tokens, at the temperature of an objective."""
 
     log_p: Float[Tensor, "token vocabulary"]
+    """Log probabilities, nats."""
     p: Float[Tensor, "token vocabulary"]
+    """Probabilities."""
     entropy: Float[Tensor, " token"]
+    """Entropy, nats."""
 
 
 @dataclass(frozen=True)
 class Objective:
-    """The loss of every position, in nats: a divergence at a temperature, and a share of cross-entropy."""
+    """Training loss of a student at one position, in nats: a divergence from the teacher, and cross-entropy.
 
-    divergence: str = "forward-kl"
-    """"forward-kl", KL(teacher ‖ student), or "reverse-kl", KL(student ‖ teacher)."""
+    Example:
+        >>> Objective("reverse-kl", temperature=2.0).cross_entropy
+        0.0
+    """
+
+    divergence: Divergence = "forward-kl"
+    """"forward-kl", KL(teacher ‖ student), or "reverse-kl", KL(student ‖ teacher) (Gu et al. 2024, MiniLLM, eq. 1)."""
     temperature: float = 1.0
-    """Both sides' logits are divided by it, and the divergence is multiplied by its square (Hinton et al. 2015)."""
+    """Divisor of both models' logits; the divergence is multiplied by its square (Hinton et al. 2015, sec. 2)."""
     cross_entropy: float = 0.0
-    """Share of the next token's cross-entropy; the rest is the divergence's."""
+    """Share of the next token's cross-entropy in the loss, from 0 to 1; the rest is the divergence."""
 
     def __post_init__(self) -> None:
-        if self.divergence not in DIVERGENCES:
-            raise InputError(f"the divergence is one of {', '.join(DIVERGENCES)}, got {self.divergence!r}")
+        check_choice("divergence", self.divergence, Divergence)
         if not self.temperature > 0:
             raise InputError(f"the temperature must be above 0, got {self.temperature}")
         if not 0 <= self.cross_entropy <= 1:
             raise InputError(f"the share of cross-entropy must be from 0 to 1, got {self.cross_entropy}")
 
     @property
-    def is_plain(self) -> bool:
-        """KL(teacher ‖ student) and nothing else."""
+    def is_plain_forward_kl(self) -> bool:
+        """Whether the loss is KL(teacher ‖ student) at temperature 1 and nothing else."""
         return self.divergence == "forward-kl" and self.temperature == 1.0 and self.cross_entropy == 0.0
 
     @torch.no_grad()
-    def target(self, teacher: Float[Tensor, "token vocabulary"]) -> Target:
-        """From the teacher's logits; the same for every student."""
-        log_p = (teacher.float() / self.temperature if self.temperature != 1.0 else teacher.float()).log_softmax(-1)
+    def teacher_distribution(self, teacher_logits: Float[Tensor, "token vocabulary"]) -> TeacherDistribution:
+        """Return the teacher's distribution, which is the same for every student.
+
+        Args:
+            teacher_logits: the teacher's logits.
+        """
+        logits = teacher_logits.float()
+        log_p = (logits / self.temperature if self.temperature != 1.0 else logits).log_softmax(-1)
         p = log_p.exp()
-        return Target(log_p, p, -torch.linalg.vecdot(p, log_p))
+        return TeacherDistribution(log_p, p, -torch.linalg.vecdot(p, log_p))
 
     def __call__(
-        self, target: Target, student: Float[Tensor, "token vocabulary"], labels: Int[Tensor, " token"]
+        self,
+        teacher: TeacherDistribution,
+        student_logits: Float[Tensor, "token vocabulary"],
+        labels: Int[Tensor, " token"],
     ) -> Float[Tensor, " token"]:
-        """Nats of every position, from the student's logits and the tokens that follow (`NO_LABEL` where none does)."""
-        log_q = (student.float() / self.temperature).log_softmax(-1)
+        """Return the loss of every token, in nats.
+
+        Args:
+            teacher: the teacher's distribution at these tokens.
+            student_logits: the student's logits.
+            labels: the token that follows each token, or `NO_LABEL`.
+        """
+        log_q = (student_logits.float() / self.temperature).log_softmax(-1)
         if self.divergence == "forward-kl":
-            loss = -target.entropy - (target.p * log_q).sum(-1)
+            loss = -teacher.entropy - (teacher.p * log_q).sum(-1)
         else:
-            loss = kl_of_logs(log_q, target.log_p)  # Gu et al. 2024, MiniLLM, eq. 1
+            loss = kl_from_log_probs(log_q, teacher.log_p)
         loss = loss * self.temperature**2
         if self.cross_entropy:
-            unlabelled = cross_entropy(student.float(), labels, ignore_index=NO_LABEL, reduction="none")
-            loss = (1 - self.cross_entropy) * loss + self.cross_entropy * unlabelled
+            next_token_loss = cross_entropy(student_logits.float(), labels, ignore_index=NO_LABEL, reduction="none")
+            loss = (1 - self.cross_entropy) * loss + self.cross_entropy * next_token_loss
         return loss
 
-    def with_slope(
-        self, target: Target, student: Float[Tensor, "token vocabulary"], labels: Int[Tensor, " token"]
+    def with_gradient(
+        self,
+        teacher: TeacherDistribution,
+        student_logits: Float[Tensor, "token vocabulary"],
+        labels: Int[Tensor, " token"],
     ) -> tuple[Float[Tensor, ""], Float[Tensor, "token vocabulary"]]:
-        """(nats summed over the positions, their slope in the student's logits, which is q − p for the plain KL)."""
-        if self.is_plain:
+        """Return the loss and its gradient with respect to the student's logits.
+
+        The gradient of KL(teacher ‖ student) is q − p, the difference of the probabilities.
+
+        Args:
+            teacher: the teacher's distribution at these tokens.
+            student_logits: the student's logits.
+            labels: the token that follows each token, or `NO_LABEL`.
+
+        Returns:
+            (loss summed over the tokens in nats, gradient).
+        """
+        if self.is_plain_forward_kl:
             with torch.no_grad():
-                log_q = student.detach().float().log_softmax(-1)
-                loss = -(target.entropy + torch.linalg.vecdot(target.p, log_q)).sum()
-                return loss, log_q.exp_().sub_(target.p).to(student.dtype)
-        logits = student.detach().requires_grad_()
-        loss = self(target, logits, labels).sum()
+                log_q = student_logits.detach().float().log_softmax(-1)
+                loss = -(teacher.entropy + torch.linalg.vecdot(teacher.p, log_q)).sum()
+                return loss, log_q.exp_().sub_(teacher.p).to(student_logits.dtype)
+        logits = student_logits.detach().requires_grad_()
+        loss = self(teacher, logits, labels).sum()
         return loss.detach(), torch.autograd.grad(loss, logits)[0]
 
 
-class Ends(NamedTuple):
-    """What a model ends with: the last hidden state of some tokens, and the unembedding that reads it."""
+class LazyLogits(NamedTuple):
+    """Logits of some tokens that are computed when they are needed."""
 
     hidden: Float[Tensor, "token d"]
+    """Last hidden states."""
     unembed: nn.Module
+    """Unembedding, from last hidden states to logits."""
 
-    def logits(self, rows: slice) -> Float[Tensor, "token vocabulary"]:
-        found: Tensor = self.unembed(self.hidden[rows])
-        return found
+    def compute(self, rows: slice) -> Float[Tensor, "token vocabulary"]:
+        """Return the logits of some of the tokens."""
+        logits: Tensor = self.unembed(self.hidden[rows])
+        return logits
 
 
 def chunked_losses(
-    teacher: Ends, students: Sequence[Ends], labels: Int[Tensor, " token"], objective: Objective
-) -> list[Tensor]:
-    """Each student's loss, summed over the tokens, in nats; differentiable in its hidden state and unembedding.
+    teacher: LazyLogits, students: Sequence[LazyLogits], labels: Int[Tensor, " token"], objective: Objective
+) -> list[Float[Tensor, ""]]:
+    """Compute the losses of several students against one teacher, in chunks of tokens.
 
-    The teacher's logits are computed once for all students. Peak memory beside the hidden states does not depend on
-    the number of tokens: `LOGITS_AT_ONCE` numbers a few times over.
+    The teacher's logits are computed once for all students. Apart from the hidden states and their gradients, the peak
+    memory is a few times the size of a chunk, whatever the number of tokens.
 
     Args:
-        teacher: no gradient is taken of it.
-        students: one or more, of the same tokens.
-        labels: the tokens that follow.
+        teacher: the teacher's logits, for which no gradient is computed.
+        students: the students' logits at the same tokens.
+        labels: the token that follows each token, or `NO_LABEL`.
         objective: see `Objective`.
+
+    Returns:
+        The loss of each student, summed over the tokens, in nats; differentiable with respect to the student's last
+        hidden states and unembedding.
     """
-    given = [(student.hidden, *student.unembed.parameters()) for student in students]
-    taken = [_Gradients(inputs) for inputs in given]
+    inputs = [(student.hidden, *student.unembed.parameters()) for student in students]
+    accumulators = [_GradientAccumulator(of_student) for of_student in inputs]
     for rows in _chunks(teacher):
         with torch.no_grad():
-            target = objective.target(teacher.logits(rows))
-        for student, gradients in zip(students, taken, strict=True):
-            gradients.add(student, rows, target, labels[rows], objective)
+            distribution = objective.teacher_distribution(teacher.compute(rows))
+        for student, accumulator in zip(students, accumulators, strict=True):
+            accumulator.add(student, rows, distribution, labels[rows], objective)
     return [
-        _WithGradients.apply(gradients.loss, gradients.found, *inputs)  # type: ignore[no-untyped-call]
-        for gradients, inputs in zip(taken, given, strict=True)
+        _LossWithKnownGradients.apply(accumulator.loss, accumulator.gradients, *of_student)  # type: ignore[no-untyped-call]
+        for accumulator, of_student in zip(accumulators, inputs, strict=True)
     ]
 
 
 @torch.no_grad()
-def summed_kl(teacher: Ends, students: Sequence[Ends]) -> Float[Tensor, " student"]:
-    """KL(teacher ‖ student) of every student, summed over the tokens, in nats, at temperature 1."""
-    found = torch.zeros(len(students), dtype=torch.float64)
+def summed_forward_kl(teacher: LazyLogits, students: Sequence[LazyLogits]) -> Float[Tensor, " student"]:
+    """Return KL(teacher ‖ student) of every student, summed over the tokens, in nats, at temperature 1.
+
+    Args:
+        teacher: the teacher's logits.
+        students: the students' logits at the same tokens.
+    """
+    summed = torch.zeros(len(students), dtype=torch.float64)
     for rows in _chunks(teacher):
-        logits = teacher.logits(rows)
-        found += torch.stack([forward_kl(logits, student.logits(rows)).cpu().double().sum() for student in students])
-    return found
+        logits = teacher.compute(rows)
+        summed += torch.stack([forward_kl(logits, student.compute(rows)).cpu().double().sum() for student in students])
+    return summed
 
 
-def _chunks(ends: Ends) -> list[slice]:
-    n = len(ends.hidden)
-    vocabulary = max((len(weight) if weight.ndim == 1 else max(weight.shape)) for weight in ends.unembed.parameters())
-    numbers = LOGITS_AT_ONCE.get(ends.hidden.device.type, ON_A_GPU)
-    at_once = max(FEWEST_TOKENS, numbers // vocabulary)
-    return [slice(first, min(first + at_once, n)) for first in range(0, n, at_once)]
+def _chunks(teacher: LazyLogits) -> list[slice]:
+    """Return slices of the tokens whose logits fit a chunk."""
+    n_tokens = len(teacher.hidden)
+    vocabulary = max(
+        (len(weight) if weight.ndim == 1 else max(weight.shape)) for weight in teacher.unembed.parameters()
+    )
+    chunk_size = LOGITS_PER_CHUNK_CPU if teacher.hidden.device.type == "cpu" else LOGITS_PER_CHUNK_GPU
+    tokens_per_chunk = max(MIN_TOKENS_PER_CHUNK, chunk_size // vocabulary)
+    return [slice(first, min(first + tokens_per_chunk, n_tokens)) for first in range(0, n_tokens, tokens_per_chunk)]
 
 
-class _Gradients:
-    """A student's loss and its gradients, added up chunk by chunk."""
+class _GradientAccumulator:
+    """A student's loss and its gradients, added up over chunks of tokens.
+
+    Args:
+        inputs: the last hidden states, and the weights of the unembedding.
+    """
 
     def __init__(self, inputs: tuple[Tensor, ...]) -> None:
         self.loss = torch.zeros((), device=inputs[0].device)
-        self.found = [torch.zeros_like(given, dtype=torch.float32) for given in inputs]
+        self.gradients = [torch.zeros_like(tensor, dtype=torch.float32) for tensor in inputs]
 
-    def add(self, student: Ends, rows: slice, target: Target, labels: Tensor, objective: Objective) -> None:
+    def add(
+        self,
+        student: LazyLogits,
+        rows: slice,
+        teacher: TeacherDistribution,
+        labels: Int[Tensor, " token"],
+        objective: Objective,
+    ) -> None:
+        """Add the loss and the gradients of one chunk."""
         weights = tuple(student.unembed.parameters())
         with torch.enable_grad():
             hidden = student.hidden[rows].detach().requires_grad_()
             logits = student.unembed(hidden)
-            loss, slope = objective.with_slope(target, logits, labels)
-        of_hidden, *of_weights = torch.autograd.grad(logits, (hidden, *weights), slope)
+            loss, logits_gradient = objective.with_gradient(teacher, logits, labels)
+        hidden_gradient, *weight_gradients = torch.autograd.grad(logits, (hidden, *weights), logits_gradient)
         self.loss += loss
-        self.found[0][rows] = of_hidden
-        for whole, part in zip(self.found[1:], of_weights, strict=True):
-            whole += part
+        self.gradients[0][rows] = hidden_gradient
+        for total, gradient in zip(self.gradients[1:], weight_gradients, strict=True):
+            total += gradient
 
 
-class _WithGradients(torch.autograd.Function):
-    """A number whose gradients in its inputs are known already."""
+class _LossWithKnownGradients(torch.autograd.Function):
+    """A loss whose gradients with respect to its inputs have already been computed."""
 
     @staticmethod
     def forward(context: Any, loss: Tensor, gradients: list[Tensor], *inputs: Tensor) -> Tensor:
+        """Keep the gradients, and return the loss."""
         context.save_for_backward(*gradients)
-        context.kinds = [given.dtype for given in inputs]
+        context.dtypes = [tensor.dtype for tensor in inputs]
         return loss.clone()
 
     @staticmethod
-    def backward(context: Any, *outer: Tensor) -> Any:
-        found = (g.mul(outer[0]).to(kind) for g, kind in zip(context.saved_tensors, context.kinds, strict=True))
-        return (None, None, *found)
+    def backward(context: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients, multiplied by the gradient of the loss."""
+        gradients = (
+            gradient.mul(outer[0]).to(dtype)
+            for gradient, dtype in zip(context.saved_tensors, context.dtypes, strict=True)
+        )
+        return (None, None, *gradients)

@@ -1,87 +1,136 @@
-"""Hook matching: a student's residual stream, through a learned projection, is drawn to what the teacher's holds."""
+"""Hook matching: train a learned projection of a student's residual stream towards an activation of its teacher."""
 
 import hashlib
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Float64
 from torch import Tensor, nn
 
+from tl_distill_floor.annotations import SaeModule
 from tl_distill_floor.errors import InputError
+from tl_distill_floor.results.floor_prediction import FloorPrediction
+from tl_distill_floor.sources.saes import sae_digest
 
 
 @dataclass(frozen=True)
 class Match:
-    """A layer of the student, matched with a hook point of the teacher."""
+    """A layer of the student whose residual stream is matched with a hook point of the teacher.
+
+    Example:
+        >>> Match("blocks.2.hook_resid_post", layer=1, weight=10.0).weight_at(0.5)
+        5.0
+    """
 
     teacher_hook: str
+    """Hook point of the teacher."""
     layer: int
-    """Of the student, whose residual stream after it is projected."""
+    """Layer of the student, counted from 0; the residual stream after it is projected."""
     weight: float = 20.0
-    """Of the matching loss (a share of the target's variance) beside the objective (nats per token)."""
+    """Nats per token of the loss for a squared error as large as the target's variance, at the first step."""
     until: float = 1.0
-    """Share of the training after which the weight has fallen to 0, linearly."""
+    """Share of the steps over which the weight falls linearly to 0."""
 
     def __post_init__(self) -> None:
         if not self.weight > 0 or not 0 < self.until <= 1:
             raise InputError(
-                f"matching needs a weight above 0 and an end from 0 to 1, got {self.weight} and {self.until}"
+                "hook matching needs a weight above 0, and until above 0 and at most 1, got"
+                f" {self.weight} and {self.until}"
             )
 
     def weight_at(self, share: float) -> float:
-        """The weight once a share of the training is done."""
+        """Return the weight after a share of the steps."""
         return self.weight * max(0.0, 1.0 - share / self.until)
 
 
-class KeptPart:
-    """What of a teacher's activation a student is to hold: the SAE's reconstruction from the features kept.
+class KeptReconstruction:
+    """The SAE's reconstruction of a teacher's activation from the features that a student keeps.
 
-    Errors count by what they cost: the target is multiplied by the square root of Σ_i ρ_i ŵ_i ŵ_iᵀ over the kept
-    features, ŵ_i the direction of decoder row i and ρ_i the feature's cost per unit of its squared norm, so that the
-    squared distance of two targets is their summed cost where features are orthogonal.
+    Errors are weighted by their cost. The reconstruction is multiplied by the square root of Σ_i ρ_i ŵ_i ŵ_iᵀ over the
+    kept features, where ŵ_i is the direction of decoder row i and ρ_i is the feature's cost divided by the mean squared
+    norm of what it writes. The squared distance of two such targets is their summed cost if features are orthogonal.
 
     Args:
-        sae: of the teacher's hook point.
-        kept: features that the width can hold.
-        cost: of every feature, any one unit.
+        sae: SAE of the teacher's hook point.
+        kept: features that the student keeps.
+        cost: cost of every feature, in any unit.
         mean_square: mean squared norm of what each feature writes, E[a²]·‖w‖².
+
+    Raises:
+        InputError: the SAE has another number of features, or no feature is kept.
     """
 
     def __init__(
         self,
-        sae: Any,
+        sae: SaeModule,
         kept: Bool[np.ndarray, " feature"],
         cost: Float64[np.ndarray, " feature"],
         mean_square: Float64[np.ndarray, " feature"],
     ) -> None:
-        decoder = sae.W_dec.detach().float()
-        if len(kept) != len(decoder):
-            raise InputError(f"the prediction is of {len(kept):,} features, the SAE has {len(decoder):,}")
-        if not kept.any():
-            raise InputError("a student of this width holds no feature, so there is nothing to match; match all of it")
         self._sae = sae
+        decoder = self._decoder()
+        if len(kept) != len(decoder):
+            raise InputError(f"the prediction has {len(kept):,} features, the SAE has {len(decoder):,}; name its SAE")
+        if not kept.any():
+            raise InputError(
+                "a student of this width keeps no feature, so there is nothing to match; match the full activation"
+            )
         self._kept = torch.from_numpy(kept).to(decoder.device)
-        share = np.divide(cost, mean_square, out=np.zeros_like(cost), where=kept & (mean_square > 0))
-        direction = (
-            nn.functional.normalize(decoder, dim=1) * torch.from_numpy(np.sqrt(share)).float().to(decoder)[:, None]
-        )
-        values, vectors = torch.linalg.eigh(direction.T @ direction)
+        cost_per_square = np.divide(cost, mean_square, out=np.zeros_like(cost), where=kept & (mean_square > 0))
+        scale = torch.from_numpy(np.sqrt(cost_per_square)).float().to(decoder)[:, None]
+        scaled_rows = nn.functional.normalize(decoder, dim=1) * scale
+        values, vectors = torch.linalg.eigh(scaled_rows.T @ scaled_rows)
         self._root = vectors * values.clamp(min=0).sqrt()
-        self.digest = hashlib.sha256(kept.tobytes() + share.tobytes()).hexdigest()[:16]
-        """Differs when the target does."""
+        self.digest = hashlib.sha256(kept.tobytes() + cost_per_square.tobytes()).hexdigest()[:16]
+        """Digest of the kept features and their costs."""
 
     @torch.no_grad()
     def __call__(self, activation: Float[Tensor, "token d_model"]) -> Float[Tensor, "token d_model"]:
-        """The target of some tokens."""
-        codes = self._sae.encode(activation.to(self._sae.dtype)).float() * self._kept
-        found: Tensor = codes @ self._sae.W_dec.detach().float() @ self._root
-        return found
+        """Return the target of some tokens."""
+        codes = self._sae.encode(activation.to(self._sae.dtype)).float() * self._kept  # type: ignore[attr-defined]
+        target: Tensor = codes @ self._decoder() @ self._root
+        return target
+
+    def _decoder(self) -> Float[Tensor, "feature d_model"]:
+        decoder: Tensor = self._sae.W_dec.detach().float()  # type: ignore[attr-defined]
+        return decoder
 
 
-class Matcher(nn.Module):
-    """The learned projection, and its distance from the target: squared error as a share of the target's variance."""
+def kept_reconstruction(floor: FloorPrediction, sae: SaeModule, width: int) -> KeptReconstruction:
+    """Return the target of hook matching that holds only the features a student of `width` is expected to keep.
+
+    Args:
+        floor: prediction for the teacher, measured with this SAE.
+        sae: SAE of the hook point that is matched.
+        width: the student's width, dimensions.
+
+    Raises:
+        InputError: the prediction was measured with another SAE, or no feature is kept.
+
+    Example:
+        >>> target = kept_reconstruction(floor, sae, width=64)  # doctest: +SKIP
+        >>> spec = StudentSpec(64, match=Match(floor.stats.hook_name, layer=1), target=target)  # doctest: +SKIP
+    """
+    stats = floor.stats
+    measured_with = stats.settings.get("sae")
+    if measured_with is not None and measured_with != sae_digest(sae):
+        raise InputError(
+            f"the prediction was measured with {stats.sae_name}, and this SAE has other weights; set --sae to"
+            f" {stats.sae_name}"
+        )
+    mean_square = stats.sum_act_sq / max(stats.n_tokens, 1) * stats.decoder_norm**2
+    return KeptReconstruction(sae, floor.kept(width), stats.cost, mean_square)
+
+
+class ActivationMatcher(nn.Module):
+    """The learned projection, and its squared distance from the target as a share of the target's variance.
+
+    Args:
+        width: the student's width, dimensions.
+        d_target: dimensions of the target.
+        seed: seed of the projection's initial weights.
+    """
 
     def __init__(self, width: int, d_target: int, seed: int = 0) -> None:
         super().__init__()
@@ -90,13 +139,13 @@ class Matcher(nn.Module):
             self.projection = nn.Linear(width, d_target)
         self._variance = 1.0
 
-    def scale(self, target: Float[Tensor, "token d_target"]) -> None:
-        """Take the variance of these targets as what a distance of 1 for each token is."""
+    def set_variance(self, target: Float[Tensor, "token d_target"]) -> None:
+        """Divide all later distances by the variance of these targets."""
         self._variance = max(float(target.float().var(dim=0, correction=0).sum()), 1e-12)
 
     def forward(
         self, student: Float[Tensor, "token width"], target: Float[Tensor, "token d_target"]
     ) -> Float[Tensor, ""]:
-        """Summed over the tokens."""
-        found: Tensor = (self.projection(student.float()) - target.float()).square().sum() / self._variance
-        return found
+        """Return the distance, summed over the tokens."""
+        distance: Tensor = (self.projection(student.float()) - target.float()).square().sum() / self._variance
+        return distance

@@ -1,70 +1,59 @@
-"""How students are trained: what each of them is, the schedule, the optimisers, the running average of the weights."""
+"""Optimizers, and the running average of a student's weights."""
+
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
-from tl_distill_floor.distilling.config import DistillConfig, StudentSpec
-from tl_distill_floor.distilling.forward import Body, layers_of
-from tl_distill_floor.distilling.matching import Matcher
+from tl_distill_floor.distilling.config import DistillConfig
+from tl_distill_floor.distilling.layers import layers_of
+from tl_distill_floor.distilling.student_module import StudentModule
 
+Tensors: TypeAlias = list[Tensor] | tuple[Tensor, ...]
 AVERAGE_POWER = 16.0
-"""The running average weighs the weights of step t by about t to this power: 6 % of the training, as a width."""
+"""γ of the power-law average: the weights of step t have a weight of about t^γ, which spans 6 % of the training."""
 
 
-class Trainee(nn.Module):
-    """A student up to its unembedding, and the projection that hook matching learns beside it."""
+def create_optimizers(module: StudentModule, config: DistillConfig) -> list[torch.optim.Optimizer]:
+    """Create the optimizers of a student: AdamW, and Muon for the layers' matrices if the configuration says so.
 
-    def __init__(self, student: nn.Module, spec: StudentSpec, d_target: int) -> None:
-        super().__init__()
-        self.body = Body(student, spec.match.layer if spec.match else None)
-        self.matcher = Matcher(spec.width, d_target, spec.seed) if spec.match else None
+    Args:
+        module: the student that is trained.
+        config: its `optimizer` and `lr` are used.
 
-    def forward(self, ids: Tensor, counts: Tensor, target: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """(last hidden states of the tokens that count, matching loss)."""
-        hidden, matched = self.body(ids)
-        if self.matcher is None:
-            return hidden[counts], None
-        assert matched is not None
-        assert target is not None
-        return hidden[counts], self.matcher(matched[counts], target)
-
-    @property
-    def student(self) -> nn.Module:
-        return self.body.model
-
-
-def optimizers_of(trainee: Trainee, training: DistillConfig) -> list[torch.optim.Optimizer]:
-    """AdamW, and Muon for the matrices of the layers where it was asked for (Jordan et al. 2024)."""
-    matrices = [weight for weight in layers_of(trainee.student).parameters() if weight.ndim == 2]
-    of_muon = {id(weight) for weight in matrices} if training.optimizer == "muon" else set()
-    rest = [weight for weight in trainee.parameters() if id(weight) not in of_muon]
-    made: list[torch.optim.Optimizer] = [torch.optim.AdamW(rest, training.lr, betas=(0.9, 0.95), weight_decay=0.0)]
-    if of_muon:
-        made.append(torch.optim.Muon(matrices, training.lr, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"))
-    return made
-
-
-class Average:
-    """The running average of a student's weights, wider the longer it has run (Karras et al. 2024, eq. 7).
-
-    At a constant learning rate it stands about where a decay of the rate would end (Hägele et al. 2024, sec. 4), so
-    that every point of a learning curve is one that training could have ended at.
+    References:
+        Jordan et al. 2024, Muon.
     """
+    matrices = [weight for weight in layers_of(module.student).parameters() if weight.ndim == 2]
+    muon_ids = {id(weight) for weight in matrices} if config.optimizer == "muon" else set()
+    others = [weight for weight in module.parameters() if id(weight) not in muon_ids]
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(others, config.lr, betas=(0.9, 0.95), weight_decay=0.0)
+    ]
+    if muon_ids:
+        optimizers.append(torch.optim.Muon(matrices, config.lr, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"))
+    return optimizers
 
-    def __init__(self, student: nn.Module) -> None:
-        self.weights = {name: weight.detach().clone() for name, weight in student.named_parameters()}
 
-    @torch.no_grad()
-    def update(self, student: nn.Module, step: int) -> None:
-        """Take in the weights after `step` steps, counted from 1."""
-        share = 1.0 - (1.0 - 1.0 / step) ** (AVERAGE_POWER + 1.0)
-        torch._foreach_lerp_(list(self.weights.values()), [w.detach() for w in student.parameters()], share)
+def running_average(student: nn.Module) -> AveragedModel:
+    """Return a copy of a student whose weights are to be the power-law average over the training.
 
-    @torch.no_grad()
-    def swapped(self, student: nn.Module) -> None:
-        """Exchange the average and the weights; twice is as before."""
-        for name, weight in student.named_parameters():
-            mine = self.weights[name]
-            mine_data = mine.clone()
-            mine.copy_(weight)
-            weight.copy_(mine_data)
+    The average spans the same share of the training at every step (Karras et al. 2024, eq. 7). At a constant learning
+    rate, its loss is about the loss that a decay of the learning rate would end at (Hägele et al. 2024, sec. 4). So
+    every point of a learning curve is a loss that the training could have ended at.
+
+    Args:
+        student: the student; call `update_parameters` of the copy with it after every step.
+    """
+    averaged = AveragedModel(student, multi_avg_fn=_update_power_average)
+    averaged.requires_grad_(False)
+    return averaged
+
+
+@torch.no_grad()
+def _update_power_average(averaged: Tensors, current: Tensors, n_averaged: Tensor | int) -> None:
+    """Add the weights of the current step to the averages of `n_averaged` steps."""
+    step = int(n_averaged) + 1
+    share = 1.0 - (1.0 - 1.0 / step) ** (AVERAGE_POWER + 1.0)
+    torch._foreach_lerp_(averaged, current, share)

@@ -1,162 +1,210 @@
-"""Choosing a student: the narrowest below a loss, or the best within a size."""
+"""`plan`: choose the narrowest student for a loss, or the widest for a size."""
 
 import math
 import time
 from bisect import bisect_right
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from tl_distill_floor.distilling.build import build_student, parameters_of, student_config
+from tl_distill_floor.annotations import HookedModel, TeacherLike
+from tl_distill_floor.distilling.build import build_student, count_parameters
+from tl_distill_floor.distilling.student_config import hugging_face_config, student_config
 from tl_distill_floor.errors import InputError
+from tl_distill_floor.results.floor_prediction import FloorPrediction
 from tl_distill_floor.results.plan import Plan
+from tl_distill_floor.sources.teachers import load_teacher
 from tl_distill_floor.theory.regression import PredictedLoss
 
-if TYPE_CHECKING:
-    from tl_distill_floor.results.floor_prediction import FloorPrediction
-
-TWO_SIDED = 0.8
-"""A two-sided interval of this confidence ends above at the one-sided bound of 90 %."""
-Z90, Z95 = 1.2816, 1.96
-TIMED_TOKENS, ROUNDS = 1024, 3
+TWO_SIDED_LEVEL = 0.8
+"""Level of the two-sided interval whose upper end is the one-sided bound of 90 %."""
+Z_ONE_SIDED_90, Z_TWO_SIDED_95 = 1.2816, 1.96
+"""Quantiles of the normal distribution: 90 % and 97.5 %."""
+TIMED_TOKENS, TIMED_ROUNDS = 1024, 3
+"""Tokens per timed forward pass, and timed passes per model."""
+WIDTH_STEP, WIDE_TEACHER = 8, 128
+"""Students of teachers that are at least this wide have widths that are multiples of this step."""
 
 
 def plan(
-    floor: "FloorPrediction",
-    teacher: Any,
+    floor: FloorPrediction,
+    teacher: TeacherLike | None = None,
     *,
     max_loss: float | None = None,
     max_width: int | None = None,
     max_params: int | None = None,
     depth: int | None = None,
 ) -> Plan:
-    """The student to train.
+    """Choose a student to train: the narrowest for a loss, or the widest for a size.
+
+    Set exactly one of `max_loss`, `max_width` and `max_params`.
 
     Args:
-        floor: of the teacher; with a calibration, losses are the student's own.
-        teacher: a TransformerBridge on a Hugging Face model, as `build_student` takes it.
-        max_loss: the narrowest student that stays below it with 90 % confidence, in nats per token, or in the unit of
-            `floor` where nothing was calibrated.
-        max_width, max_params: the widest student within them, in dimensions and parameters.
-        depth: layers; the teacher's when left out.
+        floor: prediction for the teacher. With a calibration, the losses are those expected of trained students.
+        teacher: see `load_teacher`; a model that `build_student` accepts. If None, the teacher is loaded by the name in
+            `floor`.
+        max_loss: loss that the student must not exceed with 90 % confidence, in nats per token with a calibration,
+            otherwise in the unit of `floor`.
+        max_width: largest width, dimensions.
+        max_params: largest number of parameters.
+        depth: number of layers; the teacher's if None.
+
+    Returns:
+        The student's shape, its expected loss, its speed, and which statements are measured and which are assumed.
 
     Raises:
-        InputError: nothing was asked for, or no student of the teacher's family is good or small enough.
+        InputError: not exactly one limit is set, or no student of the teacher's family is within it.
+
+    Example:
+        >>> chosen = plan(floor, max_loss=0.2)  # doctest: +SKIP
+        >>> chosen.width, chosen.loss, chosen.bound  # doctest: +SKIP
     """
-    asked = (max_loss is not None) + (max_width is not None) + (max_params is not None)
-    if asked != 1:
-        raise InputError("say what the student may be: one of --max-loss, --max-width, --max-params")
+    if sum(limit is not None for limit in (max_loss, max_width, max_params)) != 1:
+        raise InputError("a plan needs exactly one limit; set one of --max-loss, --max-width, --max-params")
     if max_loss is not None and not max_loss > 0:
-        raise InputError(f"the loss must be above 0, got {max_loss}")
-    width = (
-        _narrowest(floor, teacher, max_loss) if max_loss is not None else _widest(teacher, max_width, max_params, depth)
-    )
-    loss, in_nats = expected_loss(floor, width), floor.calibration is not None or floor.unit == "nats"
-    known, assumed = _grounds(floor, width, depth is not None)
-    return Plan(
-        teacher=floor.stats.model_name,
-        width=width,
-        depth=depth or int(teacher.cfg.n_layers),
-        teacher_depth=int(teacher.cfg.n_layers),
-        unit="nats" if in_nats else "mse",
-        loss=loss.value,
-        bound=None if math.isnan(loss.high) else loss.high,
-        calibrated=floor.calibration is not None,
-        n_parameters=parameters_of(teacher, width, depth),
-        teacher_parameters=parameters_of(teacher, int(teacher.cfg.d_model)),
-        speed=relative_speed(teacher, width, depth),
-        features=floor.n_features,
-        kept=floor.n_features - len(floor.lost(width)),
-        known=known,
-        assumed=assumed,
-    )
+        raise InputError(f"the loss must be above 0, got {max_loss}; set --max-loss")
+    model = load_teacher(floor.stats.model_name if teacher is None else teacher).model
+    if max_loss is not None:
+        width = _narrowest_width(floor, model, max_loss)
+    else:
+        width = _widest_width(model, max_width, max_params, depth)
+    return _plan_of(floor, model, width, depth)
 
 
-def expected_loss(floor: "FloorPrediction", width: int) -> PredictedLoss:
-    """What a student of `width` is expected to lose, and its interval of 80 %, which ends at the 90 % bound."""
+def expected_loss(floor: FloorPrediction, width: int) -> PredictedLoss:
+    """Return the expected loss of a student, and its 80 % interval, whose upper end is the one-sided bound of 90 %.
+
+    Args:
+        floor: prediction for the teacher.
+        width: width of the student, dimensions.
+
+    Returns:
+        Nats per token with a calibration, otherwise the unit of `floor`. Without a calibration the interval is NaN if
+        the text of the measurement is one block.
+    """
     if floor.calibration is not None:
-        return floor.calibrated_at(width, TWO_SIDED)
+        return floor.calibrated_at(width, TWO_SIDED_LEVEL)
     value = floor.floor_at(width)
     relative = (floor.interval[:, 1] - floor.interval[:, 0]) / (2 * np.maximum(floor.expected, 1e-300))
-    reach = value * float(np.interp(np.log(width), np.log(floor.widths), relative)) * Z90 / Z95
-    return PredictedLoss(value, max(value - reach, 0.0), value + reach)  # not numbers where the text is one block
+    relative_at_width = float(np.interp(np.log(width), np.log(floor.widths), relative))
+    margin = value * relative_at_width * Z_ONE_SIDED_90 / Z_TWO_SIDED_95
+    return PredictedLoss(value, max(value - margin, 0.0), value + margin)
 
 
-def relative_speed(teacher: Any, width: int, depth: int | None = None) -> float:
-    """Tokens a second of a student's forward pass ÷ those of a model of the teacher's own shape, medians in turn."""
+def relative_speed(teacher: HookedModel, width: int, depth: int | None = None) -> float:
+    """Measure how many times as fast as its teacher a student runs, in tokens per second of the forward pass.
+
+    Args:
+        teacher: the teacher's model.
+        width: width of the student, dimensions.
+        depth: number of layers; the teacher's if None.
+
+    Returns:
+        The ratio of median times. The teacher is replaced by a `transformers` model of its shape.
+    """
     device = next(teacher.parameters()).device
     shapes = ((int(teacher.cfg.d_model), None), (width, depth))
-    models = [build_student(teacher, each, depth=layers, start="random").to(device) for each, layers in shapes]
+    models = [build_student(teacher, w, depth=layers, start="random").to(device) for w, layers in shapes]
     length = min(256, int(teacher.cfg.n_ctx))
     ids = torch.zeros((max(1, TIMED_TOKENS // length), length), dtype=torch.long, device=device)
     seconds: list[list[float]] = [[], []]
     with torch.no_grad():
-        for _ in range(ROUNDS + 1):
-            for model, of_model in zip(models, seconds, strict=True):
-                started = time.perf_counter()
+        for _ in range(TIMED_ROUNDS + 1):
+            for model, model_seconds in zip(models, seconds, strict=True):
+                start_time = time.perf_counter()
                 float(model(ids).logits[0, 0, 0])  # waits for the device
-                of_model.append(time.perf_counter() - started)
-    of_teacher, of_student = (float(np.median(each[1:])) for each in seconds)
-    return of_teacher / of_student
+                model_seconds.append(time.perf_counter() - start_time)
+    # The first pass of each model warms up caches.
+    teacher_seconds, student_seconds = (float(np.median(model_seconds[1:])) for model_seconds in seconds)
+    return teacher_seconds / student_seconds
 
 
-def _widths(teacher: Any) -> list[int]:
-    """Widths of students of the teacher's family, in steps of 8 where it is 128 dimensions wide or wider."""
-    widest = int(teacher.cfg.d_model)
-    step = 8 if widest >= 128 else 1
-    return [width for width in range(step, widest + 1, step) if _fits(teacher, width)]
+def _plan_of(floor: FloorPrediction, model: HookedModel, width: int, depth: int | None) -> Plan:
+    """Return the plan of a chosen width."""
+    loss = expected_loss(floor, width)
+    is_in_nats = floor.calibration is not None or floor.unit == "nats"
+    return Plan(
+        teacher=floor.stats.model_name,
+        width=width,
+        depth=depth or int(model.cfg.n_layers),
+        teacher_depth=int(model.cfg.n_layers),
+        unit="nats" if is_in_nats else "mse",
+        loss=loss.value,
+        bound=None if math.isnan(loss.high) else loss.high,
+        calibrated=floor.calibration is not None,
+        n_parameters=count_parameters(model, width, depth),
+        teacher_parameters=count_parameters(model, int(model.cfg.d_model)),
+        speed=relative_speed(model, width, depth),
+        features=floor.n_features,
+        kept=floor.n_features - len(floor.lost(width)),
+        known=_known(floor),
+        assumed=_assumed(floor, width, has_fewer_layers=depth is not None),
+    )
 
 
-def _narrowest(floor: "FloorPrediction", teacher: Any, max_loss: float) -> int:
-    found = [(width, expected_loss(floor, width)) for width in _widths(teacher)]
-    for width, loss in found:
+def _narrowest_width(floor: FloorPrediction, model: HookedModel, max_loss: float) -> int:
+    losses = {width: expected_loss(floor, width) for width in _family_widths(model)}
+    for width, loss in losses.items():
         if (loss.value if math.isnan(loss.high) else loss.high) <= max_loss:
             return width
-    width, loss = min(found, key=lambda each: each[1].value)
+    width, loss = min(losses.items(), key=lambda item: item[1].value)
     raise InputError(
         f"no student up to the teacher's width stays below {max_loss:g} with 90 % confidence: at width {width:,}"
         f" {loss.value:.4g} is expected, at most {loss.high:.4g}; raise --max-loss"
     )
 
 
-def _widest(teacher: Any, max_width: int | None, max_params: int | None, depth: int | None) -> int:
-    fitting = [width for width in _widths(teacher) if max_width is None or width <= max_width]
+def _widest_width(model: HookedModel, max_width: int | None, max_params: int | None, depth: int | None) -> int:
+    widths = [width for width in _family_widths(model) if max_width is None or width <= max_width]
     if max_params is not None:
-        fitting = fitting[: bisect_right(fitting, max_params, key=lambda width: parameters_of(teacher, width, depth))]
-    if not fitting:
+        widths = widths[: bisect_right(widths, max_params, key=lambda width: count_parameters(model, width, depth))]
+    if not widths:
         raise InputError("no student of the teacher's family is as small as that; raise --max-width or --max-params")
-    return fitting[-1]
+    return widths[-1]
 
 
-def _fits(teacher: Any, width: int) -> bool:
+def _family_widths(model: HookedModel) -> list[int]:
+    """Return the widths that students of the teacher's family can have, ascending."""
+    d_model = int(model.cfg.d_model)
+    step = WIDTH_STEP if d_model >= WIDE_TEACHER else 1
+    return [width for width in range(step, d_model + 1, step) if _fits(model, width)]
+
+
+def _fits(model: HookedModel, width: int) -> bool:
+    """Return whether the teacher's family has a student of a width."""
     try:
-        student_config(teacher, width)
+        student_config(hugging_face_config(model), width)
     except InputError:
         return False
     return True
 
 
-def _grounds(floor: "FloorPrediction", width: int, shallow: bool) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """(what was measured, what is assumed)."""
+def _known(floor: FloorPrediction) -> tuple[str, ...]:
+    """Return statements about what was measured."""
     stats, calibration = floor.stats, floor.calibration
-    known = [f"{floor.n_features:,} features of {stats.sae_name} at {stats.hook_name}, on {stats.n_tokens:,} tokens"]
-    assumed = [f"what the SAE leaves unexplained, {stats.fvu:.1%} of the variance, is in no floor"]
+    measured = f"{floor.n_features:,} features of {stats.sae_name} at {stats.hook_name}, on {stats.n_tokens:,} tokens"
     if calibration is None:
-        known.append("no student: the loss is the floor itself, which no training goes below by much")
-        assumed.append("that a student loses nothing but what its width cannot hold (C = 1, B = 0)")
+        return measured, "no student: the loss is the predicted floor, and training does not go far below it"
+    fit = calibration.fit
+    widths = ", ".join(str(width) for width in calibration.widths)
+    return measured, (
+        f"students of widths {widths}: loss = {fit.slope:.3g} · {calibration.predictor} + {fit.baseline:.3g}, with a"
+        f" leave-one-width-out error of {fit.loo_error:.1%}"
+    )
+
+
+def _assumed(floor: FloorPrediction, width: int, *, has_fewer_layers: bool) -> tuple[str, ...]:
+    """Return statements about what was not measured."""
+    calibration = floor.calibration
+    assumed = [f"that what the SAE does not explain, {floor.stats.fvu:.1%} of the variance, costs nothing"]
+    if calibration is None:
+        assumed.append("that a student loses only what its width cannot hold (C = 1, B = 0)")
     else:
-        fit = calibration.fit
-        known.append(
-            f"students of widths {', '.join(str(w) for w in calibration.widths)}: loss ="
-            f" {fit.slope:.3g} · {calibration.predictor} + {fit.baseline:.3g}, each width predicted from the others"
-            f" {fit.loo_error:.1%} off"
-        )
         if not min(calibration.widths) <= width <= max(calibration.widths):
-            assumed.append(f"that the line holds at width {width}, outside of the widths that were trained")
+            assumed.append(f"that the linear fit holds at width {width}, outside the widths that were trained")
         if "under-trained" in calibration.statuses:
-            assumed.append("that the learning curves of students that are not saturated end where their fit says")
-        assumed.append("that it is trained on text of the same kind, as those students were")
-    if shallow:
-        assumed.append("that fewer layers lose nothing more: no floor knows of depth")
-    return tuple(known), tuple(assumed)
+            assumed.append("that the floors extrapolated from the learning curves of under-trained students are right")
+        assumed.append("that the student is trained on text of the same kind as the students of the calibration")
+    if has_fewer_layers:
+        assumed.append("that fewer layers cost nothing, because no prediction depends on the depth")
+    return tuple(assumed)

@@ -1,16 +1,19 @@
 """Measure an SAE's features on a teacher's activations.
 
 - `measurement`: `measure`, one pass over the text.
+- `config`: `MeasureConfig`, the options of a measurement.
 - `job`: what is measured: a teacher, SAEs and a text that belong together.
 - `token_stream`: a text as batches of token sequences.
-- `activation_batch`: activations of one batch.
+- `activation_batch`: activations of the counted tokens of one batch.
+- `encoding`: SAE codes of activations.
+- `passes`: forward and backward passes of the teacher over a batch.
+- `costs`: the cost of removing a feature: energy, fisher, ablation.
+- `sampling`: outputs sampled from the teacher.
 - `batch_sums`: sums over one batch.
-- `encoding`: an SAE's codes of activations.
-- `costs`: what a feature is worth: energy, fisher, ablation.
 - `hooks`: activations and gradients at hook points.
-- `rerun`: a teacher run again from a hook point on.
+- `rerun`: a second run of a teacher with another activation at a hook point.
 - `removal`: losses when features are removed or replaced.
-- `kl`: the KL divergence of two distributions, from logits.
+- `kl`: KL divergences between distributions over a vocabulary.
 - `strongest_contexts`: what each feature fires on, and which tokens it promotes.
 - `processes`: several processes that read one text.
 - `sparse_rows`: torch's compressed sparse rows.

@@ -1,12 +1,15 @@
 """Encode activations with an SAE."""
 
-from typing import Any
-
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
+from tl_distill_floor.annotations import SaeModule
 
-def as_sae_input(sae: Any, activation: Float[Tensor, "token *d_model"], n_heads: int) -> Float[Tensor, "token *d_in"]:
+
+def as_sae_input(
+    sae: SaeModule, activation: Float[Tensor, "token *d_model"], n_heads: int
+) -> Float[Tensor, "token *d_in"]:
     """Move activations to the SAE's device, in the shape that the SAE reads.
 
     Args:
@@ -15,12 +18,13 @@ def as_sae_input(sae: Any, activation: Float[Tensor, "token *d_model"], n_heads:
         n_heads: attention heads of the teacher, for an SAE that concatenates the heads of `hook_z` itself.
     """
     flat = activation.to(sae.device).flatten(1)
-    by_heads = sae.cfg.reshape_activations == "hook_z"
-    return flat.reshape(len(flat), n_heads, -1) if by_heads else flat
+    if sae.cfg.reshape_activations == "hook_z":
+        return rearrange(flat, "token (head d_head) -> token head d_head", head=n_heads)
+    return flat
 
 
 def encode_tokens(
-    sae: Any, activation: Float[Tensor, "token *d_model"], n_heads: int
+    sae: SaeModule, activation: Float[Tensor, "token *d_model"], n_heads: int
 ) -> Float[Tensor, "token feature"]:
     """Return the SAE's codes of some tokens in fp32; for the arguments see `as_sae_input`."""
     codes: Tensor = sae.encode(as_sae_input(sae, activation, n_heads).to(sae.dtype)).flatten(1).float()

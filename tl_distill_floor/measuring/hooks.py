@@ -1,17 +1,21 @@
-"""Reading a teacher's activation at a hook point. The model leaves as it came: no hook, no changed mode."""
+"""Read activations and gradients at hook points.
+
+Every function restores the model: hooks are removed, and modes and `requires_grad` are set back.
+"""
 
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from tl_distill_floor.annotations import HookedModel
 from tl_distill_floor.errors import InputError
 
-# HookedTransformer's name of a point within a block, and TransformerBridge's: either model is asked by either name.
+# HookedTransformer's and TransformerBridge's name of the same point within a block.
 ALIASES = {
     "hook_resid_post": "hook_out",
     "hook_resid_pre": "hook_in",
@@ -19,35 +23,45 @@ ALIASES = {
     "hook_attn_out": "attn.hook_out",
     "attn.hook_z": "attn.o.hook_in",
 }
-# What a block adds to the residual stream, where it normalises that once more (Gemma 2 and later).
+# The output that a block adds to the residual stream, in models that normalise it once more (Gemma 2 and later).
 POST_NORM = {"hook_mlp_out": "ln2_post.hook_out", "hook_attn_out": "ln1_post.hook_out"}
 OTHER_NAME = ALIASES | {bridge: hooked for hooked, bridge in ALIASES.items()}
 
+HookFunction = Callable[[str, Tensor], Tensor | None]
+"""Called with a hook point's name and output; a tensor that it returns replaces the output."""
 
-class _ReachedHookPointError(Exception):
-    """Ends a forward pass at the hook point: nothing behind it is computed."""
+
+class _StopForwardError(Exception):
+    """Ends a forward pass at a hook point.
+
+    TransformerLens's `stop_at_layer` ends only between blocks, and some bridges ignore it.
+    """
 
 
 def resid_post(layer: int) -> str:
-    """The hook point of the residual stream after `layer`."""
+    """Return the name of the hook point of the residual stream after `layer`."""
     return f"blocks.{layer}.hook_resid_post"
 
 
-def hook_point(model: Any, hook_name: str) -> nn.Module:
-    """The module whose output is the activation `hook_name`, on a HookedTransformer or a TransformerBridge.
+def get_hook_point(model: HookedModel, hook_name: str) -> nn.Module:
+    """Return the module whose output is the activation at a hook point.
+
+    Args:
+        model: a HookedTransformer or a TransformerBridge.
+        hook_name: the hook point's name in either of them.
 
     Raises:
-        InputError: the model has no such hook point, no such layer, or an SAE is attached to it.
+        InputError: the model has no such hook point or layer, or an SAE is attached to the model.
     """
-    found: nn.Module = model.hook_dict[name_in(model, hook_name)]
-    return found
+    module: nn.Module = model.hook_dict[resolve_hook_name(model, hook_name)]
+    return module
 
 
-def name_in(model: Any, hook_name: str) -> str:
-    """The name under which `model` itself knows the hook point.
+def resolve_hook_name(model: HookedModel, hook_name: str) -> str:
+    """Return the model's own name of a hook point.
 
     Raises:
-        InputError: see `hook_point`.
+        InputError: see `get_hook_point`.
     """
     if getattr(model, "acts_to_saes", None) or getattr(model, "_acts_to_saes", None):
         raise InputError("an SAE is attached to the model, which changes its activations; call model.reset_saes()")
@@ -65,120 +79,144 @@ def name_in(model: Any, hook_name: str) -> str:
 
 
 @contextmanager
-def reader(
-    model: Any, hook_names: Sequence[str]
+def activation_reader(
+    model: HookedModel, hook_names: Sequence[str]
 ) -> Iterator[Callable[[Int[Tensor, "batch position"]], list[Float[Tensor, "batch position *d_model"]]]]:
-    """A function from token ids to the activations at the hook points; the forward pass stops at the last of them.
+    """Yield a function that reads activations; its forward pass ends at the last hook point.
+
+    Args:
+        model: a HookedTransformer or a TransformerBridge.
+        hook_names: hook points to read.
+
+    Yields:
+        A function from token ids to the activations at the hook points, in the order of `hook_names`.
 
     Raises:
-        InputError: see `hook_point`.
+        InputError: see `get_hook_point`; also if the forward pass does not reach a hook point.
+
+    Example:
+        >>> with activation_reader(model, ["blocks.3.hook_resid_post"]) as read:  # doctest: +SKIP
+        ...     (activation,) = read(ids)
     """
     captured: dict[str, Tensor] = {}
 
-    def keep(name: str, output: Tensor) -> None:
+    def capture(name: str, output: Tensor) -> None:
         captured[name] = output
         if len(captured) == len(set(hook_names)):
-            raise _ReachedHookPointError
+            raise _StopForwardError
 
     def read(tokens: Tensor) -> list[Tensor]:
         captured.clear()
         try:
             with torch.no_grad():
                 model(tokens)
-        except _ReachedHookPointError:
+        except _StopForwardError:
             return [captured[name] for name in hook_names]
-        missed = ", ".join(name for name in hook_names if name not in captured)
-        raise InputError(f"the forward pass never reached {missed}; name another hook point")
+        raise _not_reached(hook_names, captured)
 
-    with evaluating(model), hooked(model, hook_names, keep):
+    with eval_mode(model), forward_hooks(model, hook_names, capture):
         yield read
         captured.clear()
 
 
-class Differentiable(NamedTuple):
-    """A whole forward pass, whose graph begins at the earliest of the hook points."""
+class DifferentiableOutput(NamedTuple):
+    """Output of a forward pass whose autograd graph begins at the earliest of the hook points."""
 
     logits: Float[Tensor, "batch position vocabulary"]
     activations: list[Float[Tensor, "batch position *d_model"]]
+    """One for each hook point. The logits can be differentiated with respect to them."""
 
 
 @contextmanager
-def differentiator(
-    model: Any, hook_names: Sequence[str]
-) -> Iterator[Callable[[Int[Tensor, "batch position"]], Differentiable]]:
-    """A function from token ids to logits and to the activations at the hook points, which they can be derived in.
+def differentiable_forward(
+    model: HookedModel, hook_names: Sequence[str]
+) -> Iterator[Callable[[Int[Tensor, "batch position"]], DifferentiableOutput]]:
+    """Yield a function that runs a forward pass which can be differentiated with respect to activations.
 
-    No gradient of the model's own weights is computed or kept.
+    No gradient with respect to the model's weights is computed.
+
+    Args:
+        model: a HookedTransformer or a TransformerBridge.
+        hook_names: hook points whose activations are returned, each once.
+
+    Yields:
+        A function from token ids to the logits and the activations.
 
     Raises:
-        InputError: see `hook_point`; the model gives no logits.
+        InputError: see `activation_reader`; also if the model returns no logits.
     """
     captured: dict[str, Tensor] = {}
 
-    def keep(name: str, output: Tensor) -> Tensor:
+    def capture(name: str, output: Tensor) -> Tensor:
         captured[name] = output if output.requires_grad else output.detach().requires_grad_()
         return captured[name]
 
-    def run(tokens: Tensor) -> Differentiable:
+    def run(tokens: Tensor) -> DifferentiableOutput:
         captured.clear()
         with torch.enable_grad():
-            logits = checked_logits(model, model(tokens))
-        missed = ", ".join(name for name in hook_names if name not in captured)
-        if missed:
-            raise InputError(f"the forward pass never reached {missed}; name another hook point")
-        return Differentiable(logits, [captured.pop(name) for name in dict.fromkeys(hook_names)])
+            logits = check_logits(model, model(tokens))
+        if len(captured) < len(set(hook_names)):
+            raise _not_reached(hook_names, captured)
+        return DifferentiableOutput(logits, [captured.pop(name) for name in dict.fromkeys(hook_names)])
 
-    with evaluating(model), weights_fixed(model), hooked(model, hook_names, keep):
+    with eval_mode(model), frozen_weights(model), forward_hooks(model, hook_names, capture):
         yield run
         captured.clear()
 
 
-def checked_logits(model: Any, output: Any) -> Float[Tensor, "batch position vocabulary"]:
-    """What a forward pass gave, where it is logits.
-
-    Raises:
-        InputError: it is something else.
-    """
+def check_logits(model: HookedModel, output: object) -> Float[Tensor, "batch position vocabulary"]:
+    """Return the output of a forward pass, or raise an InputError if it is not logits over the vocabulary."""
     if not isinstance(output, Tensor) or output.ndim != 3 or output.shape[-1] < int(model.cfg.d_vocab):
-        raise InputError("the model gives no logits over its vocabulary, so losses in nats mean nothing; --cost energy")
+        raise InputError("the model returns no logits, so no loss in nats can be measured; use --cost energy")
     return output
 
 
 def check_finite(activation: Float[Tensor, "..."], hook_name: str) -> None:
-    """Raise an InputError where an activation holds NaN or Inf."""
-    if activation.numel() and not torch.stack(activation.aminmax()).isfinite().all():  # both are NaN where one value is
+    """Raise an InputError if an activation holds NaN or Inf."""
+    # If one value is NaN, both results of `aminmax` are.
+    if activation.numel() and not torch.stack(activation.aminmax()).isfinite().all():
         raise InputError(f"the activation at {hook_name} holds NaN or Inf; run the teacher with --dtype fp32")
 
 
 @contextmanager
-def hooked(model: Any, hook_names: Sequence[str], keep: Callable[[str, Tensor], Tensor | None]) -> Iterator[None]:
-    """`keep` is given what each hook point puts out, and what it returns, if anything, goes on instead."""
+def forward_hooks(model: HookedModel, hook_names: Sequence[str], function: HookFunction) -> Iterator[None]:
+    """Call a function at each hook point during the context.
 
-    def hook_of(name: str) -> Callable[[nn.Module, Any, Tensor], Tensor | None]:
-        return lambda _module, _inputs, output: keep(name, output)
+    Args:
+        model: a HookedTransformer or a TransformerBridge.
+        hook_names: hook points.
+        function: called with the hook point's name and output; a tensor that it returns replaces the output.
+
+    Raises:
+        InputError: see `get_hook_point`.
+    """
+
+    def hook_for(name: str) -> Callable[[nn.Module, object, Tensor], Tensor | None]:
+        return lambda _module, _inputs, output: function(name, output)
 
     with ExitStack() as stack:
         for name in dict.fromkeys(hook_names):
-            stack.callback(hook_point(model, name).register_forward_hook(hook_of(name)).remove)
+            stack.callback(get_hook_point(model, name).register_forward_hook(hook_for(name)).remove)
         yield
 
 
 @contextmanager
-def weights_fixed(model: nn.Module) -> Iterator[None]:
-    """No weight requires a gradient inside, so that no graph is built but the one from the hook points on."""
-    trained = [weight for weight in model.parameters() if weight.requires_grad]
-    for weight in trained:
+def frozen_weights(model: HookedModel | nn.Module) -> Iterator[None]:
+    """Set `requires_grad` to False for every weight during the context, so that autograd keeps no graph for them."""
+    trainable = [weight for weight in model.parameters() if weight.requires_grad]
+    for weight in trainable:
         weight.requires_grad_(False)
     try:
         yield
     finally:
-        for weight in trained:
+        for weight in trainable:
             weight.requires_grad_(True)
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode (no dropout) inside; every module's own mode again afterwards."""
+def eval_mode(model: HookedModel | nn.Module) -> Iterator[None]:
+    """Put a model in evaluation mode (no dropout) during the context, then restore the mode of each module."""
+    assert isinstance(model, nn.Module)
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
@@ -189,18 +227,25 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def canonical_name(hook_name: str) -> str:
-    """One name for a hook point that has two."""
+    """Return one name for a hook point that has two."""
     prefix, point = _split(hook_name)
     return prefix + ALIASES.get(point, point)
 
 
 def _split(hook_name: str) -> tuple[str, str]:
-    """("blocks.3.", "attn.hook_z") of "blocks.3.attn.hook_z"; ("", name) outside a block."""
+    """Split "blocks.3.attn.hook_z" into ("blocks.3.", "attn.hook_z"); outside a block the prefix is empty."""
     match = re.fullmatch(r"(blocks\.\d+\.)(.+)", hook_name)
     return (match[1], match[2]) if match else ("", hook_name)
 
 
-def _residual_points(model: Any) -> list[str]:
+def _residual_points(model: HookedModel) -> list[str]:
+    """Return the names of the hook points of the residual stream after each layer."""
     return [
         name for name in model.hook_dict if name.endswith((".hook_resid_post", ".hook_out")) and name.count(".") == 2
     ]
+
+
+def _not_reached(hook_names: Sequence[str], captured: dict[str, Tensor]) -> InputError:
+    """Return the error for hook points that a forward pass did not reach."""
+    missing = ", ".join(name for name in hook_names if name not in captured)
+    return InputError(f"the forward pass does not reach {missing}; name another hook point")

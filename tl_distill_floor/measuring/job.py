@@ -9,11 +9,12 @@ import numpy as np
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from tl_distill_floor.annotations import Dtype, HookedModel, SaeLike, TeacherLike, TextLike
+from tl_distill_floor.annotations import Dtype, HookedModel, SaeLike, SaeModule, TeacherLike, TextLike
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.measuring.hooks import canonical_name, resid_post
 from tl_distill_floor.measuring.token_stream import CachedActivationStream, TokenStream
 from tl_distill_floor.sources.devices import check_device, main_device
+from tl_distill_floor.sources.model_names import lookup_name, same_model
 from tl_distill_floor.sources.saes import SaeSource, load_sae, sae_digest
 from tl_distill_floor.sources.teachers import (
     CHECKPOINT_OPTIONS,
@@ -21,7 +22,6 @@ from tl_distill_floor.sources.teachers import (
     Teacher,
     check_context,
     load_teacher,
-    same_model,
 )
 from tl_distill_floor.sources.text import load_text
 
@@ -36,9 +36,10 @@ class AttachedSae:
     """Digest of the SAE's weights."""
 
     @property
-    def sae(self) -> Any:
+    def sae(self) -> SaeModule:
         """The SAELens SAE."""
-        return self.source.sae
+        sae: SaeModule = self.source.sae
+        return sae
 
     @cached_property
     def decoder_norm(self) -> Float64[np.ndarray, " feature"]:
@@ -77,7 +78,7 @@ class MeasurementJob:
         return self.stream
 
     @property
-    def model(self) -> Any:
+    def model(self) -> HookedModel:
         """The teacher's model."""
         return self.token_stream.teacher.model
 
@@ -149,8 +150,7 @@ def prepare_job(
     if batch_size < 1:
         raise InputError(f"the batch size must be at least 1 sequence, got {batch_size}")
     check_device(main_device(device))
-    given = getattr(model.cfg, "model_name", None) if isinstance(model, HookedModel) else model
-    name = None if given is None else str(given)
+    name = lookup_name(model)
     layers = [None] * len(saes) if layers is None else layers
     sources = [
         load_sae(sae, model_name=name, layer=layer, device=main_device(device))
@@ -246,7 +246,7 @@ def _hook_name(source: SaeSource, layer: int | None, given: str | None) -> str:
 
 def _check_model(teacher: Teacher, source: SaeSource) -> None:
     trained_on = source.model_name
-    if teacher.named and trained_on and not same_model(trained_on, teacher.name):
+    if teacher.has_public_name and trained_on and not same_model(trained_on, teacher.name):
         raise InputError(
             f"the SAE {source.name} was trained on {trained_on}, the teacher is {teacher.name};"
             f" measure {trained_on}, or see tl-floor saes {teacher.name}"

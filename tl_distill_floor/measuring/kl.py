@@ -1,19 +1,63 @@
-"""The divergence of two distributions over a vocabulary, from logits, in nats."""
+"""Kullback-Leibler (KL) divergences between distributions over a vocabulary, in nats."""
 
+import torch
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
+
+LOGITS_PER_CHUNK = 2**24
+"""Logits of each model whose KL is computed in one chunk: 64 MiB in fp32."""
 
 
 def forward_kl(
     teacher: Float[Tensor, "*position vocabulary"], student: Float[Tensor, "*position vocabulary"]
 ) -> Float[Tensor, "*position"]:
-    """KL(teacher ‖ student) of every position: what distillation minimises (Hinton et al. 2015, sec. 2, at T = 1)."""
-    return kl_of_logs(teacher.float().log_softmax(-1), student.float().log_softmax(-1))
+    """Compute KL(teacher ‖ student) at each position: the loss of distillation (Hinton et al. 2015, sec. 2, at T = 1).
+
+    Args:
+        teacher: logits.
+        student: logits.
+
+    Returns:
+        [*position], in nats.
+    """
+    return kl_from_log_probs(teacher.float().log_softmax(-1), student.float().log_softmax(-1))
 
 
-def kl_of_logs(
+@torch.no_grad()
+def forward_kl_in_chunks(
+    teacher: Float[Tensor, "batch position vocabulary"], student: Float[Tensor, "batch position vocabulary"]
+) -> Float[Tensor, "batch position"]:
+    """Compute `forward_kl` for some positions at a time, without gradients and in bounded memory.
+
+    Args:
+        teacher: logits.
+        student: logits.
+
+    Returns:
+        [batch, position], in nats, each at least 0.
+    """
+    size = max(1, LOGITS_PER_CHUNK // teacher.shape[-1])
+    chunks = (
+        torch.split(rearrange(logits, "batch position vocabulary -> (batch position) vocabulary"), size)
+        for logits in (teacher, student)
+    )
+    kl = torch.cat([forward_kl(p, q) for p, q in zip(*chunks, strict=True)])
+    # Rounding can make a KL slightly negative.
+    return kl.view(teacher.shape[:2]).clamp_(min=0.0)
+
+
+def kl_from_log_probs(
     log_p: Float[Tensor, "*position vocabulary"], log_q: Float[Tensor, "*position vocabulary"]
 ) -> Float[Tensor, "*position"]:
-    """KL(p ‖ q) of every position, from log probabilities."""
-    found: Tensor = (log_p.exp() * (log_p - log_q)).sum(-1)
-    return found
+    """Compute KL(p ‖ q) at each position.
+
+    Args:
+        log_p: log-probabilities.
+        log_q: log-probabilities.
+
+    Returns:
+        [*position], in nats.
+    """
+    kl: Tensor = (log_p.exp() * (log_p - log_q)).sum(-1)
+    return kl

@@ -1,9 +1,9 @@
-"""Several processes that read one text: each works on its batches, the first adds up all of them in the text's order.
+"""Several processes that read one text; the first process sums the batches of all of them in the order of the text.
 
     torchrun --nproc-per-node 2 -m tl_distill_floor measure tiny-prose
 
-What a batch gives depends on the batch alone, and sums are added in one order whatever the number of processes: the
-result is the same to the last bit.
+The sums of a batch depend on that batch alone, and the order of summation does not depend on the number of processes.
+So the result is identical for any number of processes.
 """
 
 import os
@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from itertools import islice
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -20,52 +20,60 @@ import torch.distributed as dist
 
 from tl_distill_floor.errors import InputError
 
-Packed = dict[str, np.ndarray]
+ArraysByName = dict[str, np.ndarray]
+"""What processes send to each other."""
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class ProcessGroup:
-    """This process among all."""
+    """The processes that share the work, as one of them sees it."""
 
     rank: int = 0
-    n: int = 1
+    """Number of this process, counted from 0."""
+    size: int = 1
+    """Number of processes."""
 
     @property
     def is_first(self) -> bool:
+        """Whether this is the process that sums, saves and prints."""
         return self.rank == 0
 
-    def agreed(self, number: int) -> int:
-        """The first process's number, in every process."""
-        if self.n == 1:
+    def broadcast(self, number: int) -> int:
+        """Return the first process's number in every process."""
+        if self.size == 1:
             return number
-        found = torch.tensor([number])
-        with _together(0):
-            dist.broadcast(found, 0)
-        return int(found)
+        message = torch.tensor([number])
+        with _report_lost_process(0):
+            dist.broadcast(message, 0)
+        return int(message)
 
-    def in_turn(
-        self, tasks: Iterator[Callable[[], T]], pack: Callable[[T], Packed], unpack: Callable[[Packed], T]
+    def run_in_order(
+        self,
+        tasks: Iterator[Callable[[], T]],
+        pack: Callable[[T], ArraysByName],
+        unpack: Callable[[ArraysByName], T],
     ) -> Iterator[T]:
-        """What all tasks give, in their order, in the first process; the others work on theirs and yield nothing.
+        """Run tasks in all processes and yield their results in order in the first; the others yield nothing.
 
         Args:
-            tasks: the same in every process; task i is done by process i modulo their number.
-            pack, unpack: from what a task gives to named arrays, and back.
+            tasks: the same tasks in every process. Task i runs in process i modulo the number of processes.
+            pack: turns a result into named arrays.
+            unpack: turns named arrays into a result.
 
         Raises:
             InputError: another process ended.
         """
-        while tasks_of_all := list(islice(tasks, self.n)):
-            mine = tasks_of_all[self.rank]() if self.rank < len(tasks_of_all) else None
+        while round_of_tasks := list(islice(tasks, self.size)):
+            result = round_of_tasks[self.rank]() if self.rank < len(round_of_tasks) else None
             if not self.is_first:
-                if mine is not None:
-                    _send(pack(mine))
+                if result is not None:
+                    _send(pack(result))
                 continue
-            assert mine is not None
-            yield mine
-            for other in range(1, len(tasks_of_all)):
-                yield unpack(_received(other))
+            assert result is not None
+            yield result
+            for other in range(1, len(round_of_tasks)):
+                yield unpack(_receive(other))
 
 
 SINGLE_PROCESS = ProcessGroup()
@@ -73,40 +81,45 @@ SINGLE_PROCESS = ProcessGroup()
 
 @cache
 def current_process_group() -> ProcessGroup:
-    """What the launcher says (torchrun and accelerate set RANK and WORLD_SIZE); one process without a launcher."""
-    n = int(os.environ.get("WORLD_SIZE", "1"))
-    if n == 1:
+    """Return the process group that the launcher set up; a single process without a launcher.
+
+    torchrun and accelerate set the environment variables RANK and WORLD_SIZE.
+    """
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
         return SINGLE_PROCESS
     if not dist.is_initialized():
         dist.init_process_group("gloo")
-    return ProcessGroup(dist.get_rank(), n)
+    return ProcessGroup(dist.get_rank(), size)
 
 
-def _send(arrays: Packed) -> None:
-    # safetensors, not pickle: nothing that a process receives can run.
+def _send(arrays: ArraysByName) -> None:
+    """Send arrays to the first process."""
+    # safetensors instead of pickle: a received message cannot run code.
     from safetensors.numpy import save
 
     data = torch.frombuffer(bytearray(save(arrays)), dtype=torch.uint8)
-    with _together(0):
+    with _report_lost_process(0):
         dist.send(torch.tensor([len(data)]), 0)
         dist.send(data, 0)
 
 
-def _received(rank: int) -> Packed:
+def _receive(rank: int) -> ArraysByName:
+    """Receive the arrays that another process sends."""
     from safetensors.numpy import load
 
     size = torch.zeros(1, dtype=torch.int64)
-    with _together(rank):
+    with _report_lost_process(rank):
         dist.recv(size, rank)
         data = torch.empty(int(size), dtype=torch.uint8)
         dist.recv(data, rank)
-    found: dict[str, Any] = load(data.numpy().tobytes())
-    return found
+    arrays: ArraysByName = load(data.numpy().tobytes())
+    return arrays
 
 
 @contextmanager
-def _together(rank: int) -> Iterator[None]:
-    """One sentence where another process is gone."""
+def _report_lost_process(rank: int) -> Iterator[None]:
+    """Raise an InputError if the process with that rank has ended."""
     try:
         yield
     except RuntimeError as error:

@@ -1,4 +1,4 @@
-"""Losses in nats, measured: the teacher is run again, from the hook point on, without what a student does not hold."""
+"""Measure losses in nats by running the teacher again with features removed or replaced."""
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
@@ -8,125 +8,142 @@ import torch
 from jaxtyping import Bool, Float, Float64, Int, Int64
 from torch import Tensor
 
+from tl_distill_floor.annotations import ProgressCallback
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.measuring.activation_batch import ActivationBatch
-from tl_distill_floor.measuring.costs import NUMBERS_AT_ONCE, rerun_kl, rerun_pass
+from tl_distill_floor.measuring.costs import kl_after_change
 from tl_distill_floor.measuring.job import MeasurementJob
+from tl_distill_floor.measuring.passes import rerun_pass
+from tl_distill_floor.measuring.sampling import NUMBERS_AT_ONCE
 from tl_distill_floor.results.tail_loss import TailLoss
 
-Progress = Callable[[int, int], None]
-Restored = Callable[[Float[Tensor, "token feature"]], Float[Tensor, "token feature"]]
-"""From the SAE's codes to what a student gives back of them."""
+RestoreCodes = Callable[[Float[Tensor, "token feature"]], Float[Tensor, "token feature"]]
+"""A function from the SAE's codes to the codes that a student reconstructs from its fewer dimensions."""
+LossesOfBatch = Callable[[ActivationBatch], Iterator[Float64[Tensor, " sequence"]]]
+"""A function from a batch to the summed KL (nats) of its sequences, in one or several cases."""
 
 
-def tail_losses(
+def measure_tail_loss(
     job: MeasurementJob,
     order: Int64[np.ndarray, " ordered"],
     ranks: Int64[np.ndarray, " rank"],
     additive: Float64[np.ndarray, " rank"],
     sequences: Int64[np.ndarray, " sequence"],
     *,
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
 ) -> TailLoss:
-    """KL(teacher ‖ teacher without the features beyond a rank), the SAE's error left in place.
+    """Measure KL(teacher ‖ teacher without the features beyond a rank); the SAE's reconstruction error stays.
 
-    One forward pass of the sequences, and one from the hook point's block on for every rank.
+    It takes one forward pass of the sequences, and for each rank another one from the hook point's block.
 
     Args:
         job: a teacher, a text and one SAE.
-        order: features, the most costly first; those that are not named are removed with the last.
-        ranks: how many features are kept, rising from 0.
-        additive: summed cost of the features beyond each rank, nats per token.
+        order: features, the most costly first; features that are not in it are removed together with the last.
+        ranks: numbers of features to keep, ascending from 0.
+        additive: summed cost of the features beyond each rank, in nats per token.
         sequences: numbers of the text's sequences that are run.
-        progress: called with sequences done and in all.
+        progress: called with the number of sequences done, and the total.
+
+    Returns:
+        The losses in nats, summed over each sequence.
 
     Raises:
-        InputError: the model gives no logits, or the text holds none of the sequences.
+        InputError: the model returns no logits, the job has several SAEs, or the text has no counted token in these
+            sequences.
     """
     decoder = job.saes[0].sae.W_dec.detach().float()
-    rank = torch.full((len(decoder),), len(order), dtype=torch.int64)
-    rank[torch.from_numpy(order.copy())] = torch.arange(len(order))
-    of_entry = rank.to(decoder.device)
+    rank_of_feature = torch.full((len(decoder),), len(order), dtype=torch.int64)
+    rank_of_feature[torch.from_numpy(order.copy())] = torch.arange(len(order))
+    rank_of_feature = rank_of_feature.to(decoder.device)
+    bounds = [*ranks.tolist(), len(order) + 1]
 
     def losses(batch: ActivationBatch) -> Iterator[Tensor]:
         codes = job.saes[0].sae.encode(batch.activation).flatten(1)
         token, feature = codes.nonzero(as_tuple=True)
-        contribution = (codes[token, feature].float(), of_entry[feature])
+        value, rank = codes[token, feature].float(), rank_of_feature[feature]
         removed = torch.zeros(len(codes), decoder.shape[1], device=decoder.device)
-        bounds = [*ranks.tolist(), len(order) + 1]
         # From the last rank to the first, so that every feature is removed once.
         for first, last in reversed(list(pairwise(bounds))):
-            some = ((contribution[1] >= first) & (contribution[1] < last)).nonzero().squeeze(1)
-            for part in torch.split(some, max(1, NUMBERS_AT_ONCE // decoder.shape[1])):
-                removed.index_add_(0, token[part], contribution[0][part, None] * decoder[feature[part]])
-            yield rerun_kl(batch, torch.arange(len(codes), device=removed.device), -removed)
+            entries = ((rank >= first) & (rank < last)).nonzero().squeeze(1)
+            for chunk in torch.split(entries, max(1, NUMBERS_AT_ONCE // decoder.shape[1])):
+                removed.index_add_(0, token[chunk], value[chunk, None] * decoder[feature[chunk]])
+            yield kl_after_change(batch, torch.arange(len(codes), device=removed.device), -removed)
 
-    loss, n_tokens = _over_sequences(job, sequences, losses, progress)
+    loss, n_tokens = _run_sequences(job, sequences, losses, progress)
     return TailLoss(ranks, additive, loss[::-1].copy(), n_tokens, sequences)
 
 
-def student_losses(
+def measure_restored_loss(
     job: MeasurementJob,
-    students: Sequence[Restored],
+    students: Sequence[RestoreCodes],
     sequences: Int64[np.ndarray, " sequence"],
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
 ) -> tuple[Float64[np.ndarray, "student sequence"], Int64[np.ndarray, " sequence"]]:
-    """KL(teacher ‖ teacher with the codes that a student gives back), the SAE's error left in place.
+    """Measure KL(teacher ‖ teacher with the codes that a student restores); the SAE's reconstruction error stays.
+
+    Args:
+        job: a teacher, a text and one SAE.
+        students: for each student the function that restores codes.
+        sequences: numbers of the text's sequences that are run.
+        progress: called with the number of sequences done, and the total.
 
     Returns:
-        Nats summed over the positions of each sequence, and the tokens of each that count.
+        The losses in nats, summed over each sequence [student, sequence], and the counted tokens [sequence].
 
     Raises:
-        InputError: the model gives no logits, or the text holds none of the sequences.
+        InputError: see `measure_tail_loss`.
     """
     sae = job.saes[0].sae
     decoder = sae.W_dec.detach().float()
 
     def losses(batch: ActivationBatch) -> Iterator[Tensor]:
-        at_once = max(1, NUMBERS_AT_ONCE // len(decoder))
-        for student in students:
-            parts = []
-            for acts in torch.split(batch.activation, at_once):
+        tokens_at_once = max(1, NUMBERS_AT_ONCE // len(decoder))
+        for restore in students:
+            changes = []
+            for acts in torch.split(batch.activation, tokens_at_once):
                 codes = sae.encode(acts).flatten(1).float()
-                parts.append((student(codes) - codes) @ decoder)
-            yield rerun_kl(batch, torch.arange(len(batch.activation), device=decoder.device), torch.cat(parts))
+                changes.append((restore(codes) - codes) @ decoder)
+            yield kl_after_change(batch, torch.arange(len(batch.activation), device=decoder.device), torch.cat(changes))
 
-    return _over_sequences(job, sequences, losses, progress)
+    return _run_sequences(job, sequences, losses, progress)
 
 
-def _over_sequences(
+def _run_sequences(
     job: MeasurementJob,
     sequences: Int64[np.ndarray, " sequence"],
-    losses: Callable[[ActivationBatch], Iterator[Tensor]],
-    progress: Progress | None,
+    losses: LossesOfBatch,
+    progress: ProgressCallback | None,
 ) -> tuple[Float64[np.ndarray, "case sequence"], Int64[np.ndarray, " sequence"]]:
-    found, counted, done = [], [], 0
-    with torch.no_grad(), rerun_pass(job, 0) as step:
-        for ids in _chosen(job, sequences):
-            (batch,) = step(0, ids)
-            found.append(torch.stack(list(losses(batch))).numpy())
-            counted.append(np.bincount(batch.row.numpy(), minlength=len(ids)))
+    """Return the losses of every case and sequence, and the counted tokens of every sequence."""
+    loss_of_batches, tokens_of_batches, done = [], [], 0
+    with torch.no_grad(), rerun_pass(job, 0) as read_batch:
+        for ids in _select_sequences(job, sequences):
+            (batch,) = read_batch(0, ids)
+            loss_of_batches.append(torch.stack(list(losses(batch))).numpy())
+            tokens_of_batches.append(np.bincount(batch.row.numpy(), minlength=len(ids)))
             done += len(ids)
             if progress:
                 progress(done, len(sequences))
-    if not found or sum(int(c.sum()) for c in counted) == 0:
+    if not tokens_of_batches or sum(int(tokens.sum()) for tokens in tokens_of_batches) == 0:
         raise InputError(f"{job.stream.text.name} holds no token whose loss could be measured; give more text")
     if done != len(sequences):
-        raise InputError(f"{job.stream.text.name} no longer holds what was measured; give text that can be read twice")
-    return np.concatenate(found, axis=1), np.concatenate(counted)
+        raise InputError(f"{job.stream.text.name} has changed since it was measured; give text that can be read twice")
+    return np.concatenate(loss_of_batches, axis=1), np.concatenate(tokens_of_batches)
 
 
-def _chosen(job: MeasurementJob, sequences: Int64[np.ndarray, " sequence"]) -> Iterator[Int[Tensor, "batch position"]]:
-    """The token ids of some of the text's sequences, batch by batch, in the text's order."""
+def _select_sequences(
+    job: MeasurementJob, sequences: Int64[np.ndarray, " sequence"]
+) -> Iterator[Int[Tensor, "batch position"]]:
+    """Yield the token ids of some of the text's sequences in batches, in the order of the text."""
     if not len(sequences):
         return
-    wanted: Bool[np.ndarray, " number"] = np.zeros(int(sequences.max()) + 1, dtype=bool)
-    wanted[sequences] = True
-    waiting: list[Tensor] = []
-    for first, ids in job.token_stream.batches(0, len(wanted) * job.stream.context_size):
-        waiting += list(ids[torch.from_numpy(wanted[first : first + len(ids)])])
-        while len(waiting) >= job.stream.batch_size:
-            yield torch.stack(waiting[: job.stream.batch_size])
-            waiting = waiting[job.stream.batch_size :]
-    if waiting:
-        yield torch.stack(waiting)
+    is_selected: Bool[np.ndarray, " number"] = np.zeros(int(sequences.max()) + 1, dtype=bool)
+    is_selected[sequences] = True
+    pending: list[Tensor] = []
+    for first, ids in job.token_stream.batches(0, len(is_selected) * job.stream.context_size):
+        pending += list(ids[torch.from_numpy(is_selected[first : first + len(ids)])])
+        while len(pending) >= job.stream.batch_size:
+            yield torch.stack(pending[: job.stream.batch_size])
+            pending = pending[job.stream.batch_size :]
+    if pending:
+        yield torch.stack(pending)

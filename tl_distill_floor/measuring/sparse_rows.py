@@ -1,4 +1,4 @@
-"""torch's compressed sparse rows."""
+"""Compressed sparse rows (CSR) of torch."""
 
 import warnings
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def quiet_sparse() -> Iterator[None]:
-    """torch says once a process that its compressed sparse rows are in beta; the tests compare them with dense rows."""
+    """Suppress torch's warning that CSR tensors are in beta; the tests compare them with dense ones."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Sparse", category=UserWarning)
         yield

@@ -1,23 +1,37 @@
-"""What each feature fires on, batch by batch, and which tokens it promotes."""
+"""Find the strongest contexts of each feature, and the tokens that it promotes."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from jaxtyping import Float, Float32, Int, Int32, Int64
 from torch import Tensor
 
+from tl_distill_floor.annotations import HookedModel
 from tl_distill_floor.measuring.hooks import canonical_name
 from tl_distill_floor.results.contexts import AFTER, BEFORE, N_CONTEXTS, NO_TOKEN, WINDOW, FeatureContexts
 
 N_PROMOTED = 6
 LOGITS_AT_ONCE = 2**23
-"""Numbers of logits that are held at a time, 32 MiB in fp32."""
-WRITTEN_TO = ("hook_in", "hook_out", "hook_resid_mid", "mlp.hook_out", "attn.hook_out")
-"""The points of a block whose activation is the residual stream, or is added to it."""
+"""Logits held at a time: 32 MiB in fp32."""
+RESIDUAL_POINTS = ("hook_in", "hook_out", "hook_resid_mid", "mlp.hook_out", "attn.hook_out")
+"""Hook points of a block whose activation is the residual stream, or is added to it."""
 ENTRY_BITS = 31
 MOST_ENTRIES = 2**ENTRY_BITS - 1
+
+
+@runtime_checkable
+class TokenDecoder(Protocol):
+    """The part of a Hugging Face tokenizer that turns token ids into strings."""
+
+    def decode(self, token_ids: list[int]) -> str | list[str]:
+        """Return the text of some token ids."""
+        ...
+
+    def convert_ids_to_tokens(self, ids: int) -> str | list[str]:
+        """Return the entry of the vocabulary for a token id."""
+        ...
 
 
 @torch.no_grad()
@@ -31,128 +45,137 @@ def batch_contexts(
     first_sequence: int,
     n_features: int,
 ) -> FeatureContexts:
-    """The strongest contexts of one batch, from the entries of its codes that are not 0.
+    """Find the strongest contexts of one batch from its nonzero codes ("entries").
 
     Args:
-        token: of each entry, its place among the tokens that counted; ascending.
-        feature: of each entry.
-        value: of each entry; its absolute value is the strength.
-        sequence: number of the text's sequence that each counted token stands in.
-        position: of each counted token in its sequence.
-        ids: token ids of the whole sequences, those that did not count included.
-        first_sequence: number of the text's sequence that is `ids[0]`.
-        n_features: of the SAE.
+        token: index of each entry's token among the counted tokens, ascending.
+        feature: feature of each entry.
+        value: code of each entry; its absolute value is the strength.
+        sequence: number of each counted token's sequence in the text.
+        position: position of each counted token in its sequence.
+        ids: token ids of the full sequences, including tokens that are not counted.
+        first_sequence: number of the first sequence of `ids` in the text.
+        n_features: number of the SAE's features.
     """
-    # In NumPy: these arrays are small, and torch's threads cost more than they save.
-    tokens, features, rows, positions = (_array(a) for a in (token, feature, sequence - first_sequence, position))
-    entry, strength = _strongest(rows[tokens], features, _array(value.abs().float()), len(ids), n_features)
-    made = _empty(n_features)
-    made[0][:, : strength.shape[1]] = strength
-    which, k = strength.nonzero()
-    place = tokens[entry[which, k]]
-    made[1][which, k] = rows[place] + first_sequence
-    made[2][which, k] = _windows(_array(ids), rows[place], positions[place])
-    return FeatureContexts.of_places(*made)
-
-
-def _array(values: Tensor) -> np.ndarray:
-    found: np.ndarray = values.cpu().numpy()
-    return found
-
-
-def _empty(n_features: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    # In NumPy: the arrays are small, and torch's threads would cost more than they save.
+    tokens, features, rows, positions = (_to_numpy(a) for a in (token, feature, sequence - first_sequence, position))
+    entry, strength = _strongest_entries(rows[tokens], features, _to_numpy(value.abs().float()), len(ids), n_features)
     shape = (n_features, N_CONTEXTS)
-    return (
-        np.zeros(shape, dtype=np.float32),
-        np.full(shape, NO_TOKEN, dtype=np.int64),
-        np.full((*shape, WINDOW), NO_TOKEN, dtype=np.int32),
-    )
+    activation = np.zeros(shape, dtype=np.float32)
+    numbers = np.full(shape, NO_TOKEN, dtype=np.int64)
+    windows = np.full((*shape, WINDOW), NO_TOKEN, dtype=np.int32)
+    activation[:, : strength.shape[1]] = strength
+    fired, rank = strength.nonzero()
+    peak = tokens[entry[fired, rank]]
+    numbers[fired, rank] = rows[peak] + first_sequence
+    windows[fired, rank] = _windows(_to_numpy(ids), rows[peak], positions[peak])
+    return FeatureContexts.from_arrays(activation, numbers, windows)
 
 
-def _strongest(
+def describe_contexts(
+    contexts: FeatureContexts, model: HookedModel, W_dec: Float[Tensor, "feature *d_model"], hook_name: str
+) -> FeatureContexts:
+    """Add the tokens that each feature promotes, and the strings of all tokens if the model has a tokenizer.
+
+    Args:
+        contexts: the strongest contexts of each feature.
+        model: a HookedTransformer or TransformerBridge.
+        W_dec: the SAE's decoder.
+        hook_name: the SAE's hook point. Promoted tokens are known for the residual stream and what is added to it.
+    """
+    if canonical_name(hook_name).split(".", 2)[-1] in RESIDUAL_POINTS:
+        fired = contexts.activation[:, 0] > 0  # only these: the product with the vocabulary is large
+        promoted_by_fired = find_promoted_tokens(model, W_dec.detach()[torch.from_numpy(fired)])
+        promoted = np.full((len(fired), promoted_by_fired.shape[1]), NO_TOKEN, dtype=np.int32)
+        promoted[fired] = promoted_by_fired
+        contexts = contexts.with_promoted(promoted)
+    tokenizer = getattr(model, "tokenizer", None)
+    return contexts if tokenizer is None else contexts.with_strings(token_decoder(tokenizer))
+
+
+@torch.no_grad()
+def find_promoted_tokens(
+    model: HookedModel, W_dec: Float[Tensor, "feature *d_model"], n: int = N_PROMOTED
+) -> Int32[np.ndarray, "feature promoted"]:
+    """Find the tokens whose logits each decoder row increases most.
+
+    The change of the logits for a row w is unembed(ln_final(c · w)) − unembed(ln_final(0)), with c · w of root mean
+    square 1: the direct path from the residual stream, without the layers between. The model is not changed.
+
+    Args:
+        model: a HookedTransformer or TransformerBridge.
+        W_dec: decoder rows, in the residual stream.
+        n: tokens per feature.
+
+    Returns:
+        [feature, n] token ids, the largest increase first; -1 for a row of zeros. [feature, 0] if the width of the rows
+        is not that of the residual stream, or if the model has no final norm or no unembedding.
+    """
+    rows = W_dec.detach()
+    ln_final, unembed = (getattr(model, name, None) for name in ("ln_final", "unembed"))
+    if ln_final is None or unembed is None or rows.shape[1:] != (int(model.cfg.d_model),):
+        return np.zeros((len(rows), 0), dtype=np.int32)
+
+    def to_logits(residual: Float[Tensor, "1 row d_model"]) -> Float[Tensor, "row token"]:
+        logits: Tensor = unembed(ln_final(residual))[0].float()
+        return logits
+
+    weight = next(unembed.parameters())
+    logits_of_zero = to_logits(weight.new_zeros(1, 1, rows.shape[1]))[0]
+    promoted = []
+    for rows_of_chunk in torch.split(rows, max(1, LOGITS_AT_ONCE // len(logits_of_zero))):
+        chunk = rows_of_chunk.to(weight)
+        size = chunk.float().square().mean(-1, keepdim=True).sqrt()
+        normalized = torch.where(size > 0, chunk.float() / size, 0.0).to(chunk)
+        increase = to_logits(normalized[None]).sub_(logits_of_zero)
+        top = increase.topk(min(n, len(logits_of_zero)), dim=1).indices
+        promoted.append(torch.where(size > 0, top, NO_TOKEN).int().cpu().numpy())
+    return np.concatenate(promoted)
+
+
+def token_decoder(tokenizer: TokenDecoder) -> Callable[[int], str]:
+    """Return a function from a token id to its string in a text, with the space before a word."""
+
+    def decode(token: int) -> str:
+        text = str(tokenizer.decode([token]))
+        piece = tokenizer.convert_ids_to_tokens(token)
+        # SentencePiece marks the first piece of a word; decoding a single piece drops the space.
+        return f" {text}" if str(piece).startswith("▁") and not text.startswith(" ") else text
+
+    return decode
+
+
+def _to_numpy(values: Tensor) -> np.ndarray:
+    """Return a tensor as a NumPy array."""
+    array: np.ndarray = values.cpu().numpy()
+    return array
+
+
+def _strongest_entries(
     row: Int64[np.ndarray, " entry"],
     feature: Int64[np.ndarray, " entry"],
     strength: Float32[np.ndarray, " entry"],
     n_rows: int,
     n_features: int,
 ) -> tuple[Int64[np.ndarray, "feature kept"], Float32[np.ndarray, "feature kept"]]:
-    """(entry, strength): of every feature the strongest sequences, one entry each, the earlier one among equals."""
-    # The bits of a float of at least 0 rise with it, and its sign bit is 0: one whole number carries the strength and,
-    # in the bits below, how early the entry stands.
-    early = MOST_ENTRIES - np.arange(len(row))
+    """Find the strongest entry of each sequence, for the strongest sequences of each feature.
+
+    Returns:
+        Indices of the entries and their strengths, the strongest first; of equal ones the earlier.
+    """
+    # The bits of nonnegative floats are in the order of the floats, with a sign bit of 0. So one integer holds the
+    # strength, and in its lower bits how early the entry is.
+    earliness = MOST_ENTRIES - np.arange(len(row))
     best = np.zeros(n_features * n_rows, dtype=np.int64)
-    np.maximum.at(best, feature * n_rows + row, (strength.view(np.int32).astype(np.int64) << ENTRY_BITS) | early)
+    np.maximum.at(best, feature * n_rows + row, (strength.view(np.int32).astype(np.int64) << ENTRY_BITS) | earliness)
     top = np.sort(best.reshape(n_features, n_rows), axis=1)[:, ::-1][:, :N_CONTEXTS]
     return MOST_ENTRIES - (top & MOST_ENTRIES), (top >> ENTRY_BITS).astype(np.int32).view(np.float32)
 
 
 def _windows(
-    ids: Int[np.ndarray, "batch position"], row: Int[np.ndarray, " place"], position: Int[np.ndarray, " place"]
-) -> Int32[np.ndarray, "place window"]:
-    """The tokens around each place; -1 beyond the ends of its sequence."""
+    ids: Int[np.ndarray, "batch position"], row: Int[np.ndarray, " peak"], position: Int[np.ndarray, " peak"]
+) -> Int32[np.ndarray, "peak window"]:
+    """Return the token ids around each peak; -1 beyond the ends of its sequence."""
     padded = np.pad(ids.astype(np.int32), ((0, 0), (BEFORE, AFTER)), constant_values=NO_TOKEN)
     windows: np.ndarray = np.lib.stride_tricks.sliding_window_view(padded, WINDOW, axis=1)[row, position]
     return windows
-
-
-def described(contexts: FeatureContexts, model: Any, sae: Any, hook_name: str) -> FeatureContexts:
-    """With the tokens that each feature promotes, and the strings of all tokens where the model has a tokenizer."""
-    if canonical_name(hook_name).split(".", 2)[-1] in WRITTEN_TO:
-        fired = contexts.activation[:, 0] > 0  # features times vocabulary is a large product
-        found = promoted_tokens(model, sae.W_dec.detach()[torch.from_numpy(fired)])
-        promoted = np.full((len(fired), found.shape[1]), NO_TOKEN, dtype=np.int32)
-        promoted[fired] = found
-        contexts = contexts.with_promoted(promoted)
-    tokenizer = getattr(model, "tokenizer", None)
-    return contexts if tokenizer is None else contexts.with_strings(decoder_of(tokenizer))
-
-
-@torch.no_grad()
-def promoted_tokens(
-    model: Any, W_dec: Float[Tensor, "feature *d_model"], n: int = N_PROMOTED
-) -> Int32[np.ndarray, "feature promoted"]:
-    """The tokens whose logits each decoder row raises most, the most raised first.
-
-    The logits of row w are unembed(ln_final(c · w)) − unembed(ln_final(0)), with c · w of root mean square 1: the
-    direct path from the residual stream, whatever the layers between do. Nothing in the model is changed.
-
-    Args:
-        model: a HookedTransformer or TransformerBridge.
-        W_dec: decoder rows, in the residual stream.
-        n: tokens a feature.
-
-    Returns:
-        [feature, n] token ids, -1 for a row of zeros; [feature, 0] where the rows have another width than the residual
-        stream, or the model has no final norm or no unembedding.
-    """
-    rows = W_dec.detach()
-    readable = all(getattr(model, name, None) is not None for name in ("ln_final", "unembed"))
-    if not readable or rows.shape[1:] != (int(model.cfg.d_model),):
-        return np.zeros((len(rows), 0), dtype=np.int32)
-    weight = next(model.unembed.parameters())
-    unchanged = model.unembed(model.ln_final(weight.new_zeros(1, 1, rows.shape[1])))[0, 0].float()
-    chunks = torch.split(rows, max(1, LOGITS_AT_ONCE // len(unchanged)))
-    return np.concatenate([_most_raised(model, chunk.to(weight), unchanged, n) for chunk in chunks])
-
-
-def _most_raised(
-    model: Any, rows: Float[Tensor, "feature d_model"], unchanged: Float[Tensor, " token"], n: int
-) -> Int32[np.ndarray, "feature promoted"]:
-    size = rows.float().square().mean(-1, keepdim=True).sqrt()
-    of_size_one = torch.where(size > 0, rows.float() / size, 0.0).to(rows)
-    raised = model.unembed(model.ln_final(of_size_one[None]))[0].float().sub_(unchanged)
-    top = raised.topk(min(n, len(unchanged)), dim=1).indices
-    found: np.ndarray = torch.where(size > 0, top, NO_TOKEN).int().cpu().numpy()
-    return found
-
-
-def decoder_of(tokenizer: Any) -> Callable[[int], str]:
-    """A function from a token id to its string as it stands in a text, with the space before a word."""
-
-    def decode(token: int) -> str:
-        text = str(tokenizer.decode([token]))
-        piece = tokenizer.convert_ids_to_tokens(token)
-        # SentencePiece marks a word's first piece; of a piece that stands alone, decoding drops the space.
-        return f" {text}" if str(piece).startswith("▁") and not text.startswith(" ") else text
-
-    return decode

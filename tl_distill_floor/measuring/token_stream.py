@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from tl_distill_floor.annotations import TextLike
+from tl_distill_floor.annotations import HookedModel, TextLike
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.sources.teachers import Teacher, check_context, special_token_ids
 from tl_distill_floor.sources.text import TextSource, load_text
@@ -130,7 +130,7 @@ def mask_first_position(shape: Sequence[int]) -> Bool[Tensor, "batch position"]:
     return mask
 
 
-def device_of(model: nn.Module) -> torch.device:
+def device_of(model: HookedModel | nn.Module) -> torch.device:
     """Return the device of a model's first parameter."""
     first: Tensor = next(model.parameters())
     return first.device

@@ -1,11 +1,16 @@
 """Predict the loss floor of every student width.
 
-- `predict`: `predict_floor`, from a teacher and an SAE; `predict_floors`, for several SAEs in one pass.
+- `predict`: `predict_floor`, from a teacher and an SAE; `predict_floors`, from several SAEs in one pass.
 - `floors`: `floor_from_stats`, from measured statistics.
-- `simulation`, `bottleneck`: bottleneck students, trained on the codes of an SAE.
-- `lost_features`: `lost_features` and `one_feature`, what a student loses.
+- `intervals`: 95 % intervals of a prediction.
+- `checks`: checks of the options, and the warnings of a prediction.
+- `simulation`: `simulate`, the losses of bottleneck students that are trained on an SAE's codes.
+- `bottleneck_task`: the codes that bottleneck students are trained on and evaluated on.
+- `bottleneck`: the model and the training of bottleneck students.
+- `lost_features`: `lost_features` and `one_feature`, the features that a student loses.
+- `toy`: `toy.train`, toy models of superposition on synthetic features.
 - `toy_experiments`: grids of toy models, among them the paper's.
-- `toy`: toy models of superposition, trained on independent synthetic features.
+- `progress`: progress callbacks and bars.
 """
 
 import lazy_loader

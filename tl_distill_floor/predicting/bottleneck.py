@@ -1,20 +1,21 @@
-"""`simulated`: the toy model's bottleneck x̂ = ReLU(WᵀWx + b), trained on the codes of a real SAE.
+"""Train bottleneck students x̂ = ReLU(WᵀWx + b) on the codes of an SAE.
 
-A model of width d with nothing in it but the width: what it loses on held-out codes is what d dimensions can hold of
-these features, with the rates, amplitudes and co-activation that they have (Elhage et al. 2022 on synthetic features).
-x is the activation times the norm of the feature's decoder row, so that features have one scale whatever the SAE's.
+A bottleneck student of width d is the toy model of superposition (Elhage et al. 2022) on real features. Its loss on
+held-out codes is what d dimensions can hold of these features, with their firing rates, amplitudes and co-activation.
+x is the activation times the norm of the feature's decoder row, so that the scale of the features does not depend on
+the SAE.
 
-Codes stay sparse from end to end. The encoder touches only the rows of W whose features fired, and so does the decoder
-where they fired. Where they did not, the loss is w ReLU(z)², which needs z of every feature: that part is taken on the
-first tokens of each batch alone, in a random order, with all features. It is unbiased, and at equal cost far less noisy
-than a sample of features on all tokens, with which each row of W would see its interference only now and then. Tokens
-are drawn by their importance, that is by what they cost.
+Codes stay sparse. The encoder reads only the rows of W whose features are active, and so does the decoder for active
+features. For inactive features the loss is w · ReLU(z)², which needs z of every feature. This part is computed with all
+features, on the first tokens of each batch, whose order is random. It is unbiased, and at equal cost less noisy than a
+sample of features on all tokens, with which each row of W would see its interference only now and then. Tokens are
+sampled by importance, in proportion to their cost.
 """
 
 import copy
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -24,134 +25,164 @@ from torch import Tensor
 from torch.nn.functional import embedding_bag
 
 from tl_distill_floor.measuring.sparse_rows import quiet_sparse
-from tl_distill_floor.predicting.toy import INITIAL_SCALE, StepCounter
+from tl_distill_floor.predicting.progress import StepCounter
+from tl_distill_floor.predicting.toy import INITIAL_SCALE
 from tl_distill_floor.results.codes import Codes
 
-LEARNING_RATE, BIAS_RATE = 0.05, 0.03
-"""Of W, times width^-½, and of the biases, in units of a feature's amplitude."""
-BETAS, WARM_UP, FLAT = (0.8, 0.95), 0.05, 0.5
-LEAST_INACTIVE, MOST_INACTIVE, INACTIVE_NUMBERS = 64, 256, 2**21
-"""Tokens of a batch on which the features that did not fire are decoded too, and, between these, tokens × features."""
+W_LEARNING_RATE, BIAS_LEARNING_RATE = 0.05, 0.03
+"""Learning rate of W, times width^-½, and of the biases, in units of a feature's amplitude."""
+BETAS = (0.8, 0.95)
+WARM_UP_SHARE, CONSTANT_SHARE = 0.05, 0.5
+"""Share of the shorter training in which the learning rate rises, and share of each training before it falls."""
+MIN_INACTIVE_TOKENS, MAX_INACTIVE_TOKENS = 64, 256
+"""Bounds of the number of tokens per batch on which inactive features are decoded."""
+INACTIVE_OUTPUTS = 2**21
+"""Number of outputs, tokens × features, that are decoded for inactive features, within these bounds."""
 
 
-class Batch(NamedTuple):
+class SparseBatch(NamedTuple):
     """Codes of some tokens as compressed sparse rows."""
 
     row_start: Int[Tensor, " rows"]
+    """[token + 1] index of each token's first entry."""
     feature: Int[Tensor, " entry"]
     value: Float[Tensor, " entry"]
-    share: Float[Tensor, " token"]
-    """What a token counts for in the mean over tokens."""
+    token_weight: Float[Tensor, " token"]
+    """Weight of each token when tokens are averaged."""
 
     @classmethod
-    def of(cls, codes: Codes) -> "Batch":
-        """Every token counts alike."""
-        return cls.made_of(codes.row_start, codes.feature, codes.value, np.full(codes.n_tokens, 1.0 / codes.n_tokens))
+    def from_codes(cls, codes: Codes) -> "SparseBatch":
+        """Return all tokens of some codes, with equal weights."""
+        equal = np.full(codes.n_tokens, 1.0 / codes.n_tokens)
+        return cls.from_arrays(codes.row_start, codes.feature, codes.value, equal)
 
     @classmethod
-    def made_of(
+    def from_arrays(
         cls,
         row_start: Int64[np.ndarray, " rows"],
         feature: Int32[np.ndarray, " entry"],
         value: Float32[np.ndarray, " entry"],
-        share: Float64[np.ndarray, " token"],
-    ) -> "Batch":
-        arrays = (row_start, feature.astype(np.int64), value, share.astype(np.float32))
+        token_weight: Float64[np.ndarray, " token"],
+    ) -> "SparseBatch":
+        """Convert arrays to tensors."""
+        arrays = (row_start, feature.astype(np.int64), value, token_weight.astype(np.float32))
         return cls(*(torch.from_numpy(array) for array in arrays))
 
-    def to(self, device: torch.device) -> "Batch":
-        return Batch(*(tensor.to(device) for tensor in self))
+    def to(self, device: torch.device) -> "SparseBatch":
+        """Move the batch to a device."""
+        return SparseBatch(*(tensor.to(device) for tensor in self))
 
-    def part(self, first: int, last: int) -> "Batch":
-        """Tokens `first` to `last`."""
+    def select_range(self, first: int, last: int) -> "SparseBatch":
+        """Return the tokens from `first` up to, but without, `last`."""
         start, end = int(self.row_start[first]), int(self.row_start[last])
         row_start = self.row_start[first : last + 1] - start
-        return Batch(row_start, self.feature[start:end], self.value[start:end], self.share[first:last])
+        return SparseBatch(row_start, self.feature[start:end], self.value[start:end], self.token_weight[first:last])
 
     @property
     def n_tokens(self) -> int:
+        """Number of tokens."""
         return len(self.row_start) - 1
 
     @property
     def token(self) -> Int[Tensor, " entry"]:
+        """Token of each entry."""
         return torch.arange(self.n_tokens, device=self.feature.device).repeat_interleave(self.row_start.diff())
 
 
 class Bottleneck(NamedTuple):
-    """x̂ = ReLU(WᵀWx + b); also its slopes."""
+    """The parameters of x̂ = ReLU(WᵀWx + b), or a gradient with respect to them."""
 
     W: Float[Tensor, "feature width"]
     b: Float[Tensor, " feature"]
 
-    def hidden(self, codes: Batch, value: Float[Tensor, " entry"] | None = None) -> Float[Tensor, "token width"]:
-        """Σ over a token's entries of value · W_i; only rows of W that stand in the codes are read."""
+    def hidden(self, codes: SparseBatch, value: Float[Tensor, " entry"] | None = None) -> Float[Tensor, "token width"]:
+        """Compute Σ value · W_i over the entries of each token. Only the rows of W in the codes are read.
+
+        Args:
+            codes: the codes.
+            value: values of the entries; those of the codes if None.
+        """
         weights = codes.value if value is None else value
         return embedding_bag(codes.feature, self.W, codes.row_start[:-1], mode="sum", per_sample_weights=weights)
 
     def output(self, hidden: Float[Tensor, "token width"]) -> Float[Tensor, "token feature"]:
+        """Compute the output of every feature from the hidden state."""
         return (hidden @ self.W.T).add_(self.b).relu_()
 
-    def lost(self, codes: Batch, weight: Float[Tensor, " feature"]) -> Float[Tensor, "token feature"]:
-        """w_i (x̂_i − x_i)² of every token and feature, exactly."""
+    def loss(self, codes: SparseBatch, weight: Float[Tensor, " feature"]) -> Float[Tensor, "token feature"]:
+        """Compute w_i (x̂_i − x_i)² of every token and feature."""
         error = self.output(self.hidden(codes))
         error[codes.token, codes.feature] -= codes.value
         return error.square_().mul_(weight)
 
 
-class Columns(NamedTuple):
-    """The same entries, feature by feature."""
+class EntriesByFeature(NamedTuple):
+    """The entries of a batch, sorted by feature (compressed sparse columns)."""
 
     start: Int[Tensor, " columns"]
+    """[feature + 1] index of each feature's first entry."""
     token: Int[Tensor, " entry"]
     entry: Int[Tensor, " entry"]
-    """Place among the rows' entries."""
+    """Index of the entry in the batch."""
 
     @classmethod
-    def of(cls, codes: Batch, n_features: int) -> "Columns":
-        # A counting sort, eight times as fast as torch's argsort.
-        places = np.arange(len(codes.feature))
-        rows = csr_array((places, codes.feature.numpy(), codes.row_start.numpy()), (codes.n_tokens, n_features))
+    def from_batch(cls, codes: SparseBatch, n_features: int) -> "EntriesByFeature":
+        """Sort the entries of a batch."""
+        # SciPy's counting sort is eight times as fast as torch's argsort.
+        indices = np.arange(len(codes.feature))
+        rows = csr_array((indices, codes.feature.numpy(), codes.row_start.numpy()), (codes.n_tokens, n_features))
         columns = rows.tocsc()
         return cls(*(torch.from_numpy(a).long() for a in (columns.indptr, columns.indices, columns.data)))
 
-    def times(
-        self, value: Float[Tensor, " entry"], of_token: Float[Tensor, "token width"]
+    def weighted_sum(
+        self, value: Float[Tensor, " entry"], hidden: Float[Tensor, "token width"]
     ) -> Float[Tensor, "feature width"]:
-        """Σ over a feature's entries of value · of_token."""
+        """Compute Σ value · hidden over the entries of each feature."""
         weights = value[self.entry]
-        return embedding_bag(self.token, of_token, self.start[:-1], mode="sum", per_sample_weights=weights)
+        return embedding_bag(self.token, hidden, self.start[:-1], mode="sum", per_sample_weights=weights)
 
 
 @torch.no_grad()
-def slopes(
-    model: Bottleneck, codes: Batch, columns: Columns, weight: Float[Tensor, " feature"], n_decoded: int
+def loss_gradient(
+    model: Bottleneck,
+    codes: SparseBatch,
+    by_feature: EntriesByFeature,
+    weight: Float[Tensor, " feature"],
+    n_decoded: int,
 ) -> Bottleneck:
-    """The slope of the mean loss per token, in W and b, tokens counting by their shares.
+    """Estimate the gradient of the weighted mean loss per token with respect to W and b.
 
-    Where features fired, of every token; where they did not, of the first `n_decoded` tokens, whose mean stands for
-    all. Over the orders of the tokens its mean is the slope of the whole loss.
+    Active features count on every token. Inactive features count on the first `n_decoded` tokens, scaled up to all
+    tokens. The mean over all orders of the tokens is the exact gradient.
+
+    Args:
+        model: the bottleneck student.
+        codes: the batch.
+        by_feature: its entries, sorted by feature.
+        weight: [feature] cost of a squared error.
+        n_decoded: number of tokens on which inactive features are decoded.
     """
     n_tokens, n, n_decoded = codes.n_tokens, len(model.b), min(n_decoded, codes.n_tokens)
     hidden, token = model.hidden(codes), codes.token
     pattern = torch.sparse_csr_tensor(codes.row_start, codes.feature, codes.value, (n_tokens, n))
     z = torch.sparse.sampled_addmm(pattern, hidden, model.W.T, beta=0.0).values() + model.b[codes.feature]
-    error = (z.relu() - codes.value).mul_(weight[codes.feature]).mul_(2.0 * codes.share[token]).mul_(z > 0)
+    error = (z.relu() - codes.value).mul_(weight[codes.feature]).mul_(2.0 * codes.token_weight[token]).mul_(z > 0)
 
-    n_fired = int(codes.row_start[n_decoded])
+    n_active = int(codes.row_start[n_decoded])
     inactive = model.output(hidden[:n_decoded])
-    inactive[token[:n_fired], codes.feature[:n_fired]] = 0.0
-    inactive.mul_(weight).mul_(codes.share[:n_decoded, None] * (2.0 * n_tokens / n_decoded))
+    inactive[token[:n_active], codes.feature[:n_active]] = 0.0
+    inactive.mul_(weight).mul_(codes.token_weight[:n_decoded, None] * (2.0 * n_tokens / n_decoded))
 
-    from_hidden = model.hidden(codes, error)
-    from_hidden[:n_decoded] += inactive @ model.W
+    hidden_gradient = model.hidden(codes, error)
+    hidden_gradient[:n_decoded] += inactive @ model.W
     # W is in the decoder and in the encoder.
-    of_W = columns.times(error, hidden).addmm_(inactive.T, hidden[:n_decoded])
-    of_W += columns.times(codes.value, from_hidden)
-    return Bottleneck(of_W, inactive.sum(0).index_add_(0, codes.feature, error))
+    W_gradient = by_feature.weighted_sum(error, hidden).addmm_(inactive.T, hidden[:n_decoded])
+    W_gradient += by_feature.weighted_sum(codes.value, hidden_gradient)
+    return Bottleneck(W_gradient, inactive.sum(0).index_add_(0, codes.feature, error))
 
 
 class BottleneckTrainer:
-    """A bottleneck in training, by Adam, from small random weights."""
+    """A bottleneck student in training with Adam, from small random weights."""
 
     def __init__(
         self,
@@ -165,24 +196,26 @@ class BottleneckTrainer:
         self.W = (noise * (INITIAL_SCALE / math.sqrt(width))).to(weight.device).requires_grad_()
         self.scaled_b = torch.zeros_like(amplitude).requires_grad_()
         self.weight, self.amplitude = weight, amplitude
-        peaks = ((self.W, rate * LEARNING_RATE / math.sqrt(width)), (self.scaled_b, rate * BIAS_RATE))
+        peaks = ((self.W, rate * W_LEARNING_RATE / math.sqrt(width)), (self.scaled_b, rate * BIAS_LEARNING_RATE))
         groups = [{"params": [parameter], "peak": peak} for parameter, peak in peaks]
         self.optimizer = torch.optim.Adam(groups, betas=BETAS, eps=1e-12, fused=True)
 
     @property
     def model(self) -> Bottleneck:
+        """The student with its current parameters."""
         return Bottleneck(self.W.detach(), self.scaled_b.detach() * self.amplitude)
 
-    def step(self, batch: Batch, columns: Columns, share_of_rate: float) -> None:
-        slope = slopes(self.model, batch, columns, self.weight, n_inactive(len(self.weight)))
-        self.W.grad, self.scaled_b.grad = slope.W, slope.b * self.amplitude
+    def step(self, batch: SparseBatch, by_feature: EntriesByFeature, rate_share: float) -> None:
+        """Train on one batch with a share of the highest learning rate."""
+        gradient = loss_gradient(self.model, batch, by_feature, self.weight, n_inactive_tokens(len(self.weight)))
+        self.W.grad, self.scaled_b.grad = gradient.W, gradient.b * self.amplitude
         for group in self.optimizer.param_groups:
-            group["lr"] = group["peak"] * share_of_rate
+            group["lr"] = group["peak"] * rate_share
         self.optimizer.step()
 
     def copy(self) -> "BottleneckTrainer":
-        """Another that goes on from here; what does not change is shared."""
-        shared: dict[int, Any] = {id(tensor): tensor for tensor in (self.weight, self.amplitude)}
+        """Return a trainer that continues from here; constant tensors are shared."""
+        shared: dict[int, object] = {id(tensor): tensor for tensor in (self.weight, self.amplitude)}
         return copy.deepcopy(self, shared)
 
 
@@ -198,79 +231,96 @@ def train(
     report: StepCounter,
     rate: float = 1.0,
 ) -> list[tuple[Bottleneck, Bottleneck]]:
-    """Train a bottleneck of every width, all on the same batches: once for half the steps, once for all.
+    """Train bottleneck students of all widths on the same batches, once for half of the steps and once for all.
 
-    The learning rate warms up, stays, and falls to 0 over the last half. What both trainings of a width have in
-    common, up to where the shorter one's rate begins to fall, is done once.
+    The learning rate warms up, stays constant, and falls to 0 in the last half. The two trainings of a width are equal
+    up to where the rate of the shorter one begins to fall; these steps are done once.
+
+    Source: Elhage et al. 2022, "Toy Models of Superposition", for the model.
 
     Args:
-        codes: to train on; at least one token.
+        codes: codes to train on, of at least one token.
         weight: [feature] cost of a squared error.
-        amplitude: [feature] root mean square of a feature's value where it fired: the unit of its bias.
-        widths: dimensions.
-        steps: of the longer training.
-        batch_size: tokens a step, at most as many as there are.
-        seed: of the weights and the order of the tokens.
-        report: told of every step of every model, see `steps_a_width`.
-        rate: multiplies the learning rates.
+        amplitude: [feature] root mean square of each feature's value where it is active; the unit of its bias.
+        widths: [width] dimensions.
+        steps: steps of the longer training.
+        batch_size: tokens per step, at most the number of tokens.
+        seed: seed of the weights and of the order of the tokens.
+        report: counts every step of every model, see `n_steps_per_width`.
+        rate: factor of the learning rates.
 
     Returns:
-        For each width, the model after half the steps and the one after all.
+        For each width, the student after half of the steps and the student after all of them.
+
+    Example:
+        >>> codes = Codes.from_dense(np.eye(4))
+        >>> counter = StepCounter(None, n_steps_per_width(4))
+        >>> students = train(codes, torch.ones(4), torch.ones(4), [2], steps=4, batch_size=4, seed=0, report=counter)
+        >>> students[0][1].W.shape
+        torch.Size([4, 2])
     """
-    of_entry = codes.value.astype(np.float64) ** 2 * weight.double().cpu().numpy()[codes.feature]
-    cost = np.bincount(np.repeat(np.arange(codes.n_tokens), np.diff(codes.row_start)), of_entry, codes.n_tokens)
+    entry_cost = codes.value.astype(np.float64) ** 2 * weight.double().cpu().numpy()[codes.feature]
+    token = np.repeat(np.arange(codes.n_tokens), np.diff(codes.row_start))
+    token_cost = np.bincount(token, entry_cost, codes.n_tokens)
     longer = [BottleneckTrainer(width, weight, amplitude, seed, rate) for width in widths]
     shorter: list[BottleneckTrainer] = []
-    half, warm_up = steps // 2, WARM_UP * (steps // 2)
-    batches = _batches(codes, cost, batch_size, seed, weight.device)
+    half, warm_up = steps // 2, WARM_UP_SHARE * (steps // 2)
+    batches = _batches(codes, token_cost, batch_size, seed, weight.device)
     with torch.no_grad(), quiet_sparse():
-        for step, (batch, columns) in zip(range(steps), batches, strict=False):
-            if step == int(FLAT * half):
-                shorter = [student.copy() for student in longer]
-            for students, n in ((longer, steps), (shorter, half)):
-                for student in students if step < n else ():
-                    student.step(batch, columns, _share_of_rate(step, n, warm_up))
+        for step, (batch, by_feature) in zip(range(steps), batches, strict=False):
+            if step == int(CONSTANT_SHARE * half):
+                shorter = [trainer.copy() for trainer in longer]
+            for trainers, n in ((longer, steps), (shorter, half)):
+                for trainer in trainers if step < n else ():
+                    trainer.step(batch, by_feature, _rate_share(step, n, warm_up))
                     report.step()
     return [(one.model, other.model) for one, other in zip(shorter, longer, strict=True)]
 
 
-def steps_a_width(steps: int) -> int:
-    """Steps that `train` takes in all for one width."""
+def n_steps_per_width(steps: int) -> int:
+    """Return the number of steps that `train` does for one width.
+
+    Example:
+        >>> n_steps_per_width(100)
+        125
+    """
     half = steps // 2
-    return steps + half - int(FLAT * half)
+    return steps + half - int(CONSTANT_SHARE * half)
 
 
-def n_inactive(n_features: int) -> int:
-    """Tokens of a batch on which features that did not fire are decoded too."""
-    return min(max(INACTIVE_NUMBERS // n_features, LEAST_INACTIVE), MOST_INACTIVE)
+def n_inactive_tokens(n_features: int) -> int:
+    """Return the number of tokens per batch on which inactive features are decoded."""
+    return min(max(INACTIVE_OUTPUTS // n_features, MIN_INACTIVE_TOKENS), MAX_INACTIVE_TOKENS)
 
 
 def _batches(
     codes: Codes, cost: Float64[np.ndarray, " token"], size: int, seed: int, device: torch.device
-) -> Iterator[tuple[Batch, Columns]]:
-    """Tokens without end, half of them drawn evenly and half by their cost, and counting for as much less.
+) -> Iterator[tuple[SparseBatch, EntriesByFeature]]:
+    """Yield batches without end; half of the tokens are sampled uniformly, half in proportion to their cost.
 
-    A few tokens of a language model are tens of times as large as the others. Drawn evenly they would come seldom,
-    with slopes beside which nothing else is learned.
+    Weights correct for the sampling. A few tokens of a language model are tens of times as large as the others. With
+    uniform sampling they would be rare, and their gradients would be too large for anything else to be learned.
     """
     random = np.random.default_rng(seed)
     n_tokens = codes.n_tokens
     probability = (1.0 / n_tokens + cost / cost.sum()) / 2.0 if cost.sum() > 0 else np.full(n_tokens, 1.0 / n_tokens)
-    counts_for = 1.0 / (n_tokens * probability * size)
+    token_weight = 1.0 / (n_tokens * probability * size)
     n_batches = max(1, n_tokens // size)
     while True:
         order = random.permutation(n_tokens)
-        ends = np.cumsum(probability[order])
+        cumulative = np.cumsum(probability[order])
         for offset in random.permutation(n_batches):
-            # Evenly spaced draws: a pass over the batches holds of every token what it should, give or take one.
-            places = (np.arange(size) + (offset + random.random()) / n_batches) * (ends[-1] / size)
-            drawn = random.permutation(order[np.minimum(np.searchsorted(ends, places), n_tokens - 1)])
-            row_start, entries = codes.entries_of(drawn)
-            batch = Batch.made_of(row_start, codes.feature[entries], codes.value[entries], counts_for[drawn])
-            columns = Columns.of(batch, codes.n_features)
-            yield batch.to(device), Columns(*(a.to(device) for a in columns))
+            # Systematic sampling: over one pass, each token is sampled as often as expected, up to one.
+            quantiles = (np.arange(size) + (offset + random.random()) / n_batches) * (cumulative[-1] / size)
+            sampled = random.permutation(order[np.minimum(np.searchsorted(cumulative, quantiles), n_tokens - 1)])
+            row_start, entries = codes.select_entries(sampled)
+            batch = SparseBatch.from_arrays(
+                row_start, codes.feature[entries], codes.value[entries], token_weight[sampled]
+            )
+            by_feature = EntriesByFeature.from_batch(batch, codes.n_features)
+            yield batch.to(device), EntriesByFeature(*(tensor.to(device) for tensor in by_feature))
 
 
-def _share_of_rate(step: int, steps: int, warm_up: float) -> float:
-    """Share of the largest learning rate: a linear warm-up, then flat, then linear to 0."""
-    return min(1.0, step / warm_up + 1e-2, (1.0 - step / steps) / (1.0 - FLAT))
+def _rate_share(step: int, steps: int, warm_up: float) -> float:
+    """Return the share of the highest learning rate: a linear warm-up, then constant, then linear to 0."""
+    return min(1.0, step / warm_up + 1e-2, (1.0 - step / steps) / (1.0 - CONSTANT_SHARE))

@@ -1,4 +1,6 @@
-"""TODO: one line."""
+"""Describe the features that a student of some width loses, and one feature over several widths."""
+
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int
@@ -6,26 +8,37 @@ from jaxtyping import Int
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.results.feature_stats import FeatureStats
 from tl_distill_floor.results.floor_prediction import FloorPrediction
-from tl_distill_floor.results.lost_features import Context, FeatureAt, LostFeatures, OneFeature
+from tl_distill_floor.results.lost_features import FeatureAtWidth, FeatureContext, LostFeatures, OneFeature
 
 NEURONPEDIA = "https://www.neuronpedia.org"
-
 N_SCANNED = 12
-"""Widths between 1 and the teacher's that a feature's probe_run is looked for at, beside those of the prediction."""
+"""Number of widths between 1 and the widest at which `survives_from` looks, in addition to those of the prediction."""
 
 
-def lost_features(floor: FloorPrediction, width: int | None, top: int) -> LostFeatures:
-    """The features that a student of `width` loses, the narrowest of the prediction's where it is left out.
+def lost_features(floor: FloorPrediction, width: int | None = None, top: int = 20) -> LostFeatures:
+    """Describe the features that a student of one width is expected to lose.
+
+    Args:
+        floor: a prediction.
+        width: width of the student in dimensions; the narrowest of the prediction if None.
+        top: number of features to describe, the most costly first.
+
+    Returns:
+        LostFeatures: `.lost`, the indices of all lost features, and `.shown`, descriptions of the first `top`.
 
     Raises:
-        InputError: the width or the number of features to describe is below 1.
+        InputError: `width` or `top` is below 1.
+
+    Example:
+        >>> lost = lost_features(floor, width=64)  # doctest: +SKIP
+        >>> lost.cost_share, lost.shown[0].promoted  # doctest: +SKIP
     """
-    size = _checked_width(int(floor.widths[0]) if width is None else width)
+    size = _check_width(int(floor.widths[0]) if width is None else width)
     if top < 1:
         raise InputError(f"the number of features to list must be at least 1, got {top}; try --top 20")
     lost, cost = floor.lost(size), floor.stats.cost
     return LostFeatures(
-        floor=floor,
+        **_source_fields(floor),
         width=size,
         lost=tuple(lost.tolist()),
         cost_share=float(cost[lost].sum()) / floor.total_cost if floor.total_cost else 0.0,
@@ -33,11 +46,22 @@ def lost_features(floor: FloorPrediction, width: int | None, top: int) -> LostFe
     )
 
 
-def one_feature(floor: FloorPrediction, feature: int, width: int | None) -> OneFeature:
-    """One feature at the prediction's widths, or at one.
+def one_feature(floor: FloorPrediction, feature: int, width: int | None = None) -> OneFeature:
+    """Describe one feature at the widths of a prediction, or at one width.
+
+    Args:
+        floor: a prediction.
+        feature: index of the feature in the SAE.
+        width: width of the student in dimensions; all widths of the prediction if None.
+
+    Returns:
+        OneFeature: `.at`, the feature at each width, and `.survives_from`, the width from which on it is kept.
 
     Raises:
-        InputError: there is no such feature, it was never alive, or the width is below 1.
+        InputError: the SAE has no such feature, the feature is not alive, or the width is below 1.
+
+    Example:
+        >>> one_feature(floor, 17).survives_from  # doctest: +SKIP
     """
     stats = floor.stats
     n = len(stats.firing_count)
@@ -48,10 +72,11 @@ def one_feature(floor: FloorPrediction, feature: int, width: int | None) -> OneF
             f"feature {feature} fired on {stats.firing_count[feature]:,} of {stats.n_tokens:,} tokens and so is not"
             " alive; measure more with tl-floor measure --tokens, or name another feature"
         )
-    widths = floor.widths.tolist() if width is None else [_checked_width(width)]
+    widths = floor.widths.tolist() if width is None else [_check_width(width)]
     widest = max(stats.d_model, *widths, *floor.widths.tolist())
     return OneFeature(
-        floor=floor,
+        **_source_fields(floor),
+        total_cost=floor.total_cost,
         widths=tuple(widths),
         at=tuple(features_at(floor, size, np.array([feature]))[0] for size in widths),
         survives_from=survives_from(floor, feature, widest),
@@ -60,39 +85,55 @@ def one_feature(floor: FloorPrediction, feature: int, width: int | None) -> OneF
 
 
 def survives_from(floor: FloorPrediction, feature: int, widest: int) -> int | None:
-    """The smallest width from which on the feature is kept at every width up to `widest`; None where that loses it.
+    """Return the smallest width such that every wider student, up to `widest`, keeps the feature.
 
-    Looked at are the prediction's widths, the trained ones and some between; beyond the last of them that loses the
-    feature, by halving.
+    The widths of the prediction, the trained widths and some others are checked. Above the last of them that loses the
+    feature, the width is bisected.
+
+    Args:
+        floor: a prediction.
+        feature: index of an alive feature.
+        widest: largest width to check, in dimensions.
+
+    Returns:
+        The width; None if `widest` loses the feature.
+
+    Example:
+        >>> survives_from(floor, feature=17, widest=256)  # doctest: +SKIP
     """
     trained = () if floor.simulation is None else floor.simulation.widths
-    between = np.geomspace(1, widest, N_SCANNED).round()
-    scanned = np.unique(np.concatenate([between, floor.widths, trained, [1, widest]]).astype(np.int64))
-    scanned = scanned[scanned <= widest].tolist()
-    above = None
-    for width in reversed(scanned):
+    scanned = np.geomspace(1, widest, N_SCANNED).round()
+    widths = np.unique(np.concatenate([scanned, floor.widths, trained, [1, widest]]).astype(np.int64))
+    narrowest_keeping = None
+    for width in reversed(widths[widths <= widest].tolist()):
         if not floor.kept(width)[feature]:
-            return None if above is None else _first_kept(floor, feature, width, above)
-        above = width
-    return above
+            if narrowest_keeping is None:
+                return None
+            return _bisect(floor, feature, losing=width, keeping=narrowest_keeping)
+        narrowest_keeping = width
+    return narrowest_keeping
 
 
-def _first_kept(floor: FloorPrediction, feature: int, lost: int, kept: int) -> int:
-    while kept - lost > 1:
-        middle = (lost + kept) // 2
-        lost, kept = (lost, middle) if floor.kept(middle)[feature] else (middle, kept)
-    return kept
+def features_at(
+    floor: FloorPrediction, width: int, features: Int[np.ndarray, " feature"]
+) -> tuple[FeatureAtWidth, ...]:
+    """Describe some alive features, and what a student of one width is expected to lose of them.
 
+    Args:
+        floor: a prediction.
+        width: width of the student in dimensions.
+        features: [feature] indices in the SAE.
 
-def features_at(floor: FloorPrediction, width: int, features: Int[np.ndarray, " feature"]) -> tuple[FeatureAt, ...]:
-    """What is known of some alive features, and what a student of `width` holds of them."""
+    Example:
+        >>> features_at(floor, 64, np.array([17]))[0].kept  # doctest: +SKIP
+        True
+    """
     stats = floor.stats
-    alive = stats.alive(floor.min_count)
-    rank = np.zeros(len(alive), dtype=np.int64)
-    rank[floor.ranked] = np.arange(1, floor.n_features + 1)
+    rank = np.zeros(len(stats.cost), dtype=np.int64)
+    rank[floor.ranked_features] = np.arange(1, floor.n_features + 1)
     capacity, share, kept = floor.capacities(width), floor.lost_share(width), floor.kept(width)
     return tuple(
-        FeatureAt(
+        FeatureAtWidth(
             feature=feature,
             rank=int(rank[feature]),
             cost=float(stats.cost[feature]),
@@ -108,15 +149,37 @@ def features_at(floor: FloorPrediction, width: int, features: Int[np.ndarray, " 
     )
 
 
-def _contexts(stats: FeatureStats, feature: int) -> tuple[Context, ...]:
-    found = stats.contexts
-    if found is None:
+def _bisect(floor: FloorPrediction, feature: int, losing: int, keeping: int) -> int:
+    """Return a width that keeps the feature while the next narrower one loses it."""
+    while keeping - losing > 1:
+        middle = (losing + keeping) // 2
+        losing, keeping = (losing, middle) if floor.kept(middle)[feature] else (middle, keeping)
+    return keeping
+
+
+def _contexts(stats: FeatureStats, feature: int) -> tuple[FeatureContext, ...]:
+    """Return the contexts of one feature, the strongest activation first."""
+    contexts = stats.contexts
+    if contexts is None:
         return ()
-    strengths = found.activation[feature, : found.n_contexts(feature)].tolist()
-    return tuple(Context(strength, *found.text(feature, k)) for k, strength in enumerate(strengths))
+    activations = contexts.activation[feature, : contexts.n_contexts(feature)].tolist()
+    return tuple(FeatureContext(value, *contexts.text(feature, k)) for k, value in enumerate(activations))
 
 
-def _checked_width(width: int) -> int:
+def _source_fields(floor: FloorPrediction) -> dict[str, Any]:
+    """Return the fields that say where the features come from."""
+    stats = floor.stats
+    return {
+        "model_name": stats.model_name,
+        "hook_name": stats.hook_name,
+        "sae_name": stats.sae_name,
+        "unit": floor.unit,
+        "n_features": floor.n_features,
+    }
+
+
+def _check_width(width: int) -> int:
+    """Return the width, or raise an InputError if it is below 1."""
     if width < 1:
         raise InputError(f"the width must be at least 1 dimension, got {width}; try --width 64")
     return width

@@ -1,135 +1,307 @@
-"""`predict_floor`: from a teacher and its SAE to the floor of every student width, in one call."""
+"""Predict the floor of every student width from a teacher and its SAEs.
+
+The steps are: measure the features, train bottleneck students on the kept codes, measure the tail loss and the losses
+of the students with the teacher, and compute the prediction.
+"""
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from collections.abc import Sequence
+from pathlib import Path
 
-from tl_distill_floor.errors import InputError
-from tl_distill_floor.measuring.job import MeasurementJob, prepare_job
-from tl_distill_floor.measuring.measurement import measure_subject
-from tl_distill_floor.measuring.removal import student_losses, tail_losses
-from tl_distill_floor.predicting.floors import STEPS, check_steps, floor_from_stats, ranks_to_measure
+import numpy as np
+import torch
+from jaxtyping import Int64
+
+from tl_distill_floor.annotations import (
+    CostMethod,
+    Dtype,
+    ProgressCallback,
+    SaeLike,
+    TeacherLike,
+    TextLike,
+    WidthsLike,
+)
+from tl_distill_floor.errors import InputError, check_choice
+from tl_distill_floor.measuring.config import MeasureConfig
+from tl_distill_floor.measuring.job import AttachedSae, MeasurementJob, prepare_job
+from tl_distill_floor.measuring.measurement import measure_job
+from tl_distill_floor.measuring.processes import SINGLE_PROCESS, ProcessGroup
+from tl_distill_floor.measuring.removal import measure_restored_loss, measure_tail_loss
+from tl_distill_floor.predicting.bottleneck_task import held_out_sequences
+from tl_distill_floor.predicting.checks import check_alive, check_min_count, check_steps, integer_widths
+from tl_distill_floor.predicting.floors import STEPS, floor_from_stats, student_widths, widths_to_train
+from tl_distill_floor.predicting.progress import ProgressBarFactory, no_progress_bar
+from tl_distill_floor.predicting.simulation import train_if_possible
 from tl_distill_floor.results.feature_stats import FeatureStats
 from tl_distill_floor.results.floor_prediction import FloorPrediction
+from tl_distill_floor.results.tail_loss import TailLoss, rank_grid
 from tl_distill_floor.sources.devices import main_device
 from tl_distill_floor.theory.allocation import rank_by_cost, remaining_costs
+from tl_distill_floor.theory.floors import held_ranks
 
-Bar = Callable[[str, str], AbstractContextManager[Any]]
-"""From a unit and what is being done to a context that gives a progress function, or None."""
-HALF = "the teacher's logits are rounded to half precision: losses of some 1e-4 nats are rounding; use --dtype fp32"
-WHERE = ("hook_name", "context_size", "batch_size", "device", "dtype")
+HALF_PRECISION_WARNING = (
+    "the teacher's logits are rounded to half precision: losses of some 1e-4 nats are rounding; use --dtype fp32"
+)
 
 
 def predict_floor(
-    model: Any,
-    sae: Any = None,
-    text: Any = None,
+    model: TeacherLike | None,
+    sae: SaeLike | None = None,
+    text: TextLike | None = None,
     *,
-    widths: Any = None,
+    widths: WidthsLike | None = None,
     layer: int | None = None,
+    hook_name: str | None = None,
+    cost: CostMethod = "fisher",
+    n_samples: int = 1,
+    n_tokens: int = 200_000,
+    n_codes: int = 200_000,
+    context_size: int | None = None,
+    batch_size: int = 16,
+    device: str = "cpu",
+    dtype: Dtype = "fp32",
     steps: int = STEPS,
     min_count: int = 1,
     seed: int = 0,
-    **measure_options: Any,
+    checkpoint: str | Path | None = None,
+    resume: bool = False,
+    progress: ProgressCallback | None = None,
 ) -> FloorPrediction:
-    """Measure the teacher's features and predict the loss floor of its students.
+    """Measure a teacher's features and predict the loss floor of its students.
+
+    Sources: Sarkar and Deka 2026 (arXiv 2604.04037), Theorem 1; Scherlis et al. 2022, section 2; Elhage et al. 2022.
 
     Args:
-        model, sae, text, layer: see `measure`.
-        widths: [width] student widths in dimensions; shares of the teacher's width when left out.
-        steps: of the bottleneck students behind `simulated`; 0 trains none. See `floor_from_stats`.
-        min_count: a feature is alive when it fired on at least this many tokens.
-        seed: of the resampling, of the training and of the choice of the held-out text.
-        measure_options: see `measure`.
+        model: teacher, see `measure`.
+        sae: SAE, see `measure`.
+        text: text, see `measure`.
+        widths: [width] student widths in dimensions, integers; shares of the teacher's width if None.
+        layer: see `measure`.
+        hook_name: see `measure`.
+        cost: how the cost of removing a feature is measured, see `measure`: "fisher" or "ablation" in nats per token,
+            "energy" in squared error.
+        n_samples: outputs that "fisher" samples from the teacher at each position.
+        n_tokens: tokens of the text to read.
+        n_codes: number of tokens, on average, whose SAE codes are kept to train bottleneck students on.
+        context_size: tokens per sequence; that of the SAE's training if None.
+        batch_size: sequences per batch.
+        device: torch device of what is loaded here. Models and SAEs in memory stay where they are.
+        dtype: dtype of a teacher that is loaded here, "fp32" or "bf16".
+        steps: training steps of the bottleneck students for `simulated`; 0 trains none.
+        min_count: a feature is alive if it fired on at least this many tokens.
+        seed: seed of the resampling, of the training, and of the choice of the held-out text.
+        checkpoint: file for the unfinished measurement, see `measure`.
+        resume: continue from `checkpoint`, see `measure`.
+        progress: called after every batch of the measurement with the tokens read and the total.
+
+    Returns:
+        FloorPrediction: floors [width], in nats per token or in squared error.
 
     Raises:
         InputError: see `measure` and `floor_from_stats`.
+
+    Example:
+        >>> floor = predict_floor("tiny-prose", widths=[16, 64], n_tokens=20_000)  # doctest: +SKIP
+        >>> floor.critical_width, floor.width_for(max_loss=0.1)  # doctest: +SKIP
     """
     (floor,) = predict_floors(
-        model, [sae], text, layers=[layer], widths=widths, steps=steps, min_count=min_count, seed=seed,
-        **measure_options,
-    )  # fmt: skip
+        model,
+        [sae],
+        text,
+        layers=[layer],
+        widths=widths,
+        hook_name=hook_name,
+        cost=cost,
+        n_samples=n_samples,
+        n_tokens=n_tokens,
+        n_codes=n_codes,
+        context_size=context_size,
+        batch_size=batch_size,
+        device=device,
+        dtype=dtype,
+        steps=steps,
+        min_count=min_count,
+        seed=seed,
+        checkpoints=[None if checkpoint is None else Path(checkpoint)],
+        resume=resume,
+        progress=progress,
+    )
     return floor
 
 
 def predict_floors(
-    model: Any,
-    saes: Sequence[Any],
-    text: Any = None,
+    model: TeacherLike | None,
+    saes: Sequence[SaeLike | None],
+    text: TextLike | None = None,
     *,
     layers: Sequence[int | None] | None = None,
-    bar: Bar = lambda _unit, _doing: nullcontext(),
-    widths: Any = None,
+    widths: WidthsLike | None = None,
+    hook_name: str | None = None,
+    cost: CostMethod = "fisher",
+    n_samples: int = 1,
+    n_tokens: int = 200_000,
+    n_codes: int = 200_000,
+    context_size: int | None = None,
+    batch_size: int = 16,
+    device: str = "cpu",
+    dtype: Dtype = "fp32",
     steps: int = STEPS,
     min_count: int = 1,
     seed: int = 0,
-    **measure_options: Any,
+    checkpoints: Sequence[Path | None] | None = None,
+    resume: bool = False,
+    process_group: ProcessGroup = SINGLE_PROCESS,
+    progress: ProgressCallback | None = None,
+    progress_bar: ProgressBarFactory | None = None,
 ) -> list[FloorPrediction]:
-    """The same for several SAEs, of several layers or of one, measured in one pass over the teacher.
+    """Predict floors from several SAEs, of one layer or of several, in one pass over the teacher.
+
+    Sources: see `predict_floor`.
 
     Args:
-        model, text, widths, steps, min_count, seed: see `predict_floor`.
-        saes: each as `predict_floor` takes it; they must have been trained on a teacher that was loaded in one way.
-        layers: for each SAE its layer; the SAE's own where it is None.
-        bar: makes progress bars.
-        measure_options: see `measure`; `checkpoints` names a file for each SAE.
+        model: teacher, see `measure`.
+        saes: SAEs, each as `measure` takes it, that were trained on a teacher loaded in the same way.
+        text: text, see `measure`.
+        layers: layer of each SAE; None takes the SAE's own.
+        widths: see `predict_floor`.
+        hook_name: see `predict_floor`.
+        cost: see `predict_floor`.
+        n_samples: see `predict_floor`.
+        n_tokens: see `predict_floor`.
+        n_codes: see `predict_floor`.
+        context_size: see `predict_floor`.
+        batch_size: see `predict_floor`.
+        device: see `predict_floor`.
+        dtype: see `predict_floor`.
+        steps: see `predict_floor`.
+        min_count: see `predict_floor`.
+        seed: see `predict_floor`.
+        checkpoints: for each SAE a file for the unfinished measurement, or None.
+        resume: see `predict_floor`.
+        process_group: the processes that share the measurement; the first one predicts.
+        progress: see `predict_floor`.
+        progress_bar: makes a progress bar for each stage; `progress` is used for the measurement if both are given.
+
+    Returns:
+        One prediction per SAE; none in the processes after the first.
 
     Raises:
-        InputError: see `measure` and `floor_from_stats`; the SAEs cannot be measured together.
+        InputError: see `measure` and `floor_from_stats`; or the SAEs cannot be measured together.
+
+    Example:
+        >>> floors = predict_floors("tiny-prose", ["tiny-prose-sae"], n_tokens=20_000)  # doctest: +SKIP
     """
+    config = MeasureConfig(cost, n_samples, n_tokens, n_codes)
+    check_choice("dtype", dtype, Dtype)
     check_steps(steps)
-    where = {name: measure_options.pop(name) for name in WHERE if name in measure_options}
-    if "checkpoint" in measure_options:
-        measure_options["checkpoints"] = [measure_options.pop("checkpoint")]
-    with bar("tokens", "measuring") as progress:
-        job = prepare_job(model, saes, text, layers=layers, **where)
-        if widths is None and len({int(attached.sae.cfg.d_in) for attached in job.saes}) > 1:
+    check_min_count(min_count)
+    sizes = None if widths is None else integer_widths(widths)
+    make_bar = progress_bar or no_progress_bar
+    with make_bar("tokens", "measuring") as measuring_progress:
+        job = prepare_job(
+            model,
+            saes,
+            text,
+            layers=layers,
+            hook_name=hook_name,
+            context_size=context_size,
+            batch_size=batch_size,
+            device=device,
+            dtype=dtype,
+        )
+        if sizes is None and len({int(attached.sae.cfg.d_in) for attached in job.saes}) > 1:
             raise InputError("the SAEs read activations of different widths; name the students' widths with --widths")
-        options = {"progress": progress} | measure_options
-        found = measure_subject(job, **options)
-    floors = []
-    for attached, stats in zip(job.saes, found, strict=bool(found)):
-        device = main_device(str(where.get("device", attached.sae.device)))  # where an SAE in memory lies
-        predict = {"widths": widths, "steps": steps, "min_count": min_count, "seed": seed, "device": device, "bar": bar}
-        floors.append(floor_of(dataclasses.replace(job, saes=(attached,)), stats, **predict))
-    return floors
+        all_stats = measure_job(
+            job,
+            config,
+            checkpoints=checkpoints,
+            resume=resume,
+            progress=progress or measuring_progress,
+            process_group=process_group,
+        )
+    return [
+        _predict_measured(
+            dataclasses.replace(job, saes=(attached,)),
+            stats,
+            sizes,
+            steps=steps,
+            min_count=min_count,
+            seed=seed,
+            device=_training_device(attached, device),
+            make_bar=make_bar,
+        )
+        for attached, stats in zip(job.saes, all_stats, strict=bool(all_stats))
+    ]
 
 
-def floor_of(
+def _predict_measured(
     job: MeasurementJob,
     stats: FeatureStats,
+    widths: Int64[np.ndarray, " width"] | None,
     *,
-    widths: Any = None,
-    steps: int = STEPS,
-    min_count: int = 1,
-    seed: int = 0,
-    device: str = "cpu",
-    bar: Bar = lambda _unit, _doing: nullcontext(),
+    steps: int,
+    min_count: int,
+    seed: int,
+    device: str,
+    make_bar: ProgressBarFactory,
 ) -> FloorPrediction:
-    """The floor of what was measured of a job with one SAE; where costs are in nats, losses are measured too.
+    """Predict the floor from a job with one SAE and its measured statistics.
 
-    The tail loss, and what students lose in the teacher's place, are taken on text that the students do not see.
+    If costs are in nats, the tail loss and the losses of the bottleneck students are measured with the teacher, on text
+    that the students are not trained on.
     """
-    predict: dict[str, Any] = {"widths": widths, "steps": steps, "min_count": min_count, "seed": seed, "device": device}
+    sizes = student_widths(widths, stats.d_model)
+    check_alive(stats, min_count)
+    with make_bar("steps", "simulating") as progress:
+        trained, training_warnings = train_if_possible(
+            stats,
+            widths_to_train(stats, sizes, min_count),
+            steps=steps,
+            min_count=min_count,
+            seed=seed,
+            device=device,
+            progress=progress,
+        )
+    tail, restored_loss = None, None
     if stats.cost_unit == "nats" and job.teacher is not None:
-        import torch
-
-        from tl_distill_floor.predicting.simulation import held_out_sequences
-
-        chosen = held_out_sequences(stats, seed)
-        order = rank_by_cost(stats.cost, stats.alive(min_count))
-        ranks = ranks_to_measure(stats, widths, min_count)
-        additive = remaining_costs(stats.cost[order])[ranks]
         if next(job.model.parameters()).dtype != torch.float32:
-            stats = dataclasses.replace(stats, warnings=(*stats.warnings, HALF))
-        with bar("sequences", "removing features") as progress:
-            predict["tail"] = tail_losses(job, order, ranks, additive, chosen, progress=progress)
+            stats = dataclasses.replace(stats, warnings=(*stats.warnings, HALF_PRECISION_WARNING))
+        sequences = held_out_sequences(stats, seed)
+        with make_bar("sequences", "removing features") as progress:
+            tail = _measure_tail(job, stats, sizes, min_count, sequences, progress)
+        if trained is not None:
+            with make_bar("sequences", "measuring simulated students") as progress:
+                restored_loss = measure_restored_loss(job, trained.restore_functions(), sequences, progress)
+    floor = floor_from_stats(
+        stats,
+        sizes,
+        min_count=min_count,
+        steps=0,  # students were trained above
+        simulation=None if trained is None else trained.simulation(restored_loss),
+        tail=tail,
+        seed=seed,
+    )
+    return dataclasses.replace(floor, warnings=(*floor.warnings, *training_warnings))
 
-        def judge(students: Sequence[Any]) -> Any:
-            with bar("sequences", "judging students") as progress:
-                return student_losses(job, students, chosen, progress)
 
-        predict["judge"] = judge
-    with bar("steps", "simulating") as progress:
-        return floor_from_stats(stats, progress=progress, **predict)
+def _measure_tail(
+    job: MeasurementJob,
+    stats: FeatureStats,
+    widths: Int64[np.ndarray, " width"],
+    min_count: int,
+    sequences: Int64[np.ndarray, " sequence"],
+    progress: ProgressCallback | None,
+) -> TailLoss:
+    """Measure the tail loss at a grid of ranks, and at the numbers of features that each width holds by Theorem 1."""
+    alive = stats.alive(min_count)
+    n_features = int(alive.sum())
+    held = [rank for rank in held_ranks(stats.firing_rate[alive], widths) if rank < n_features]
+    ranks: np.ndarray = np.unique(np.concatenate([rank_grid(n_features), held]).astype(np.int64))
+    order = rank_by_cost(stats.cost, alive)
+    additive = remaining_costs(stats.cost[order])[ranks]
+    return measure_tail_loss(job, order, ranks, additive, sequences, progress=progress)
+
+
+def _training_device(attached: AttachedSae, device: str) -> str:
+    """Return the device to train bottleneck students on: that of the SAE unless another one is named."""
+    return main_device(str(attached.sae.device) if device == "cpu" else device)

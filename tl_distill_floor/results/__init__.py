@@ -1,16 +1,20 @@
-"""Frozen records of what was measured and predicted; they can be saved, loaded and displayed.
+"""Frozen records of what was measured and predicted; each can be saved, loaded and displayed.
 
 - `feature_stats`: `FeatureStats`, the measured statistics of an SAE's features.
 - `feature_sums`: sums over tokens that can be merged.
 - `codes`: `Codes`, SAE codes of a sample of tokens.
-- `contexts`: `FeatureContexts`, what each feature fires on.
-- `simulation`: `Simulation`, what bottleneck students reached.
-- `tail_loss`: `TailLoss`, the loss when features beyond a rank are removed.
+- `contexts`: `FeatureContexts`, the text on which each feature fires most strongly.
+- `simulation`: `Simulation`, the losses of bottleneck students.
+- `tail_loss`: `TailLoss`, the loss when the least costly features are removed.
 - `floor_prediction`: `FloorPrediction`, the floor of every student width.
-- `lost_features`: the features that a student loses.
+- `floor_curve`: `FloorCurve`, interpolation of floors over widths.
+- `floor_files`: the files of a floor prediction.
+- `lost_features`: `LostFeatures` and `OneFeature`, the features that a student loses.
 - `student`: `StudentResult`, one distilled student.
-- `calibration`: `Calibration`, predictions fitted to trained students.
+- `calibration`: `Calibration`, a fit of student losses to predictions.
 - `plan`: `Plan`, the student to train.
-- `probes`: `ProbeResult`, `Probes` and `Decodability`.
-- `displayable`: the mixin by which records show themselves.
+- `probes`: `ProbeResult`, `Probes` and `Decodability`, the results of linear probes.
+- `toy`: `ToyResult`, the floors of trained toy models.
+- `displayable`: the mixin that displays a record.
+- `record_files`: base classes of records that are saved as one file.
 """

@@ -1,75 +1,77 @@
-"""`Calibration`: how the losses of trained students follow a prediction, L = C · floor + B, beside null models."""
+"""`Calibration`: a linear fit of trained students' losses to the predicted floors, compared with null models."""
 
-import dataclasses
-import json
 from dataclasses import dataclass, field
-from pathlib import Path
+from typing import ClassVar, Literal
 
-from tl_distill_floor.results.displayable import Displayable
-from tl_distill_floor.storage.atomic import write_atomically
-from tl_distill_floor.storage.versioned import load_record, resolve_file
+from tl_distill_floor.annotations import CostUnit, Predictor, StudentStatus
+from tl_distill_floor.results.record_files import JsonRecord
 from tl_distill_floor.theory.regression import LinearFit
 
 CALIBRATION_FILE = "calibration.json"
 
 
-@dataclass(frozen=True)
-class Calibration(Displayable):
-    """Trained students against predictions. Losses are KL(teacher ‖ student), nats per token."""
+@dataclass(frozen=True, repr=False)
+class Calibration(JsonRecord):
+    """Linear fits of student losses to predicted floors, L = C · floor + B (Sarkar and Deka 2026, section 5).
+
+    Losses are KL(teacher ‖ student) in nats per token.
+    """
+
+    FILE_NAME: ClassVar[str] = CALIBRATION_FILE
+    KIND: ClassVar[str] = "calibration"
+    COMMAND: ClassVar[str] = "tl-floor calibrate"
 
     teacher: str
+    """Name of the teacher."""
     stats: str
-    """Digest of the statistics that the predictions stand on."""
-    unit: str
-    """Of the predictions: "nats" or "mse"."""
+    """Digest of the feature statistics that the predictions were computed from."""
+    unit: CostUnit
+    """Unit of the predictions: "nats" or "mse"."""
     widths: tuple[int, ...]
+    """Width of each student, in dimensions."""
     losses: tuple[float, ...]
-    """The floor of each student, L∞ of its learning curve, or the loss that was given."""
-    statuses: tuple[str, ...]
-    """"saturated", "under-trained", or "given"."""
-    predictor: str
-    """The one whose leave-one-width-out error is least: `theorem`, `independent` or `simulated`."""
-    predictors: dict[str, LinearFit]
+    """Loss of each student: L∞ of its learning curve, or the loss that the user gave."""
+    statuses: tuple[StudentStatus | Literal["given"], ...]
+    """How far each student was trained: "saturated", "under-trained", or "given" if the user gave its loss."""
+    predictor: Predictor
+    """The predictor with the smallest leave-one-width-out error."""
+    predictors: dict[Predictor, LinearFit]
+    """The fit of each predictor."""
     nulls: dict[str, float]
-    """Leave-one-width-out error of models that know nothing of features, by name."""
+    """Leave-one-width-out error of each null model, which uses no features."""
     at_teacher_width: float
-    """What the line says of a student as wide as its teacher: B, and C times the teacher's own floor."""
+    """Loss that the fit predicts for a student as wide as its teacher: C times the floor at that width, plus B."""
     warnings: tuple[str, ...] = field(default=())
+    """What to keep in mind when using the fit."""
 
     @property
     def fit(self) -> LinearFit:
+        """Linear fit of the best predictor."""
         return self.predictors[self.predictor]
 
     @property
     def slope(self) -> float:
-        """C."""
+        """Slope C of the best predictor's fit, in nats per token per unit of the prediction."""
         return self.fit.slope
 
     @property
     def baseline(self) -> float:
-        """B, nats per token."""
+        """Intercept B of the best predictor's fit, in nats per token."""
         return self.fit.baseline
 
     @property
     def r2(self) -> float:
+        """Share of the variance of the losses that the best predictor's fit explains."""
         return self.fit.r2
 
     @property
     def loo_error(self) -> float:
-        """Mean error of a width that the line was not fitted to, as a share of the mean loss."""
+        """Mean absolute error at widths left out of the fit, as a share of the mean loss."""
         return self.fit.loo_error
 
-    def save(self, path: str | Path) -> Path:
-        """Write JSON; a directory gets `calibration.json`."""
-        head = {"format": "tl-distill-floor/calibration", "version": 1}
-        stored = json.dumps({**head, **dataclasses.asdict(self)}, indent=1, allow_nan=False)
-        return write_atomically(resolve_file(path, CALIBRATION_FILE), stored.encode())
-
-    @classmethod
-    def load(cls, path: str | Path) -> "Calibration":
-        """Read what `save` wrote.
-
-        Raises:
-            InputError: the file is missing, truncated, foreign, or of another version.
-        """
-        return load_record(cls, resolve_file(path, CALIBRATION_FILE), "calibration", "tl-floor calibrate")
+    def __repr__(self) -> str:
+        """Return the teacher, the fit and its error in one line."""
+        return (
+            f"Calibration({self.teacher}: loss = {self.slope:.3g} · {self.predictor} + {self.baseline:.3g} nats,"
+            f" {len(self.widths)} students, leave-one-width-out error {self.loo_error:.1%})"
+        )

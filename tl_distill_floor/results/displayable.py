@@ -1,4 +1,4 @@
-"""The mixin by which a record shows itself; records do not import their views."""
+"""The mixin that displays a record. Records do not import how they are displayed."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING
@@ -7,14 +7,18 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 VIEWS = "tl_distill_floor.display.views"
-"""The module that knows how each record looks, resolved by name as pandas resolves a plotting backend."""
+"""Module with the table and the figure of each record, imported by name as pandas imports a plotting backend."""
 
 
 class Displayable:
     """A record with a table in notebooks and a figure."""
 
     def plot(self) -> "go.Figure":
-        """Return the record as a plotly figure."""
+        """Return the record as a plotly figure.
+
+        Example:
+            >>> floor.plot().show()  # doctest: +SKIP
+        """
         figure: go.Figure = import_module(VIEWS).figure_of(self)
         return figure
 

@@ -1,8 +1,9 @@
-"""What the package measures and predicts: frozen results, with shapes, units, validation, `save` and `load`."""
+"""Measured statistics of an SAE's features."""
 
 import dataclasses
 import hashlib
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,15 +14,13 @@ from jaxtyping import Bool, Float64, Int64
 from tl_distill_floor.annotations import CostUnit
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.results.codes import Codes
-from tl_distill_floor.results.contexts import FeatureContexts, merge_contexts
+from tl_distill_floor.results.contexts import FeatureContexts
+from tl_distill_floor.results.displayable import Displayable
+from tl_distill_floor.results.feature_sums import SUMS, FeatureSums, prefix_arrays, take_arrays
 from tl_distill_floor.storage.versioned import load_arrays, resolve_file, save_arrays
 
 STATS_FILE = "stats.safetensors"
 MAX_BLOCKS = 64
-SUMS = (
-    *("n_tokens", "n_masked", "firing_count", "sum_act", "sum_act_sq", "sum_cost"),
-    *("sampled_tokens", "sampled_sum", "sampled_sum_sq", "sampled_error_sq"),
-)
 UNIT_IN_WORDS = {
     "mse": "squared error per token, summed over the dimensions of the hook point",
     "nats": "nats per token",
@@ -30,27 +29,42 @@ UNIT_IN_WORDS = {
 
 @dataclass(frozen=True, eq=False)
 class BlockSums:
-    """Sums over consecutive stretches of text, which the bootstrap resamples and F against tokens is read from."""
+    """Sums over consecutive blocks of text. The bootstrap resamples blocks; they also show how alive features grow."""
 
     n_tokens: Int64[np.ndarray, " block"]
+    """Counted tokens."""
     firing_count: Int64[np.ndarray, "block feature"]
+    """Tokens on which the feature's activation is not 0."""
     cost: Float64[np.ndarray, "block feature"]
-    """Summed over the block's tokens, not per token."""
+    """Cost of the feature, summed over the block's tokens."""
+
+    @classmethod
+    def from_sums(cls, sums: FeatureSums) -> "BlockSums":
+        """Return sums over a stretch of text as one block."""
+        return cls(np.array([sums.n_tokens]), sums.firing_count[None], sums.sum_cost[None])
+
+    def merge(self, other: "BlockSums") -> "BlockSums":
+        """Return the blocks of `self` and `other`; while there are more than `MAX_BLOCKS`, neighbours are joined."""
+        names = [f.name for f in dataclasses.fields(self)]
+        blocks = BlockSums(*(np.concatenate([getattr(self, name), getattr(other, name)]) for name in names))
+        while len(blocks.n_tokens) > MAX_BLOCKS:
+            blocks = blocks.coarser()
+        return blocks
 
     def coarser(self) -> "BlockSums":
-        """Neighbours joined two by two: half the blocks, the same sums."""
+        """Return half as many blocks: the sums of each two neighbours."""
         pairs = np.arange(0, len(self.n_tokens), 2)
         return BlockSums(*(np.add.reduceat(getattr(self, f.name), pairs, axis=0) for f in dataclasses.fields(self)))
 
-    def followed_by(self, other: "BlockSums") -> "BlockSums":
-        return BlockSums(
-            *(np.concatenate([getattr(b, f.name) for b in (self, other)]) for f in dataclasses.fields(self))
-        )
-
 
 @dataclass(frozen=True, eq=False)
-class FeatureStats:
-    """What was measured of an SAE's features on a teacher's activations. One feature is one SAE latent."""
+class FeatureStats(Displayable):
+    """Statistics of an SAE's features, measured on a teacher's activations. A feature is one SAE latent.
+
+    Example:
+        >>> stats = measure("tiny-prose", "tiny-prose-sae", n_tokens=20_000)  # doctest: +SKIP
+        >>> stats.cost.argmax(), stats.l0, stats.fvu  # doctest: +SKIP
+    """
 
     model_name: str
     hook_name: str
@@ -59,57 +73,81 @@ class FeatureStats:
     d_model: int
     """Dimensions of the teacher's activation at the hook point."""
     n_tokens: int
-    """Tokens that counted; special tokens and first positions do not."""
+    """Counted tokens: all but special tokens and the first of each sequence."""
     n_masked: int
-    """Tokens read but not counted."""
+    """Tokens that were read, but not counted."""
     firing_count: Int64[np.ndarray, " feature"]
     """Tokens on which the feature's activation is not 0."""
     sum_act: Float64[np.ndarray, " feature"]
+    """Activation, summed over tokens."""
     sum_act_sq: Float64[np.ndarray, " feature"]
+    """Squared activation, summed over tokens."""
     decoder_norm: Float64[np.ndarray, " feature"]
+    """Norm of the feature's decoder row, which need not be 1."""
     sum_cost: Float64[np.ndarray, " feature"]
-    """Summed over tokens: what the loss gains when the feature is dropped, in `cost_unit`."""
+    """Increase of the loss when the feature is removed, summed over tokens, in `cost_unit`."""
     cost_unit: CostUnit
+    """Unit of the costs: "nats", or "mse" for squared error summed over the dimensions of the hook point."""
     sampled_tokens: int
-    """Tokens, drawn at random among those that counted, on which the SAE was decoded to see what it leaves out."""
+    """Random sample of the counted tokens on which the SAE's reconstruction error was measured."""
     sampled_sum: Float64[np.ndarray, " d_model"]
-    """Summed activation of the sampled tokens."""
+    """Activation, summed over the sampled tokens."""
     sampled_sum_sq: float
-    """Summed squared norm of the sampled tokens' activations."""
+    """Squared norm of the activation, summed over the sampled tokens."""
     sampled_error_sq: float
-    """Summed squared norm of what the SAE's reconstruction of the sampled tokens misses."""
+    """Squared norm of the SAE's reconstruction error, summed over the sampled tokens."""
     blocks: BlockSums
+    """The sums over consecutive blocks of the text, at most `MAX_BLOCKS`."""
     expected_l0: float | None = None
-    """Mean number of active features per token that the SAE's publisher states, where one is known."""
+    """Mean number of active features per token as stated by the SAE's publisher; None if not stated."""
     settings: dict[str, Any] = field(default_factory=dict)
-    """What else decides the numbers: dtype, context, mask, how the teacher was loaded."""
+    """Everything else that decides the numbers: cost method, context size, mask, how the teacher was loaded."""
     warnings: tuple[str, ...] = ()
     codes: Codes | None = None
-    """The SAE's codes on whole sequences of the text, each kept with the probability `settings["share_of_codes"]`."""
+    """Codes of a sample of the text's sequences, each kept with probability `settings["share_of_codes"]`."""
     contexts: FeatureContexts | None = None
+    """Strongest contexts of each feature."""
     neuronpedia_id: str | None = None
-    """The SAE's name on Neuronpedia, such as "gpt2-small/8-res-jb", where it is known."""
+    """The SAE's identifier on Neuronpedia, such as "gpt2-small/8-res-jb"; None if not known."""
 
     def __post_init__(self) -> None:
         n = len(self.firing_count)
-        per_feature = (self.sum_act, self.sum_act_sq, self.decoder_norm, self.sum_cost)
-        if any(a.shape != (n,) for a in per_feature) or self.blocks.cost.shape[1:] != (n,):
+        if self.decoder_norm.shape != (n,) or self.blocks.cost.shape[1:] != (n,):
             raise ValueError(f"every array of the statistics must have {n} features")
-        if any(not np.isfinite(a).all() for a in (*per_feature, self.blocks.cost, self.sampled_sum)):
+        if not (np.isfinite(self.decoder_norm).all() and np.isfinite(self.blocks.cost).all()):
             raise ValueError("the statistics hold a number that is not finite")
-        if min(self.sum_cost.min(initial=0), self.sum_act_sq.min(initial=0), self.firing_count.min(initial=0)) < 0:
-            raise ValueError("counts, squares and costs must be at least 0")
-        if self.firing_count.max(initial=0) > self.n_tokens:
-            raise ValueError("the number of tokens must be at least every firing count")
+        _ = self.sums  # checks the sums
         if int(self.blocks.n_tokens.sum()) != self.n_tokens:
             raise ValueError("the blocks' tokens must add up to the number of tokens")
-        if self.codes is not None and (self.codes.n_features != n or self.codes.n_tokens > self.n_tokens):
-            raise ValueError(f"the codes must be of {n} features and of at most {self.n_tokens} tokens")
-        if self.contexts is not None and self.contexts.n_features != n:
-            raise ValueError(f"the contexts must be of {n} features, got {self.contexts.n_features}")
+
+    def __repr__(self) -> str:
+        """Return what was measured and on how much text, in one line."""
+        return (
+            f"FeatureStats({self.model_name}, {self.hook_name}, {self.sae_name}: {int(self.alive().sum()):,} of"
+            f" {len(self.firing_count):,} features alive on {self.n_tokens:,} tokens, L0 {self.l0:.1f}, cost in"
+            f" {self.cost_unit})"
+        )
+
+    @classmethod
+    def from_sums(cls, sums: FeatureSums, blocks: BlockSums, identity: Mapping[str, Any]) -> "FeatureStats":
+        """Return the statistics of a stretch of text.
+
+        Args:
+            sums: sums over the text.
+            blocks: the same sums by block.
+            identity: the fields that say what was measured, `decoder_norm` and `cost_unit`.
+        """
+        return cls(**identity, **_sum_fields(sums, blocks))
+
+    @property
+    def sums(self) -> FeatureSums:
+        """The sums over tokens, as they are merged."""
+        codes = () if self.codes is None else (self.codes,)
+        return FeatureSums(**{name: getattr(self, name) for name in SUMS}, codes=codes, contexts=self.contexts)
 
     @property
     def firing_rate(self) -> Float64[np.ndarray, " feature"]:
+        """Fraction of tokens on which the feature's activation is not 0."""
         return self.firing_count / max(self.n_tokens, 1)
 
     @property
@@ -119,18 +157,18 @@ class FeatureStats:
 
     @property
     def cost(self) -> Float64[np.ndarray, " feature"]:
-        """What the loss gains per token when the feature is dropped, in `cost_unit`."""
+        """Increase of the loss per token when the feature is removed, in `cost_unit`."""
         return self.sum_cost / max(self.n_tokens, 1)
 
     @property
     def fvu(self) -> float:
-        """Fraction of the activation's variance that the SAE leaves unexplained: that part is not in the floor."""
+        """Fraction of the activation's variance that the SAE does not explain, which the floor does not include."""
         variance = self.sampled_sum_sq - float(self.sampled_sum @ self.sampled_sum) / max(self.sampled_tokens, 1)
         return self.sampled_error_sq / variance if variance > 0 else math.nan
 
     @property
     def variance_share(self) -> Float64[np.ndarray, " feature"]:
-        """Var[a] / E[a²]: what is lost of a feature's cost when the output is its mean; 1 where it never fired."""
+        """Var[a] / E[a²]: the share of the cost lost if the feature is replaced by its mean; 1 if it never fires."""
         square_of_mean = self.sum_act**2 / max(self.n_tokens, 1)
         fired = self.sum_act_sq > 0
         share: np.ndarray = 1.0 - np.divide(
@@ -139,15 +177,15 @@ class FeatureStats:
         return share
 
     def digest(self) -> str:
-        """Differs when what a prediction stands on does."""
+        """Return a hash of everything that a prediction depends on: 16 hexadecimal digits."""
         arrays = [self.firing_count, self.sum_cost, self.blocks.cost, self.blocks.firing_count]
-        found = hashlib.sha256()
-        for array in (*arrays, *_arrays_of("codes", self.codes).values()):
-            found.update(array.tobytes())
-        return found.hexdigest()[:16]
+        hashed = hashlib.sha256()
+        for array in (*arrays, *prefix_arrays("codes", self.codes).values()):
+            hashed.update(array.tobytes())
+        return hashed.hexdigest()[:16]
 
     def alive(self, min_count: int = 1) -> Bool[np.ndarray, " feature"]:
-        """Features that fired on at least `min_count` of the tokens."""
+        """Return which features fired on at least `min_count` tokens."""
         return self.firing_count >= min_count
 
     def costs_and_rates(
@@ -160,41 +198,60 @@ class FeatureStats:
         return np.where(alive, self.cost, 0.0), np.where(alive, rates, 0.0)
 
     def growth(self, min_count: int = 1) -> tuple[Int64[np.ndarray, " block"], Int64[np.ndarray, " block"]]:
-        """(tokens, F): how many features had fired `min_count` times after that many tokens."""
-        seen = np.cumsum(self.blocks.firing_count, axis=0) >= min_count
-        return np.cumsum(self.blocks.n_tokens), seen.sum(axis=1, dtype=np.int64)
+        """Count alive features as more text is read.
+
+        Args:
+            min_count: a feature is alive if it fired on at least this many tokens.
+
+        Returns:
+            Numbers of tokens [block], and how many features were alive after that many [block].
+        """
+        alive = np.cumsum(self.blocks.firing_count, axis=0) >= min_count
+        return np.cumsum(self.blocks.n_tokens), alive.sum(axis=1, dtype=np.int64)
 
     def merge(self, other: "FeatureStats") -> "FeatureStats":
-        """The statistics of both stretches of text together, `other` after `self`.
+        """Merge with the statistics of another text, or of a later part of the same text.
 
-        Codes stay where both have them and kept the same share of their text: others would be no even sample of both.
+        Codes are kept only if both measurements kept the same share of their text; otherwise they would not be a
+        uniform sample of both.
+
+        Args:
+            other: statistics of the same model, hook point and SAE, measured with the same settings.
+
+        Returns:
+            The statistics of both texts, `other` after `self`.
 
         Raises:
-            ValueError: they are of another model, hook point, SAE, unit or setting.
+            ValueError: the model, hook point, SAE, unit or a setting differs.
+
+        Example:
+            >>> both = measure(model, sae, text).merge(measure(model, sae, other_text))  # doctest: +SKIP
         """
         for name in ("model_name", "hook_name", "sae_name", "d_model", "cost_unit"):
             if getattr(self, name) != getattr(other, name):
                 raise ValueError(f"{name} differs: {getattr(self, name)!r} and {getattr(other, name)!r}")
-        of_one_text = {"text": None, "share_of_codes": None}
-        if self.settings | of_one_text != other.settings | of_one_text:
+        may_differ = {"text": None, "share_of_codes": None}
+        if self.settings | may_differ != other.settings | may_differ:
             raise ValueError(f"settings differ: {self.settings} and {other.settings}")
         if not np.array_equal(self.decoder_norm, other.decoder_norm):
             raise ValueError("the decoders differ, so the features are not the same")
-        blocks = self.blocks.followed_by(other.blocks)
-        while len(blocks.n_tokens) > MAX_BLOCKS:
-            blocks = blocks.coarser()
+        sums = self.sums.merge(dataclasses.replace(other.sums, codes=_codes_to_append(self, other)))
         return dataclasses.replace(
             self,
-            **{name: getattr(self, name) + getattr(other, name) for name in SUMS},
+            **_sum_fields(sums, self.blocks.merge(other.blocks)),
             text_name=" + ".join(dict.fromkeys([self.text_name, other.text_name])),
-            blocks=blocks,
             warnings=tuple(dict.fromkeys([*self.warnings, *other.warnings])),
-            codes=_codes_of_both(self, other),
-            contexts=merge_contexts(self.contexts, other.contexts),
         )
 
     def save(self, path: str | Path) -> Path:
-        """Write one safetensors file; a directory gets `stats.safetensors`. Returns the file's path."""
+        """Write the statistics to one safetensors file.
+
+        Args:
+            path: the file, or a directory, which gets `stats.safetensors`.
+
+        Returns:
+            The file's path.
+        """
         arrays = {f.name: v for f in dataclasses.fields(self) if isinstance(v := getattr(self, f.name), np.ndarray)}
         scalars = {
             f.name: getattr(self, f.name)
@@ -202,45 +259,44 @@ class FeatureStats:
             if f.name not in arrays and f.name not in ("blocks", "codes", "contexts")
         }
         for name in ("blocks", "codes", "contexts"):
-            arrays |= _arrays_of(name, getattr(self, name))
+            arrays |= prefix_arrays(name, getattr(self, name))
         return save_arrays(resolve_file(path, STATS_FILE), "feature-stats", arrays, scalars)
 
     @classmethod
     def load(cls, path: str | Path) -> "FeatureStats":
-        """Read what `save` wrote, from the file or its directory.
+        """Read statistics that `save` wrote.
+
+        Args:
+            path: the file or its directory.
 
         Raises:
-            InputError: the file is missing, truncated, foreign, or of a newer version.
+            InputError: the file is missing, damaged, of another kind, or of a newer version.
         """
         file = resolve_file(path, STATS_FILE)
         arrays, scalars = load_arrays(file, "feature-stats")
         try:
-            blocks = BlockSums(**_taken("blocks", arrays))
-            of_codes = _taken("codes", arrays)
+            blocks = BlockSums(**take_arrays("blocks", arrays))
+            of_codes, of_contexts = take_arrays("codes", arrays), take_arrays("contexts", arrays)
             codes = Codes(n_features=len(arrays["firing_count"]), **of_codes) if of_codes else None
-            contexts = FeatureContexts(**of_contexts) if (of_contexts := _taken("contexts", arrays)) else None
+            contexts = FeatureContexts(**of_contexts) if of_contexts else None
             parts = {"blocks": blocks, "codes": codes, "contexts": contexts, "warnings": tuple(scalars["warnings"])}
             return cls(**{**arrays, **scalars, **parts})
         except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
             raise InputError(f"{file} does not hold complete feature statistics ({error}); measure again") from error
 
 
-def _arrays_of(name: str, record: BlockSums | Codes | FeatureContexts | None) -> dict[str, np.ndarray]:
-    """A record's arrays under the names that they have in a file; none of no record."""
-    fields = () if record is None else dataclasses.fields(record)
-    return {f"{name}.{f.name}": v for f in fields if isinstance(v := getattr(record, f.name), np.ndarray)}
+def _sum_fields(sums: FeatureSums, blocks: BlockSums) -> dict[str, Any]:
+    """Return the fields of `FeatureStats` that come from sums."""
+    fields = {name: getattr(sums, name) for name in SUMS}
+    return fields | {"blocks": blocks, "codes": sums.joined_codes(), "contexts": sums.contexts}
 
 
-def _taken(name: str, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """A record's arrays under their own names, removed from those of a file."""
-    return {key.removeprefix(f"{name}."): arrays.pop(key) for key in list(arrays) if key.startswith(f"{name}.")}
-
-
-def _codes_of_both(one: FeatureStats, other: FeatureStats) -> Codes | None:
-    shares = {stats.settings.get("share_of_codes") for stats in (one, other)}
-    if one.codes is None or other.codes is None or len(shares) > 1:
-        return None
-    following, last = other.codes, int(one.codes.sequence.max(initial=-1))
-    if following.sequence.min(initial=last + 1) <= last:  # another text, whose sequences are counted from 0 again
-        following = dataclasses.replace(following, sequence=following.sequence + last + 1)
-    return one.codes.followed_by(following)
+def _codes_to_append(stats: FeatureStats, other: FeatureStats) -> tuple[Codes, ...]:
+    """Return the codes of `other` as they follow those of `stats`; empty if the merged statistics keep no codes."""
+    shares = {each.settings.get("share_of_codes") for each in (stats, other)}
+    if stats.codes is None or other.codes is None or len(shares) > 1:
+        return ()
+    codes, last = other.codes, int(stats.codes.sequence.max(initial=-1))
+    if codes.sequence.min(initial=last + 1) <= last:  # another text, whose sequences are numbered from 0 again
+        codes = dataclasses.replace(codes, sequence=codes.sequence + last + 1)
+    return (codes,)

@@ -1,42 +1,62 @@
-"""`Plan`: which student to train, what it will lose, and what that stands on."""
+"""`Plan`: a student to train, its expected loss, and what that prediction depends on."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
-from tl_distill_floor.results.displayable import Displayable
+from tl_distill_floor.annotations import CostUnit
+from tl_distill_floor.results.record_files import JsonRecord
+
+PLAN_FILE = "plan.json"
 
 
-@dataclass(frozen=True)
-class Plan(Displayable):
-    """A student that was chosen."""
+@dataclass(frozen=True, repr=False)
+class Plan(JsonRecord):
+    """A student chosen for a loss or a size."""
+
+    FILE_NAME: ClassVar[str] = PLAN_FILE
+    KIND: ClassVar[str] = "plan"
+    COMMAND: ClassVar[str] = "tl-floor plan"
 
     teacher: str
+    """Name of the teacher."""
     width: int
-    """Dimensions of its residual stream."""
+    """Dimensions of the student's residual stream."""
     depth: int
+    """Layers of the student."""
     teacher_depth: int
-    """Layers."""
-    unit: str
-    """Of the losses: "nats" (per token) or "mse"."""
+    """Layers of the teacher."""
+    unit: CostUnit
+    """Unit of the losses: "nats" (per token) or "mse"."""
     loss: float
-    """What it is expected to lose: calibrated where students were measured, else the floor."""
+    """Expected loss: calibrated if students were trained, otherwise the predicted floor."""
     bound: float | None
-    """Stays below this with 90 % confidence, as far as what it stands on holds; None where a text of one block says
-    nothing of that."""
+    """Upper bound of the loss with 90 % confidence, given the assumptions; None if the text is one block, from which
+    no interval can be estimated."""
     calibrated: bool
+    """True if `loss` comes from a calibration."""
     n_parameters: int
+    """Parameters of the student."""
     teacher_parameters: int
+    """Parameters of the teacher."""
     speed: float
-    """Tokens a second of the forward pass, relative to the teacher, measured here."""
+    """Tokens per second of the student's forward pass divided by the teacher's, measured on this machine."""
     features: int
-    """Alive features of the teacher."""
+    """Number of alive features of the teacher."""
     kept: int
-    """Of them the student is expected to hold."""
+    """Number of these features that the student is expected to keep."""
     known: tuple[str, ...]
-    """What was measured."""
+    """Statements about what was measured."""
     assumed: tuple[str, ...]
-    """What was not."""
+    """Statements about what was not measured."""
 
     @property
     def megabytes(self) -> float:
-        """Weights in half precision."""
+        """Size of the student's weights in half precision, in megabytes."""
         return self.n_parameters * 2 / 1e6
+
+    def __repr__(self) -> str:
+        """Return the teacher, the student's shape and its expected loss in one line."""
+        return (
+            f"Plan({self.teacher}: width {self.width:,}, {self.depth} of {self.teacher_depth} layers,"
+            f" expected loss {self.loss:.4g} {self.unit})"
+        )

@@ -1,49 +1,59 @@
-"""TODO."""
+"""`Simulation`: the losses that bottleneck students reached on an SAE's codes."""
 
-import dataclasses
 import math
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import ClassVar
 
 import numpy as np
 from jaxtyping import Float64, Int64
 
-from tl_distill_floor.errors import InputError
-from tl_distill_floor.storage.versioned import load_arrays, resolve_file, save_arrays
+from tl_distill_floor.results.record_files import ArrayRecord
 from tl_distill_floor.theory.capacity import Number
 
 SIMULATION_FILE = "simulated.safetensors"
 
 
-@dataclass(frozen=True, eq=False)
-class Simulation:
-    """What bottleneck students x̂ = ReLU(WᵀWf + b) reached on an SAE's codes f, in the unit of the costs."""
+@dataclass(frozen=True, eq=False, repr=False)
+class Simulation(ArrayRecord):
+    """Losses of bottleneck students x̂ = ReLU(WᵀWf + b), trained on an SAE's codes f.
+
+    Losses are summed costs, in the unit of the costs, unless the field says otherwise.
+    """
+
+    FILE_NAME: ClassVar[str] = SIMULATION_FILE
+    KIND: ClassVar[str] = "simulation"
 
     widths: Int64[np.ndarray, " width"]
-    """Widths that were trained, in dimensions, rising."""
+    """Trained widths in dimensions, in rising order."""
     floor: Float64[np.ndarray, "width seed"]
-    """Summed cost of what is lost, on tokens that training did not see, when training ends; see `reached`."""
+    """Loss on held-out tokens, extrapolated to the end of training from the losses after half of the steps and after
+    all of them."""
     reached: Float64[np.ndarray, "width seed"]
-    """The same after `steps`, from which and from half the steps `floor` is extrapolated."""
+    """Loss on held-out tokens after `steps` steps."""
     standard_error: Float64[np.ndarray, " width"]
-    """Of `floor`, from the sequences it was measured on and from the extrapolation."""
+    """Standard error of `floor`, from the held-out sequences and from the extrapolation."""
     lost_cost: Float64[np.ndarray, "width feature"]
-    """The part of each feature, mean over seeds; sums to the mean floor."""
+    """Contribution of each feature to `floor`, averaged over seeds. Each row sums to the mean floor of its width."""
     on_training_text: Float64[np.ndarray, "width seed"]
-    """Summed cost of what is lost on tokens that training did see: far below `reached`, more codes would lower that."""
+    """Loss on training tokens after `steps` steps. If it is far below `reached`, more codes would lower the floor."""
     held_out_sequences: float
-    """How many sequences of equal cost would scatter as the ones that it was measured on."""
+    """Effective number of held-out sequences: as many sequences of equal cost would have the same standard error."""
     steps: int
+    """Training steps of each student."""
     kl: Float64[np.ndarray, "width seed"] | None = None
-    """KL(teacher ‖ teacher with the students' codes at the hook point), nats per token, when training ends; None where
-    it was not measured."""
+    """KL(teacher ‖ teacher with the students' codes at the hook point), nats per token, extrapolated as `floor` is;
+    None if it was not measured."""
     kl_reached: Float64[np.ndarray, "width seed"] | None = None
-    """The same after `steps`."""
+    """The same KL after `steps` steps."""
     kl_error: Float64[np.ndarray, " width"] | None = None
-    """Standard error of `kl`, from the sequences it was measured on and from the extrapolation."""
+    """Standard error of `kl`, from the held-out sequences and from the extrapolation."""
 
     def __post_init__(self) -> None:
+        """Check shapes and values.
+
+        Raises:
+            ValueError: a shape or a value does not fit.
+        """
         n = len(self.widths)
         losses = [self.floor, self.reached, self.standard_error, self.lost_cost, self.on_training_text]
         losses += [a for a in (self.kl, self.kl_reached, self.kl_error) if a is not None]
@@ -53,29 +63,26 @@ class Simulation:
             raise ValueError("the floors of a simulation must be finite numbers of at least 0")
 
     def lost_at(self, width: Number) -> Float64[np.ndarray, " feature"]:
-        """Lost cost of every feature: linear in log width between the widths that were trained, constant beyond."""
-        places = np.interp(math.log(float(width)), np.log(self.widths), np.arange(len(self.widths)))
-        below, above, share = int(places), math.ceil(places), places % 1.0
-        lost: np.ndarray = self.lost_cost[below] * (1.0 - share) + self.lost_cost[above] * share
+        """Return the cost that a student of any width loses of each feature.
+
+        Args:
+            width: dimensions. Costs are linear in the logarithm of the width between trained widths, and constant
+                outside of them.
+
+        Returns:
+            Lost cost [feature], in the unit of the costs.
+
+        Example:
+            >>> floor.simulation.lost_at(48).sum()  # doctest: +SKIP
+        """
+        position = np.interp(math.log(float(width)), np.log(self.widths), np.arange(len(self.widths)))
+        below, above, weight = int(position), math.ceil(position), position % 1.0
+        lost: np.ndarray = self.lost_cost[below] * (1.0 - weight) + self.lost_cost[above] * weight
         return lost
 
-    def save(self, path: str | Path) -> Path:
-        """Write one safetensors file; a directory gets `simulated.safetensors`."""
-        arrays = {f.name: v for f in dataclasses.fields(self) if isinstance(v := getattr(self, f.name), np.ndarray)}
-        scalars = {"held_out_sequences": self.held_out_sequences, "steps": self.steps}
-        return save_arrays(resolve_file(path, SIMULATION_FILE), "simulation", arrays, scalars)
-
-    @classmethod
-    def load(cls, path: str | Path) -> "Simulation":
-        """Read what `save` wrote.
-
-        Raises:
-            InputError: the file is missing, truncated, foreign, or of a newer version.
-        """
-        file = resolve_file(path, SIMULATION_FILE)
-        arrays, scalars = load_arrays(file, "simulation")
-        try:
-            found: dict[str, Any] = {**arrays, **scalars}
-            return cls(**found)
-        except (TypeError, ValueError, IndexError) as error:
-            raise InputError(f"{file} does not hold a complete simulation ({error}); measure again") from error
+    def __repr__(self) -> str:
+        """Return the widths, seeds and steps in one line."""
+        return (
+            f"Simulation({self.lost_cost.shape[1]:,} features, {len(self.widths)} widths {self.widths[0]:,} to"
+            f" {self.widths[-1]:,}, {self.floor.shape[1]} seeds, {self.steps:,} steps)"
+        )

@@ -1,89 +1,146 @@
-"""`StudentResult`: what became of one distilled student, and where it lies."""
+"""`StudentResult`: the learning curve, the floor and the checkpoint of one distilled student."""
 
-import dataclasses
-import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from tl_distill_floor.results.displayable import Displayable
-from tl_distill_floor.storage.atomic import write_atomically
-from tl_distill_floor.storage.versioned import load_record, resolve_file
+from tl_distill_floor.annotations import StudentStatus
+from tl_distill_floor.errors import check_choice
+from tl_distill_floor.results.record_files import JsonRecord
+from tl_distill_floor.storage.versioned import load_record, resolve_file, save_record
 
 STUDENT_FILE = "student.json"
-STATUSES = ("saturated", "under-trained", "diverged")
 
 
-@dataclass(frozen=True)
-class StudentResult(Displayable):
-    """A distilled student. Losses are KL(teacher ‖ student) on held-out text, nats per token, at temperature 1."""
+@dataclass(frozen=True, repr=False)
+class StudentResult(JsonRecord):
+    """A distilled student. Losses are KL(teacher ‖ student) on held-out text, in nats per token, at temperature 1."""
+
+    FILE_NAME: ClassVar[str] = STUDENT_FILE
+    KIND: ClassVar[str] = "student"
+    COMMAND: ClassVar[str] = "tl-floor distill"
 
     name: str
-    """Of its directory beside the other students'."""
+    """Name of the student's directory."""
     teacher: str
+    """Name of the teacher."""
     width: int
-    """Dimensions of its residual stream."""
+    """Dimensions of the student's residual stream."""
     depth: int
+    """Layers of the student."""
     n_parameters: int
+    """Parameters of the student."""
     tokens: tuple[int, ...]
-    """Tokens trained on at each point of the learning curve."""
+    """Number of training tokens at each point of the learning curve."""
     losses: tuple[float, ...]
-    """Held-out loss at each point, of the running average of the weights."""
+    """Held-out loss of the averaged weights at each point of the learning curve."""
     floor: float
-    """L∞ of L∞ + A · t^-b fitted to the learning curve."""
+    """L∞ of the fit L∞ + A · t^-b to the learning curve."""
     interval: tuple[float, float]
-    """95 %, of that fit."""
-    status: str
-    """"saturated", "under-trained" or "diverged"; see `theory.saturation`."""
+    """95 % interval of `floor`, from the fit."""
+    status: StudentStatus
+    """"saturated", "under-trained" or "diverged"; see `theory.learning_curve`."""
     heldout_tokens: int
+    """Number of held-out tokens that the losses were measured on."""
     settings: dict[str, Any] = field(default_factory=dict)
-    """How it was trained."""
+    """Options of the training."""
     path: str | None = None
-    """Directory of its Hugging Face checkpoint, where it was saved."""
+    """Directory of the student's Hugging Face checkpoint; None if it was not saved."""
 
     def __post_init__(self) -> None:
+        """Check that the fields fit together.
+
+        Raises:
+            ValueError: a field has an impossible value.
+        """
         if len(self.tokens) != len(self.losses) or not (self.tokens or self.status == "diverged"):
-            raise ValueError("a student's curve needs a loss for every number of tokens")
-        if self.status not in STATUSES:
-            raise ValueError(f"a student is {', '.join(STATUSES)}, got {self.status!r}")
-        if min(self.width, self.depth, self.n_parameters, *self.tokens) < 1 or min(self.floor, *self.losses, 0.0) < 0:
-            raise ValueError("a student's sizes and tokens must be above 0, and no loss below")
+            raise ValueError("a student's learning curve needs one loss for each number of tokens")
+        check_choice("status", self.status, StudentStatus)
+        if min(self.width, self.depth, self.n_parameters, *self.tokens) < 1:
+            raise ValueError("width, depth, n_parameters and tokens of a student must be at least 1")
+        if min(self.floor, *self.losses, 0.0) < 0:
+            raise ValueError("losses of a student must be at least 0")
 
     @property
     def loss(self) -> float:
-        """The last held-out loss; not a number where it diverged before there was one."""
+        """Last held-out loss in nats per token; NaN if the training diverged before the first evaluation."""
         return self.losses[-1] if self.losses else math.nan
 
     def save(self, path: str | Path) -> Path:
-        """Write JSON; a directory gets `student.json`."""
-        head = {"format": "tl-distill-floor/student", "version": 1, "unit": "nats per token, KL(teacher ‖ student)"}
-        stored = {**head, **dataclasses.asdict(self), "path": None}
-        return write_atomically(
-            resolve_file(path, STUDENT_FILE), json.dumps(stored, indent=1, allow_nan=False).encode()
-        )
+        """Save the result as JSON. The path of the checkpoint is not stored, so that runs can be moved.
+
+        Args:
+            path: the file, or a directory that gets `student.json`.
+
+        Returns:
+            Path of the file.
+
+        Raises:
+            InputError: the file cannot be written.
+
+        Example:
+            >>> result.save("runs/tiny/students/width64")  # doctest: +SKIP
+        """
+        overrides = {"unit": "nats per token, KL(teacher ‖ student)", "path": None}
+        return save_record(self, resolve_file(path, STUDENT_FILE), self.KIND, overrides)
 
     @classmethod
     def load(cls, path: str | Path) -> "StudentResult":
-        """Read what `save` wrote.
+        """Load a result that `save` wrote; its checkpoint is expected in the same directory.
+
+        Args:
+            path: the file, or its directory.
+
+        Returns:
+            The result.
 
         Raises:
-            InputError: the file is missing, truncated, foreign, or of another version.
+            InputError: the file is missing, truncated, in another format, or of another version.
+
+        Example:
+            >>> result = StudentResult.load("runs/tiny/students/width64")  # doctest: +SKIP
         """
         file = resolve_file(path, STUDENT_FILE)
-        return load_record(cls, file, "student", "tl-floor distill", {"path": str(file.parent)})
+        return load_record(cls, file, cls.KIND, cls.COMMAND, {"path": str(file.parent)})
+
+    def __repr__(self) -> str:
+        """Return the name, the shape, the loss and the status in one line."""
+        return (
+            f"StudentResult({self.name} of {self.teacher}: width {self.width:,}, {self.depth} layers,"
+            f" loss {self.loss:.4g} nats, floor {self.floor:.4g}, {self.status})"
+        )
 
 
 def student_files(directory: str | Path) -> list[Path]:
-    """Where a run's students are described."""
-    return sorted(Path(directory).glob(f"students/[!.]*/{STUDENT_FILE}"))  # hidden ones were not finished
+    """Return the paths of the `student.json` files of a run.
+
+    Args:
+        directory: the run directory.
+
+    Returns:
+        Paths in alphabetical order. Students that are still being saved are left out.
+
+    Example:
+        >>> student_files("runs/tiny")  # doctest: +SKIP
+    """
+    return sorted(Path(directory).glob(f"students/[!.]*/{STUDENT_FILE}"))
 
 
 def load_students(directory: str | Path) -> list[StudentResult]:
-    """The students that lie in a run's directory, the narrowest first.
+    """Load the results of all students of a run.
+
+    Args:
+        directory: the run directory.
+
+    Returns:
+        The results, ordered by width and name.
 
     Raises:
-        InputError: one of them is damaged.
+        InputError: a file is damaged.
+
+    Example:
+        >>> students = load_students("runs/tiny")  # doctest: +SKIP
     """
-    found = [StudentResult.load(file) for file in student_files(directory)]
-    return sorted(found, key=lambda student: (student.width, student.name))
+    students = [StudentResult.load(file) for file in student_files(directory)]
+    return sorted(students, key=lambda student: (student.width, student.name))

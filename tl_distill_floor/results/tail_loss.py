@@ -1,129 +1,173 @@
-"""The tail loss: what a teacher loses, in nats per token, when the features beyond a rank are removed."""
+"""`TailLoss`: the loss of a teacher in nats per token when its least costly features are removed."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
-from typing import Any
+from typing import ClassVar, TypeVar
 
 import numpy as np
 from jaxtyping import Float64, Int64
 
-from tl_distill_floor.errors import InputError
-from tl_distill_floor.storage.versioned import load_arrays, resolve_file, save_arrays
+from tl_distill_floor.results.record_files import ArrayRecord
 
 TAIL_FILE = "tail.safetensors"
-ARRAYS = ("ranks", "additive", "loss", "n_tokens", "sequences")
+Cost = TypeVar("Cost", float, np.ndarray)
+"""A summed cost, or an array of them."""
 
 
-def ratio_standard_error(loss: Float64[np.ndarray, "*case sequence"], n_tokens: Int64[np.ndarray, " sequence"]) -> Any:
-    """Of Σ loss / Σ tokens, a ratio of sums over sequences: tokens of one sequence are not independent."""
-    n = len(n_tokens)
-    mean = loss.sum(-1, keepdims=True) / n_tokens.sum()
-    residual = loss - mean * n_tokens
-    return np.sqrt((residual**2).sum(-1) * n / max(n - 1, 0.1)) / n_tokens.sum()
+@dataclass(frozen=True, eq=False, repr=False)
+class TailLoss(ArrayRecord):
+    """KL(teacher ‖ teacher with only the r most costly features) at several ranks r, interpolated between them.
 
-
-@dataclass(frozen=True, eq=False)
-class TailLoss:
-    """KL(teacher ‖ teacher without the features beyond a rank), exactly, at some ranks, and monotone between them.
-
-    Costs give the order of the features and their shares; their sum falls short of the loss, the more so the more is
-    removed. So the size is measured. Between the ranks it is a monotone cubic of the logarithms, in the summed cost of
-    what is removed; below the smallest, the ratio of loss to cost stays.
+    The costs of single features do not add up to the loss of removing them together: their sum is too small, the more
+    so the more features are removed. The costs give the order of the features, and this record gives the loss. Between
+    the measured ranks it is a monotone cubic (PCHIP) of the log loss over the log summed cost. Below the smallest
+    measured cost the ratio of loss to cost is constant.
     """
 
+    FILE_NAME: ClassVar[str] = TAIL_FILE
+    KIND: ClassVar[str] = "tail-loss"
+
     ranks: Int64[np.ndarray, " rank"]
-    """How many of the most costly features are kept, rising from 0."""
+    """Number of most costly features that are kept, rising from 0."""
     additive: Float64[np.ndarray, " rank"]
-    """Summed cost of the features beyond each rank, nats per token."""
+    """Summed cost of the removed features at each rank, nats per token."""
     loss: Float64[np.ndarray, "rank sequence"]
-    """KL summed over the positions of each sequence, nats."""
+    """KL summed over the tokens of each sequence, nats."""
     n_tokens: Int64[np.ndarray, " sequence"]
-    """Tokens of each sequence that count."""
+    """Number of counted tokens of each sequence."""
     sequences: Int64[np.ndarray, " sequence"]
-    """Their numbers in the text."""
+    """Index of each sequence in the text, from 0."""
 
     def __post_init__(self) -> None:
+        """Check shapes and values.
+
+        Raises:
+            ValueError: a shape or a value does not fit.
+        """
         n, m = len(self.ranks), len(self.n_tokens)
         if self.additive.shape != (n,) or self.loss.shape != (n, m) or self.sequences.shape != (m,) or m < 1 or n < 1:
-            raise ValueError("a tail loss needs a cost for every rank, and a loss for every rank and sequence")
+            raise ValueError("a tail loss needs one cost for each rank, and one loss for each rank and sequence")
         if self.ranks[0] != 0 or (np.diff(self.ranks) <= 0).any() or self.n_tokens.sum() < 1:
-            raise ValueError("the ranks of a tail loss must rise from 0, over at least one token")
+            raise ValueError("the ranks of a tail loss must rise from 0, and it needs at least one token")
         if any(not np.isfinite(a).all() or (a < 0).any() for a in (self.additive, self.loss)):
             raise ValueError("tail losses must be finite numbers of at least 0")
 
     @property
     def mean(self) -> Float64[np.ndarray, " rank"]:
-        """Nats per token; more features kept lose no more."""
-        found: np.ndarray = np.minimum.accumulate(self.loss.sum(1) / self.n_tokens.sum())
-        return found
+        """Mean loss at each rank in nats per token, made non-increasing over ranks."""
+        means: np.ndarray = np.minimum.accumulate(self.loss.sum(1) / self.n_tokens.sum())
+        return means
 
     @property
     def total(self) -> float:
-        """The loss of removing every feature."""
+        """Loss in nats per token when all features are removed."""
         return float(self.mean[0])
 
-    def of_additive(self, cost: Any) -> Any:
-        """The loss (nats per token) of removing features of this summed cost, the least costly first.
+    def loss_of_cost(self, cost: Cost) -> Cost:
+        """Return the loss of removing the least costly features whose costs sum to `cost`.
 
         Args:
-            cost: nats per token, one number or an array.
+            cost: summed cost in nats per token, a number or an array.
+
+        Returns:
+            Loss in nats per token, with the shape of `cost`; at most `total`.
+
+        Example:
+            >>> floor.tail.loss_of_cost(0.05)  # doctest: +SKIP
         """
         costs = np.asarray(cost, dtype=np.float64)
-        if self._curve is None:
-            return np.zeros_like(costs) if costs.ndim else 0.0
-        log_cost, log_ratio = self._curve
-        inside = np.clip(np.log(np.maximum(costs, 1e-300)), *log_cost)
-        found = np.minimum(costs * np.exp(log_ratio(inside)), self.total)
-        return found if found.ndim else float(found)
+        losses = np.zeros_like(costs)
+        if self._curve is not None:
+            log_cost_range, log_ratio = self._curve
+            log_cost = np.clip(np.log(np.maximum(costs, 1e-300)), *log_cost_range)
+            losses = np.minimum(costs * np.exp(log_ratio(log_cost)), self.total)
+        if isinstance(cost, np.ndarray):
+            return losses
+        return float(losses)
 
     def relative_error(self, cost: float) -> float:
-        """Relative standard error of `of_additive` from the sequences, at the nearest rank that was measured."""
-        there = np.flatnonzero(self.mean > 0)
-        if cost <= 0 or not len(there):
+        """Return the relative standard error of `loss_of_cost`, taken from the measured rank with the nearest cost.
+
+        Args:
+            cost: summed cost in nats per token.
+
+        Returns:
+            Standard error over the sequences divided by the loss; 0 if nothing is lost.
+
+        Example:
+            >>> floor.tail.relative_error(0.05)  # doctest: +SKIP
+        """
+        positive = np.flatnonzero(self.mean > 0)
+        if cost <= 0 or not len(positive):
             return 0.0
-        nearest = there[np.abs(np.log(np.maximum(self.additive[there], 1e-300) / cost)).argmin()]
+        nearest = positive[np.abs(np.log(np.maximum(self.additive[positive], 1e-300) / cost)).argmin()]
         return float(ratio_standard_error(self.loss, self.n_tokens)[nearest] / self.mean[nearest])
 
     @cached_property
-    def _curve(self) -> tuple[tuple[float, float], Any] | None:
-        """(least and largest log cost, log of loss ÷ cost over log cost); None where nothing costs anything."""
+    def _curve(self) -> tuple[tuple[float, float], Callable[[np.ndarray], np.ndarray]] | None:
+        """Range of the measured log costs, and log(loss ÷ cost) as a function of log cost; None if nothing is lost."""
         from scipy.interpolate import PchipInterpolator
 
-        there = (self.additive > 0) & (self.mean > 0)
-        # Of the logarithms, which two costs may share that differ in their last bit.
-        x, first = np.unique(np.log(self.additive[there][::-1]), return_index=True)
-        if not len(x):
+        positive = (self.additive > 0) & (self.mean > 0)
+        # Duplicates are removed after the logarithm: costs that differ in their last bit can have equal logarithms.
+        log_cost, first = np.unique(np.log(self.additive[positive][::-1]), return_index=True)
+        if not len(log_cost):
             return None
-        y = np.log(self.mean[there][::-1][first])
-        if len(x) == 1:
-            return (x[0], x[0]), lambda _: y[0] - x[0]
-        of_log = PchipInterpolator(x, y)
-        return (float(x[0]), float(x[-1])), lambda at: of_log(at) - at
+        log_loss = np.log(self.mean[positive][::-1][first])
+        if len(log_cost) == 1:
+            return (log_cost[0], log_cost[0]), lambda _: log_loss[0] - log_cost[0]
+        interpolated = PchipInterpolator(log_cost, log_loss)
+        return (float(log_cost[0]), float(log_cost[-1])), lambda x: interpolated(x) - x
 
-    def save(self, path: str | Path) -> Path:
-        """Write one safetensors file; a directory gets `tail.safetensors`."""
-        return save_arrays(
-            resolve_file(path, TAIL_FILE), "tail-loss", {name: getattr(self, name) for name in ARRAYS}, {}
+    def __repr__(self) -> str:
+        """Return the ranks, sequences and the largest loss in one line."""
+        return (
+            f"TailLoss({len(self.ranks)} ranks up to {self.ranks[-1]:,}, {len(self.sequences):,} sequences,"
+            f" {self.total:.4g} nats without features)"
         )
 
-    @classmethod
-    def load(cls, path: str | Path) -> "TailLoss":
-        """Read what `save` wrote.
 
-        Raises:
-            InputError: the file is missing, truncated, foreign, or of a newer version.
-        """
-        file = resolve_file(path, TAIL_FILE)
-        arrays, _ = load_arrays(file, "tail-loss")
-        try:
-            return cls(**arrays)
-        except (TypeError, ValueError, IndexError) as error:
-            raise InputError(f"{file} does not hold a complete tail loss ({error}); measure again") from error
+def ratio_standard_error(
+    loss: Float64[np.ndarray, "*case sequence"], n_tokens: Int64[np.ndarray, " sequence"]
+) -> Float64[np.ndarray, "*case"]:
+    """Compute the standard error of Σ loss / Σ tokens over sequences.
+
+    Tokens of one sequence are not independent, so sequences are the units: this is the ratio estimator of survey
+    sampling (Cochran 1977, chapter 6).
+
+    Args:
+        loss: summed loss of each sequence, nats.
+        n_tokens: number of tokens of each sequence.
+
+    Returns:
+        Standard error of each case, nats per token.
+
+    Example:
+        >>> ratio_standard_error(np.array([[1.0, 3.0]]), np.array([1, 1]))
+        array([1.])
+    """
+    n = len(n_tokens)
+    mean = loss.sum(-1, keepdims=True) / n_tokens.sum()
+    residual = loss - mean * n_tokens
+    errors: np.ndarray = np.sqrt((residual**2).sum(-1) * n / max(n - 1, 0.1)) / n_tokens.sum()
+    return errors
 
 
 def rank_grid(n_features: int, n_ranks: int = 12) -> Int64[np.ndarray, " rank"]:
-    """Ranks from 0 to below the number of features, closer to each other where features are most costly."""
+    """Return ranks at which to measure a tail loss, denser among the most costly features.
+
+    Args:
+        n_features: number of alive features.
+        n_ranks: number of ranks, fewer if there are fewer features.
+
+    Returns:
+        Ranks from 0 to below `n_features`, in rising order.
+
+    Example:
+        >>> rank_grid(100, n_ranks=4)
+        array([ 0,  6, 25, 56])
+    """
     shares = (np.arange(n_ranks) / n_ranks) ** 2
     ranks: np.ndarray = np.unique(np.floor(shares * n_features).astype(np.int64))
     return ranks

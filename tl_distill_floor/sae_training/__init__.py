@@ -1,6 +1,7 @@
-"""Train an SAE with SAELens's trainer.
+"""Train an SAE with SAELens's trainer, where none exists.
 
 - `train_sae`: `train_sae`, from a teacher and a text to a SAELens directory.
+- `config`: `SaeTrainingConfig`, the settings of a training.
 - `trainer`: SAELens's trainer, step by step, with checkpoints.
 - `activations`: shuffled activations to train on.
 """

@@ -1,4 +1,4 @@
-"""A teacher's activations without end, shuffled within blocks of a text: what an SAE is trained on."""
+"""Yield shuffled activations of a teacher, without end: the training data of an SAE."""
 
 from collections.abc import Generator
 from itertools import count
@@ -8,65 +8,73 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tl_distill_floor.errors import InputError
-from tl_distill_floor.measuring.hooks import check_finite, reader
+from tl_distill_floor.measuring.hooks import activation_reader, check_finite
 from tl_distill_floor.measuring.token_stream import TokenStream, device_of
+from tl_distill_floor.sae_training.config import TOKENS_PER_STEP
 
-TOKENS_A_STEP = 4096
-MIXED_TOKENS = 2**17
-"""Tokens of a block, whose activations are shuffled together."""
-Stream = Generator[Float[Tensor, "token d_model"], None, None]
+TOKENS_PER_BLOCK = 2**17
+"""Tokens whose activations are shuffled together."""
+ActivationBatches = Generator[Float[Tensor, "token d_model"], None, None]
 
 
 def shuffled_activations(
     stream: TokenStream, hook_name: str, rows: Int[Tensor, "sequence position"], seed: int, start: int = 0
-) -> Stream:
-    """Batches of 4,096 activations of the tokens that count; what is left over of a block is dropped.
+) -> ActivationBatches:
+    """Yield batches of 4,096 activations, shuffled within blocks of the text.
 
-    A batch is decided by its number and the seed alone, so that a training can go on from any of them. Between two
-    batches the teacher is as it was.
+    Only counted tokens are used (see `TokenStream.counted`), and the rest of a block that fills no batch is dropped. A
+    batch depends only on its number and the seed, so that a training can resume at any batch. Between two batches the
+    teacher has no hooks.
 
     Args:
-        stream: the teacher, which tokens count, and how many sequences a forward pass takes.
+        stream: the teacher, and the number of sequences per forward pass.
         hook_name: the hook point that is read.
         rows: token ids, read again from the start when they end.
-        seed: of the order within blocks.
-        start: number of the first batch; the blocks before its own are not run through the model.
+        seed: seed of the order within blocks.
+        start: number of the first batch; earlier blocks are not run through the teacher.
+
+    Yields:
+        Activations [token, d_model] in fp32.
 
     Raises:
-        InputError: no token counts, or an activation is not finite.
+        InputError: no token is counted, or an activation is not finite.
     """
     if not stream.counted(rows).any():
-        raise InputError("the text holds no tokens but special ones; give another text")
-    size = -(-MIXED_TOKENS // rows.shape[1])
+        raise InputError("the text holds only special tokens; give another text")
+    n_sequences = -(-TOKENS_PER_BLOCK // rows.shape[1])
     for block in count():
-        ids = rows[(block * size + torch.arange(size)) % len(rows)]
-        counts = stream.counted(ids)
-        n_counted = int(counts.sum())
-        n_batches = n_counted // TOKENS_A_STEP or min(n_counted, 1)
+        ids = rows[(block * n_sequences + torch.arange(n_sequences)) % len(rows)]
+        counted = stream.counted(ids)
+        n_counted = int(counted.sum())
+        n_batches = n_counted // TOKENS_PER_STEP or min(n_counted, 1)
         if start >= n_batches:
             start -= n_batches
             continue
         order = torch.randperm(n_counted, generator=torch.Generator().manual_seed(seed * 1_000_003 + block))
-        order = order.repeat(-(-TOKENS_A_STEP // n_counted))  # of a small block some tokens come more than once
-        yield from _batches(_activations(stream, hook_name, ids, counts), order, range(start, n_batches))
+        order = order.repeat(-(-TOKENS_PER_STEP // n_counted))  # a small block repeats tokens to fill its batch
+        yield from _batches(_read_activations(stream, hook_name, ids, counted), order, range(start, n_batches))
         start = 0
 
 
-def _batches(acts: Float[Tensor, "token d_model"], order: Int[Tensor, " place"], numbers: range) -> Stream:
+def _batches(
+    activations: Float[Tensor, "token d_model"], order: Int[Tensor, " index"], numbers: range
+) -> ActivationBatches:
     for number in numbers:
-        yield acts[order[number * TOKENS_A_STEP : (number + 1) * TOKENS_A_STEP].to(acts.device)]
+        indices = order[number * TOKENS_PER_STEP : (number + 1) * TOKENS_PER_STEP]
+        yield activations[indices.to(activations.device)]
 
 
-def _activations(
-    stream: TokenStream, hook_name: str, ids: Int[Tensor, "batch position"], counts: Bool[Tensor, "batch position"]
+def _read_activations(
+    stream: TokenStream, hook_name: str, ids: Int[Tensor, "batch position"], counted: Bool[Tensor, "batch position"]
 ) -> Float[Tensor, "token d_model"]:
-    """In fp32, of the tokens that count."""
-    assert stream.teacher is not None
-    model, found = stream.teacher.model, []
-    with reader(model, [hook_name]) as read:
-        for some, counted in zip(*(torch.split(a, stream.batch_size) for a in (ids, counts)), strict=True):
-            (acts,) = read(some.to(device_of(model)))
-            found.append(acts[counted.to(acts.device)].float())
-    whole = torch.cat(found)
-    check_finite(whole, hook_name)
-    return whole
+    """Return the activations of the counted tokens, in fp32."""
+    model, chunks = stream.teacher.model, []
+    with activation_reader(model, [hook_name]) as read:
+        for ids_chunk, counted_chunk in zip(
+            *(torch.split(tensor, stream.batch_size) for tensor in (ids, counted)), strict=True
+        ):
+            (activation,) = read(ids_chunk.to(device_of(model)))
+            chunks.append(activation[counted_chunk.to(activation.device)].float())
+    activations = torch.cat(chunks)
+    check_finite(activations, hook_name)
+    return activations

@@ -1,6 +1,7 @@
-"""DistillConfig an SAE where none exists, with SAELens's own trainer, offline on a text."""
+"""Train an SAE on a teacher's residual stream with SAELens's trainer."""
 
 import hashlib
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,138 +10,219 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from tl_distill_floor.annotations import (
+    Dtype,
+    ProgressMessageCallback,
+    SaeArchitecture,
+    TeacherLike,
+    TextLike,
+)
 from tl_distill_floor.errors import InputError
-from tl_distill_floor.measuring.hooks import hook_point, resid_post
+from tl_distill_floor.measuring.hooks import get_hook_point, resid_post
 from tl_distill_floor.measuring.token_stream import TokenStream, open_token_stream
-from tl_distill_floor.sae_training.activations import TOKENS_A_STEP, shuffled_activations
-from tl_distill_floor.sae_training.trainer import KIND, Progress, SaeTraining
+from tl_distill_floor.sae_training.activations import shuffled_activations
+from tl_distill_floor.sae_training.config import MIN_TOKENS, TOKENS_PER_STEP, SaeTrainingConfig
+from tl_distill_floor.sae_training.trainer import CHECKPOINT_KIND, SaeTraining
 from tl_distill_floor.sources.devices import check_device
-from tl_distill_floor.sources.teachers import check_context, load_teacher, weights_digest
+from tl_distill_floor.sources.teachers import Teacher, check_context, load_teacher, weights_digest
 from tl_distill_floor.storage.atomic import atomic_directory, remove_file, remove_unfinished
 from tl_distill_floor.storage.checkpoints import CHECKPOINT_SECONDS, load_checkpoint
 from tl_distill_floor.storage.io_errors import report_io_errors
 
-ARCHITECTURES = ("batchtopk", "topk")
-
 
 def train_sae(
-    model: Any,
-    text: Any = None,
+    model: TeacherLike,
+    text: TextLike | None = None,
     *,
     layer: int,
     out: str | Path,
     d_sae: int | None = None,
     k: int = 32,
     n_tokens: int = 4_000_000,
-    architecture: str = "batchtopk",
+    architecture: SaeArchitecture = "batchtopk",
     context_size: int = 256,
     batch_size: int = 16,
     lr: float = 1e-3,
     device: str = "cpu",
-    dtype: str = "fp32",
+    dtype: Dtype = "fp32",
     seed: int = 0,
     resume: bool = False,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
-    progress: Progress | None = None,
+    progress: ProgressMessageCallback | None = None,
 ) -> Path:
-    """Train an SAE on the residual stream after `layer` and save it as a SAELens directory, metadata filled in.
+    """Train an SAE on the residual stream after a layer, and save it as a SAELens directory.
+
+    While it trains, checkpoints are in a file next to `out` with the suffix `.partial.safetensors`. On the same machine
+    and device a resumed training gives the same SAE, bit by bit, as one without interruption.
 
     Args:
-        model: what `load_teacher` takes.
-        text: what `load_text` takes, read again from the start where it is shorter than `n_tokens`.
-        layer: the layer after which the residual stream is read.
-        out: the directory to write; it must not exist. Until it does, checkpoints stand in the file of this name and
-            `.partial.safetensors`.
-        d_sae: features; eight times the teacher's width when left out.
+        model: the teacher, see `load_teacher`.
+        text: the text, see `load_text`; read again from the start if it has fewer than `n_tokens` tokens.
+        layer: layer, counted from 0, after which the residual stream is read.
+        out: directory to write; it must not exist.
+        d_sae: number of features; eight times the teacher's width if None.
         k: active features per token.
-        n_tokens: tokens to train on, at least 8,192.
-        architecture: "batchtopk" (saved as JumpReLU, as SAELens does) or "topk".
-        context_size: tokens a sequence.
-        batch_size: sequences a forward pass of the teacher.
-        lr: peak learning rate of Adam, warmed up over 500 steps and let down to 0 over the last fifth.
-        device: torch device of the teacher, if it is loaded here, and of the SAE.
-        dtype: "fp32" or "bf16", of the teacher; the SAE trains in fp32, under autocast with "bf16".
-        seed: of the SAE's first weights and of the order of activations.
-        resume: go on from the checkpoint, if there is one; on the same machine and device the SAE is the same to the
-            last bit.
+        n_tokens: tokens to train on; at least 8,192 are used.
+        architecture: "batchtopk", which SAELens saves as a JumpReLU SAE, or "topk".
+        context_size: tokens per sequence.
+        batch_size: sequences per forward pass of the teacher.
+        lr: peak learning rate of Adam, with a warm-up of at most 500 steps and a decay over the last fifth of the
+            steps.
+        device: torch device of the SAE, and of the teacher if it is loaded here.
+        dtype: dtype of the teacher if it is loaded here. The SAE is in fp32; with "bf16" it trains under autocast.
+        seed: seed of the SAE's initial weights and of the order of activations.
+        resume: whether to continue from a checkpoint, if there is one.
         checkpoint_seconds: time between checkpoints.
-        progress: see `Progress`.
+        progress: called after every step with the tokens done, the total, and a message.
 
     Returns:
-        `out`, which `load_sae`, `SAE.load_from_disk` and `tl-floor measure --sae` read.
+        `out`, which `load_sae`, SAELens's `SAE.load_from_disk` and `tl-floor measure --sae` read.
 
     Raises:
-        InputError: something cannot be loaded, `out` exists, there is an interrupted training of it and `resume` is
-            not asked for, or it is another one.
+        InputError: an option is out of its range, the teacher or text cannot be loaded, `out` exists, or there is a
+            checkpoint and `resume` is False, or the checkpoint is of another training.
+
+    Example:
+        >>> out = train_sae("tiny-prose", layer=1, out="my-sae", n_tokens=100_000)  # doctest: +SKIP
+        >>> floor = predict_floor("tiny-prose", out)  # doctest: +SKIP
     """
-    out, n_tokens = Path(out), max(n_tokens, 8192)
-    if architecture not in ARCHITECTURES:
-        raise InputError(f"architecture must be one of {', '.join(ARCHITECTURES)}, got {architecture}")
+    config = SaeTrainingConfig(
+        d_sae, k, max(n_tokens, MIN_TOKENS), architecture, context_size, batch_size, lr, dtype, seed
+    )
     check_device(device)
-    place = out.absolute()  # "." has no name
-    file = place.with_name(f"{place.name}.partial.safetensors")
-    asked = {
-        "layer": layer, "k": k, "n_tokens": n_tokens, "architecture": architecture, "context_size": context_size,
-        "batch_size": batch_size, "lr": lr, "dtype": dtype, "seed": seed, **({"d_sae": d_sae} if d_sae else {}),
-    }  # fmt: skip
-    if resume and _is_done(out, file, asked):
+    out = Path(out)
+    file = _checkpoint_file(out)
+    if resume and _is_finished(out, file, _options_identity(layer, config)):
         remove_file(file)
         return out
     with atomic_directory(out) as directory:
-        if out.exists():
-            raise InputError(f"{out} exists already; name another directory with --out, or delete it")
-        if file.exists() and not resume:
-            raise InputError(f"{file.name} holds an interrupted training; add --resume to go on, or delete it")
+        _check_can_start(out, file, resume)
         remove_unfinished(file)
-        teacher = load_teacher(model, device=device, dtype=dtype)
-        check_context(teacher.model, context_size)
-        hook_name = resid_post(layer)
-        hook_point(teacher.model, hook_name)
-        width = int(teacher.model.cfg.d_model)
-        d_sae = d_sae or 8 * width
-        if not 1 <= k <= d_sae:
-            raise InputError(f"k must lie between 1 and the {d_sae} features, got {k}")
-        stream = open_token_stream(teacher, text, context_size, batch_size)
-        rows = stream.read_sequences(n_tokens)
-        if not len(rows):
-            raise InputError(
-                f"{stream.text.name} is too short: it fills no sequence of {context_size} tokens; give more text"
-            )
-        settings = {"d_in": width, "d_sae": d_sae, "k": k, "metadata": _metadata(stream, hook_name)}
-        sae = _begun(architecture, seed, **settings).to(device)
-        asked |= {"d_sae": d_sae, "teacher": weights_digest(teacher.model), "text": _digest(rows)}
-        training = SaeTraining(sae, asked, n_tokens=n_tokens, lr=lr, device=device, autocast=dtype == "bf16")
-        if file.exists():
-            training.load(file)
-        batches = partial(shuffled_activations, stream, hook_name, rows, seed)
-        training.run(batches, file, checkpoint_seconds, progress)
+        sae = _train(model, text, layer, config, device, file, checkpoint_seconds, progress)
         with report_io_errors(out):
             sae.save_inference_model(str(directory))
     remove_file(file)
     return out
 
 
-def _is_done(out: Path, file: Path, asked: dict[str, Any]) -> bool:
-    """Whether the SAE is in its place, and only the last checkpoint of its training was left beside it."""
+def initial_sae(config: SaeTrainingConfig, d_in: int, metadata: object) -> Any:
+    """Return a SAELens training SAE with random weights.
+
+    Args:
+        config: the settings, with a number of features.
+        d_in: width of the activations.
+        metadata: SAELens's `SAEMetadata`.
+    """
+    from sae_lens import BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig, TopKTrainingSAE, TopKTrainingSAEConfig
+
+    classes = {
+        "batchtopk": (BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig),
+        "topk": (TopKTrainingSAE, TopKTrainingSAEConfig),
+    }
+    sae_class, config_class = classes[config.architecture]
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(config.seed)
+        return sae_class(
+            config_class(
+                # SAELens folds the scale into the weights after training: the saved SAE reads unscaled activations.
+                normalize_activations="expected_average_only_in",
+                d_in=d_in,
+                d_sae=config.d_sae,
+                k=config.k,
+                metadata=metadata,
+            )
+        )
+
+
+def _train(
+    model: TeacherLike,
+    text: TextLike | None,
+    layer: int,
+    config: SaeTrainingConfig,
+    device: str,
+    file: Path,
+    checkpoint_seconds: float,
+    progress: ProgressMessageCallback | None,
+) -> Any:
+    """Load the teacher and the text, and return the trained SAE."""
+    teacher, hook_name = load_teacher(model, device=device, dtype=config.dtype), resid_post(layer)
+    check_context(teacher.model, config.context_size)
+    get_hook_point(teacher.model, hook_name)
+    d_model = int(teacher.model.cfg.d_model)
+    config = replace(config, d_sae=config.d_sae or 8 * d_model)
+    stream, rows = _open_text(teacher, text, config)
+    sae = initial_sae(config, d_model, _metadata(stream, hook_name)).to(device)
+    identity = _options_identity(layer, config) | {
+        "teacher": weights_digest(teacher.model), "text": _rows_digest(rows)
+    }  # fmt: skip
+    training = SaeTraining(sae, config, identity, device=device)
+    if file.exists():
+        training.load(file)
+    batches = partial(shuffled_activations, stream, hook_name, rows, config.seed)
+    training.run(batches, file, checkpoint_seconds, progress)
+    return sae
+
+
+def _open_text(
+    teacher: Teacher, text: TextLike | None, config: SaeTrainingConfig
+) -> tuple[TokenStream, Int[Tensor, "sequence position"]]:
+    """Return the text as a stream, and its token ids: enough for the training, or all."""
+    stream = open_token_stream(teacher, text, config.context_size, config.batch_size)
+    rows = stream.read_sequences(config.n_tokens)
+    if not len(rows):
+        raise InputError(
+            f"{stream.text.name} is too short: it fills no sequence of {config.context_size} tokens; give more text"
+        )
+    return stream, rows
+
+
+def _checkpoint_file(out: Path) -> Path:
+    absolute = out.absolute()  # "." has no name
+    return absolute.with_name(f"{absolute.name}.partial.safetensors")
+
+
+def _options_identity(layer: int, config: SaeTrainingConfig) -> dict[str, Any]:
+    """Return the options that must be equal when a training is resumed."""
+    identity: dict[str, Any] = {
+        "layer": layer,
+        "k": config.k,
+        "n_tokens": config.n_tokens,
+        "architecture": config.architecture,
+        "context_size": config.context_size,
+        "batch_size": config.batch_size,
+        "lr": config.lr,
+        "dtype": config.dtype,
+        "seed": config.seed,
+    }
+    return identity if config.d_sae is None else identity | {"d_sae": config.d_sae}
+
+
+def _is_finished(out: Path, file: Path, identity: dict[str, Any]) -> bool:
+    """Return whether the SAE was saved and only the last checkpoint of its training was not deleted."""
     if not (file.exists() and (out / "cfg.json").exists()):
         return False
-    _, step = load_checkpoint(file, KIND, asked)
-    return bool(step * TOKENS_A_STEP >= asked["n_tokens"])
+    _, step = load_checkpoint(file, CHECKPOINT_KIND, identity)
+    return bool(step * TOKENS_PER_STEP >= identity["n_tokens"])
 
 
-def _digest(rows: Int[Tensor, "sequence position"]) -> str:
+def _check_can_start(out: Path, file: Path, resume: bool) -> None:
+    if out.exists():
+        raise InputError(f"{out} exists already; name another directory with --out, or delete it")
+    if file.exists() and not resume:
+        raise InputError(f"{file.name} holds an interrupted training; add --resume to continue it, or delete it")
+
+
+def _rows_digest(rows: Int[Tensor, "sequence position"]) -> str:
     return f"{tuple(rows.shape)} {hashlib.sha256(rows.numpy().tobytes()).hexdigest()}"
 
 
 def _metadata(stream: TokenStream, hook_name: str) -> Any:
-    """What SAELens asks an SAE of the activations that it reads."""
+    """Return SAELens's metadata of an SAE: the activations that it reads."""
     from sae_lens.saes.sae import SAEMetadata
 
-    teacher = stream.teacher
-    assert teacher is not None
     return SAEMetadata(
-        model_name=teacher.name,
-        model_class_name=type(teacher.model).__name__,
+        model_name=stream.teacher.name,
+        model_class_name=type(stream.teacher.model).__name__,
         model_from_pretrained_kwargs={},
         hook_name=hook_name,
         hook_head_index=None,
@@ -148,22 +230,7 @@ def _metadata(stream: TokenStream, hook_name: str) -> Any:
         context_size=stream.context_size,
         seqpos_slice=(None,),
         prepend_bos=stream.prepend_bos,
-        sequence_separator_token="bos",  # noqa: S106 - no password
+        sequence_separator_token="bos",  # noqa: S106 - not a password
         disable_concat_sequences=False,
         exclude_special_tokens=True,
     )
-
-
-def _begun(architecture: str, seed: int, **settings: Any) -> Any:
-    """An SAE of random weights."""
-    from sae_lens import BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig, TopKTrainingSAE, TopKTrainingSAEConfig
-
-    kinds = {
-        "batchtopk": (BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig),
-        "topk": (TopKTrainingSAE, TopKTrainingSAEConfig),
-    }
-    kind, config = kinds[architecture]
-    # SAELens folds the scale into the weights when training ends: the saved SAE reads activations as they are.
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        return kind(config(normalize_activations="expected_average_only_in", **settings))

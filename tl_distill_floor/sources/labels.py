@@ -1,9 +1,11 @@
-"""LabelledText text for probes: rows of a `.jsonl` file, of a Hugging Face dataset, or in memory.
+"""Load labelled text for probes from `.jsonl` files, Hugging Face datasets and rows in memory.
 
-A row is `{"text": "...", "label": "..."}`, or `{"words": ["...", ...], "label": ["...", ...]}` with a label for every
-word (null where a word has none), and a `text` too where their spacing is to be the original's. Fields of any name
-serve as labels. `document` (else `id`) says which rows belong to one document, which stands on one side of a split; a
-row without either is a document of its own.
+Each row is an object. Either the text has a label, `{"text": "...", "label": "..."}`, or its words have,
+`{"words": ["...", ...], "label": ["...", ...]}`, with one label per word (null for a word without a label). A row of
+words may hold `text` too, which keeps the original spaces between the words. Labels may have other field names.
+
+`document`, or else `id`, names the document that a row is a part of. All rows of a document are put on the same side of
+a train-test split. A row with neither field is a document of its own.
 """
 
 import dataclasses
@@ -15,30 +17,36 @@ from numbers import Integral
 from pathlib import Path
 from typing import Any
 
+from tl_distill_floor.annotations import LabelLevel, LabelsLike
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.sources.documents import check_text, dataset_rows, jsonl_rows
 
 EMBEDDED = "embedded labelled text"
 EMBEDDED_LABELS = ("author", "word_class", "next_word_class")
-MOST_ROWS = 100_000
+MAX_ROWS = 100_000
+ROW_EXAMPLE = "{'text': '...', 'label': '...'}"
+FIELDS_WITHOUT_LABELS = ("text", "words", "document", "id")
 NO_SPACE_BEFORE = (*".,;:!?)]}%", "''", "'s", "'S", "n't", "N'T", "'ll", "'re", "'ve", "'m", "'d")
 NO_SPACE_AFTER = (*"([{$", "``")
 
 Label = str | None
+LocatedRow = tuple[str, Mapping[str, Any]]
+"""Location of a row for error messages, and the row."""
 
 
 @dataclass(frozen=True)
 class LabelTask:
-    """One kind of label."""
+    """Labels of one kind: of texts or of words."""
 
     name: str
     of_text: tuple[Label, ...] | None
-    """[text], where texts have labels."""
+    """Labels [text]; None if words are labelled."""
     of_words: tuple[tuple[Label, ...] | None, ...] | None
-    """[text][word], where words have."""
+    """Labels [text][word], None for a text without labels; None if texts are labelled."""
 
     @property
-    def level(self) -> str:
+    def level(self) -> LabelLevel:
+        """What is labelled: "text" or "word"."""
         return "text" if self.of_words is None else "word"
 
 
@@ -49,138 +57,172 @@ class LabelledText:
     name: str
     texts: tuple[str, ...]
     documents: tuple[str, ...]
-    """[text]"""
+    """Name of the document of each text [text]."""
     ends: tuple[tuple[int, ...], ...]
-    """[text][word]: the place after the word's last character; none where the row had no words."""
+    """Number of characters up to the end of each word [text][word]; empty for a row without words."""
     tasks: tuple[LabelTask, ...]
 
 
-def load_labels(source: Any = None, labels: Sequence[str] | None = None) -> LabelledText:
-    """LabelledText text.
+def load_labels(source: LabelsLike | None = None, labels: Sequence[str] | None = None) -> LabelledText:
+    """Load labelled text for probes.
 
     Args:
-        source: None (the embedded passages of public-domain prose), a `.jsonl` file (also `.gz`), a Hugging Face
-            dataset (`owner/name` or `owner/name:config`), rows in memory, or a `LabelledText`; the first 100,000 rows.
-        labels: fields that are labels; "label" when left out.
+        source: one of
+
+            - None, the embedded passages of public-domain prose;
+            - a `.jsonl` file (also `.gz`);
+            - a Hugging Face dataset, `owner/name` or `owner/name:config`;
+            - rows in memory, see the module's docstring for their form;
+            - a `LabelledText`, which is returned with the chosen labels.
+
+            At most the first 100,000 rows are read.
+        labels: names of the fields that hold labels; "label" if None, and of the embedded passages all three.
+
+    Returns:
+        The texts and, for each field, their labels.
 
     Raises:
-        InputError: it cannot be read, a row has no text or no such label, or a label does not fit its words.
+        InputError: the source cannot be read, a row lacks a text or a label, or its labels do not fit its words.
+
+    Example:
+        >>> rows = [{"text": "Call me Ishmael.", "label": "Melville"}, {"text": "Emma was rich.", "label": "Austen"}]
+        >>> load_labels(rows).tasks[0].of_text
+        ('Melville', 'Austen')
     """
     if isinstance(source, LabelledText):
-        return source if labels is None else _chosen(source, labels)
-    asked = tuple(dict.fromkeys(labels or (EMBEDDED_LABELS if source is None else ("label",))))
-    name, rows = _rows(source)
-    texts, documents, ends, found = [], [], [], []
-    for number, (place, row) in enumerate(islice(rows, MOST_ROWS), start=1):
-        text, word_ends = _text(row, place)
+        return source if labels is None else _select_labels(source, labels)
+    label_names = tuple(dict.fromkeys(labels or (EMBEDDED_LABELS if source is None else ("label",))))
+    name, rows = _open_rows(source)
+    texts, documents, ends, row_labels = [], [], [], []
+    for number, (location, row) in enumerate(islice(rows, MAX_ROWS), start=1):
+        text, word_ends = _parse_text(row, location)
         texts.append(text)
         ends.append(word_ends)
-        named = (row.get(field) for field in ("document", "id"))
-        documents.append(str(next((value for value in named if value is not None), f"row {number}")))
-        found.append([_label(row, label, len(word_ends), place) for label in asked])
+        document_names = (row.get(field) for field in ("document", "id"))
+        documents.append(str(next((value for value in document_names if value is not None), f"row {number}")))
+        row_labels.append([_parse_label(row, label_name, len(word_ends), location) for label_name in label_names])
     if not texts:
-        raise InputError(f"{name} holds no rows; every row must look like {{'text': '...', 'label': '...'}}")
-    tasks = tuple(_task(label, [row[i] for row in found], name) for i, label in enumerate(asked))
+        raise InputError(f"{name} holds no rows; every row must look like {ROW_EXAMPLE}")
+    tasks = tuple(
+        _make_task(label_name, [row[column] for row in row_labels], name)
+        for column, label_name in enumerate(label_names)
+    )
     return LabelledText(name, tuple(texts), tuple(documents), tuple(ends), tasks)
 
 
-def _chosen(source: LabelledText, labels: Sequence[str]) -> LabelledText:
-    """Some of its labels."""
-    there = {task.name: task for task in source.tasks}
-    for label in labels:
-        if label not in there:
-            raise InputError(f"{source.name} has no {label!r}; name one of its labels: {', '.join(there)}")
-    return dataclasses.replace(source, tasks=tuple(there[label] for label in dict.fromkeys(labels)))
-
-
 def join_words(words: Sequence[str]) -> tuple[str, tuple[int, ...]]:
-    """(text, place after each word) of words with the spaces of English prose between them."""
-    text, ends, glued = "", [], True
+    """Join words to a text with the spaces of English prose.
+
+    Returns:
+        The text, and for each word the number of characters up to its end.
+    """
+    text, ends, no_space = "", [], True
     for word in words:
-        glued = glued or word.startswith(NO_SPACE_BEFORE)
-        text += word if glued else f" {word}"
+        no_space = no_space or word.startswith(NO_SPACE_BEFORE)
+        text += word if no_space else f" {word}"
         ends.append(len(text))
-        glued = word in NO_SPACE_AFTER
+        no_space = word in NO_SPACE_AFTER
     return text, tuple(ends)
 
 
-def _rows(source: Any) -> tuple[str, Iterator[tuple[str, Mapping[str, Any]]]]:
-    """(name, (place, row) of every row)."""
+def _select_labels(source: LabelledText, labels: Sequence[str]) -> LabelledText:
+    tasks = {task.name: task for task in source.tasks}
+    for label in labels:
+        if label not in tasks:
+            raise InputError(f"{source.name} has no label {label!r}; choose from {', '.join(tasks)}")
+    return dataclasses.replace(source, tasks=tuple(tasks[label] for label in dict.fromkeys(labels)))
+
+
+def _open_rows(source: LabelsLike | None) -> tuple[str, Iterator[LocatedRow]]:
+    """Return the name of a source, and its rows."""
     if source is None:
         embedded = Path(str(files("tl_distill_floor") / "assets" / "labelled.jsonl.gz"))
         return EMBEDDED, jsonl_rows(embedded)
     if not isinstance(source, str | Path):
         if not isinstance(source, Iterable):
-            raise InputError(f"labelled text is a file, a dataset's name or rows, got {type(source).__name__}")
-        return "rows in memory", ((f"row {number}", _object(row, number)) for number, row in enumerate(source, 1))
+            raise InputError(
+                f"labelled text must be a file, a dataset's name or rows, got {type(source).__name__};"
+                f" give rows such as {ROW_EXAMPLE}"
+            )
+        return "rows in memory", ((f"row {number}", _check_row(row, number)) for number, row in enumerate(source, 1))
     path = Path(source)
     if path.is_file():
         return path.name, jsonl_rows(path)
     if path.exists() or path.suffix in (".jsonl", ".gz", ".json", ".csv"):
-        raise InputError(f"no labelled text at {path}; give a .jsonl file (also .gz), or a Hugging Face dataset's name")
+        raise InputError(
+            f"there is no labelled text at {path}; give a .jsonl file (also .gz), or a Hugging Face dataset's name"
+        )
     return str(source), ((f"{source}, row {number}", row) for number, row in enumerate(dataset_rows(str(source)), 1))
 
 
-def _object(row: Any, number: int) -> Mapping[str, Any]:
+def _check_row(row: object, number: int) -> Mapping[str, Any]:
     if not isinstance(row, Mapping):
-        raise InputError(f"row {number} is {type(row).__name__}, not an object with a text and a label")
+        raise InputError(f"row {number} is {type(row).__name__}, not an object; it must look like {ROW_EXAMPLE}")
     return row
 
 
-def _text(row: Mapping[str, Any], place: str) -> tuple[str, tuple[int, ...]]:
+def _parse_text(row: Mapping[str, Any], location: str) -> tuple[str, tuple[int, ...]]:
+    """Return the text of a row, and the end of each word in it."""
     words = row.get("words")
     if isinstance(words, Sequence) and not isinstance(words, str):
         if not words or not all(isinstance(word, str) and word for word in words):
-            raise InputError(f"{place}: words must be a list of strings that are not empty")
-        text, ends = join_words(words) if row.get("text") is None else _located(words, row["text"], place)
+            raise InputError(f"{location}: words must be a list of strings that are not empty")
+        text, ends = join_words(words) if row.get("text") is None else _locate_words(words, row["text"], location)
     elif isinstance(row.get("text"), str) and row["text"]:
         text, ends = row["text"], ()
     else:
-        raise InputError(f"{place} has no text; every row must look like {{'text': '...', 'label': '...'}}")
-    check_text(text, place)
+        raise InputError(f"{location} has no text; every row must look like {ROW_EXAMPLE}")
+    check_text(text, location)
     return text, ends
 
 
-def _located(words: Sequence[str], text: Any, place: str) -> tuple[str, tuple[int, ...]]:
-    """(text, place after each word), the words found in it one after the other."""
-    ends, end = [], 0
+def _locate_words(words: Sequence[str], text: object, location: str) -> tuple[str, tuple[int, ...]]:
+    """Return the text, and the end of each word in it; words must appear in order."""
+    ends: list[int] = []
     for word in words:
-        start = text.find(word, end) if isinstance(text, str) else -1
+        first = ends[-1] if ends else 0
+        start = text.find(word, first) if isinstance(text, str) else -1
         if start < 0:
-            raise InputError(f"{place}: the word {word!r} does not follow in the text; give words alone, or in order")
-        end = start + len(word)
-        ends.append(end)
-    return text, tuple(ends)
+            raise InputError(
+                f"{location}: the word {word!r} does not follow in the text; give the words alone, or in order"
+            )
+        ends.append(start + len(word))
+    return str(text), tuple(ends)
 
 
-def _label(row: Mapping[str, Any], name: str, n_words: int, place: str) -> Label | tuple[Label, ...]:
+def _parse_label(row: Mapping[str, Any], name: str, n_words: int, location: str) -> Label | tuple[Label, ...]:
+    """Return the label of a row's text, or the labels of its words."""
     if name not in row:
-        there = ", ".join(str(field) for field in row if field not in ("text", "words", "document", "id"))
-        raise InputError(f"{place} has no {name!r}; name one of its labels with --label: {there or 'it has none'}")
+        fields = ", ".join(str(field) for field in row if field not in FIELDS_WITHOUT_LABELS)
+        raise InputError(
+            f"{location} has no {name!r}; choose one of its labels with --label: {fields or 'it has none'}"
+        )
     value = row[name]
     if isinstance(value, Sequence) and not isinstance(value, str):
         if len(value) != n_words:
             raise InputError(
-                f"{place}: {len(value)} labels {name!r} for {n_words} words; every word takes one, or null"
+                f"{location}: {len(value)} labels {name!r} for {n_words} words; give one for each word, or null"
             )
-        return tuple(_one(label, name, place) for label in value)
-    return _one(value, name, place)
+        return tuple(_parse_class(label, name, location) for label in value)
+    return _parse_class(value, name, location)
 
 
-def _one(value: Any, name: str, place: str) -> Label:
+def _parse_class(value: object, name: str, location: str) -> Label:
     if value is None:
         return None
     if not isinstance(value, str | Integral):
         raise InputError(
-            f"{place}: the label {name!r} is {type(value).__name__}; a class is a string or a whole number"
+            f"{location}: the label {name!r} is of type {type(value).__name__}; a label is a string or an integer"
         )
     return str(value)
 
 
-def _task(name: str, found: list[Label | tuple[Label, ...]], source: str) -> LabelTask:
-    of_words = [isinstance(label, tuple) for label in found if label is not None]
+def _make_task(name: str, row_labels: list[Label | tuple[Label, ...]], source: str) -> LabelTask:
+    of_words = [isinstance(label, tuple) for label in row_labels if label is not None]
     if any(of_words) and not all(of_words):
-        raise InputError(f"{source}: {name!r} is of texts in some rows and of words in others; give it two names")
+        raise InputError(
+            f"{source}: {name!r} labels the text in some rows and the words in others; use two field names"
+        )
     if any(of_words):
-        return LabelTask(name, None, tuple(label if isinstance(label, tuple) else None for label in found))
-    return LabelTask(name, tuple(label if isinstance(label, str) else None for label in found), None)
+        return LabelTask(name, None, tuple(label if isinstance(label, tuple) else None for label in row_labels))
+    return LabelTask(name, tuple(label if isinstance(label, str) else None for label in row_labels), None)

@@ -1,14 +1,14 @@
-"""SAEs out of state dicts: what is what in a bare one is read off names and shapes, and refused where ambiguous.
+"""Build SAEs from state dicts: infer the role of each tensor from its name and shape, and refuse ambiguous files.
 
-The rules, where shapes do not tell:
+Rules where the shapes do not decide:
 
-- `b_pre`, `pre_bias`, `pre_encoder_bias` and the like are subtracted before the encoder. Alone, such a bias is also
-  added after the decoder; beside a decoder bias it is not.
-- A raw `b_dec` without another is shared: subtracted before the encoder, added after the decoder (Anthropic, SAELens).
-  A JumpReLU's `b_dec` is only added (Rajamanoharan et al. 2024, Gemma Scope, dictionary_learning).
-- The bias of a decoder module (`decoder.bias`) is only added: the module is an `nn.Linear`.
-- One threshold (vector or scalar) makes a JumpReLU, a number `k` a TopK, neither a ReLU.
-- A tensor or number with no known role that could change the codes is refused by name.
+- `b_pre`, `pre_bias`, `pre_encoder_bias` and similar names are subtracted before the encoder. Such a bias is also added
+  after the decoder, unless there is a decoder bias.
+- A `b_dec` without another decoder-side bias is subtracted before the encoder and added after the decoder (Anthropic,
+  SAELens). That of a JumpReLU SAE is only added (Rajamanoharan et al. 2024, Gemma Scope, dictionary_learning).
+- The bias of a decoder module (`decoder.bias`) is only added, since the module is an `nn.Linear`.
+- A threshold (vector or scalar) makes a JumpReLU SAE, a number `k` a TopK SAE, neither a ReLU SAE.
+- A tensor or number without a known role that could change the codes is refused.
 """
 
 import pickle
@@ -23,6 +23,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tl_distill_floor.annotations import SaeModule
 from tl_distill_floor.errors import InputError
 
 _WRAPPERS = re.compile(r"^(?:module\.|_orig_mod\.)+")
@@ -36,7 +37,7 @@ _K_NAMES = ("k", "topk", "top_k")
 
 @dataclass(frozen=True)
 class SaeWeights:
-    """A one-layer SAE: codes = act((x - [b_dec]) @ W_enc + b_enc), reconstruction = codes @ W_dec + b_dec."""
+    """Weights of an SAE: codes = act((x - [b_dec]) @ W_enc + b_enc), reconstruction = codes @ W_dec + b_dec."""
 
     W_enc: Float[Tensor, "d_in d_sae"]
     W_dec: Float[Tensor, "d_sae d_in"]
@@ -45,19 +46,19 @@ class SaeWeights:
     subtract_b_dec: bool
     """Whether b_dec is also subtracted from x before the encoder."""
     threshold: Float[Tensor, " d_sae"] | None = None
-    """JumpReLU: a code fires when its pre-activation exceeds this."""
+    """Pre-activation above which a feature of a JumpReLU SAE is active; None for the others."""
     k: int | None = None
-    """TopK: how many codes of a token stay."""
+    """Active features per token of a TopK SAE; None for the others."""
 
 
 def read_state_file(path: Path) -> dict[str, Any]:
-    """What a `.safetensors` or a torch file holds, on the CPU. No code in a pickle is ever run; raises InputError."""
+    """Read a state dict to the CPU without running code of a pickle, or raise an InputError."""
     if path.stat().st_size == 0:
-        raise InputError(f"{path} is empty: expected the weights of an SAE, so download or save it again")
+        raise InputError(f"{path} is empty, expected the weights of an SAE; download or save it again")
     content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
     if not isinstance(content, Mapping):
         raise InputError(
-            f"{path} holds a {type(content).__name__}, expected a state dict: "
+            f"{path} holds a {type(content).__name__}, expected a state dict; "
             "save it again with torch.save(sae.state_dict(), path)"
         )
     return {str(key): value for key, value in content.items()}
@@ -71,25 +72,25 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         return dict(load_file(path, device="cpu"))
     except (SafetensorError, OSError, ValueError) as error:
         raise InputError(
-            f"{path} is not a whole safetensors file ({_first_line(error)}): download or save it again"
+            f"{path} is not a complete safetensors file ({_first_line(error)}); download or save it again"
         ) from error
 
 
 def _read_torch(path: Path) -> Any:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of the pickle protocol
+            warnings.simplefilter("ignore")  # torch warns about the pickle protocol
             return torch.load(path, weights_only=True, map_location="cpu")
-    except Exception as error:  # an unpickler may raise anything on a foreign file
+    except Exception as error:  # an unpickler can raise anything on a foreign file
         named = re.search(r"GLOBAL ([\w.]+)", str(error))
         if named or (isinstance(error, pickle.UnpicklingError) and path.read_bytes()[:1] == b"\x80"):
             raise InputError(
                 f"{path} is a pickle of {named.group(1) if named else 'other objects'}, which could run code and is "
-                "never opened here: save the plain tensors with torch.save(sae.state_dict(), path) and give that file"
+                "not opened; save the plain tensors with torch.save(sae.state_dict(), path) and give that file"
             ) from error
         raise InputError(
-            f"{path} is not a whole torch file: expected what torch.save(sae.state_dict(), path) writes, "
-            "so download or save it again"
+            f"{path} is not a complete torch file, as torch.save(sae.state_dict(), path) writes it; "
+            "download or save it again"
         ) from error
 
 
@@ -100,16 +101,16 @@ def _first_line(error: BaseException) -> str:
 def infer_weights(
     content: Mapping[str, Any], *, source: str, d_in: int | None = None, settings: Mapping[str, Any] | None = None
 ) -> SaeWeights:
-    """Find encoder, decoder, biases and activation in a checkpoint (the rules stand above).
+    """Infer encoder, decoder, biases and activation function from a checkpoint, by the rules above.
 
     Args:
-        content: the checkpoint, whose weights may sit under a nested key beside training leftovers.
-        source: its name, for the errors.
-        d_in: the width of the activations; without it the smaller side of the matrices.
-        settings: what a config file beside the checkpoint says.
+        content: the checkpoint; its weights may be under a nested key, next to optimiser states and the like.
+        source: name of the checkpoint, for error messages.
+        d_in: width of the activations; the smaller side of the matrices if None.
+        settings: content of a configuration file in the same directory.
 
     Raises:
-        InputError: where names and shapes leave open what is what, or a weight is not finite.
+        InputError: the names and shapes are ambiguous, or a weight is not finite.
     """
     tensors = _find_tensors(content, source)
     options = _flat_settings(content) | _flat_settings({"cfg": settings or {}})
@@ -120,7 +121,7 @@ def infer_weights(
     roles = _vector_roles(tensors, (d_in, d_sae), source)
     if encoder is None and "b_enc" not in roles:
         raise InputError(
-            f"{source} holds a decoder but neither an encoder nor its bias, so how it encodes is not known: "
+            f"{source} holds a decoder but neither an encoder nor its bias, so how it encodes is not known; "
             "give the SAELens directory (cfg.json and sae_weights.safetensors) instead"
         )
     W_enc = _oriented(matrices[encoder or decoder], (d_in, d_sae))
@@ -134,18 +135,18 @@ def infer_weights(
 
 
 def _find_tensors(content: Mapping[str, Any], source: str) -> dict[str, Tensor]:
-    found = dict(_nested_weights(content, ""))
-    if not found:
+    by_key = dict(_nested_weights(content, ""))
+    if not by_key:
         raise InputError(
-            f"{source} holds no matrices (its keys: {_some(content)}): expected an encoder and a decoder of an SAE"
+            f"{source} holds no matrices (its keys: {_some(content)}); expected an encoder and a decoder of an SAE"
         )
-    if len(found) > 1:
+    if len(by_key) > 1:
         raise InputError(
-            f"{source} holds weights in several places ({_some(found)}): save the one SAE that you mean on its own"
+            f"{source} holds weights under several keys ({_some(by_key)}); save the SAE that you want on its own"
         )
-    tensors = _without_prefixes(next(iter(found.values())))
+    tensors = _without_prefixes(next(iter(by_key.values())))
     squeezed = {name: tensor.squeeze() for name, tensor in tensors.items()}
-    # Whole numbers matter only as a scalar, such as the k of a TopK.
+    # Integers have a role only as a scalar, such as the k of a TopK.
     return {
         name: t.float() if t.ndim == 0 else t for name, t in squeezed.items() if t.is_floating_point() or t.ndim == 0
     }
@@ -169,7 +170,7 @@ def _without_prefixes(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _flat_settings(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Plain values beside the weights: those of the checkpoint itself and of its config."""
+    """Return the plain values of the checkpoint and of its nested configuration, by lower-case name."""
     flat: dict[str, Any] = {}
     for key, value in content.items():
         if isinstance(value, Mapping):
@@ -182,27 +183,24 @@ def _flat_settings(content: Mapping[str, Any]) -> dict[str, Any]:
 def _refuse_options(options: Mapping[str, Any], source: str) -> None:
     for name, value in options.items():
         normalises = re.search(r"normali[sz]", name) and not re.search(r"dec|weight|grad|init", name)
-        # Tensors among the weights are judged with the other vectors.
-        if (normalises or _NORMALISERS.search(name)) and not isinstance(value, Tensor) and _says_something(value):
+        # Tensors are checked with the other vectors.
+        if (normalises or _NORMALISERS.search(name)) and not isinstance(value, Tensor) and _is_set(value):
             raise InputError(
-                f"{source} says {name}={value!r}: its SAE reads normalised activations, which a bare state dict "
-                "cannot carry, so fold the scale into the weights or give a SAELens directory"
+                f"{source} has {name}={value!r}, so its SAE reads normalised activations, which a state dict cannot "
+                "describe; fold the scale into the weights, or give a SAELens directory"
             )
         if name in ("transcode", "signed", "skip_connection") and value:
-            raise InputError(f"{source} says {name}={value!r}, which is not a plain SAE: give another one")
+            raise InputError(f"{source} has {name}={value!r}, which is not a plain SAE; give another one")
 
 
-def _says_something(value: object) -> bool:
-    return not (
-        value is None
-        or value is False
-        or (value is not True and value == 1)
-        or str(value).lower() in ("", "none", "false")
-    )
+def _is_set(value: object) -> bool:
+    """Return whether an option has an effect: it is not None, False, 1, or a string for one of them."""
+    neutral = value is None or value is False or (value is not True and value == 1)
+    return not neutral and str(value).lower() not in ("", "none", "false")
 
 
 def _name_matrices(matrices: Mapping[str, Tensor], source: str) -> tuple[str | None, str]:
-    """The names of encoder and decoder; a lone encoder is its own decoder, transposed (tied weights)."""
+    """Return the names of encoder and decoder; an encoder alone is also the decoder, transposed (tied weights)."""
     encoders = [name for name in matrices if _is_encoder(name)]
     decoders = [name for name in matrices if _is_decoder(name)]
     if len(matrices) == 1:
@@ -214,7 +212,7 @@ def _name_matrices(matrices: Mapping[str, Tensor], source: str) -> tuple[str | N
     if len(matrices) != 2 or len(encoders) != 1 or len(decoders) != 1:
         raise InputError(
             f"{source} holds {len(matrices)} matrices ({_shapes(matrices)}), expected one encoder and one decoder "
-            "with names that tell them apart, such as W_enc and W_dec: rename them, or give a SAELens directory"
+            "with distinct names, such as W_enc and W_dec; rename them, or give a SAELens directory"
         )
     return encoders[0], decoders[0]
 
@@ -230,16 +228,16 @@ def _is_encoder(name: str) -> bool:
 def _sizes(matrices: Mapping[str, Tensor], d_in: int | None, source: str) -> tuple[int, int]:
     sides = {tuple(sorted(matrix.shape)) for matrix in matrices.values()}
     if len(sides) != 1:
-        raise InputError(f"{source} holds matrices that do not fit together ({_shapes(matrices)}): give another file")
+        raise InputError(f"{source} holds matrices that do not fit together ({_shapes(matrices)}); give another file")
     ((small, large),) = sides
     if small == large:
         raise InputError(
-            f"{source} holds square matrices ({_shapes(matrices)}), whose sides cannot be told apart: "
+            f"{source} holds square matrices ({_shapes(matrices)}), whose orientation cannot be inferred; "
             "give the SAELens directory (cfg.json and sae_weights.safetensors) instead"
         )
     if d_in not in (None, small, large):
         raise InputError(
-            f"{source} reads activations of width {small} ({_shapes(matrices)}), but {d_in} was expected: "
+            f"{source} reads activations of width {small} ({_shapes(matrices)}), but {d_in} was expected; "
             "give the SAE of this model and hook point"
         )
     return (large, small) if d_in == large else (small, large)
@@ -250,7 +248,7 @@ def _oriented(matrix: Tensor, shape: tuple[int, int]) -> Tensor:
 
 
 def _vector_roles(tensors: Mapping[str, Tensor], sizes: tuple[int, int], source: str) -> dict[str, Tensor]:
-    """Vectors and scalars by role: b_enc, b_pre, b_dec, decoder.bias, threshold, k."""
+    """Return vectors and scalars by role: b_enc, b_pre, b_dec, decoder.bias, threshold, k."""
     roles: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         if tensor.ndim == 2 or (role := _role(name.lower(), tensor, sizes)) is None:
@@ -258,14 +256,14 @@ def _vector_roles(tensors: Mapping[str, Tensor], sizes: tuple[int, int], source:
         if role in roles or role == "unknown":
             raise InputError(
                 f"{source} holds {name} of shape {list(tensor.shape)}, whose role among ({_shapes(tensors)}) "
-                "is not known: give the SAELens directory (cfg.json and sae_weights.safetensors) instead"
+                "is not known; give the SAELens directory (cfg.json and sae_weights.safetensors) instead"
             )
         roles[role] = tensor.exp() if "log_threshold" in name.lower() else tensor
     return roles
 
 
 def _role(name: str, tensor: Tensor, sizes: tuple[int, int]) -> str | None:
-    """The role of one vector or scalar, None when it plays none, "unknown" when it might play one."""
+    """Return the role of a vector or scalar; None if it has no role, "unknown" if it may have one."""
     d_in, d_sae = sizes
     leaf = name.rpartition(".")[2]
     if _NORMALISERS.search(name):
@@ -283,8 +281,8 @@ def _role(name: str, tensor: Tensor, sizes: tuple[int, int]) -> str | None:
 
 
 def _is_encoder_bias(name: str) -> bool:
-    said = re.search(r"bias|(?:^|[._])b(?:$|[_\d])|enc", name)
-    return bool(said) and not re.search(r"gate|mag|dec|pre_?bias|b_pre", name)
+    bias = re.search(r"bias|(?:^|[._])b(?:$|[_\d])|enc", name)
+    return bool(bias) and not re.search(r"gate|mag|dec|pre_?bias|b_pre", name)
 
 
 def _decoder_side_role(name: str) -> str:
@@ -296,7 +294,7 @@ def _decoder_side_role(name: str) -> str:
 
 
 def _biases(roles: Mapping[str, Tensor], W_enc: Tensor, *, jumprelu: bool) -> tuple[Tensor, Tensor, bool]:
-    """b_enc, b_dec and whether b_dec is subtracted before the encoder."""
+    """Return b_enc, b_dec, and whether b_dec is subtracted before the encoder."""
     b_enc = roles.get("b_enc", W_enc.new_zeros(W_enc.shape[1]))
     pre, added = roles.get("b_pre"), roles.get("decoder.bias", roles.get("b_dec"))
     if added is None:
@@ -310,20 +308,20 @@ def _biases(roles: Mapping[str, Tensor], W_enc: Tensor, *, jumprelu: bool) -> tu
 def _activation(
     roles: Mapping[str, Tensor], options: Mapping[str, Any], d_sae: int, source: str
 ) -> tuple[Tensor | None, int | None]:
-    """The threshold of a JumpReLU or the k of a TopK; neither for a ReLU."""
-    said = " ".join(str(options[name]).lower().replace("_", "") for name in _ACTIVATIONS if options.get(name))
+    """Return the threshold of a JumpReLU SAE, or the k of a TopK SAE; neither for a ReLU SAE."""
+    kind = " ".join(str(options[name]).lower().replace("_", "") for name in _ACTIVATIONS if options.get(name))
     threshold, k = roles.get("threshold"), roles.get("k", next((options[n] for n in _K_NAMES if n in options), None))
-    batch = "batchtopk" in said or "jumprelu" in said
-    if threshold is not None and k is not None and not said:
+    batch = "batchtopk" in kind or "jumprelu" in kind
+    if threshold is not None and k is not None and not kind:
         raise InputError(
-            f"{source} holds both k and a threshold, so TopK and BatchTopK cannot be told apart: "
+            f"{source} holds both k and a threshold, so it may be a TopK or a BatchTopK SAE; "
             "give the SAELens directory (cfg.json and sae_weights.safetensors) instead"
         )
     if threshold is not None and (k is None or batch):
         return threshold.expand(d_sae), None
-    if batch or re.search(r"gate|gelu|silu|tanh|sigmoid|groupmax|softmax", said) or ("topk" in said and k is None):
+    if batch or re.search(r"gate|gelu|silu|tanh|sigmoid|groupmax|softmax", kind) or ("topk" in kind and k is None):
         raise InputError(
-            f"{source} says that its SAE is {said!r}, but what this needs is not among the weights: "
+            f"{source} names its SAE {kind!r}, but the weights hold no parameters for this kind; "
             "give the SAELens directory (cfg.json and sae_weights.safetensors) instead"
         )
     return None, None if k is None else _checked_k(k, d_sae, source)
@@ -331,14 +329,14 @@ def _activation(
 
 def _checked_k(k: Any, d_sae: int, source: str) -> int:
     if float(k) != int(k) or not 0 < int(k) <= d_sae:
-        raise InputError(f"{source} says k={float(k):g}, expected a whole number from 1 to {d_sae} (its features)")
+        raise InputError(f"{source} has k={float(k):g}, expected an integer from 1 to {d_sae} (its features)")
     return int(k)
 
 
 def _refuse_not_finite(weights: SaeWeights, source: str) -> None:
     for name, tensor in vars(weights).items():
         if isinstance(tensor, Tensor) and not bool(torch.isfinite(tensor).all()):
-            raise InputError(f"{source} holds NaN or Inf in {name}: give a file that was saved before training broke")
+            raise InputError(f"{source} holds NaN or Inf in {name}; give a file saved before training diverged")
 
 
 def _shapes(tensors: Mapping[str, Tensor]) -> str:
@@ -351,7 +349,7 @@ def _some(names: Mapping[str, Any], most: int = 8) -> str:
 
 
 def build_sae(weights: SaeWeights, metadata: Mapping[str, Any], *, device: str, dtype: str) -> Any:
-    """A SAELens StandardSAE, JumpReLUSAE or TopKSAE with these weights."""
+    """Build a SAELens StandardSAE, JumpReLUSAE or TopKSAE with these weights."""
     d_in, d_sae = weights.W_enc.shape
     architecture = "jumprelu" if weights.threshold is not None else "topk" if weights.k is not None else "standard"
     config: dict[str, Any] = {"architecture": architecture, "d_in": d_in, "d_sae": d_sae, "k": weights.k}
@@ -362,39 +360,39 @@ def build_sae(weights: SaeWeights, metadata: Mapping[str, Any], *, device: str, 
 
 
 def inference_form(sae: Any) -> Any:
-    """What a SAELens TrainingSAE's `save_inference_model` writes, as a new SAE; BatchTopK becomes JumpReLU.
+    """Return the inference form of a SAELens TrainingSAE as a new SAE; that of a BatchTopK SAE is a JumpReLU SAE.
 
     Raises:
-        InputError: for a BatchTopK that has seen no training, and so has no threshold for single tokens.
+        InputError: a BatchTopK SAE was not trained, so that it has no threshold for single tokens.
     """
     if float(getattr(sae, "topk_threshold", 1.0)) <= 0.0:
         raise InputError(
-            f"this {type(sae).__name__} has no threshold yet, so it cannot encode one token: train it first"
+            f"this {type(sae).__name__} has no threshold yet, so it cannot encode a single token; train it first"
         )
     state = {name: tensor.clone() for name, tensor in sae.state_dict().items()}
     sae.process_state_dict_for_saving_inference(state)
     return _rebuilt(sae.cfg.get_inference_sae_cfg_dict(), state)
 
 
-def with_plain_decoder(sae: Any) -> Any:
-    """The same SAE with reconstruction = codes @ W_dec + b_dec, so that codes · ‖W_dec‖ is what a feature contributes.
+def with_plain_decoder(sae: SaeModule) -> Any:
+    """Return an equivalent SAE with reconstruction = codes @ W_dec + b_dec.
 
-    A TopK with `rescale_acts_by_decoder_norm` divides by ‖W_dec‖ while decoding; a copy of it has this folded into the
-    encoder, with the same codes and reconstructions. Other SAEs come back as they are.
+    A TopK SAE with `rescale_acts_by_decoder_norm` divides by ‖W_dec‖ when it decodes: a copy of it is returned with
+    this factor folded into the encoder. Any other SAE is returned unchanged.
     """
     if not getattr(sae.cfg, "rescale_acts_by_decoder_norm", False):
         return sae
-    copy = _rebuilt(sae.cfg.to_dict(), sae.state_dict())
-    copy.fold_W_dec_norm()
-    copy.cfg.rescale_acts_by_decoder_norm = False
-    return copy
+    rescaled = _rebuilt(sae.cfg.to_dict(), sae.state_dict())
+    rescaled.fold_W_dec_norm()
+    rescaled.cfg.rescale_acts_by_decoder_norm = False
+    return rescaled
 
 
 def _rebuilt(config: dict[str, Any], state: dict[str, Tensor]) -> Any:
     from sae_lens import SAE
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of model_from_pretrained_kwargs, which `SaeSource.model_kwargs` hands on
+        warnings.simplefilter("ignore")  # about model_from_pretrained_kwargs, which `load_teacher` applies
         sae = SAE.from_dict(config)
     sae.load_state_dict(state)
     return sae.eval().requires_grad_(False)

@@ -23,7 +23,7 @@ _staged: ContextVar[list[tuple[Path, Path]] | None] = ContextVar("staged", defau
 
 @contextlib.contextmanager
 def commit_together() -> Iterator[list[tuple[Path, Path]]]:
-    """Rename all files written inside the block together when it ends without an error; otherwise remove_file them."""
+    """Rename all files written inside the block together when it ends without an error; otherwise remove them."""
     if (outer := _staged.get()) is not None:
         yield outer
         return

@@ -11,7 +11,7 @@ COPY_ADVICE = "copy the run to another directory and name that"
 
 
 @contextlib.contextmanager
-def report_io_errors(path: Path, advice: str = "free some space or name another place") -> Iterator[None]:
+def report_io_errors(path: Path, advice: str = "free some space or name another directory") -> Iterator[None]:
     """Turn an error of the operating system into an InputError.
 
     Args:

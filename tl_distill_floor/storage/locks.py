@@ -15,7 +15,7 @@ LOCK_FILE = f"{PARTIAL_SUFFIX}.lock"
 
 @contextlib.contextmanager
 def lock_directory(
-    directory: Path, advice: str = "name another place with --out", *, shown_as: Path | None = None
+    directory: Path, advice: str = "name another directory with --out", *, shown_as: Path | None = None
 ) -> Iterator[None]:
     """Lock `directory` for this process.
 

@@ -54,18 +54,20 @@ def load_arrays(path: Path, kind: str) -> tuple[dict[str, np.ndarray], dict[str,
         raise InputError(f"{path} is missing or not a complete {kind} file ({error}); run tl-floor measure") from error
 
 
-def save_record(record: Any, path: Path, kind: str, *, indent: int | None = 1, **overrides: Any) -> Path:
+def save_record(
+    record: object, path: Path, kind: str, overrides: dict[str, Any] | None = None, *, indent: int | None = 1
+) -> Path:
     """Write a dataclass as JSON.
 
     Args:
         record: a dataclass instance.
         path: the file.
         kind: the name of its format.
-        indent: indentation of the JSON text.
         overrides: fields stored with another value, or fields that the file has in addition.
+        indent: indentation of the JSON text; None writes one line.
     """
     header = {"format": f"tl-distill-floor/{kind}", "version": VERSION}
-    stored = {**header, **dataclasses.asdict(record), **overrides}
+    stored = {**header, **dataclasses.asdict(record), **(overrides or {})}  # type: ignore[call-overload]
     return write_atomically(path, json.dumps(stored, indent=indent, allow_nan=False).encode())
 
 

@@ -1,13 +1,15 @@
-"""Compute capacities, allocations and fits from arrays; NumPy and SciPy only.
+"""Compute capacities, allocations, floors and fits from arrays.
 
-- `capacity`: the capacity function g(α) and the critical width d* of Theorem 1.
-- `allocation`: `allocate`, which features a student of one width holds.
-- `floors`: the floor of every width by Theorem 1 and by water-filling.
-- `water_filling`: the best allocation for features that fire independently.
+- `capacity`: the capacity function g(α) and the critical width d*.
+- `allocation`: `allocate`, the features that a student of one width keeps.
+- `floors`: the floor at every width, by Theorem 1 and by water-filling.
+- `water_filling`: the best allocation to features that fire independently.
 - `loss_capacity`: the measured loss-capacity curve that water-filling uses.
-- `predictors`: predictors compared on toy models.
+- `predictors`: predictors of the floor that are compared on toy models.
 - `power_law`: the power law of the sorted costs, and its cliff.
-- `learning_curve`: where a learning curve ends.
-- `regression`: linear fits with prediction intervals and leave-one-out errors.
+- `learning_curve`: extrapolation of a learning curve to the loss at saturation.
+- `regression`: linear fits with prediction intervals and leave-one-width-out errors.
 - `bootstrap`: the block bootstrap.
+
+No torch is needed here.
 """

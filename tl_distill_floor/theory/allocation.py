@@ -1,111 +1,136 @@
-"""Who gets the student's capacity: `allocate`, by Theorem 1 or by water-filling."""
+"""Allocate the dimensions of a student to features, by Theorem 1 or by water-filling."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Literal, TypeAlias, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 from jaxtyping import Bool, Float64, Int64
 
+from tl_distill_floor.errors import InputError, check_choice
 from tl_distill_floor.theory.capacity import Number, capacity, n_features_held
-from tl_distill_floor.theory.water_filling import Filled, fill
+from tl_distill_floor.theory.water_filling import FilledCapacity, water_fill
 
-METHODS = ("top_k", "water_fill")
+AllocationMethod: TypeAlias = Literal["top_k", "water_fill"]
+Values = TypeVar("Values", bound=np.generic)
 
 
 @dataclass(frozen=True, eq=False)
 class Allocation:
-    """Which features a student of one width holds."""
+    """The dimensions that a student of one width gives to each feature."""
 
     capacity: Float64[np.ndarray, " feature"]
     """Dimensions given to each feature; they sum to at most the width."""
     kept: Bool[np.ndarray, " feature"]
+    """Whether each feature is kept."""
     lost_cost: Float64[np.ndarray, " feature"]
-    """What is lost of each feature's cost, in the unit of the costs."""
+    """The part of each feature's cost that is lost, in the unit of the costs."""
 
     @property
     def floor(self) -> float:
-        """Summed cost of what is lost."""
+        """Sum of the lost costs."""
         return float(self.lost_cost.sum())
 
 
-def allocate(cost: Any, firing_rate: Any, width: Number, method: str = "water_fill") -> Allocation:
-    """Spend `width` dimensions on features.
+def allocate(
+    cost: npt.ArrayLike,
+    firing_rate: npt.ArrayLike | Number,
+    width: Number,
+    method: AllocationMethod = "water_fill",
+) -> Allocation:
+    """Allocate the `width` dimensions of a student to features.
 
-    `water_fill` is what training reaches on features that fire independently: feature i gets C_i ∈ [0, 1] of a
-    dimension and loses cost_i · r(C_i; p_i), r the measured loss-capacity curve (Scherlis et al. 2022, section 2); the
-    sum is least under Σ C_i ≤ width. A feature is kept when it loses at most half of what it loses at C = 0.
+    With "water_fill", feature i gets a capacity C_i ∈ [0, 1] and loses cost_i · r(C_i; p_i), where r is the measured
+    loss-capacity curve. The allocation minimises the summed loss under Σ C_i ≤ width. This is what training reaches on
+    features that fire independently. A feature is kept if it loses at most half of what it loses at C = 0.
+    Source: Scherlis et al. 2022, "Polysemanticity and Capacity in Neural Networks", section 2.
 
-    `top_k` is Theorem 1 and assumption A2 of Sarkar and Deka 2026: with α = 1 − the mean firing rate, the student keeps
-    the F_S = min(⌊width · g(α)⌋, F) most costly features, 1/g(α) of a dimension each, and loses the rest whole.
+    With "top_k", the student keeps the F_S = min(⌊width · g(α)⌋, F) features with the largest costs, at 1/g(α)
+    dimensions each, and loses all others. α is 1 minus the mean firing rate.
+    Source: Sarkar and Deka 2026 (arXiv 2604.04037), Theorem 1 and assumption A2.
 
     Args:
-        cost: [feature], at least 0: what the loss gains when the feature is dropped, in any one unit.
-        firing_rate: [feature] or one number, inside (0, 1). A feature that costs nothing may have rate 0: it is not
-            alive and gets no capacity.
-        width: dimensions of the student, above 0.
+        cost: [feature] increase of the loss when the feature is removed, at least 0, in any unit.
+        firing_rate: [feature], or one number for all features, inside (0, 1). A feature of cost 0 may have the rate 0:
+            it is not alive and gets no capacity.
+        width: width of the student in dimensions, above 0.
         method: "water_fill" or "top_k".
 
     Returns:
-        Allocation: `.capacity` [feature] in dimensions, `.kept` [feature], `.lost_cost` [feature] and their sum
-        `.floor` in the unit of `cost`.
+        Allocation: `.capacity` [feature] in dimensions, `.kept` [feature], `.lost_cost` [feature] and its sum `.floor`
+        in the unit of `cost`.
 
     Raises:
-        ValueError: a shape, a sign, a rate or a method that does not fit, or no feature is alive.
+        InputError: `method` is not known.
+        ValueError: the shape or the value of another argument is not valid, or no feature is alive.
+
+    Example:
+        >>> allocation = allocate([1.0, 9.0, 2.0, 5.0, 0.5], firing_rate=0.1, width=0.5, method="top_k")
+        >>> allocation.kept.tolist(), allocation.floor
+        ([False, True, False, True, False], 3.5)
     """
-    if method not in METHODS:
-        raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
+    check_choice("method", method, AllocationMethod)
     if not (np.isfinite(width) and width > 0):
         raise ValueError(f"width must be a number of dimensions above 0, got {width}")
     costs, rates = check_features(cost, firing_rate)
     alive = np.flatnonzero(rates > 0)
-    found = fill(costs[alive], rates[alive], width) if method == "water_fill" else _top_k(costs, rates, alive, width)
-    return Allocation(*(_of_all(values, alive, len(costs)) for values in found))
+    if method == "water_fill":
+        filled = water_fill(costs[alive], rates[alive], width)
+    else:
+        filled = _keep_largest_costs(costs[alive], rates[alive], width)
+    return Allocation(*(_scatter(values, alive, len(costs)) for values in filled))
 
 
-def check_widths(widths: Any) -> Float64[np.ndarray, " width"]:
-    """`widths` as a float64 array, or a ValueError that says what is wrong."""
+def check_widths(widths: npt.ArrayLike) -> Float64[np.ndarray, " width"]:
+    """Return `widths` as a float64 array.
+
+    Raises:
+        InputError: `widths` is not a vector of finite numbers above 0.
+    """
     sizes = np.asarray(widths, dtype=np.float64)
     if sizes.ndim != 1 or not (np.isfinite(sizes) & (sizes > 0)).all():
-        raise ValueError("widths must be a vector of numbers of dimensions above 0")
+        raise InputError("widths must be a vector of numbers of dimensions above 0")
     return sizes
-
-
-def _top_k(
-    cost: Float64[np.ndarray, " feature"],
-    rate: Float64[np.ndarray, " feature"],
-    alive: Int64[np.ndarray, " alive"],
-    width: Number,
-) -> Filled:
-    per_dimension = capacity(1.0 - float(rate[alive].mean()))
-    kept = np.zeros(len(alive), dtype=bool)
-    kept[rank_by_cost(cost[alive], ~kept)[: n_features_held(width, per_dimension, len(alive))]] = True
-    return Filled(np.where(kept, 1.0 / per_dimension, 0.0), kept, np.where(kept, 0.0, cost[alive]))
-
-
-def _of_all(values: np.ndarray, alive: Int64[np.ndarray, " alive"], n_features: int) -> np.ndarray:
-    found = np.zeros(n_features, dtype=values.dtype)
-    found[alive] = values
-    return found
 
 
 def rank_by_cost(
     cost: Float64[np.ndarray, " feature"], alive: Bool[np.ndarray, " feature"]
 ) -> Int64[np.ndarray, " alive"]:
-    """Indices of the alive features, the most costly first, ties by index."""
+    """Return the indices of the alive features by falling cost; features of equal cost are sorted by index.
+
+    Example:
+        >>> rank_by_cost(np.array([1.0, 9.0, 2.0]), np.array([True, True, False])).tolist()
+        [1, 0]
+    """
     order = np.argsort(-cost, kind="stable")
-    found: np.ndarray = order[alive[order]]
-    return found
+    ranked: np.ndarray = order[alive[order]]
+    return ranked
 
 
 def remaining_costs(sorted_cost: Float64[np.ndarray, " rank"]) -> Float64[np.ndarray, " ranks"]:
-    """[rank + 1] what remains beyond the first k costs, for k from 0 to all of them; exactly 0 at the end."""
+    """Return the summed cost beyond the first k features, for every k from 0 to the number of features.
+
+    Args:
+        sorted_cost: [rank] costs in the order in which features are kept.
+
+    Returns:
+        [rank + 1] summed costs; the last is exactly 0.
+
+    Example:
+        >>> remaining_costs(np.array([9.0, 2.0, 1.0])).tolist()
+        [12.0, 3.0, 1.0, 0.0]
+    """
     return np.concatenate([np.cumsum(sorted_cost[::-1])[::-1], [0.0]])
 
 
 def check_features(
-    cost: Any, firing_rate: Any
+    cost: npt.ArrayLike, firing_rate: npt.ArrayLike | Number
 ) -> tuple[Float64[np.ndarray, " feature"], Float64[np.ndarray, " feature"]]:
-    """`cost` and `firing_rate` as float64 arrays of one length, or a ValueError that says what is wrong."""
+    """Return `cost` and `firing_rate` as float64 arrays of the same length.
+
+    Raises:
+        ValueError: a shape or a value is not valid, or no feature is alive; see `allocate`.
+    """
     costs = np.asarray(cost, dtype=np.float64)
     if costs.ndim != 1 or not len(costs):
         raise ValueError(f"cost must be a vector of at least one feature, got shape {costs.shape}")
@@ -114,17 +139,37 @@ def check_features(
         rates = np.full(len(costs), float(rates))
     if rates.shape != costs.shape:
         raise ValueError(f"firing_rate must be one number or as long as cost ({len(costs)}), got shape {rates.shape}")
-    _refuse("cost", costs, ~(np.isfinite(costs) & (costs >= 0)), "must be a finite number of at least 0")
-    _refuse("firing_rate", rates, ~((rates >= 0) & (rates < 1)), "must lie inside (0, 1)")
+    _reject("cost", costs, ~(np.isfinite(costs) & (costs >= 0)), "must be a finite number of at least 0")
+    _reject("firing_rate", rates, ~((rates >= 0) & (rates < 1)), "must be inside (0, 1)")
     if not (rates > 0).any():
-        raise ValueError("firing_rate is 0 for every feature: none is alive")
-    _refuse(
-        "firing_rate", rates, (rates == 0) & (costs > 0), "must lie inside (0, 1) for a feature that costs anything"
-    )
+        raise ValueError("firing_rate is 0 for every feature; at least one feature must be alive")
+    costly = (rates == 0) & (costs > 0)
+    _reject("firing_rate", rates, costly, "must be inside (0, 1) for a feature of cost above 0")
     return costs, rates
 
 
-def _refuse(name: str, values: Float64[np.ndarray, " feature"], wrong: Bool[np.ndarray, " feature"], why: str) -> None:
-    if wrong.any():
-        first = int(wrong.argmax())
-        raise ValueError(f"{name}[{first}] is {values[first]}; it {why}")
+def _keep_largest_costs(
+    cost: Float64[np.ndarray, " alive"], rate: Float64[np.ndarray, " alive"], width: Number
+) -> FilledCapacity:
+    """Keep the features with the largest costs, at 1/g(α) dimensions each, and lose all others."""
+    features_per_dimension = capacity(1.0 - float(rate.mean()))
+    n_kept = n_features_held(width, features_per_dimension, len(cost))
+    kept = np.zeros(len(cost), dtype=bool)
+    kept[rank_by_cost(cost, ~kept)[:n_kept]] = True
+    return FilledCapacity(np.where(kept, 1.0 / features_per_dimension, 0.0), kept, np.where(kept, 0.0, cost))
+
+
+def _scatter(values: npt.NDArray[Values], alive: Int64[np.ndarray, " alive"], n_features: int) -> npt.NDArray[Values]:
+    """Return the alive features' values in an array of all features, with 0 for the others."""
+    scattered = np.zeros(n_features, dtype=values.dtype)
+    scattered[alive] = values
+    return scattered
+
+
+def _reject(
+    name: str, values: Float64[np.ndarray, " feature"], invalid: Bool[np.ndarray, " feature"], condition: str
+) -> None:
+    """Raise a ValueError that names the first invalid value, if there is one."""
+    if invalid.any():
+        first = int(invalid.argmax())
+        raise ValueError(f"{name}[{first}] is {values[first]}; it {condition}")

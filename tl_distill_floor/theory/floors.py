@@ -1,65 +1,92 @@
-"""Theorem 1's floor and the floor of independent features, from costs and firing rates."""
-
-from typing import Any
+"""Compute Theorem 1's floor and the floor of independent features from costs and firing rates."""
 
 import numpy as np
-from jaxtyping import Bool, Float64, Int64
+import numpy.typing as npt
+from jaxtyping import Float64, Int64
 
 from tl_distill_floor.theory.allocation import check_features, check_widths, rank_by_cost, remaining_costs
-from tl_distill_floor.theory.capacity import capacity, n_features_held
-from tl_distill_floor.theory.water_filling import fill_all
+from tl_distill_floor.theory.capacity import Number, capacity, n_features_held
+from tl_distill_floor.theory.water_filling import water_filling_floors
 
 
-def theorem_floor(cost: Any, firing_rate: Any, widths: Any) -> Float64[np.ndarray, " width"]:
-    """Theorem 1's floor of every width: L*(d) = Σ of the costs beyond the ⌊d · g(α)⌋ largest.
+def theorem_floor(
+    cost: npt.ArrayLike, firing_rate: npt.ArrayLike | Number, widths: npt.ArrayLike
+) -> Float64[np.ndarray, " width"]:
+    """Compute Theorem 1's floor at every width: L*(d) = Σ of the costs beyond the ⌊d · g(α)⌋ largest.
+
+    Source: Sarkar and Deka 2026 (arXiv 2604.04037), Theorem 1.
 
     Args:
-        cost: [feature], at least 0, in any one unit.
-        firing_rate: [feature] or one number; α is one less the mean over the features that fire.
-        widths: [width], dimensions above 0.
+        cost: [feature] increase of the loss when the feature is removed, at least 0, in any unit.
+        firing_rate: [feature], or one number for all features. α is 1 minus the mean over the features whose rate is
+            above 0.
+        widths: [width] student widths in dimensions, above 0.
 
     Returns:
-        [width], in the unit of `cost`.
+        [width] floors in the unit of `cost`.
 
     Raises:
-        ValueError: a shape or a value that does not fit.
+        ValueError: a shape or a value is not valid; see `allocate`.
+
+    Example:
+        >>> theorem_floor([9.0, 5.0, 2.0, 1.0, 0.5], firing_rate=0.1, widths=[0.5, 1, 2]).tolist()
+        [3.5, 0.5, 0.0]
     """
     costs, rates = check_features(cost, firing_rate)
-    return _theorem(costs, rates, rates > 0, check_widths(widths))
+    ranked = rank_by_cost(costs, rates > 0)
+    return ranked_theorem_floor(costs[ranked], rates[ranked], check_widths(widths))
 
 
-def _theorem(
-    cost: Float64[np.ndarray, " feature"],
-    rate: Float64[np.ndarray, " feature"],
-    alive: Bool[np.ndarray, " feature"],
+def ranked_theorem_floor(
+    sorted_cost: Float64[np.ndarray, " alive"],
+    firing_rate: Float64[np.ndarray, " alive"],
     widths: Int64[np.ndarray, " width"] | Float64[np.ndarray, " width"],
 ) -> Float64[np.ndarray, " width"]:
-    order = rank_by_cost(cost, alive)
-    floors: np.ndarray = remaining_costs(cost[order])[_held(rate[order], widths)]
+    """Compute Theorem 1's floor of alive features that are sorted by falling cost; see `theorem_floor`."""
+    floors: np.ndarray = remaining_costs(sorted_cost)[held_ranks(firing_rate, widths)]
     return floors
 
 
-def _held(
-    rate: Float64[np.ndarray, " alive"], widths: Int64[np.ndarray, " width"] | Float64[np.ndarray, " width"]
+def held_ranks(
+    firing_rate: Float64[np.ndarray, " alive"],
+    widths: Int64[np.ndarray, " width"] | Float64[np.ndarray, " width"],
 ) -> list[int]:
-    """F_S of every width: how many features its students hold by Theorem 1."""
-    per_dimension = capacity(1.0 - float(rate.mean()))
-    return [n_features_held(width, per_dimension, len(rate)) for width in widths]
-
-
-def independent_floor(cost: Any, firing_rate: Any, widths: Any) -> Float64[np.ndarray, " width"]:
-    """The floor of `allocate` by water-filling at every width, in the unit of `cost`.
-
-    Of more than 65,536 features those of nearly one cost and rate are taken as one, which moves a floor by less than
-    1e-3 of it and 1e-5 of all costs together; `allocate` takes each by itself.
+    """Return the number of features F_S that a student of each width holds by Theorem 1.
 
     Args:
-        cost, firing_rate: see `allocate`.
-        widths: [width], dimensions above 0.
+        firing_rate: [alive] firing rates of the alive features.
+        widths: [width] student widths in dimensions.
+    """
+    features_per_dimension = capacity(1.0 - float(firing_rate.mean()))
+    return [n_features_held(width, features_per_dimension, len(firing_rate)) for width in widths]
+
+
+def independent_floor(
+    cost: npt.ArrayLike, firing_rate: npt.ArrayLike | Number, widths: npt.ArrayLike
+) -> Float64[np.ndarray, " width"]:
+    """Compute the floor of features that fire independently, by water-filling, at every width.
+
+    This is `allocate(cost, firing_rate, width).floor` at each width. If there are more than 65,536 features, those of
+    nearly equal cost and rate are grouped. This changes a floor by less than 1e-3 of itself or 1e-5 of the summed
+    cost.
+
+    Source: Scherlis et al. 2022, "Polysemanticity and Capacity in Neural Networks", section 2.
+
+    Args:
+        cost: [feature] see `allocate`.
+        firing_rate: [feature] or one number, see `allocate`.
+        widths: [width] student widths in dimensions, above 0.
+
+    Returns:
+        [width] floors in the unit of `cost`.
 
     Raises:
-        ValueError: a shape or a value that does not fit.
+        ValueError: a shape or a value is not valid; see `allocate`.
+
+    Example:
+        >>> independent_floor([9.0, 5.0, 2.0], firing_rate=0.1, widths=[3]).tolist()
+        [0.0]
     """
     costs, rates = check_features(cost, firing_rate)
     alive = rates > 0
-    return fill_all(costs[alive], rates[alive], check_widths(widths))
+    return water_filling_floors(costs[alive], rates[alive], check_widths(widths))

@@ -1,95 +1,121 @@
-"""The floor of a learning curve: L(t) = L∞ + A · t^-b, the loss that training would end at."""
+"""Fit a learning curve with L(n) = L∞ + A · n^-b, to extrapolate the loss at which training saturates."""
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Literal, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 from jaxtyping import Float64
 from scipy.stats import f as f_distribution
 from scipy.stats import t as student_t
 
-FEWEST, SPAN = 8, 10.0
-"""Points that three parameters can be fitted to, and how many times as many tokens the last has seen as the first: a
-shorter curve says nothing of its end."""
+Status: TypeAlias = Literal["saturated", "under-trained", "diverged"]
+
+MIN_POINTS, MIN_SPAN = 8, 10.0
+"""Fewest points for a fit of three parameters, and the smallest ratio of the last to the first number of tokens."""
 EXPONENTS = np.geomspace(0.05, 3.0, 400)
-FROM = 0.1
-"""Points before this share of the tokens are warm-up, and are left out."""
-CLOSE = 0.05
-"""A curve that is within this share of its floor has reached it."""
-WORSE = 1.1
-"""A curve that ends above its own lowest point by this factor has diverged."""
+"""Exponents b that are tried."""
+WARM_UP_SHARE = 0.1
+"""Points before this share of the tokens are left out as warm-up."""
+SATURATED_WITHIN = 0.05
+"""A curve is saturated if its floor is within this share of the last loss."""
+DIVERGED_ABOVE = 1.1
+"""A curve has diverged if its last loss is above this multiple of its lowest."""
 
 
 @dataclass(frozen=True)
 class LearningCurveFit:
-    """Where a learning curve ends. Losses are in the curve's unit."""
+    """The fit L(n) = L∞ + A · n^-b of a learning curve. Losses are in the unit of the curve."""
 
     floor: float
-    """L∞."""
+    """L∞, the loss at which training saturates."""
     interval: tuple[float, float]
-    """95 %, of the fit alone: what curves of this form could still fit as well."""
+    """95 % confidence interval of `floor`. It covers the error of the fit, not that of the functional form."""
     amplitude: float
+    """A."""
     exponent: float
-    status: str
-    """"saturated": the last loss and the interval's lower end are within 5 % of each other; "under-trained": they are
-    not; "diverged": the last loss is not a number, or 10 % above the lowest."""
+    """b."""
+    status: Status
+    """"saturated": the lower end of the interval is within 5 % of the last loss; "under-trained": it is not;
+    "diverged": the last loss is not finite, or more than 10 % above the lowest loss."""
 
 
-def fit_learning_curve(tokens: Any, loss: Any) -> LearningCurveFit:
-    """Fit L∞ + A · t^-b to a learning curve by least squares of relative errors.
+def fit_learning_curve(n_tokens: npt.ArrayLike, loss: npt.ArrayLike) -> LearningCurveFit:
+    """Fit L(n) = L∞ + A · n^-b to a learning curve, by least squares of the relative errors.
 
-    For every exponent the rest is linear; the interval holds the floors, with their own errors, of all exponents whose
-    squared error is not significantly larger than the best one's (F-test of all three parameters, 95 %).
+    For each exponent b the fit is linear in L∞ and A. The interval is the union of the confidence intervals of L∞ over
+    all exponents whose squared error is not significantly larger than the smallest (F-test of all three parameters,
+    95 %; Seber and Wild 1989, "Nonlinear Regression", section 5.3).
 
     Args:
-        tokens: [point] how much had been trained on, rising.
-        loss: [point] on held-out text.
+        n_tokens: [point] tokens trained on, rising.
+        loss: [point] losses on held-out text.
 
     Returns:
-        The fit; where the curve is too short for one, the last loss, and nothing known below it.
+        The fit. If the curve has fewer than 8 points after the warm-up, or spans less than a factor of 10 in tokens,
+        the floor is the last loss and its interval starts at 0.
+
+    Raises:
+        ValueError: the two do not have the same length, or are empty.
+
+    Example:
+        >>> n_tokens = np.geomspace(2e4, 1e6, 24)
+        >>> fit = fit_learning_curve(n_tokens, 0.5 + 100.0 / n_tokens)
+        >>> round(fit.floor, 3), fit.status
+        (0.5, 'saturated')
     """
-    t, losses = (np.asarray(given, dtype=np.float64) for given in (tokens, loss))
-    if len(t) != len(losses) or not len(t):
-        raise ValueError(f"a curve needs a loss for every number of tokens, got {len(losses)} and {len(t)}")
+    n, losses = (np.asarray(values, dtype=np.float64) for values in (n_tokens, loss))
+    if len(n) != len(losses) or not len(n):
+        raise ValueError(f"a learning curve needs one loss per number of tokens, got {len(losses)} and {len(n)}")
     lowest, last = float(np.nanmin(losses, initial=math.inf)), float(losses[-1])
     if last == 0.0 and lowest == 0.0:
         return LearningCurveFit(0.0, (0.0, 0.0), 0.0, 0.0, "saturated")
-    if not math.isfinite(last) or last > WORSE * lowest:
+    if not math.isfinite(last) or last > DIVERGED_ABOVE * lowest:
         return LearningCurveFit(lowest, (0.0, lowest), 0.0, 0.0, "diverged")
-    chosen = t >= FROM * t[-1]
-    if chosen.sum() < FEWEST or t[-1] < SPAN * t[0]:
+    after_warm_up = n >= WARM_UP_SHARE * n[-1]
+    if after_warm_up.sum() < MIN_POINTS or n[-1] < MIN_SPAN * n[0]:
         return LearningCurveFit(last, (0.0, last), 0.0, 0.0, "under-trained")
-    t, losses = t[chosen], np.maximum(losses[chosen], 1e-12)
-    fits = np.array([_linear(t / t[-1], losses, exponent) for exponent in EXPONENTS])
-    floors, amplitudes, spread, error = fits.T
-    best, free = int(error.argmin()), len(t) - 3
-    near = error <= error[best] * (1 + 3 * f_distribution.ppf(0.95, 3, free) / free)
-    reach = student_t.ppf(0.975, free) * np.sqrt(error[best] / free) * spread[near]
-    low, high = max(float((floors[near] - reach).min()), 0.0), float((floors[near] + reach).max())
-    amplitude = float(amplitudes[best] * t[-1] ** EXPONENTS[best])
-    reached = last - low <= CLOSE * last
-    return LearningCurveFit(float(floors[best]), (low, high), amplitude, float(EXPONENTS[best]), _status(reached))
+    return _fit(n[after_warm_up], np.maximum(losses[after_warm_up], 1e-12), last)
 
 
-def _status(reached: bool) -> str:
-    return "saturated" if reached else "under-trained"
+def _fit(n: Float64[np.ndarray, " point"], loss: Float64[np.ndarray, " point"], last: float) -> LearningCurveFit:
+    """Fit the curve after the warm-up, whose last loss is `last`, with the best exponent."""
+    fits = np.array([_fit_exponent(n / n[-1], loss, exponent) for exponent in EXPONENTS])
+    floors, amplitudes, unit_errors, squared_errors = fits.T
+    best, degrees_of_freedom = int(squared_errors.argmin()), len(n) - 3
+    f_bound = f_distribution.ppf(0.95, 3, degrees_of_freedom)
+    plausible = squared_errors <= squared_errors[best] * (1 + 3 * f_bound / degrees_of_freedom)
+    residual_error = np.sqrt(squared_errors[best] / degrees_of_freedom)
+    margin = student_t.ppf(0.975, degrees_of_freedom) * residual_error * unit_errors[plausible]
+    low = max(float((floors[plausible] - margin).min()), 0.0)
+    high = float((floors[plausible] + margin).max())
+    amplitude, exponent = float(amplitudes[best] * n[-1] ** EXPONENTS[best]), float(EXPONENTS[best])
+    status: Status = "saturated" if last - low <= SATURATED_WITHIN * last else "under-trained"
+    return LearningCurveFit(float(floors[best]), (low, high), amplitude, exponent, status)
 
 
-def _linear(
-    t: Float64[np.ndarray, " point"], loss: Float64[np.ndarray, " point"], exponent: float
+def _fit_exponent(
+    n: Float64[np.ndarray, " point"], loss: Float64[np.ndarray, " point"], exponent: float
 ) -> tuple[float, float, float, float]:
-    """(floor, amplitude, its floor's error for errors of 1, squared error) of the best curve of this exponent.
+    """Fit L∞ and A, both at least 0, for one exponent.
 
-    Neither floor nor amplitude is below 0; t is 1 at the last point.
+    Args:
+        n: [point] tokens, relative to those of the last point.
+        loss: [point] losses.
+        exponent: b.
+
+    Returns:
+        (L∞, A, the standard error of L∞ if the residual error is 1, the squared relative error).
     """
-    constant, falling = 1.0 / loss, t**-exponent / loss
-    basis = np.stack([constant, falling], axis=1)
-    floor, amplitude = np.linalg.lstsq(basis, np.ones_like(loss), rcond=None)[0]
-    spread = math.sqrt(float(np.linalg.pinv(basis.T @ basis)[0, 0]))
+    constant, power = 1.0 / loss, n**-exponent / loss
+    regressors = np.stack([constant, power], axis=1)
+    floor, amplitude = np.linalg.lstsq(regressors, np.ones_like(loss), rcond=None)[0]
+    unit_error = math.sqrt(float(np.linalg.pinv(regressors.T @ regressors)[0, 0]))
     if amplitude < 0:
-        floor, amplitude, spread = constant.sum() / (constant @ constant), 0.0, 1.0 / math.sqrt(constant @ constant)
+        floor, amplitude = constant.sum() / (constant @ constant), 0.0
+        unit_error = 1.0 / math.sqrt(constant @ constant)
     elif floor < 0:
-        floor, amplitude = 0.0, falling.sum() / (falling @ falling)
-    squared = float(((floor * constant + amplitude * falling - 1.0) ** 2).sum())
-    return float(floor), float(amplitude), spread, squared
+        floor, amplitude = 0.0, power.sum() / (power @ power)
+    squared_error = float(((floor * constant + amplitude * power - 1.0) ** 2).sum())
+    return float(floor), float(amplitude), unit_error, squared_error

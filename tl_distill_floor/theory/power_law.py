@@ -1,106 +1,134 @@
-"""The power law of the sorted costs: how steeply they fall with the rank, and the cliff beyond which they fall faster.
+"""The power law of the sorted costs: how fast they fall with the rank, and the cliff beyond which they fall faster.
 
-Sarkar and Deka 2026 (arXiv 2604.04037) report for Pythia-410M that the features' importance follows a power law of the
-rank, that the 20 or so most important dominate, and that there is a cliff near rank 3,000 of 28,700.
+Sarkar and Deka 2026 (arXiv 2604.04037) report for Pythia-410M that the importance of the features follows a power law
+of the rank, that about 20 features dominate, and that there is a cliff near rank 3,000 of 28,700.
 """
 
 import dataclasses
 import math
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 from jaxtyping import Bool, Float64, Int64
 
 from tl_distill_floor.theory.bootstrap import UNKNOWN, Z_95, Interval, block_bootstrap
 
 N_TOP = 20
-FEWEST = 10
-"""Features with a cost that a law needs, and that each side of a cliff needs."""
-N_POINTS, N_BREAKS = 256, 400
-"""Places, evenly spaced in log rank, where the line is fitted, and where the cliff is looked for."""
-UNEXPLAINED, LEAVES, STEEPER = 0.01, 0.5, 1.5
-"""A bend is a cliff when one line leaves more than the first share of the variance unexplained, the bend at most the
-second share of that, and the second piece is steeper by the third."""
-DRAWS_AT_ONCE = 25
+"""Number of features in `top_share`."""
+MIN_FEATURES = 10
+"""Fewest features with a cost that a fit needs, and that are needed on each side of a cliff."""
+N_POINTS, N_BENDS = 256, 400
+"""Number of points, evenly spaced in log rank, that the fit uses, and number of positions that are tried for a bend."""
+MIN_UNEXPLAINED, MAX_ERROR_RATIO, MIN_STEEPENING = 0.01, 0.5, 1.5
+"""A bend is a cliff if a straight fit leaves more than the first share of the variance unexplained, the bent fit leaves
+at most the second share of that, and the exponent grows at least by the third factor."""
+RESAMPLES_PER_PART = 25
+"""Number of resamples that are in memory at once."""
 
 
 @dataclass(frozen=True)
 class PowerLaw:
-    """cost ~ rank^-slope up to the cliff, rank^-slope_beyond after it; ranks are counted from 1, intervals are 95 %."""
+    """cost ~ rank^-slope up to the cliff, and rank^-slope_beyond after it.
+
+    Ranks are counted from 1. Intervals are 95 % intervals.
+    """
 
     slope: float
-    """Of all ranks where there is no cliff."""
+    """Exponent up to the cliff; of all ranks if there is no cliff."""
     cliff: float | None
-    """Rank beyond which costs fall faster; None where one straight line says nearly as much."""
+    """Rank beyond which costs fall faster; None if there is no cliff."""
     slope_beyond: float | None
+    """Exponent beyond the cliff; None if there is no cliff."""
     top_share: float
-    """Share of the summed cost that the 20 most costly features have."""
+    """Share of the summed cost that the 20 features with the largest costs have."""
     r2: float
-    """Share of the variance of log cost, over log rank, that the law explains."""
+    """Coefficient of determination R² of log cost over log rank."""
     slope_interval: Interval = UNKNOWN
     cliff_interval: Interval = UNKNOWN
 
     def lines(
         self, cost: Float64[np.ndarray, " feature"], ranks: Int64[np.ndarray, " rank"]
     ) -> list[tuple[float, Int64[np.ndarray, " _"], Float64[np.ndarray, " _"]]]:
-        """(slope, ranks, costs) of the one or two lines, to be drawn beside the costs.
+        """Return the one or two straight lines of the law in a log-log plot of the costs.
 
         Args:
-            cost: [feature] above 0, falling.
-            ranks: [rank] where the lines are wanted, rising from 1; those up to the cliff give the lines their height.
+            cost: [feature] costs above 0, falling.
+            ranks: [rank] ranks of the lines' points, rising from 1. The lines have the mean height of the costs at the
+                ranks up to the cliff.
+
+        Returns:
+            For each line its exponent, its ranks, and the cost at each of them.
+
+        Example:
+            >>> cost = 1.0 / np.arange(1, 101)
+            >>> [line] = fit_power_law(cost).lines(cost, np.array([1, 100]))
+            >>> line[2].round(3).tolist()
+            [1.0, 0.01]
         """
         first = ranks if self.cliff is None else ranks[ranks <= self.cliff]
         height = float(np.mean(np.log(cost[first - 1]) + self.slope * np.log(first)))
-        found = [(self.slope, first, np.exp(height - self.slope * np.log(first)))]
+        lines = [(self.slope, first, np.exp(height - self.slope * np.log(first)))]
         if self.cliff is not None and self.slope_beyond is not None:
             beyond = np.concatenate([[round(self.cliff)], ranks[ranks > self.cliff]])
-            at_cliff = height - self.slope * math.log(self.cliff)
-            falls = at_cliff - self.slope_beyond * (np.log(beyond) - math.log(self.cliff))
-            found.append((self.slope_beyond, beyond, np.exp(falls)))
-        return found
+            log_cost_at_cliff = height - self.slope * math.log(self.cliff)
+            log_cost = log_cost_at_cliff - self.slope_beyond * (np.log(beyond) - math.log(self.cliff))
+            lines.append((self.slope_beyond, beyond, np.exp(log_cost)))
+        return lines
 
     def __str__(self) -> str:
-        """One line of a table."""
-        law = f"cost ~ rank^-{self.slope:.2f}{_range(self.slope_interval, '.2f')}"
+        """Return one line of a table."""
+        law = f"cost ~ rank^-{self.slope:.2f}{_format_interval(self.slope_interval, '.2f')}"
         if self.cliff is not None:
-            law += f" up to rank {self.cliff:,.0f}{_range(self.cliff_interval, ',.0f')}, then ^-{self.slope_beyond:.1f}"
+            cliff = f"{self.cliff:,.0f}{_format_interval(self.cliff_interval, ',.0f')}"
+            law += f" up to rank {cliff}, then ^-{self.slope_beyond:.1f}"
         return f"{law}; the top {N_TOP} have {self.top_share:.0%} of it"
 
 
-def fit_power_law(cost: Any) -> PowerLaw | None:
-    """Fit log cost against log rank with a line that may bend once, downwards.
+def fit_power_law(cost: npt.ArrayLike) -> PowerLaw | None:
+    """Fit log cost over log rank with a straight line, or with one that bends downwards once.
 
-    Least squares on places evenly spaced in log rank, between the ranks interpolated, so that the first ten features
-    count as much as the last nine tenths. Only bends with 10 features on either side are looked at, and a bend is
-    called a cliff only where a straight line explains less than 99 % of the variance, the bend at least halves what is
-    left, and costs fall at least 1.5 times as steeply beyond. Sorted costs scatter together, so a test of significance
-    would call every curve a cliff; one that bends smoothly is still called so, at its best-fitting place.
+    The fit is least squares over points that are evenly spaced in log rank, so that the first ten features count as
+    much as the last nine tenths. A bend needs 10 features on each side. It is a cliff only if the straight fit explains
+    less than 99 % of the variance, the bent fit at least halves the error, and the exponent grows at least by a factor
+    of 1.5. A significance test would find a cliff in every curve, since the errors of sorted costs are correlated. A
+    curve that bends smoothly also has a cliff, at the bend of the best fit.
 
     Args:
-        cost: [feature], at least 0, in any one unit, of the alive features; zeros are left out.
+        cost: [feature] costs of the alive features, at least 0, in any unit; costs of 0 are left out.
 
     Returns:
-        The law, without intervals; None where fewer than 10 features have a cost above 0.
+        The fit without intervals; None if fewer than 10 features have a cost above 0.
 
     Raises:
-        ValueError: `cost` is no vector of finite numbers of at least 0.
+        ValueError: `cost` is not a vector of finite numbers of at least 0.
+
+    Example:
+        >>> law = fit_power_law(1.0 / np.arange(1, 101))
+        >>> round(law.slope, 3), law.cliff
+        (1.0, None)
     """
     costs = np.asarray(cost, dtype=np.float64)
     if costs.ndim != 1 or not (np.isfinite(costs) & (costs >= 0)).all():
         raise ValueError("cost must be a vector of finite numbers of at least 0")
-    ordered = np.sort(costs[costs > 0])[::-1]
-    if len(ordered) < FEWEST:
+    sorted_cost = np.sort(costs[costs > 0])[::-1]
+    if len(sorted_cost) < MIN_FEATURES:
         return None
-    profile = _profile(ordered)[None]
-    straight, bent = _straight(profile, np.array([len(ordered)])), _bent(profile, np.array([len(ordered)]))
-    top_share = float((ordered[:N_TOP] / ordered[0]).sum() / (ordered / ordered[0]).sum())
+    profile, n = _log_profile(sorted_cost)[None], np.array([len(sorted_cost)])
+    straight, bent = _fit_straight(profile, n), _fit_bent(profile, n)
+    top_share = float((sorted_cost[:N_TOP] / sorted_cost[0]).sum() / (sorted_cost / sorted_cost[0]).sum())
     variance = float(((profile - profile.mean()) ** 2).sum())
     if _is_cliff(straight, bent, variance):
-        found = (float(bent.slope[0]), float(np.exp(bent.log_cliff[0])), float(bent.beyond[0]))
-        return PowerLaw(*found, top_share, r2=_explained(bent, variance))
-    return PowerLaw(float(straight.slope[0]), None, None, top_share, r2=_explained(straight, variance))
+        return PowerLaw(
+            slope=float(bent.slope[0]),
+            cliff=float(np.exp(bent.log_cliff[0])),
+            slope_beyond=float(bent.slope_beyond[0]),
+            top_share=top_share,
+            r2=_r2(bent, variance),
+        )
+    return PowerLaw(float(straight.slope[0]), None, None, top_share, r2=_r2(straight, variance))
 
 
 def power_law_with_intervals(
@@ -114,7 +142,7 @@ def power_law_with_intervals(
 ) -> PowerLaw | None:
     """Fit the power law of the alive features' costs, with 95 % intervals from a bootstrap over blocks of the text.
 
-    An interval is the measured value ± 1.96 standard deviations of the resampled ones (of log rank for the cliff). It
+    An interval is the measured value ± 1.96 standard deviations of the resampled values (of log rank for the cliff). It
     is (NaN, NaN) if there is only one block.
 
     Args:
@@ -126,7 +154,17 @@ def power_law_with_intervals(
         seed: seed of the resampling.
 
     Returns:
-        None if fewer than 10 features have a cost above 0.
+        The fit; None if fewer than 10 features have a cost above 0.
+
+    Raises:
+        ValueError: see `fit_power_law`.
+
+    Example:
+        >>> cost = 1.0 / np.arange(1, 101)
+        >>> counts = np.full((4, 100), 5)
+        >>> law = power_law_with_intervals(cost, np.stack([cost] * 4), counts)
+        >>> [round(bound, 3) for bound in law.slope_interval]
+        [1.0, 1.0]
     """
     law = fit_power_law(cost)
     if law is None or len(block_cost) < 2 or n_bootstrap < 2:
@@ -135,85 +173,98 @@ def power_law_with_intervals(
     profiles, counts = _resampled_profiles(block_cost, block_firing_count, min_count, resamples)
     if len(counts) < 2:
         return law
-    fits = _straight(profiles, counts) if law.cliff is None else _bent(profiles, counts)
-    slope_error = Z_95 * float(np.std(fits.slope[np.isfinite(fits.slope)]))
-    around = (max(law.slope - slope_error, 0.0), law.slope + slope_error)
+    fits = _fit_straight(profiles, counts) if law.cliff is None else _fit_bent(profiles, counts)
+    margin = Z_95 * float(np.std(fits.slope[np.isfinite(fits.slope)]))
+    slope_interval = (max(law.slope - margin, 0.0), law.slope + margin)
     if law.cliff is None:
-        return dataclasses.replace(law, slope_interval=around)
+        return dataclasses.replace(law, slope_interval=slope_interval)
     factor = math.exp(Z_95 * float(np.std(fits.log_cliff[np.isfinite(fits.log_cliff)])))
-    return dataclasses.replace(law, slope_interval=around, cliff_interval=(law.cliff / factor, law.cliff * factor))
+    cliff_interval = (law.cliff / factor, law.cliff * factor)
+    return dataclasses.replace(law, slope_interval=slope_interval, cliff_interval=cliff_interval)
 
 
-class _Lines(NamedTuple):
-    """Least-squares lines of several profiles."""
+class _ProfileFits(NamedTuple):
+    """Least-squares fits of several profiles."""
 
     slope: Float64[np.ndarray, " profile"]
-    beyond: Float64[np.ndarray, " profile"]
+    """Exponent up to the bend."""
+    slope_beyond: Float64[np.ndarray, " profile"]
     log_cliff: Float64[np.ndarray, " profile"]
-    """Not a number where no bend downwards fits better than none."""
+    """Natural logarithm of the rank of the bend; NaN if no downward bend improves the fit."""
     squared_error: Float64[np.ndarray, " profile"]
 
 
-def _profile(ordered: Float64[np.ndarray, " rank"]) -> Float64[np.ndarray, " point"]:
-    """Log cost at the places, the costs falling."""
-    log_rank = np.log(np.arange(1, len(ordered) + 1))
-    profile: np.ndarray = np.interp(np.linspace(0.0, log_rank[-1], N_POINTS), log_rank, np.log(ordered))
+def _log_profile(sorted_cost: Float64[np.ndarray, " rank"]) -> Float64[np.ndarray, " point"]:
+    """Interpolate the log of falling costs at points that are evenly spaced in log rank."""
+    log_rank = np.log(np.arange(1, len(sorted_cost) + 1))
+    profile: np.ndarray = np.interp(np.linspace(0.0, log_rank[-1], N_POINTS), log_rank, np.log(sorted_cost))
     return profile
 
 
 @cache
-def _bases() -> tuple[
+def _bend_bases() -> tuple[
     Float64[np.ndarray, "bend point 3"], Float64[np.ndarray, "bend 3 3"], Float64[np.ndarray, " bend"]
 ]:
-    """(orthonormal bases, triangles, places) of the lines 1, x, max(x − bend, 0), with x from 0 to 1 along the places.
+    """Compute the QR decompositions of the regressors 1, x, max(x − bend, 0) for every bend.
 
-    As shares of the log of the number of features they are the same for every number.
+    x runs from 0 to 1 over the points. In units of the log number of features, the bases are the same for every number.
+
+    Returns:
+        (orthonormal bases, triangular factors, bends).
     """
     x = np.linspace(0.0, 1.0, N_POINTS)
-    bends = np.linspace(0.0, 1.0, N_BREAKS + 2)[1:-1]
-    bent = np.maximum(x[None] - bends[:, None], 0.0)
-    bases, triangles = np.linalg.qr(np.stack([np.ones_like(bent), np.broadcast_to(x, bent.shape), bent], axis=-1))
+    bends = np.linspace(0.0, 1.0, N_BENDS + 2)[1:-1]
+    hinge = np.maximum(x[None] - bends[:, None], 0.0)
+    regressors = np.stack([np.ones_like(hinge), np.broadcast_to(x, hinge.shape), hinge], axis=-1)
+    bases, triangles = np.linalg.qr(regressors)
     return bases, triangles, bends
 
 
-def _straight(profile: Float64[np.ndarray, "profile point"], n: Int64[np.ndarray, " profile"]) -> _Lines:
+def _fit_straight(profile: Float64[np.ndarray, "profile point"], n: Int64[np.ndarray, " profile"]) -> _ProfileFits:
+    """Fit a straight line to each profile of `n` features."""
     x = np.linspace(0.0, 1.0, N_POINTS) - 0.5
     centred = profile - profile.mean(axis=1, keepdims=True)
-    falls = -(centred @ x) / (x @ x)
-    error = ((centred + falls[:, None] * x) ** 2).sum(axis=1)
-    slope = falls / np.log(n)
-    return _Lines(slope, slope, np.full(len(n), np.nan), error)
+    decrease = -(centred @ x) / (x @ x)
+    error = ((centred + decrease[:, None] * x) ** 2).sum(axis=1)
+    slope = decrease / np.log(n)
+    return _ProfileFits(slope, slope, np.full(len(n), np.nan), error)
 
 
-def _bent(profile: Float64[np.ndarray, "profile point"], n: Int64[np.ndarray, " profile"]) -> _Lines:
-    """The best of the lines that bend downwards."""
-    bases, triangles, bends = _bases()
-    parts = np.einsum("bpk,dp->dbk", bases, profile, optimize=True)
-    lines = np.linalg.solve(triangles, parts[..., None])[..., 0]
-    explained = np.where(_allowed(bends, n) & (lines[..., 2] < 0), (parts**2).sum(-1), -np.inf)
-    which, best = np.arange(len(n)), explained.argmax(axis=1)
-    error = np.maximum((profile**2).sum(axis=1) - explained[which, best], 0.0)
-    found = np.where(np.isfinite(explained[which, best]), 1.0, np.nan)
-    _, falls, bend = lines[which, best].T * found
+def _fit_bent(profile: Float64[np.ndarray, "profile point"], n: Int64[np.ndarray, " profile"]) -> _ProfileFits:
+    """Fit the best line that bends downwards once to each profile of `n` features."""
+    bases, triangles, bends = _bend_bases()
+    projections = np.einsum("bpk,dp->dbk", bases, profile, optimize=True)
+    coefficients = np.linalg.solve(triangles, projections[..., None])[..., 0]
+    is_allowed = _allowed_bends(bends, n) & (coefficients[..., 2] < 0)
+    explained = np.where(is_allowed, (projections**2).sum(-1), -np.inf)
+    rows, best = np.arange(len(n)), explained.argmax(axis=1)
+    error = np.maximum((profile**2).sum(axis=1) - explained[rows, best], 0.0)
+    one_or_nan = np.where(np.isfinite(explained[rows, best]), 1.0, np.nan)
+    _, gradient, bend = coefficients[rows, best].T * one_or_nan
     log_n = np.log(n)
-    return _Lines(-falls / log_n, -(falls + bend) / log_n, bends[best] * found * log_n, error)
+    return _ProfileFits(-gradient / log_n, -(gradient + bend) / log_n, bends[best] * one_or_nan * log_n, error)
 
 
-def _allowed(bends: Float64[np.ndarray, " bend"], n: Int64[np.ndarray, " profile"]) -> Bool[np.ndarray, "profile bend"]:
-    """The bends that have enough features on either side."""
+def _allowed_bends(
+    bends: Float64[np.ndarray, " bend"], n: Int64[np.ndarray, " profile"]
+) -> Bool[np.ndarray, "profile bend"]:
+    """Return which bends have enough features on each side."""
     rank = n[:, None] ** bends
-    allowed: np.ndarray = (rank >= FEWEST) & (rank <= n[:, None] - FEWEST)
+    allowed: np.ndarray = (rank >= MIN_FEATURES) & (rank <= n[:, None] - MIN_FEATURES)
     return allowed
 
 
-def _is_cliff(straight: _Lines, bent: _Lines, variance: float) -> bool:
-    one, two = float(straight.squared_error[0]), float(bent.squared_error[0])
-    steeper = bool(bent.beyond[0] > STEEPER * max(bent.slope[0], 0.0))
-    return steeper and one > UNEXPLAINED * variance and two <= LEAVES * one
+def _is_cliff(straight: _ProfileFits, bent: _ProfileFits, variance: float) -> bool:
+    """Return whether the bend of the first profile is a cliff; see `fit_power_law`."""
+    straight_error, bent_error = float(straight.squared_error[0]), float(bent.squared_error[0])
+    is_steeper = bool(bent.slope_beyond[0] > MIN_STEEPENING * max(bent.slope[0], 0.0))
+    is_better = straight_error > MIN_UNEXPLAINED * variance and bent_error <= MAX_ERROR_RATIO * straight_error
+    return is_steeper and is_better
 
 
-def _explained(lines: _Lines, variance: float) -> float:
-    return 1.0 - float(lines.squared_error[0]) / variance if variance > 0 else 1.0
+def _r2(fits: _ProfileFits, variance: float) -> float:
+    """Compute R² of the first profile."""
+    return 1.0 - float(fits.squared_error[0]) / variance if variance > 0 else 1.0
 
 
 def _resampled_profiles(
@@ -222,18 +273,19 @@ def _resampled_profiles(
     min_count: int,
     resamples: Int64[np.ndarray, "resample block"],
 ) -> tuple[Float64[np.ndarray, "resample point"], Int64[np.ndarray, " resample"]]:
-    """Return (profiles, numbers of features) of the resampled texts that hold enough features."""
+    """Return (profiles, numbers of features) of the resamples that have enough features."""
     count, times = block_firing_count.astype(np.float64), resamples.astype(np.float64)
     profiles, counts = [], []
-    for some in np.array_split(times, -(-len(times) // DRAWS_AT_ONCE)):
-        for costs in np.where(some @ count >= min_count, some @ block_cost, 0.0):
-            ordered = np.sort(costs[costs > 0])[::-1]
-            if len(ordered) >= FEWEST:
-                profiles.append(_profile(ordered))
-                counts.append(len(ordered))
+    for part in np.array_split(times, -(-len(times) // RESAMPLES_PER_PART)):
+        for costs in np.where(part @ count >= min_count, part @ block_cost, 0.0):
+            sorted_cost = np.sort(costs[costs > 0])[::-1]
+            if len(sorted_cost) >= MIN_FEATURES:
+                profiles.append(_log_profile(sorted_cost))
+                counts.append(len(sorted_cost))
     return np.array(profiles).reshape(-1, N_POINTS), np.array(counts, dtype=np.int64)
 
 
-def _range(interval: Interval, form: str) -> str:
+def _format_interval(interval: Interval, form: str) -> str:
+    """Return " (low to high)", or nothing if the interval is unknown."""
     low, high = interval
     return "" if math.isnan(high) else f" ({low:{form}} to {high:{form}})"

@@ -1,0 +1,113 @@
+"""Test the application: help, version, errors, progress, and the parsing of options."""
+
+from pathlib import Path
+
+import pytest
+import typer
+
+from tests.helpers.cli import refused, run
+from tl_distill_floor import InputError, __version__
+from tl_distill_floor.cli.app import app
+from tl_distill_floor.cli.layers import parse_layers, sae_of_each_layer
+from tl_distill_floor.cli.processes import is_first_process, local_device
+from tl_distill_floor.cli.progress import Bar, progress_bar
+
+COMMANDS = (
+    "measure", "compare", "saes", "train-sae", "toy", "lost", "distill", "calibrate", "plan", "probe", "report",
+)  # fmt: skip
+
+
+def test_version() -> None:
+    result = run("--version")
+    assert (result.exit_code, result.stdout) == (0, f"tl-distill-floor {__version__}\n")
+
+
+def test_help_lists_every_command() -> None:
+    assert sorted(typer.main.get_group(app).commands) == sorted(COMMANDS)
+    output = run("--help").stdout
+    for name in (*COMMANDS, "--install-completion", "--version"):
+        assert name in output
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_option_is_explained_in_80_columns(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    result = run(command, "--help")
+    assert result.exit_code == 0, result.output
+    assert max(map(len, result.stdout.splitlines())) <= 80
+    parameters = typer.main.get_group(app).commands[command].params
+    assert [parameter.name for parameter in parameters if not parameter.help] == []
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (InputError("the text is\ntoo short"), "tl-floor: the text is too short"),
+        (OSError("no space"), "tl-floor: no space; add --debug to see the traceback"),
+        (RuntimeError("odd"), "tl-floor: unexpected RuntimeError: odd; add --debug to see the traceback"),
+    ],
+)
+def test_an_error_is_one_sentence(error: Exception, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_args: object) -> None:
+        raise error
+
+    monkeypatch.setattr("tl_distill_floor.sources.sae_directory.find_saes", fail)
+    assert refused(run("saes", "tiny-prose")) == message
+    result = run("saes", "tiny-prose", "--debug")
+    assert (result.exit_code, "Traceback" in result.stderr) == (2, True)
+
+
+def test_an_interrupted_command_without_checkpoints(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("tl_distill_floor.sources.sae_directory.find_saes", interrupt)
+    result = run("saes", "tiny-prose")
+    assert (result.exit_code, result.stderr) == (130, "tl-floor: interrupted; type the same command again\n")
+
+
+@pytest.mark.parametrize("choice", [("measure", "--cost", "free"), ("probe", "runs/x", "--pool", "most")])
+def test_rejects_an_unknown_choice(choice: tuple[str, ...]) -> None:
+    result = run(*choice)
+    assert result.exit_code == 2
+    assert "is not one of" in " ".join(result.stderr.split())
+
+
+def test_parses_layers(tmp_path: Path) -> None:
+    assert parse_layers(None, "tiny-prose", None) == [None]
+    assert parse_layers("8, 4,4", "tiny-prose", None) == [4, 8]
+    assert parse_layers("all", "tiny-prose", None) == [1]
+    for layer in (2, 11):
+        (tmp_path / f"sae{layer}").touch()
+    assert parse_layers("all", "tiny-prose", f"{tmp_path}/sae{{layer}}") == [2, 11]
+    with pytest.raises(InputError, match="layers must be integers separated by commas"):
+        parse_layers("two", "tiny-prose", None)
+    with pytest.raises(InputError, match="no SAE is known for any layer of tiny-prose"):
+        parse_layers("all", "tiny-prose", "one-sae")
+
+
+def test_names_the_sae_of_each_layer() -> None:
+    assert sae_of_each_layer("sae{layer}", [2, 11]) == ["sae2", "sae11"]
+    assert sae_of_each_layer("sae", [None]) == ["sae"]
+    assert sae_of_each_layer(None, [2, 11]) == [None, None]
+    with pytest.raises(InputError, match="--sae sae names one SAE for 2 layers"):
+        sae_of_each_layer("sae", [2, 11])
+
+
+def test_each_process_of_a_launcher_has_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert (is_first_process(), local_device("cuda")) == (True, "cuda")
+    monkeypatch.setenv("RANK", "5")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert (is_first_process(), local_device("cuda"), local_device("cpu")) == (False, "cuda:1", "cpu")
+
+
+def test_progress_is_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    with progress_bar("tokens", "measuring", quiet=True) as progress:
+        assert progress is None
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    with progress_bar("tokens", "measuring", quiet=False) as progress:
+        assert isinstance(progress, Bar)
+        progress(256, 1024)
+        progress(512, 1024, "almost half")
+    assert capsys.readouterr().out == ""

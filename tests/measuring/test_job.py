@@ -1,0 +1,59 @@
+"""Checks that a teacher, an SAE and a text belong together."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.helpers.models import WIDTH
+from tl_distill_floor import InputError, load_teacher, measure
+
+
+def test_rejects_ids_beyond_the_vocabulary(bridge: Any, sae: Any, ids: torch.Tensor) -> None:
+    with pytest.raises(InputError, match="token id 5300, the teacher's vocabulary ends at 299"):
+        measure(bridge, sae, ids + 5001)
+
+
+def test_rejects_activations_that_are_not_finite(teacher_dir: Path, sae: Any, ids: torch.Tensor) -> None:
+    teacher = load_teacher(str(teacher_dir))
+    with torch.no_grad():
+        next(teacher.model.parameters())[5] = float("nan")
+    with pytest.raises(InputError, match="NaN or Inf"):
+        measure(teacher.model, sae, ids)
+
+
+def test_rejects_an_sae_of_another_layer_width_or_model(
+    bridge: Any, sae: Any, ids: torch.Tensor, sae_dir: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match="not layer 2; set --layer 1"):
+        measure(bridge, sae, ids, layer=2)
+    from sae_lens import StandardSAE, StandardSAEConfig
+
+    wide = StandardSAE(StandardSAEConfig(d_in=WIDTH + 1, d_sae=40))
+    with pytest.raises(InputError, match=f"has {WIDTH} dimensions, the SAE .* reads {WIDTH + 1}"):
+        measure(bridge, wide, ids, layer=1)
+    config = json.loads((sae_dir / "cfg.json").read_text())
+    config["metadata"]["model_name"] = "gpt2-small"
+    for file in sae_dir.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "cfg.json").write_text(json.dumps(config))
+    assert "was trained on gpt2-small" in measure(bridge, tmp_path, ids).warnings[0]
+    with pytest.raises(InputError, match="was trained on gpt2-small, the teacher is tiny-prose"):
+        measure("tiny-prose", tmp_path, ids)
+
+
+def test_looks_up_the_sae_of_a_loaded_teacher_by_its_name(ids: torch.Tensor, teacher_dir: Path) -> None:
+    assert measure(load_teacher("tiny-prose"), None, ids).sae_name == "tiny-prose-sae"
+    with pytest.raises(InputError, match=r"no SAE is known for .*tiny-neox at layer 1; train one with tl-floor"):
+        measure(load_teacher(teacher_dir), None, ids, layer=1)
+
+
+def test_asks_for_an_sae_of_a_model_in_memory_without_a_known_name(
+    ids: torch.Tensor, bridge: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bridge.cfg, "model_name", "custom")
+    for model in (bridge, load_teacher(bridge)):
+        with pytest.raises(InputError, match="no SAE was named; give one with --sae"):
+            measure(model, None, ids, layer=1)

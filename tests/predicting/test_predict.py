@@ -1,0 +1,77 @@
+"""Tests of `predict_floor`: invalid options are rejected before anything is loaded; stages have progress bars."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+from torch import Tensor
+
+from tests.helpers.type_checks import without_type_checks
+from tl_distill_floor import InputError, lost_features, one_feature, predict_floor
+from tl_distill_floor.annotations import ProgressCallback
+from tl_distill_floor.predicting.floors import floor_from_stats
+from tl_distill_floor.predicting.predict import predict_floors
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"cost": "magic"}, "cost must be one of fisher, energy, ablation, got 'magic'"),
+        ({"dtype": "fp8"}, "dtype must be one of fp32, bf16, got 'fp8'"),
+        ({"n_tokens": 0}, "n_tokens must be at least 1, got 0"),
+        ({"steps": 1}, "steps must be at least 2, or 0"),
+        ({"min_count": 0}, "min_count must be at least 1, got 0"),
+        ({"widths": [0.5]}, "widths must be integers"),
+    ],
+)
+def test_rejects_invalid_options_before_loading(options: dict[str, Any], message: str) -> None:
+    with without_type_checks(), pytest.raises(InputError, match=message):
+        predict_floor("there-is-no-such-model", **options)
+
+
+@pytest.mark.parametrize("function", [predict_floor, predict_floors])
+def test_a_misspelled_option_names_the_function(function: Any) -> None:
+    with (
+        without_type_checks(),
+        pytest.raises(TypeError, match=rf"{function.__name__}\(\) got an unexpected keyword argument 'n_token'"),
+    ):
+        function("there-is-no-such-model", [None], n_token=100)
+
+
+def test_every_stage_has_a_progress_bar(bridge: Any, sae: Any, ids: Tensor) -> None:
+    stages: list[tuple[str, str]] = []
+    calls: dict[str, list[tuple[int, int]]] = {}
+
+    @contextmanager
+    def progress_bar(unit: str, stage: str) -> Iterator[ProgressCallback]:
+        stages.append((unit, stage))
+        yield lambda done, total: calls.setdefault(stage, []).append((done, total))
+
+    predict_floors(bridge, [sae], ids, widths=[2, 8], steps=20, progress_bar=progress_bar)
+    assert stages == [
+        ("tokens", "measuring"),
+        ("steps", "simulating"),
+        ("sequences", "removing features"),
+        ("sequences", "measuring simulated students"),
+    ]
+    for _, stage in stages[1:]:  # the text ends before the requested number of tokens
+        done, total = calls[stage][-1]
+        assert done == total
+
+
+def test_a_prediction_matches_the_prediction_from_its_own_parts(bridge: Any, sae: Any, ids: Tensor) -> None:
+    floor = predict_floor(bridge, sae, ids, widths=[2, 8], steps=20)
+    computed = floor_from_stats(floor.stats, [2, 8], simulation=floor.simulation, tail=floor.tail)
+    for name in ("theorem", "independent", "expected", "interval"):
+        np.testing.assert_array_equal(getattr(floor, name), getattr(computed, name))
+    assert floor.warnings == computed.warnings
+
+
+def test_lost_features_have_defaults(bridge: Any, sae: Any, ids: Tensor) -> None:
+    floor = predict_floor(bridge, sae, ids, widths=[2, 8], steps=0, cost="energy")
+    lost = lost_features(floor)
+    assert lost.width == 2
+    assert len(lost.shown) == min(20, len(lost.lost))
+    assert one_feature(floor, lost.lost[0]).widths == (2, 8)

@@ -1,0 +1,35 @@
+"""The activations that are collected are those of the model."""
+
+from typing import Any
+
+import numpy as np
+
+from tests.helpers.models import HOOK
+from tests.helpers.probes import labelled_rows
+from tl_distill_floor.measuring.hooks import activation_reader
+from tl_distill_floor.probing.activations import collect_activations
+from tl_distill_floor.probing.examples import MEAN_POSITION, tokenize_examples
+from tl_distill_floor.sources.labels import load_labels
+
+
+def test_batched_activations_match_those_of_single_texts(bridge: Any, tokenizer: Any) -> None:
+    labelled = load_labels(labelled_rows(), ["length", "half"])
+    for pool in ("mean", "last"):
+        examples = tokenize_examples(labelled, tokenizer, pool=pool, context_size=24)
+        collected = collect_activations(bridge, HOOK, examples, batch_size=5)["activation"]
+        for activations, task in zip(collected, examples.tasks, strict=True):
+            for i in range(0, len(task), 7):
+                ids = examples.ids[task.text[i]]
+                with activation_reader(bridge, [HOOK]) as read:
+                    single = read(ids[None])[0][0]
+                is_mean = task.position[i] == MEAN_POSITION
+                expected = single[1:].mean(0) if is_mean else single[task.position[i]]
+                np.testing.assert_allclose(activations[i], expected.numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_first_position_is_not_in_the_mean(tokenizer: Any, bridge: Any) -> None:
+    examples = tokenize_examples(load_labels(labelled_rows(), ["length", "half"]), tokenizer, prepend_bos=False)
+    activations = collect_activations(bridge, HOOK, examples)["activation"][1]
+    with activation_reader(bridge, [HOOK]) as read:
+        single = read(examples.ids[examples.tasks[1].text[0]][None])[0][0]
+    np.testing.assert_allclose(activations[0], single[1:].mean(0).numpy(), rtol=1e-4, atol=1e-5)

@@ -1,0 +1,41 @@
+"""Ridge regression from activations to SAE features."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.sparse import csc_array, csr_array
+
+from tl_distill_floor.probing.decodability import EncodedText, _decodable_features, decode_features
+from tl_distill_floor.results.probes import separation
+
+
+def test_scores_match_the_best_linear_decoder() -> None:
+    # Feature 0 is a rectified coordinate, feature 1 the sum of two coordinates, feature 2 is independent of x.
+    random = np.random.default_rng(3)
+    x = random.normal(size=(5000, 6)).astype(np.float32)
+    codes = np.stack([np.maximum(x[:, 0] - 1, 0), x[:, 1] + x[:, 2], random.random(5000) < 0.2], axis=1)
+    part = np.arange(5000) % 5
+    auroc, explained = decode_features(x, csc_array(codes), part)
+    assert auroc[0] > 0.97
+    assert explained[1] == pytest.approx(1.0, abs=1e-3)
+    assert auroc[2] == pytest.approx(0.5, abs=0.06)
+    assert explained[2] == pytest.approx(0.0, abs=0.02)
+    # A linear fit explains Cov(x, y)²/Var(y) of y = max(x − 1, 0), x standard normal: Cov = P(x > 1) = 0.1587,
+    # E[y] = φ(1) − 0.1587 = 0.0833, E[y²] = 2 · 0.1587 − φ(1) = 0.0754, so 0.0252 / 0.0685 = 0.368.
+    assert explained[0] == pytest.approx(0.368, abs=0.04)
+
+
+def test_features_that_fire_on_every_token_are_not_decoded() -> None:
+    codes = csr_array(np.stack([np.ones(500), np.arange(500) % 2, np.arange(500) % 3 == 0], axis=1))
+    encoded = EncodedText(torch.zeros((0, 0), dtype=torch.long), np.zeros((0, 0), bool), codes, np.arange(500))
+    features = _decodable_features(encoded, np.arange(500) % 5, np.array([True, True, True]), 0)
+    assert features.tolist() == [1, 2]
+
+
+def test_separation_is_the_share_of_ordered_pairs() -> None:
+    # Of the pairs (kept, lost), 0.9 > 0.5, 0.9 > 0.2 and 0.4 > 0.2, but 0.4 < 0.5: three of four.
+    assert separation((0.9, 0.5, 0.4, 0.2), (True, False, True, False)) == 0.75
+    assert separation((0.5, 0.5), (True, False)) == 0.5
+    assert math.isnan(separation((0.5, 0.4), (True, True)))

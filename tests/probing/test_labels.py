@@ -1,0 +1,58 @@
+"""Labelled text as `probe` reads it: files, the embedded passages, datasets, and the spacing of words."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tl_distill_floor.errors import InputError
+from tl_distill_floor.sources.labels import join_words, load_labels
+
+
+def test_loads_files_rows_and_the_embedded_passages(tmp_path: Path) -> None:
+    file = tmp_path / "a.jsonl"
+    file.write_text('{"text": "a", "label": "x", "id": 3}\n\n{"text": "b", "label": null}\n')
+    labelled = load_labels(file)
+    assert (labelled.texts, labelled.documents) == (("a", "b"), ("3", "row 2"))
+    assert labelled.tasks[0].of_text == ("x", None)
+    assert load_labels(labelled) is labelled
+    assert load_labels(labelled, ["label", "label"]).tasks == labelled.tasks
+    with pytest.raises(InputError, match="has no label 'genre'; choose from label"):
+        load_labels(labelled, ["genre"])
+    rows = load_labels([{"text": "a", "label": np.int64(3), "document": None, "id": 7}], ["label", "label"])
+    assert (rows.documents, [task.of_text for task in rows.tasks]) == (("7",), [("3",)])
+    embedded = load_labels()
+    assert {task.name: task.level for task in embedded.tasks} == {
+        "author": "text",
+        "word_class": "word",
+        "next_word_class": "word",
+    }
+    assert len(embedded.texts) == 750
+    text, ends = embedded.texts[0], embedded.ends[0]
+    assert text[: ends[0]] == "but"
+    file.write_text('{"text": "a"\n')
+    with pytest.raises(InputError, match="line 1 is not JSON"):
+        load_labels(file)
+
+
+def test_loads_a_dataset_row_by_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [{"text": "a", "label": 1}, {"text": "b", "label": 0}]
+    calls: list[Any] = []
+
+    def load_dataset(*args: Any, **options: Any) -> list[dict[str, Any]]:
+        calls.append((args, options))
+        return rows
+
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    labelled = load_labels("owner/name:config")
+    assert (labelled.name, labelled.texts, labelled.tasks[0].of_text) == ("owner/name:config", ("a", "b"), ("1", "0"))
+    assert calls == [(("owner/name", "config"), {"split": "train", "streaming": True})]
+    with pytest.raises(InputError, match="row 1 has no 'topic'; choose one of its labels with --label"):
+        load_labels("owner/name", ["topic"])
+
+
+def test_words_are_joined_like_prose() -> None:
+    text, ends = join_words(["He", "said", ",", "``", "no", "''", "(", "twice", ")", "."])
+    assert text == "He said, ``no'' (twice)."
+    assert [text[:end] for end in ends[:3]] == ["He", "He said", "He said,"]

@@ -1,0 +1,70 @@
+"""SAEs of Hub repositories, read from a cache, and the messages for the Hub's errors."""
+
+import importlib
+import json
+
+import huggingface_hub
+import pytest
+import torch
+from huggingface_hub import errors
+
+from tests.helpers.hub_cache import add_to_cache
+from tests.helpers.saes import linear_style, random_state, refusal, tiny_sae
+from tl_distill_floor.sources.saes import load_sae
+
+
+def test_searches_a_repository_for_its_sae(hub, tmp_path, x):
+    mine = tiny_sae()
+    weights, config = mine.save_model(tmp_path / "sae")
+    add_to_cache(hub, "me/one", {"cfg.json": config, "sae_weights.safetensors": weights, "README.md": config})
+    torch.testing.assert_close(load_sae("me/one").sae(x), mine(x))
+    torch.testing.assert_close(load_sae("me/one:sae_weights.safetensors").sae(x), mine(x))
+    two = {f"layer_{layer}/{file.name}": file for layer in (3, 11) for file in (config, weights)}
+    add_to_cache(hub, "me/two", two)
+    assert (
+        "me/two has 2 SAEs, give one of them with --sae or a layer with --layer: me/two:layer_11, me/two:layer_3"
+        in refusal("me/two")
+    )
+    assert load_sae("me/two", layer=11).name == "me/two:layer_11"
+    torch.testing.assert_close(load_sae("me/two:layer_3").sae(x), mine(x))
+    add_to_cache(hub, "me/none", {"README.md": config})
+    assert "me/none holds no SAE that can be read" in refusal("me/none")
+
+
+def test_reads_a_file_on_the_hub_with_the_config_of_its_folder(hub, tmp_path):
+    torch.save(linear_style(random_state()), tmp_path / "sae.pt")
+    (tmp_path / "cfg.json").write_text(json.dumps({"k": 5}))
+    files = {"layers.5/sae.pt": tmp_path / "sae.pt", "layers.5/cfg.json": tmp_path / "cfg.json"}
+    add_to_cache(hub, "me/sparse", files)
+    source = load_sae("me/sparse:layers.5/sae.pt")
+    assert (source.architecture, source.sae.cfg.k, source.name) == ("topk", 5, "me/sparse:layers.5/sae.pt")
+
+
+# The HTTP client of huggingface_hub: httpx, and from version 2 on httpx2.
+httpx = importlib.import_module(errors.HTTPError.__module__)
+
+
+def http_error(error: type, status: int) -> Exception:
+    """Return an error as huggingface_hub raises it for an HTTP status."""
+    request = httpx.Request("HEAD", "https://hub.invalid")
+    return error("many\nlines", response=httpx.Response(status, request=request))
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (http_error(errors.GatedRepoError, 403), "is gated; accept its terms on the Hub, then type hf auth login"),
+        (http_error(errors.RepositoryNotFoundError, 404), "neither a local path nor a public repository of the Hub"),
+        (http_error(errors.RemoteEntryNotFoundError, 404), "does not exist on the Hub"),
+        (http_error(errors.HfHubHTTPError, 500), "could not be loaded as an SAE (HfHubHTTPError: many)"),
+        (httpx.ConnectError("no"), "is not in the local cache and the Hub cannot be reached"),
+    ],
+)
+def test_explains_errors_of_the_hub(error, expected, hub, monkeypatch):
+    def fail(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", fail)
+    monkeypatch.setattr(huggingface_hub, "list_repo_files", fail)
+    assert expected in refusal("me/mine:folder")
+    assert expected in refusal("me/mine")

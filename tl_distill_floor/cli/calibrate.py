@@ -1,0 +1,37 @@
+"""`tl-floor calibrate`: fit the losses of trained students to the prediction."""
+
+import dataclasses
+
+from tl_distill_floor.cli.errors import report_errors
+from tl_distill_floor.cli.options import DebugOption, JsonOption, RunArgument, StudentsOption
+from tl_distill_floor.cli.output import print_json, print_result
+from tl_distill_floor.errors import InputError
+
+
+@report_errors
+def calibrate(
+    run: RunArgument,
+    students: StudentsOption = None,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,  # noqa: ARG001
+) -> None:
+    """Compare the prediction with distilled students, and fit the students' loss as a linear function of it."""
+    from tl_distill_floor.cli.run_directory import load_floor
+    from tl_distill_floor.display.student_tables import calibration_table
+    from tl_distill_floor.distilling.calibrate import calibrate as fit_students
+    from tl_distill_floor.results.student import load_students
+    from tl_distill_floor.storage.io_errors import COPY_ADVICE
+    from tl_distill_floor.storage.locks import lock_directory
+
+    with lock_directory(run, COPY_ADVICE):
+        floor, results = load_floor(run), load_students(students or run)
+        if not results:
+            directory = students or run
+            raise InputError(f"{directory} holds no students; distil some with tl-floor distill --out {directory}")
+        calibration = fit_students(floor, results)
+        calibration.save(run)
+    if as_json:
+        print_json(dataclasses.asdict(calibration))
+    else:
+        note = f"Saved in {run}. Next: tl-floor plan {run} --max-loss 0.2"
+        print_result(calibration_table(calibration), note)

@@ -1,0 +1,79 @@
+"""Hook matching of `tl-floor distill`: options to student specifications."""
+
+import dataclasses
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from tl_distill_floor.annotations import HookedModel
+from tl_distill_floor.cli.options import MatchedActivation
+from tl_distill_floor.distilling.config import StudentSpec
+from tl_distill_floor.distilling.layers import student_layer
+from tl_distill_floor.distilling.matching import Match, kept_reconstruction
+from tl_distill_floor.errors import InputError
+from tl_distill_floor.measuring.hooks import resid_post
+from tl_distill_floor.results.floor_files import FLOOR_FILE
+from tl_distill_floor.results.floor_prediction import FloorPrediction
+from tl_distill_floor.sources.saes import load_sae
+
+
+def match_hook_points(
+    specs: Sequence[StudentSpec],
+    model: HookedModel,
+    directory: Path,
+    *,
+    match: MatchedActivation,
+    layer: int | None,
+    weight: float | None,
+    sae: str | None,
+    device: str,
+) -> list[StudentSpec]:
+    """Add what each student has to match.
+
+    Args:
+        specs: the students.
+        model: the teacher.
+        directory: run directory, whose prediction says which features each width keeps.
+        match: "none", the full activation, or the part that the kept features reconstruct.
+        layer: layer of the teacher; the layer of the prediction if None.
+        weight: weight of the matching loss; the default of `Match` if None.
+        sae: SAE of "kept".
+        device: torch device of the SAE.
+
+    Raises:
+        InputError: an option has no effect, there is no prediction, or it was measured at another hook point or with
+            another SAE.
+    """
+    if match == "none":
+        if layer is not None or weight is not None or sae is not None:
+            raise InputError("--match-layer, --match-weight and --sae need --match activation or --match kept")
+        return list(specs)
+    target_of = None
+    if match == "activation":
+        hook_name = _load_floor(directory).stats.hook_name if layer is None else resid_post(layer)
+    else:
+        floor = _load_floor(directory)
+        hook_name = floor.stats.hook_name
+        if layer is not None and resid_post(layer) != hook_name:
+            raise InputError(f"the prediction is for {hook_name}; leave out --match-layer")
+        loaded = load_sae(sae, model_name=floor.stats.model_name, device=device)
+        target_of = partial(kept_reconstruction, floor, loaded.sae)
+    n_layers = int(model.cfg.n_layers)
+    options = {} if weight is None else {"weight": weight}
+    return [
+        dataclasses.replace(
+            spec,
+            match=Match(hook_name, student_layer(hook_name, n_layers, spec.depth or n_layers), **options),
+            target=None if target_of is None else target_of(spec.width),
+        )
+        for spec in specs
+    ]
+
+
+def _load_floor(directory: Path) -> FloorPrediction:
+    if not (directory / FLOOR_FILE).exists():
+        raise InputError(
+            f"{directory} holds no prediction, which says at which layer to match and what a width can keep; run"
+            f" tl-floor measure with --out {directory} first, or use --match activation --match-layer N"
+        )
+    return FloorPrediction.load(directory)

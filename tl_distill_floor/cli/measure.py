@@ -1,0 +1,221 @@
+"""`tl-floor measure`: measure a teacher's features and predict the loss floor of its students."""
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tl_distill_floor.annotations import CostMethod, Dtype
+from tl_distill_floor.cli.errors import report_errors
+from tl_distill_floor.cli.libraries import quiet_libraries
+from tl_distill_floor.cli.options import (
+    OUTPUT,
+    BatchSizeOption,
+    ContextSizeOption,
+    CostOption,
+    DebugOption,
+    DeviceOption,
+    DtypeOption,
+    JsonOption,
+    ModelArgument,
+    ResumeOption,
+    SeedOption,
+    StepsOption,
+    TextOption,
+    TokensOption,
+    WidthsOption,
+    default_run_directory,
+    parse_widths,
+)
+from tl_distill_floor.cli.output import print_json, print_result
+from tl_distill_floor.cli.processes import is_first_process, local_device
+from tl_distill_floor.cli.progress import progress_bar
+
+if TYPE_CHECKING:
+    from tl_distill_floor.results.floor_prediction import FloorPrediction
+
+N_CODES = 200_000
+"""Tokens whose SAE codes are kept at most, for the simulated floor."""
+
+
+@report_errors
+def measure(
+    model: ModelArgument = "tiny-prose",
+    layer: Annotated[
+        str | None,
+        typer.Option(
+            help="Measure the residual stream after this layer, counted from 0. Several layers (4,8,12, or all) are"
+            " measured in one pass; write {layer} in --sae in place of the layer's number.",
+            show_default="the SAE's",
+        ),
+    ] = None,
+    sae: Annotated[
+        str | None,
+        typer.Option(
+            help="SAE of the teacher: RELEASE:SAE_ID of SAELens, a Hub repository, a SAELens directory, or a .pt or"
+            " .safetensors file; tl-floor saes lists the known ones.",
+            show_default="the known one",
+        ),
+    ] = None,
+    text: TextOption = None,
+    tokens: TokensOption = 200_000,
+    cost: CostOption = "fisher",
+    samples: Annotated[int, typer.Option(help="Outputs that fisher samples at each position.", min=1, metavar="N")] = 1,
+    widths: WidthsOption = None,
+    steps: StepsOption = 1000,
+    min_count: Annotated[
+        int, typer.Option(help="A feature is alive if it fires on at least this many tokens.", min=1, metavar="N")
+    ] = 1,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Run directory to write.", show_default="runs/MODEL", rich_help_panel=OUTPUT),
+    ] = None,
+    resume: ResumeOption = False,
+    as_json: JsonOption = False,
+    device: DeviceOption = "cpu",
+    dtype: DtypeOption = "fp32",
+    context_size: ContextSizeOption = None,
+    batch_size: BatchSizeOption = 16,
+    seed: SeedOption = 0,
+    debug: DebugOption = False,  # noqa: ARG001
+) -> None:
+    """Measure a teacher's SAE features and predict the loss floor of its students."""
+    from tl_distill_floor.cli.layers import parse_layers, sae_of_each_layer
+
+    layers = parse_layers(layer, model, sae)
+    if out is None:
+        directories = [default_run_directory(model, number) for number in layers]
+    else:
+        directories = [out / f"layer{number}" for number in layers] if len(layers) > 1 else [out]
+    floors = measure_and_save(
+        directories,
+        model,
+        sae_of_each_layer(sae, layers),
+        text,
+        layers=layers,
+        cost=cost,
+        n_samples=samples,
+        n_tokens=tokens,
+        widths=parse_widths(widths),
+        steps=steps,
+        min_count=min_count,
+        resume=resume,
+        quiet=as_json,
+        device=device,
+        dtype=dtype,
+        context_size=context_size,
+        batch_size=batch_size,
+        seed=seed,
+    )
+    print_floors(floors, directories, as_json)
+
+
+def measure_and_save(
+    directories: Sequence[Path],
+    model: str,
+    saes: Sequence[str | None],
+    text: str | None,
+    *,
+    layers: Sequence[int | None],
+    cost: CostMethod,
+    n_samples: int,
+    n_tokens: int,
+    widths: Sequence[int] | None,
+    steps: int,
+    min_count: int,
+    resume: bool,
+    quiet: bool,
+    device: str,
+    dtype: Dtype,
+    context_size: int | None,
+    batch_size: int,
+    seed: int,
+) -> "list[FloorPrediction]":
+    """Measure SAEs in one pass over the teacher, and save each prediction in its run directory.
+
+    The checkpoint of an interrupted measurement is removed when all predictions are saved.
+
+    Args:
+        directories: run directory of each SAE.
+        model: teacher.
+        saes: SAEs; None takes the one that is known for the layer.
+        text: text to read.
+        layers: layer of each SAE; None takes the SAE's own.
+        cost: how the cost of a feature is measured.
+        n_samples: outputs sampled at each position.
+        n_tokens: tokens to read.
+        widths: student widths.
+        steps: training steps of the bottleneck students.
+        min_count: tokens on which an alive feature fires at least.
+        resume: continue an interrupted measurement.
+        quiet: show no progress.
+        device: torch device.
+        dtype: dtype of the teacher.
+        context_size: tokens per sequence.
+        batch_size: sequences per batch.
+        seed: random seed.
+
+    Returns:
+        The prediction of each SAE; an empty list in all processes but the first.
+    """
+    from tl_distill_floor.cli.run_directory import PARTIAL_FILE, lock_for_measuring
+    from tl_distill_floor.storage.atomic import commit_together, remove_file
+
+    first = is_first_process()
+    checkpoints = [directory / PARTIAL_FILE for directory in directories]
+    with ExitStack() as locks, quiet_libraries():
+        for directory in directories if first else ():
+            locks.enter_context(lock_for_measuring(directory, resume=resume))
+        from tl_distill_floor.measuring.processes import current_process_group
+        from tl_distill_floor.predicting.predict import predict_floors
+        from tl_distill_floor.sources.cached_activations import is_cached_activations
+
+        floors = predict_floors(
+            None if text is not None and is_cached_activations(Path(text)) else model,
+            saes,
+            text,
+            layers=layers,
+            cost=cost,
+            n_samples=n_samples,
+            n_tokens=n_tokens,
+            n_codes=0 if steps == 0 else N_CODES,
+            widths=widths,
+            steps=steps,
+            min_count=min_count,
+            checkpoints=checkpoints,
+            resume=resume,
+            process_group=current_process_group(),
+            progress_bar=partial(progress_bar, quiet=quiet or not first),
+            device=local_device(device),
+            dtype=dtype,
+            context_size=context_size,
+            batch_size=batch_size,
+            seed=seed,
+        )
+        if not first:
+            return []
+        with commit_together():
+            for directory, floor in zip(directories, floors, strict=True):
+                floor.save(directory)
+        for checkpoint in checkpoints:
+            remove_file(checkpoint)
+    return floors
+
+
+def print_floors(floors: "Sequence[FloorPrediction]", directories: Sequence[Path], as_json: bool) -> None:
+    """Print one or several predictions, and where they are saved; nothing if there are none."""
+    from tl_distill_floor.display.as_json import comparison_json, floor_json
+    from tl_distill_floor.display.comparison import comparison_table
+    from tl_distill_floor.display.floor_tables import floor_table
+
+    if not floors:
+        return
+    if as_json:
+        print_json(floor_json(floors[0]) if len(floors) == 1 else comparison_json(floors))
+        return
+    saved = ", ".join(map(str, directories))
+    table = floor_table(floors[0]) if len(floors) == 1 else comparison_table(floors)
+    print_result(table, f"Saved in {saved}. Next: tl-floor lost {directories[0]}")

@@ -1,0 +1,53 @@
+"""`tl-floor plan`: choose which student to train."""
+
+import dataclasses
+from typing import Annotated
+
+import typer
+
+from tl_distill_floor.cli.errors import report_errors
+from tl_distill_floor.cli.libraries import quiet_libraries
+from tl_distill_floor.cli.options import DebugOption, JsonOption, RunArgument
+from tl_distill_floor.cli.output import print_json, print_result
+
+
+@report_errors
+def plan(
+    run: RunArgument,
+    max_loss: Annotated[
+        float | None,
+        typer.Option(
+            help="Choose the narrowest student whose loss stays below this with 90 % confidence, in nats per token (in"
+            " the prediction's unit if the run is not calibrated)."
+        ),
+    ] = None,
+    max_width: Annotated[
+        int | None, typer.Option(help="Or choose the widest student up to this width.", min=1, metavar="N")
+    ] = None,
+    max_params: Annotated[
+        int | None,
+        typer.Option(help="Or choose the widest student with at most this many parameters.", min=1, metavar="N"),
+    ] = None,
+    depth: Annotated[
+        int | None, typer.Option(help="Layers of the student.", metavar="N", show_default="the teacher's")
+    ] = None,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,  # noqa: ARG001
+) -> None:
+    """Choose a student by its loss or size, and say what its expected loss is based on."""
+    from tl_distill_floor.cli.run_directory import load_floor
+    from tl_distill_floor.display.student_tables import plan_table
+
+    floor = load_floor(run)
+    with quiet_libraries():
+        from tl_distill_floor.distilling.plan import plan as choose_student
+        from tl_distill_floor.sources.teachers import load_teacher
+
+        teacher = load_teacher(floor.stats.model_name).model
+        chosen = choose_student(
+            floor, teacher, max_loss=max_loss, max_width=max_width, max_params=max_params, depth=depth
+        )
+    if as_json:
+        print_json(dataclasses.asdict(chosen) | {"megabytes": chosen.megabytes})
+    else:
+        print_result(plan_table(chosen, run))

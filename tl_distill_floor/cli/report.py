@@ -1,0 +1,55 @@
+"""`tl-floor report`: write one run, or a comparison of several, as an HTML page."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from tl_distill_floor.cli.errors import report_errors
+from tl_distill_floor.cli.options import OUTPUT, DebugOption, StudentsOption
+from tl_distill_floor.cli.output import print_result
+from tl_distill_floor.errors import InputError
+
+
+@report_errors
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Run directory; two or more with --compare.")],
+    compare: Annotated[bool, typer.Option("--compare", help="Compare several runs.")] = False,
+    students: StudentsOption = None,
+    width: Annotated[
+        int | None,
+        typer.Option(
+            help="Width whose lost features are listed.", metavar="N", show_default="the narrowest of the prediction"
+        ),
+    ] = None,
+    top: Annotated[int, typer.Option(help="Number of lost features to list.", min=1, metavar="N")] = 20,
+    figures: Annotated[
+        Literal["svg", "png", "pdf"] | None,
+        typer.Option(
+            help="Also save each figure in this format, in the directory figures next to the page (needs kaleido).",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="HTML file to write.", show_default="RUN/report.html", rich_help_panel=OUTPUT)
+    ] = None,
+    debug: DebugOption = False,  # noqa: ARG001
+) -> None:
+    """Write a run, or a comparison of several runs, as one self-contained HTML page."""
+    from rich.text import Text
+
+    from tl_distill_floor.display.report import write_comparison, write_report
+
+    if compare != (len(runs) > 1):
+        raise InputError(f"{len(runs)} runs given; one makes a report, two or more a comparison with --compare")
+    if compare and (width is not None or students is not None):
+        raise InputError("--width and --students belong to the report of one run; leave them out with --compare")
+    if compare:
+        written = write_comparison(runs, out, figures=figures)
+    else:
+        written = write_report(runs[0], out, students=students, width=width, top=top, figures=figures)
+    for reason in written.unreadable:
+        print_result(Text(f"! left out: {reason}", style="yellow"))
+    print_result(f"Saved {written.path} ({written.path.stat().st_size / 1e6:.1f} MB)")
+    for figure in written.figures:
+        print_result(Text(f"Saved {figure}", style="dim"))

@@ -1,0 +1,32 @@
+"""`tl-floor saes`: list the SAEs that are known for a model."""
+
+import dataclasses
+
+from tl_distill_floor.cli.errors import report_errors
+from tl_distill_floor.cli.options import DebugOption, JsonOption, LayerOption, ModelArgument
+from tl_distill_floor.cli.output import print_json, print_result
+from tl_distill_floor.errors import InputError
+
+
+@report_errors
+def saes(
+    model: ModelArgument,
+    layer: LayerOption = None,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,  # noqa: ARG001
+) -> None:
+    """List the SAEs that are known for a model."""
+    from tl_distill_floor.display.floor_tables import saes_table
+    from tl_distill_floor.sources.sae_directory import find_saes
+
+    entries = find_saes(model, layer)
+    if as_json:
+        print_json([dataclasses.asdict(entry) for entry in entries])
+    elif entries:
+        print_result(saes_table(model, entries), f"Next: tl-floor measure {model} --sae SAE, with one of these")
+    else:
+        at_layer = "" if layer is None else f" at layer {layer}"
+        number = "N" if layer is None else layer
+        raise InputError(
+            f"no SAE is known for {model}{at_layer}; train one with tl-floor train-sae {model} --layer {number}"
+        )

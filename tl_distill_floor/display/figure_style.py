@@ -1,0 +1,47 @@
+"""Colours, layout and text of all figures."""
+
+from html import escape
+
+import numpy as np
+import plotly.graph_objects as go
+from jaxtyping import Int64
+
+from tl_distill_floor.display.escaping import escape_control
+
+# Okabe and Ito's palette, which colour-blind readers can distinguish.
+COLOURS = {"theorem": "#d55e00", "independent": "#009e73", "simulated": "#0072b2", "calibrated": "#0072b2"}
+"""Colour of each predictor."""
+CYCLE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#8a6d00", "#56b4e9", "#000000")
+"""Colours of curves that are not predictors."""
+MAX_POINTS = 400
+"""Points of a curve over many thousands of features."""
+
+
+def escape_markup(name: str) -> str:
+    """Escape a name from elsewhere, so that plotly does not read it as HTML."""
+    return escape(escape_control(name))
+
+
+def apply_style(figure: go.Figure, title: str, x_title: str, y_title: str) -> go.Figure:
+    """Set the titles and the common layout of a figure, and return it."""
+    return figure.update_layout(
+        title=title,
+        xaxis_title=x_title,
+        yaxis_title=y_title,
+        template="plotly_white",
+        font={"size": 13},
+        margin={"r": 40, "t": 60},
+    )
+
+
+def log_spaced_ranks(n: int, n_points: int = MAX_POINTS) -> Int64[np.ndarray, " rank"]:
+    """Return at most `n_points` ranks from 1 to `n`, evenly spaced in their logarithm."""
+    return np.unique(np.geomspace(1, max(n, 1), n_points).round().astype(np.int64))
+
+
+def error_bars(values: np.ndarray, low: np.ndarray, high: np.ndarray) -> dict[str, list[float]]:
+    """Return plotly error bars from `low` to `high` around `values`; none where a bound is NaN."""
+    return {
+        "array": np.nan_to_num(np.abs(high - values)).tolist(),
+        "arrayminus": np.nan_to_num(np.abs(values - low)).tolist(),
+    }

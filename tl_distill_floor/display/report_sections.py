@@ -1,0 +1,234 @@
+"""The sections and figures of a report."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import plotly.graph_objects as go
+from markupsafe import Markup
+
+from tl_distill_floor.display.comparison import run_comparison_table
+from tl_distill_floor.display.escaping import escape_control
+from tl_distill_floor.display.figures import (
+    capacities_figure,
+    compared_floors_figure,
+    costs_figure,
+    critical_widths_figure,
+    floor_figure,
+    growth_figure,
+)
+from tl_distill_floor.display.floor_tables import measured_table, widths_table
+from tl_distill_floor.display.lost_features import lost_summary
+from tl_distill_floor.display.probe_figures import decodability_figure, retention_figure
+from tl_distill_floor.display.probe_tables import probes_table
+from tl_distill_floor.display.report_page import (
+    PageFeature,
+    Section,
+    page_figures,
+    page_views,
+    render_page,
+)
+from tl_distill_floor.display.run_parts import RunParts
+from tl_distill_floor.display.student_figures import calibration_figure, learning_figure
+from tl_distill_floor.display.student_tables import calibration_table, students_table
+from tl_distill_floor.display.tables import warning_lines
+from tl_distill_floor.display.units import LONG_UNIT
+from tl_distill_floor.results.floor_prediction import FloorPrediction
+from tl_distill_floor.results.lost_features import FeatureAtWidth
+
+CITATION = """@article{sarkar2026geometric,
+  title = {Geometric Limits of Knowledge Distillation: A Minimum-Width Theorem via Superposition Theory},
+  author = {Sarkar and Deka},
+  year = {2026},
+  journal = {arXiv preprint arXiv:2604.04037}
+}"""
+SECTION_FIGURES = {
+    "floors": ("floors", "costs", "capacities"),
+    "students": ("learning-curves", "predicted-and-reached"),
+    "probes": ("retention", "decodability"),
+    "method": ("growth",),
+}
+"""Names of the figures in each section."""
+NEEDS_PREDICTION = "This needs a prediction."
+
+
+def report_html(parts: RunParts) -> str:
+    """Return the page of one run.
+
+    Raises:
+        ValueError: the run has neither a prediction nor students nor probes.
+    """
+    if parts.floor is None and not parts.students and parts.probes is None:
+        raise ValueError(f"{parts.name} has nothing to report")
+    figures = report_figures(parts)
+    sections = [
+        dataclasses.replace(
+            section,
+            figures=page_figures(
+                {name: figures[name] for name in SECTION_FIGURES.get(section.anchor, ()) if name in figures}
+            ),
+        )
+        for section in (
+            _floors_section(parts),
+            _students_section(parts),
+            _probes_section(parts),
+            _lost_section(parts),
+            _method_section(parts),
+            _citation_section(),
+        )
+    ]
+    return render_page(f"Students of {_teacher_name(parts)}: predicted losses", report_summary(parts), sections)
+
+
+def comparison_html(runs: Sequence[RunParts]) -> str:
+    """Return the page that compares several runs.
+
+    Raises:
+        ValueError: fewer than two of them have a prediction.
+    """
+    compared = [(run.name, run.floor) for run in runs if run.floor is not None]
+    if len(compared) < 2:
+        raise ValueError("a comparison needs two runs that have a prediction")
+    labels, floors = [label for label, _ in compared], [floor for _, floor in compared]
+    overview = Section(
+        "compared",
+        "Comparison",
+        page_views(run_comparison_table(floors, labels)),
+        page_figures(comparison_figures(runs)),
+    )
+    sections = [_run_section(number, label, floor) for number, (label, floor) in enumerate(compared)]
+    critical_widths = ", ".join(f"{label} {floor.critical_width:,.0f}" for label, floor in compared)
+    summary = f"By Theorem 1 the features need, in dimensions: {critical_widths}."
+    return render_page(f"{' and '.join(labels)} compared", summary, [overview, *sections, _citation_section()])
+
+
+def report_figures(parts: RunParts) -> dict[str, go.Figure]:
+    """Return every figure that the parts of a run allow, by name."""
+    figures: dict[str, go.Figure] = {}
+    floor = parts.floor
+    if floor is not None:
+        figures["floors"], figures["costs"] = floor_figure(floor), costs_figure(floor)
+        figures["capacities"], figures["growth"] = capacities_figure(floor), growth_figure(floor)
+    if parts.students:
+        figures["learning-curves"] = learning_figure(parts.students)
+    if floor is not None and floor.calibration is not None:
+        figures["predicted-and-reached"] = calibration_figure(floor.calibration)
+    if parts.probes is not None:
+        figures["retention"] = retention_figure(parts.probes)
+        if len(parts.probes.features) > 1:
+            figures["decodability"] = decodability_figure(parts.probes.features)
+    return figures
+
+
+def comparison_figures(runs: Sequence[RunParts]) -> dict[str, go.Figure]:
+    """Return the figures that compare several runs, by name."""
+    floors = [run.floor for run in runs if run.floor is not None]
+    labels = [run.name for run in runs if run.floor is not None]
+    return {"compared": compared_floors_figure(floors, labels), "widths": critical_widths_figure(floors, labels)}
+
+
+def report_summary(parts: RunParts) -> str:
+    """Return the main result of a run in a few sentences, for the middle one of its widths."""
+    floor = parts.floor
+    if floor is None:
+        return "This run has no prediction; its other parts follow."
+    stats, middle = floor.stats, len(floor.widths) // 2
+    width = int(floor.widths[middle])
+    low, high = floor.interval[middle]
+    interval = f" (95 %: {low:.3g} to {high:.3g})" if high == high else ""
+    sentences = [
+        f"A student of {stats.model_name} that is {width:,} of {stats.d_model:,} dimensions wide is expected to lose at"
+        f" least {floor.expected[middle]:.3g}{interval} {LONG_UNIT[floor.unit]}, and {len(floor.lost(width)):,} of"
+        f" {floor.n_features:,} features.",
+        f"The critical width, which by Theorem 1 represents every feature, is {floor.critical_width:,.0f} dimensions.",
+    ]
+    calibration = floor.calibration
+    if calibration is None:
+        sentences.append("The prediction was not compared with trained students.")
+    else:
+        sentences.append(
+            f"Compared with {len(calibration.widths)} trained students, {calibration.predictor} has a"
+            f" leave-one-width-out error of {calibration.loo_error:.0%} (C = {calibration.slope:.3g}, R² ="
+            f" {calibration.r2:.3f}). The calibrated prediction for width {width:,} is"
+            f" {floor.calibrated_at(width).value:.3g} nats per token."
+        )
+    return " ".join(sentences)
+
+
+def _floors_section(parts: RunParts) -> Section:
+    notes = [f"! Not read: {reason}" for reason in parts.unreadable]
+    if parts.floor is None:
+        missing = "This run has no prediction; make one with tl-floor measure."
+        return Section("floors", "Loss floors", page_views(*notes, missing))
+    views = page_views(*notes, widths_table(parts.floor), warning_lines(parts.floor.warnings))
+    return Section("floors", "Loss floors", views)
+
+
+def _students_section(parts: RunParts) -> Section:
+    if not parts.students:
+        return Section(
+            "students", "Students", page_views("This run has no students; train some with tl-floor distill.")
+        )
+    calibration = None if parts.floor is None else parts.floor.calibration
+    fit = (
+        "The prediction was not fitted to them; run tl-floor calibrate."
+        if calibration is None
+        else (calibration_table(calibration))
+    )
+    return Section("students", "Students", page_views(students_table(parts.students), fit))
+
+
+def _probes_section(parts: RunParts) -> Section:
+    view = (
+        "This run has no probes; fit some with tl-floor probe."
+        if parts.probes is None
+        else (probes_table(parts.probes))
+    )
+    return Section("probes", "Probes", page_views(view))
+
+
+def _lost_section(parts: RunParts) -> Section:
+    if parts.lost is None:
+        return Section("lost", "Lost features", page_views(NEEDS_PREDICTION))
+    features = tuple(_page_feature(feature) for feature in parts.lost.shown)
+    return Section("lost", "Lost features", page_views(lost_summary(parts.lost)), features=features)
+
+
+def _method_section(parts: RunParts) -> Section:
+    heading = "How it was measured"
+    if parts.floor is None:
+        return Section("method", heading, page_views(NEEDS_PREDICTION))
+    settings = ", ".join(f"{name} {value}" for name, value in parts.floor.stats.settings.items())
+    return Section("method", heading, page_views(measured_table(parts.floor), f"Settings: {settings}."))
+
+
+def _citation_section() -> Section:
+    source = "The theorem is from Sarkar and Deka (2026), arXiv:2604.04037. This page was made with tl-distill-floor."
+    return Section("cite", "How to cite", (*page_views(source), Markup("<pre>{}</pre>").format(CITATION)))
+
+
+def _run_section(number: int, label: str, floor: FloorPrediction) -> Section:
+    heading = f"{escape_control(label)}: {escape_control(floor.stats.model_name)}"
+    views = page_views(measured_table(floor), widths_table(floor), warning_lines(floor.warnings))
+    figures = page_figures({"floors": floor_figure(floor), "costs": costs_figure(floor)}, f"{number}-")
+    return Section(f"run{number}", heading, views, figures)
+
+
+def _page_feature(at: FeatureAtWidth) -> PageFeature:
+    numbers = (
+        f"rank {at.rank:,} by cost ({at.cost:.3g}), fires on {at.firing_rate:.3%} of the tokens, {at.lost_share:.0%} of"
+        " its cost lost"
+    )
+    contexts = tuple(
+        (escape_control(context.before), escape_control(context.peak), escape_control(context.after))
+        for context in at.contexts
+    )
+    promoted = " · ".join(escape_control(token) for token in at.promoted)
+    return PageFeature(at.feature, at.neuronpedia, numbers, contexts, promoted)
+
+
+def _teacher_name(parts: RunParts) -> str:
+    if parts.floor is not None:
+        return parts.floor.stats.model_name
+    if parts.students:
+        return parts.students[0].teacher
+    return parts.name if parts.probes is None else parts.probes.teacher

@@ -1,0 +1,59 @@
+"""Points of the learning curves: the held-out loss of the averaged weights."""
+
+import math
+
+import torch
+
+from tl_distill_floor.distilling.forward import TeacherBackbone
+from tl_distill_floor.distilling.losses import LazyLogits, summed_forward_kl
+from tl_distill_floor.distilling.sweep import Sweep
+from tl_distill_floor.theory.learning_curve import fit_learning_curve
+
+SEQUENCES_PER_FORWARD_PASS = 16
+
+
+def add_curve_points(sweep: Sweep, teacher: TeacherBackbone) -> None:
+    """Add a point to the learning curve of every active student.
+
+    End the training of students that have diverged, and with `early_stop` also of students that have saturated.
+
+    Args:
+        sweep: the students.
+        teacher: the teacher without its unembedding.
+    """
+    for student, loss in zip(sweep.active, heldout_losses(sweep, teacher), strict=True):
+        if not math.isfinite(loss):
+            student.mark_diverged(f"at step {sweep.step} (held-out loss {loss})")
+            continue
+        student.tokens.append(sweep.step * sweep.tokens_per_step)
+        student.losses.append(loss)
+        if sweep.config.early_stop and fit_learning_curve(student.tokens, student.losses).status == "saturated":
+            student.status = "saturated"
+
+
+@torch.no_grad()
+def heldout_losses(sweep: Sweep, teacher: TeacherBackbone) -> list[float]:
+    """Compute KL(teacher ‖ student) of every active student's averaged weights on the held-out sequences.
+
+    Args:
+        sweep: the students.
+        teacher: the teacher without its unembedding.
+
+    Returns:
+        Nats per counted token, at temperature 1.
+    """
+    active, accelerator = sweep.active, sweep.accelerator
+    summed, n_counted = torch.zeros(len(active), dtype=torch.float64), 0
+    of_this_process = sweep.split.heldout[accelerator.process_index :: accelerator.num_processes]
+    for ids in torch.split(of_this_process.to(accelerator.device), SEQUENCES_PER_FORWARD_PASS):
+        counted = sweep.split.stream.counted(ids)
+        backbones = [student.averaged_backbone for student in active]
+        summed += summed_forward_kl(
+            LazyLogits(teacher(ids).last_hidden[counted], teacher.unembed),
+            [LazyLogits(backbone(ids).last_hidden[counted], backbone.unembed) for backbone in backbones],
+        )
+        n_counted += int(counted.sum())
+    sums = torch.cat([summed, torch.tensor([float(n_counted)], dtype=torch.float64)]).to(accelerator.device)
+    sums = accelerator.reduce(sums, "sum").cpu()
+    losses: list[float] = (sums[:-1] / sums[-1]).clamp(min=0.0).tolist()
+    return losses

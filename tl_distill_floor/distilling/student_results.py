@@ -1,0 +1,83 @@
+"""Results of a sweep: the record of each student, and its directory."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from tl_distill_floor.distilling.save import save_student
+from tl_distill_floor.distilling.student_state import StudentInTraining
+from tl_distill_floor.distilling.sweep import Sweep
+from tl_distill_floor.distilling.sweep_checkpoint import SWEEP_CHECKPOINT_FILE
+from tl_distill_floor.results.student import StudentResult
+from tl_distill_floor.storage.atomic import atomic_directory, remove_file
+from tl_distill_floor.theory.learning_curve import fit_learning_curve
+
+
+def student_results(sweep: Sweep) -> list[StudentResult]:
+    """Return the result of every student, in their order.
+
+    Args:
+        sweep: students whose training has ended.
+    """
+    return [_result(sweep, student) for student in sweep.students]
+
+
+def save_results(sweep: Sweep, directory: Path) -> list[StudentResult]:
+    """Save every student, then delete the checkpoint of the sweep.
+
+    Args:
+        sweep: students whose training has ended.
+        directory: directory of the students.
+
+    Returns:
+        The result of every student, in their order, with its path.
+
+    Raises:
+        InputError: a directory cannot be written.
+    """
+    results = [_save(sweep, student, directory / student.spec.directory) for student in sweep.students]
+    remove_file(directory / SWEEP_CHECKPOINT_FILE)
+    return results
+
+
+def _result(sweep: Sweep, student: StudentInTraining) -> StudentResult:
+    model = student.module.student
+    fit = fit_learning_curve(student.tokens, student.losses) if student.losses else None
+    return StudentResult(
+        name=student.spec.directory,
+        teacher=sweep.teacher.name,
+        width=student.spec.width,
+        depth=int(model.config.num_hidden_layers),  # type: ignore[union-attr,arg-type]
+        n_parameters=int(sum(weight.numel() for weight in model.parameters())),
+        tokens=tuple(student.tokens),
+        losses=tuple(student.losses),
+        floor=fit.floor if fit else 0.0,
+        interval=fit.interval if fit else (0.0, 0.0),
+        status=student.status or (fit.status if fit else "diverged"),
+        heldout_tokens=int(sweep.split.stream.counted(sweep.split.heldout).sum()),
+        settings=_settings(sweep, student),
+    )
+
+
+def _settings(sweep: Sweep, student: StudentInTraining) -> dict[str, Any]:
+    """Return the settings of a student's training."""
+    settings = dataclasses.asdict(sweep.config)
+    settings |= dataclasses.asdict(dataclasses.replace(student.spec, target=None))
+    del settings["target"]
+    settings |= {"order_seed": sweep.config.seed, "kept_part": student.spec.target is not None, **sweep.split.settings}
+    if student.diverged_at:
+        settings["diverged"] = student.diverged_at
+    return settings
+
+
+def _save(sweep: Sweep, student: StudentInTraining, directory: Path) -> StudentResult:
+    """Save a student; of one that diverged, the result without weights."""
+    if directory.exists():  # saved before an error interrupted saving the students
+        return StudentResult.load(directory)
+    result = _result(sweep, student)
+    if student.diverged_at:
+        with atomic_directory(directory) as partial:
+            result.save(partial)
+        return result
+    tokenizer = getattr(sweep.teacher.model, "tokenizer", None)
+    return save_student(student.averaged.module, tokenizer, result, directory)

@@ -1,0 +1,41 @@
+"""The options of a measurement."""
+
+from dataclasses import dataclass
+
+from tl_distill_floor.annotations import CostMethod
+from tl_distill_floor.errors import InputError, check_choice
+
+
+@dataclass(frozen=True)
+class MeasureConfig:
+    """What is measured of each feature, and on how many tokens.
+
+    Raises:
+        InputError: an option is out of its range.
+
+    Example:
+        >>> MeasureConfig(cost="energy", n_tokens=50_000).n_codes
+        200000
+    """
+
+    cost: CostMethod = "fisher"
+    """How the cost of removing a feature is measured: "fisher" and "ablation" in nats, "energy" in squared error; see
+    `measure`."""
+    n_samples: int = 1
+    """Outputs that "fisher" samples from the teacher at each position, one backward pass each."""
+    n_tokens: int = 200_000
+    """Tokens of the text to read, including tokens that are not counted; fewer if the text is shorter."""
+    n_codes: int = 200_000
+    """Number of tokens, on average, whose SAE codes are kept; 0 keeps none."""
+
+    def __post_init__(self) -> None:
+        check_choice("cost", self.cost, CostMethod)
+        for name, least in (("n_tokens", 1), ("n_samples", 1), ("n_codes", 0)):
+            value = getattr(self, name)
+            if value < least:
+                raise InputError(f"{name} must be at least {least}, got {value}")
+
+    @property
+    def share_of_codes(self) -> float:
+        """Probability with which the codes of a sequence are kept."""
+        return min(1.0, self.n_codes / self.n_tokens)

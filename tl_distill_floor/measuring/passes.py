@@ -1,0 +1,124 @@
+"""Run a teacher over a batch of sequences and return one activation batch per SAE."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from tl_distill_floor.errors import InputError
+from tl_distill_floor.measuring.activation_batch import ActivationBatch, counted_batch
+from tl_distill_floor.measuring.hooks import activation_reader, differentiable_forward
+from tl_distill_floor.measuring.job import AttachedSae, MeasurementJob
+from tl_distill_floor.measuring.rerun import rerunner
+from tl_distill_floor.measuring.sampling import score_gradient
+from tl_distill_floor.measuring.token_stream import mask_first_position
+
+BatchReader = Callable[[int, Int[Tensor, "batch position"]], list[ActivationBatch]]
+"""A function from the number of the first sequence and token ids to one batch per SAE of the job."""
+
+
+@contextmanager
+def forward_pass(job: MeasurementJob, _n_samples: int) -> Iterator[BatchReader]:
+    """Yield a reader whose forward passes end at the last of the hook points."""
+    with activation_reader(job.model, job.hook_names) as read:
+
+        def read_batch(first: int, ids: Tensor) -> list[ActivationBatch]:
+            counted = job.token_stream.counted(ids)
+            acts = dict(zip(job.hook_names, read(ids), strict=True))
+            return [counted_batch(job, a, acts[a.hook_name], counted, first, ids) for a in job.saes]
+
+        yield read_batch
+
+
+@contextmanager
+def gradient_pass(job: MeasurementJob, n_samples: int) -> Iterator[BatchReader]:
+    """Yield a reader that runs a full forward pass and, for each sample, a backward pass to the hook points.
+
+    An output y_t is sampled from the teacher at each position t, and Σ_t log p(y_t) is differentiated with respect to
+    the activations. Given the text, the gradients of different positions are independent with mean 0; so one backward
+    pass serves all positions.
+
+    Args:
+        job: a teacher, SAEs and a text.
+        n_samples: outputs sampled at each position.
+    """
+    with differentiable_forward(job.model, job.hook_names) as run:
+
+        def read_batch(first: int, ids: Tensor) -> list[ActivationBatch]:
+            logits, acts = run(ids)
+            if not logits.requires_grad:
+                raise _no_gradient(job.hook_names[0])
+            gradients = _sampled_gradients(job.hook_names, logits, acts, first, n_samples)
+            counted = job.token_stream.counted(ids)
+            batches = []
+            for attached in job.saes:
+                index = job.hook_names.index(attached.hook_name)
+                batch = counted_batch(job, attached, acts[index].detach(), counted, first, ids)
+                at_hook = [of_sample[index] for of_sample in gradients]
+                selected = tuple(g[counted.to(g.device)].flatten(1).float().to(attached.sae.device) for g in at_hook)
+                batches.append(batch._replace(gradients=selected))
+            return batches
+
+        yield read_batch
+
+
+@contextmanager
+def rerun_pass(job: MeasurementJob, _n_samples: int) -> Iterator[BatchReader]:
+    """Yield a reader that runs full forward passes, each of which can be run again from the hook point.
+
+    Raises:
+        InputError: the job has several SAEs.
+    """
+    attached = single_sae(job)
+    with rerunner(job.model, attached.hook_name) as teacher:
+
+        def read_batch(first: int, ids: Tensor) -> list[ActivationBatch]:
+            acts = teacher.run(ids)
+            batch = counted_batch(job, attached, acts, job.token_stream.counted(ids), first, ids)
+            return [batch._replace(teacher=teacher)]
+
+        yield read_batch
+
+
+def cached_batches(job: MeasurementJob, start: int, n_tokens: int) -> Iterator[list[ActivationBatch]]:
+    """Yield the batches of a job with cached activations that hold tokens `start` to `n_tokens`.
+
+    All tokens are counted except the first of each sequence: cached activations do not say which tokens are special.
+    """
+    (attached,) = job.saes
+    for first, acts in job.stream.batches(start, n_tokens):
+        yield [counted_batch(job, attached, acts, mask_first_position(acts.shape[:2]), first, None)]
+
+
+def single_sae(job: MeasurementJob) -> AttachedSae:
+    """Return the only SAE of a job, or raise an InputError if it has several."""
+    if len(job.saes) > 1:
+        raise InputError("the exact ablation of features takes one SAE at a time; measure them one by one")
+    return job.saes[0]
+
+
+def _sampled_gradients(
+    hook_names: list[str], logits: Tensor, acts: list[Tensor], first: int, n_samples: int
+) -> list[list[Tensor]]:
+    """Return for each sample the gradients of Σ_t log p(y_t) with respect to the activations."""
+    n_sequences, n_positions = logits.shape[:2]
+    # One generator per sequence of the text, so that the samples do not depend on the batch size.
+    random = [torch.Generator().manual_seed(first + row) for row in range(n_sequences)]
+    samples = []
+    for number in range(n_samples):
+        uniform = torch.stack([torch.rand(n_positions, generator=of_sequence) for of_sequence in random])
+        score = score_gradient(logits.detach(), uniform)
+        keep_graph = number + 1 < n_samples
+        gradients = torch.autograd.grad(logits, acts, score, retain_graph=keep_graph, allow_unused=True)
+        for gradient, hook_name in zip(gradients, hook_names, strict=True):
+            if gradient is None:
+                raise _no_gradient(hook_name)
+        samples.append(list(gradients))
+    return samples
+
+
+def _no_gradient(hook_name: str) -> InputError:
+    """Return the error for logits that do not depend on a hook point."""
+    return InputError(f"the teacher's logits do not depend on {hook_name}; use --cost energy")

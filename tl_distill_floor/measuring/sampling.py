@@ -1,0 +1,60 @@
+"""Sample outputs from a teacher's distribution, and the gradient of their log-probability."""
+
+import torch
+from einops import rearrange
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+NUMBERS_AT_ONCE = 2**22
+"""Numbers (activations or logits) held at a time, in addition to what the teacher itself holds."""
+GROUP_SIZE = 256
+"""Outcomes in a group: first a group is sampled, then an outcome of the group."""
+
+
+def score_gradient(
+    logits: Float[Tensor, "batch position vocabulary"], uniform: Float[Tensor, "batch position"]
+) -> Float[Tensor, "batch position vocabulary"]:
+    """Compute ∂ log p(y) / ∂ logits for an output y sampled from p = softmax(logits): 1 at y, minus p.
+
+    Args:
+        logits: the teacher's logits.
+        uniform: random numbers from [0, 1), which decide the samples.
+
+    Returns:
+        The gradient at each position.
+    """
+    rows, targets = rearrange(logits, "batch position vocabulary -> (batch position) vocabulary"), uniform.flatten()
+    targets = targets.to(logits.device)
+    gradient, size = torch.empty_like(rows), max(1, NUMBERS_AT_ONCE // rows.shape[1])
+    for start in range(0, len(rows), size):
+        chunk = slice(start, start + size)
+        p = rows[chunk].float().softmax(-1)
+        outcome = sample_outcomes(p, targets[chunk])
+        gradient[chunk] = p.neg_().scatter_add_(1, outcome[:, None], torch.ones_like(p[:, :1])).to(gradient.dtype)
+    return gradient.view_as(logits)
+
+
+def sample_outcomes(p: Float[Tensor, "row outcome"], uniform: Float[Tensor, " row"]) -> Int64[Tensor, " row"]:
+    """Sample one outcome per row by inverting the cumulative distribution.
+
+    A cumulative sum over all outcomes would take as long as the logits; so the group is sampled first.
+
+    Args:
+        p: probabilities of each row; their sum need not be exactly 1.
+        uniform: random numbers from [0, 1).
+
+    Returns:
+        The first outcome of each row whose cumulative probability exceeds `uniform` times the row's sum.
+    """
+    group_sums = torch.stack([group.sum(1) for group in torch.split(p, GROUP_SIZE, dim=1)], dim=1).cumsum(1)
+    target = uniform[:, None] * group_sums[:, -1:]
+    group = torch.searchsorted(group_sums, target, right=True).clamp_(max=group_sums.shape[1] - 1)
+    earlier_groups = torch.where(group > 0, group_sums.gather(1, (group - 1).clamp_(min=0)), 0.0)
+    outcomes = group * GROUP_SIZE + torch.arange(GROUP_SIZE, device=p.device)
+    exists = outcomes < p.shape[1]
+    cumulative = (p.gather(1, outcomes.clamp(max=p.shape[1] - 1)) * exists).cumsum(1)
+    # Rounding can put the target above the group's own sum; then one of its last outcomes with p > 0 is sampled.
+    target = torch.minimum(target - earlier_groups, cumulative[:, -1:] * (1.0 - 1e-6))
+    index = torch.searchsorted(cumulative, target, right=True).clamp_(max=GROUP_SIZE - 1)
+    sampled: Tensor = outcomes.gather(1, index)[:, 0].clamp_(max=p.shape[1] - 1)
+    return sampled

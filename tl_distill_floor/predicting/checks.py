@@ -1,0 +1,155 @@
+"""Check the options of a prediction, and write its warnings."""
+
+import numpy as np
+from jaxtyping import Bool, Float64, Int64
+
+from tl_distill_floor.annotations import WidthsLike
+from tl_distill_floor.errors import InputError
+from tl_distill_floor.results.feature_stats import FeatureStats
+from tl_distill_floor.results.simulation import Simulation
+from tl_distill_floor.theory.floors import independent_floor
+
+MIN_ALPHA = 1 - 1 / np.e
+"""Below this sparsity the capacity function g(α) rises again, and Theorem 1 does not apply."""
+MAX_FVU = 0.3
+"""Fraction of variance unexplained above which a prediction warns."""
+MAX_L0_RATIO = 2.0
+"""Ratio of the measured and the published L0, in either direction, above which a prediction warns."""
+MIN_TRAINING_GAIN = 0.1
+"""If the loss on training text is lower than the held-out loss by more than this share, a prediction warns."""
+MIN_HELD_OUT_SEQUENCES = 10
+"""Effective number of held-out sequences below which a prediction warns."""
+MAX_SIMULATED_RATIO = 1.1
+"""Ratio of the simulated and the independent floor above which a prediction warns."""
+
+
+def check_steps(steps: int) -> None:
+    """Raise an InputError unless bottleneck students can be trained for `steps` steps, or `steps` is 0.
+
+    Example:
+        >>> check_steps(1000)
+    """
+    if steps < 0 or steps == 1:
+        raise InputError(f"the steps must be at least 2, or 0 to simulate nothing, got {steps}")
+
+
+def check_min_count(min_count: int) -> None:
+    """Raise an InputError if `min_count` is below 1.
+
+    Example:
+        >>> check_min_count(1)
+    """
+    if min_count < 1:
+        raise InputError(f"min_count must be at least 1, got {min_count}")
+
+
+def integer_widths(widths: WidthsLike) -> Int64[np.ndarray, " width"]:
+    """Return the widths as integers in rising order, each once.
+
+    Raises:
+        InputError: there are no widths, or one is not an integer above 0.
+
+    Example:
+        >>> integer_widths([64, 16, 64])
+        array([16, 64])
+    """
+    sizes = np.unique(np.asarray(widths, dtype=np.float64))
+    if not len(sizes) or not ((sizes >= 1) & (sizes == np.floor(sizes))).all():
+        raise InputError(f"widths must be integers above 0, in dimensions, got {widths}; try --widths 64,128,256")
+    return sizes.astype(np.int64)
+
+
+def check_alive(stats: FeatureStats, min_count: int) -> Bool[np.ndarray, " feature"]:
+    """Return which features are alive.
+
+    Args:
+        stats: measured statistics.
+        min_count: a feature is alive if it fired on at least this many tokens.
+
+    Raises:
+        InputError: no feature is alive, or every alive feature fires on every token.
+    """
+    alive = stats.alive(min_count)
+    if not alive.any():
+        raise InputError(
+            f"none of the {len(alive):,} features fired {min_count} times on {stats.n_tokens:,} tokens;"
+            " measure more tokens or name another SAE with --sae"
+        )
+    if stats.firing_count[alive].min() == stats.n_tokens:
+        raise InputError("every feature fires on every token, so they are not sparse; name another SAE with --sae")
+    return alive
+
+
+def measurement_warnings(stats: FeatureStats, alpha: float, has_tail_loss: bool) -> list[str]:
+    """Return warnings about the measured statistics.
+
+    Args:
+        stats: measured statistics.
+        alpha: sparsity of the alive features.
+        has_tail_loss: whether the tail loss was measured.
+    """
+    warnings = []
+    if len(stats.blocks.n_tokens) < 2:
+        warnings.append("one block of text gives no intervals: measure more tokens, or smaller batches")
+    if stats.cost_unit == "nats" and not has_tail_loss:
+        warnings.append(
+            "costs in nats do not add up to the loss of removing many features, which is larger; give a teacher"
+            " (predict_floor) to measure it"
+        )
+    if alpha < MIN_ALPHA:
+        warnings.append(f"sparsity {alpha:.3f} is below 0.632, where Theorem 1's capacity function has no meaning")
+    if stats.fvu > MAX_FVU:
+        warnings.append(f"the SAE leaves {stats.fvu:.0%} of the variance unexplained: that part is not in the floor")
+    if stats.expected_l0 and not 1 / MAX_L0_RATIO <= stats.l0 / stats.expected_l0 <= MAX_L0_RATIO:
+        warnings.append(
+            f"L0 is {stats.l0:.1f}, the published L0 is {stats.expected_l0:.1f}: the text or the processing of the"
+            " teacher differs, or the SAE was not loaded correctly"
+        )
+    return warnings
+
+
+def simulation_warnings(
+    stats: FeatureStats, alive: Bool[np.ndarray, " feature"], simulation: Simulation | None
+) -> list[str]:
+    """Return warnings about the training and the evaluation of the bottleneck students.
+
+    Args:
+        stats: measured statistics.
+        alive: which features are alive.
+        simulation: the losses of the students; None if none were trained.
+    """
+    if simulation is None:
+        return []
+    warnings = []
+    independent = independent_floor(*stats.costs_and_rates(alive), simulation.widths)
+    undertrained = simulation.floor.mean(1) > MAX_SIMULATED_RATIO * independent
+    if undertrained.any():
+        warnings.append(
+            f"simulated is above independent at width {_join(simulation.widths[undertrained])}: its students were not"
+            " trained long enough; raise the steps, or measure more tokens"
+        )
+    held_out, on_training_text = simulation.reached.mean(1), simulation.on_training_text.mean(1)
+    overfitted = on_training_text < (1.0 - MIN_TRAINING_GAIN) * held_out
+    if overfitted.any():
+        warnings.append(
+            f"simulated students of width {_join(simulation.widths[overfitted])} lost less on their training text"
+            f" (down to {_smallest_ratio(on_training_text, held_out):.0%} of the held-out loss): more tokens would"
+            " lower simulated there"
+        )
+    if simulation.held_out_sequences < MIN_HELD_OUT_SEQUENCES:
+        warnings.append(
+            "the held-out cost is concentrated in few sequences (equivalent to"
+            f" {simulation.held_out_sequences:.1f} of equal cost): simulated and its interval depend on them; measure"
+            " more tokens"
+        )
+    return warnings
+
+
+def _join(widths: Int64[np.ndarray, " width"]) -> str:
+    """Join widths with commas."""
+    return ", ".join(str(width) for width in widths)
+
+
+def _smallest_ratio(values: Float64[np.ndarray, " width"], references: Float64[np.ndarray, " width"]) -> float:
+    """Return the smallest ratio of values to references."""
+    return float((values / np.maximum(references, 1e-300)).min())

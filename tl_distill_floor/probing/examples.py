@@ -1,0 +1,210 @@
+"""Labelled examples for probes: which token of which text carries which label."""
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+
+from tl_distill_floor.annotations import LabelLevel, Pooling, Tokenizer
+from tl_distill_floor.errors import InputError
+from tl_distill_floor.sources.labels import LabelledText, LabelTask
+
+MIN_DOCUMENTS_PER_CLASS = 5
+"""Documents in which a class must occur: one for each of the five parts that documents are split into."""
+MEAN_POSITION = -1
+"""Position that means: the mean over all tokens of a text except the first."""
+TEXTS_PER_TOKENIZER_CALL = 1000
+
+
+@dataclass(frozen=True, eq=False)
+class TaskExamples:
+    """The labelled examples of one task."""
+
+    task: str
+    level: LabelLevel
+    """Whether a label belongs to a "text" or to a "word"."""
+    pool: Pooling | Literal["word"]
+    """Which activation is probed: "mean" or "last" of a text, or "word" for the last token of a word."""
+    classes: tuple[str, ...]
+    text: Int64[np.ndarray, " example"]
+    """Index of the text."""
+    position: Int64[np.ndarray, " example"]
+    """Position of the token in its text, the beginning-of-sequence token included; or `MEAN_POSITION`."""
+    label: Int64[np.ndarray, " example"]
+    """Index of the class."""
+    document: Int64[np.ndarray, " example"]
+    """Number of the document that the text belongs to."""
+
+    def __len__(self) -> int:
+        """Return the number of examples."""
+        return len(self.label)
+
+
+@dataclass(frozen=True)
+class TokenizedExamples:
+    """Tokenized texts and the labelled examples in them, for one or more tasks."""
+
+    ids: tuple[Tensor, ...]
+    """Token ids [text][position]. The first position is never probed, whether or not it is a BOS token."""
+    tasks: tuple[TaskExamples, ...]
+    warnings: tuple[str, ...]
+
+
+class _LabelledToken(NamedTuple):
+    text: int
+    position: int
+    label: str
+
+
+def tokenize_examples(
+    labelled: LabelledText,
+    tokenizer: Tokenizer | None,
+    *,
+    pool: Pooling = "mean",
+    context_size: int = 256,
+    prepend_bos: bool = True,
+    per_class: int = 1000,
+    seed: int = 0,
+) -> TokenizedExamples:
+    """Tokenize labelled texts and select the examples of each task.
+
+    Args:
+        labelled: texts with their labels.
+        tokenizer: the teacher's tokenizer; a fast one, which knows the character span of each token.
+        pool: for labels of texts, the "mean" over all tokens or the "last" token.
+        context_size: tokens per text; longer texts are truncated, with a warning.
+        prepend_bos: begin each text with the beginning-of-sequence token, if the tokenizer has one.
+        per_class: largest number of examples per class; more are sampled down at random.
+        seed: seed of that sample.
+
+    Returns:
+        TokenizedExamples: one `TaskExamples` per task of `labelled`.
+
+    Raises:
+        InputError: the tokenizer is not a fast one, or fewer than two classes of a task occur in 5 documents.
+    """
+    if tokenizer is None or not getattr(tokenizer, "is_fast", False):
+        raise InputError("probing needs a teacher with a fast tokenizer, which knows the character span of each token")
+    bos_id = tokenizer.bos_token_id if prepend_bos else None
+    prefix = [] if bos_id is None else [int(bos_id)]
+    ids: list[Tensor] = []
+    last_tokens: list[list[int | None]] = []
+    n_truncated = n_shared = 0
+    for first in range(0, len(labelled.texts), TEXTS_PER_TOKENIZER_CALL):
+        chunk = slice(first, first + TEXTS_PER_TOKENIZER_CALL)
+        encodings = tokenizer(list(labelled.texts[chunk]), add_special_tokens=False, verbose=False).encodings
+        for text, encoding, word_ends in zip(labelled.texts[chunk], encodings, labelled.ends[chunk], strict=True):
+            all_ids = prefix + list(encoding.ids)
+            ids.append(torch.tensor(all_ids[:context_size]))
+            n_truncated += len(all_ids) > context_size
+            last_tokens.append(_last_token_of_words(encoding.offsets, word_ends, text))
+            n_shared += last_tokens[-1].count(None)
+    warnings = [f"texts truncated to {context_size} tokens: {n_truncated:,}"] if n_truncated else []
+    if n_shared:
+        warnings.append(f"words left out because their last token is shared with the next word: {n_shared:,}")
+    random = np.random.default_rng(seed)
+    tasks = []
+    for task in labelled.tasks:
+        if task.level == "word":
+            candidates = _word_candidates(task, last_tokens, ids, len(prefix))
+        else:
+            candidates = _text_candidates(task, ids, pool)
+        examples, notes = _select_examples(task, pool, candidates, labelled.documents, per_class, random)
+        tasks.append(examples)
+        warnings += notes
+    return TokenizedExamples(tuple(ids), tuple(tasks), tuple(warnings))
+
+
+def _last_token_of_words(offsets: Sequence[tuple[int, int]], word_ends: tuple[int, ...], text: str) -> list[int | None]:
+    """Return the index of each word's last token; None if that token also holds a part of the next word.
+
+    A byte-level tokenizer may encode one character as several tokens, which all have the span of that character.
+    """
+    starts = [start for start, _ in offsets]
+    last_tokens: list[int | None] = []
+    for end in word_ends:
+        token = bisect_left(starts, end) - 1
+        ends_with_word = token >= 0 and not text[end : offsets[token][1]].strip()
+        last_tokens.append(token if ends_with_word else None)
+    return last_tokens
+
+
+def _text_candidates(task: LabelTask, ids: list[Tensor], pool: Pooling) -> list[_LabelledToken]:
+    """Return the labelled texts that have a token after the first."""
+    assert task.of_text is not None
+    return [
+        _LabelledToken(text, MEAN_POSITION if pool == "mean" else len(ids[text]) - 1, label)
+        for text, label in enumerate(task.of_text)
+        if label is not None and len(ids[text]) > 1
+    ]
+
+
+def _word_candidates(
+    task: LabelTask, last_tokens: list[list[int | None]], ids: list[Tensor], prefix_length: int
+) -> list[_LabelledToken]:
+    """Return the last tokens of the labelled words, without the first position and truncated words."""
+    assert task.of_words is not None
+    return [
+        _LabelledToken(text, token + prefix_length, label)
+        for text, labels in enumerate(task.of_words)
+        for token, label in zip(last_tokens[text], labels or (), strict=bool(labels))
+        if token is not None and label is not None and 0 < token + prefix_length < len(ids[text])
+    ]
+
+
+def _select_examples(
+    task: LabelTask,
+    pool: Pooling,
+    candidates: list[_LabelledToken],
+    documents: tuple[str, ...],
+    per_class: int,
+    random: np.random.Generator,
+) -> tuple[TaskExamples, list[str]]:
+    """Select at most `per_class` examples of each class that occurs in enough documents; return warnings with them."""
+    documents_of: dict[str, set[str]] = {}
+    for candidate in candidates:
+        documents_of.setdefault(candidate.label, set()).add(documents[candidate.text])
+    classes = tuple(sorted(label for label, names in documents_of.items() if len(names) >= MIN_DOCUMENTS_PER_CLASS))
+    if len(classes) < 2:
+        counts = ", ".join(f"{label!r} in {len(names)}" for label, names in sorted(documents_of.items())[:6]) or "none"
+        raise InputError(
+            f"probing {task.name!r} needs two classes that occur in at least {MIN_DOCUMENTS_PER_CLASS} documents, got"
+            f" {counts}; give more labelled text, or name another label with --label"
+        )
+    rare = sorted(set(documents_of) - set(classes))
+    notes = [_rare_classes_warning(task.name, rare, len(documents_of))] if rare else []
+    by_class = [[candidate for candidate in candidates if candidate.label == label] for label in classes]
+    sampled = [_sample(rows, per_class, random) for rows in by_class]
+    rows = [row for class_rows in sampled for row in class_rows]
+    number = {document: i for i, document in enumerate(dict.fromkeys(documents))}
+    examples = TaskExamples(
+        task=task.name,
+        level=task.level,
+        pool="word" if task.level == "word" else pool,
+        classes=classes,
+        text=np.array([row.text for row in rows], dtype=np.int64),
+        position=np.array([row.position for row in rows], dtype=np.int64),
+        label=np.repeat(np.arange(len(classes)), [len(class_rows) for class_rows in sampled]),
+        document=np.array([number[documents[row.text]] for row in rows], dtype=np.int64),
+    )
+    return examples, notes
+
+
+def _rare_classes_warning(task: str, rare: list[str], n_classes: int) -> str:
+    names = ", ".join(rare[:6]) + (", ..." if len(rare) > 6 else "")
+    return (
+        f"{task}: {len(rare)} of {n_classes} classes were left out, since they occur in fewer than"
+        f" {MIN_DOCUMENTS_PER_CLASS} documents ({names})"
+    )
+
+
+def _sample(rows: list[_LabelledToken], n: int, random: np.random.Generator) -> list[_LabelledToken]:
+    """Sample `n` rows without replacement, in their order; return all if there are not more."""
+    if len(rows) <= n:
+        return rows
+    return [rows[i] for i in np.sort(random.choice(len(rows), n, replace=False))]

@@ -1,0 +1,74 @@
+"""Forecast what a student of some width still represents, as activations that can be probed."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from jaxtyping import Bool
+from sae_lens import SAE
+from torch import Tensor
+
+from tl_distill_floor.measuring.encoding import encode_tokens
+from tl_distill_floor.predicting.bottleneck_task import HiddenStates
+from tl_distill_floor.predicting.simulation import hidden_states
+from tl_distill_floor.probing.activations import ActivationViews
+from tl_distill_floor.results.floor_prediction import FloorPrediction
+from tl_distill_floor.sources.teachers import Teacher
+
+
+def forecast_views(
+    sae: SAE,
+    d_model: int,
+    n_heads: int,
+    kept: Mapping[int, Bool[Tensor, " feature"]],
+    hidden: Mapping[int, HiddenStates],
+) -> ActivationViews:
+    """Return the activation together with two forecasts for each width.
+
+    The views are named "activation", "kept WIDTH" (the activation reconstructed from the features that the width is
+    expected to keep) and "bottleneck WIDTH" (the hidden state of the bottleneck student of that width).
+
+    Args:
+        sae: the SAE of the hook point.
+        d_model: dimensions of the activation.
+        n_heads: attention heads of the teacher, for an SAE that concatenates the heads of `hook_z` itself.
+        kept: for each width, which features it is expected to keep.
+        hidden: for each width, the function from SAE codes to the bottleneck student's hidden state.
+    """
+    decoder = sae.W_dec.detach().float()
+
+    def append_codes(activation: Tensor) -> Tensor:
+        return torch.cat([activation, encode_tokens(sae, activation, n_heads).to(activation.device)], dim=1)
+
+    def split_views(pooled: Tensor) -> dict[str, Tensor]:
+        activation, codes = pooled[:, :d_model], pooled[:, d_model:].to(decoder.device)
+        reconstructed = {f"kept {width}": (codes * mask.to(codes.device)) @ decoder for width, mask in kept.items()}
+        states = {f"bottleneck {width}": hidden_state(codes) for width, hidden_state in hidden.items()}
+        return {"activation": activation, **reconstructed, **states}
+
+    return ActivationViews(append_codes, split_views)
+
+
+def bottleneck_states(
+    floor: FloorPrediction, widths: Sequence[int], steps: int, device: str
+) -> dict[int, HiddenStates]:
+    """Train a bottleneck student of each width; return its function from SAE codes to the hidden state.
+
+    Args:
+        floor: the prediction, whose statistics hold the codes.
+        widths: widths in dimensions.
+        steps: training steps.
+        device: torch device.
+
+    Raises:
+        InputError: see `hidden_states`.
+    """
+    states = hidden_states(floor.stats, widths, steps=steps, min_count=floor.min_count, device=device)
+    return dict(zip(widths, states, strict=True))
+
+
+def teacher_views(
+    floor: FloorPrediction, teacher: Teacher, sae: SAE, widths: Sequence[int], hidden: Mapping[int, HiddenStates]
+) -> ActivationViews:
+    """Return the teacher's activation with the forecasts for some widths; see `forecast_views`."""
+    kept = {width: torch.from_numpy(floor.kept(width)) for width in widths}
+    return forecast_views(sae, floor.stats.d_model, int(teacher.model.cfg.n_heads), kept, hidden)

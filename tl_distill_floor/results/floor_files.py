@@ -1,0 +1,182 @@
+"""Save and load the files of a floor prediction: `floor.json` and the records that it was computed from."""
+
+import contextlib
+import json
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float64, Int64
+
+from tl_distill_floor.errors import InputError
+from tl_distill_floor.results.calibration import Calibration
+from tl_distill_floor.results.feature_stats import STATS_FILE, FeatureStats
+from tl_distill_floor.results.simulation import SIMULATION_FILE, Simulation
+from tl_distill_floor.results.tail_loss import TAIL_FILE, TailLoss
+from tl_distill_floor.storage.atomic import commit_together, write_atomically
+from tl_distill_floor.storage.versioned import VERSION, load_json, to_json
+
+FLOOR_FILE = "floor.json"
+
+
+def _floats(value: object) -> Float64[np.ndarray, " width"]:
+    """Return a list of the file as a vector; null is NaN."""
+    return np.array(value, dtype=np.float64).reshape(-1)
+
+
+def _interval(value: Any) -> tuple[float, float]:
+    """Return a pair of the file as a tuple; null is NaN."""
+    low, high = (math.nan if bound is None else float(bound) for bound in value)
+    return low, high
+
+
+def _intervals(value: object) -> Float64[np.ndarray, "width 2"]:
+    """Return a list of pairs of the file as an array; null is NaN."""
+    return np.array(value, dtype=np.float64).reshape(-1, 2)
+
+
+def _integers(value: object) -> Int64[np.ndarray, " width"]:
+    """Return a list of the file as a vector of integers."""
+    return np.array(value, dtype=np.int64).reshape(-1)
+
+
+def _strings(value: Any) -> tuple[str, ...]:
+    """Return a list of the file as strings."""
+    return tuple(str(item) for item in value)
+
+
+STORED_FIELDS: dict[str, Callable[[Any], Any]] = {
+    "min_count": int,
+    "n_features": int,
+    "alpha": float,
+    "capacity": float,
+    "critical_width": float,
+    "n_features_interval": _interval,
+    "alpha_interval": _interval,
+    "critical_width_interval": _interval,
+    "widths": _integers,
+    "theorem": _floats,
+    "independent": _floats,
+    "interval": _intervals,
+    "additive": _floats,
+    "warnings": _strings,
+}
+"""Fields of a `FloorPrediction` in `floor.json`, and the function that reads each from JSON."""
+
+
+class StoredFloor(NamedTuple):
+    """Content of the files of a floor prediction."""
+
+    fields: dict[str, Any]
+    """Values of `STORED_FIELDS`."""
+    stats: FeatureStats
+    """Statistics of the features."""
+    simulation: Simulation | None
+    """Losses of bottleneck students."""
+    tail: TailLoss | None
+    """Loss of removing the least costly features."""
+    simulated: object
+    """Simulated floors as the file has them; None if nothing was simulated."""
+
+
+def save_floor(
+    directory: Path,
+    fields: dict[str, Any],
+    *,
+    stats: FeatureStats,
+    simulation: Simulation | None,
+    tail: TailLoss | None,
+    calibration: Calibration | None,
+    simulated: Float64[np.ndarray, " width"] | None,
+    expected: Float64[np.ndarray, " width"],
+) -> Path:
+    """Write `floor.json` and the files of its records into a directory: all of them, or none.
+
+    Args:
+        directory: the run directory.
+        fields: values of `STORED_FIELDS`.
+        stats: statistics of the features.
+        simulation: losses of bottleneck students.
+        tail: loss of removing the least costly features.
+        calibration: fit to trained students.
+        simulated: simulated floors at the widths.
+        expected: expected floors at the widths.
+
+    Returns:
+        Path of `floor.json`.
+
+    Raises:
+        InputError: the directory cannot be written.
+    """
+    stored = {
+        "format": "tl-distill-floor/floor",
+        "version": VERSION,
+        "unit": stats.cost_unit,
+        "stats": stats.digest(),
+        "has_tail": tail is not None,
+        **{name: to_json(value) for name, value in fields.items()},
+        "simulated": to_json(simulated),
+        "expected": expected.tolist(),
+    }
+    with commit_together():
+        stats.save(directory / STATS_FILE)
+        if simulation is not None:
+            simulation.save(directory / SIMULATION_FILE)
+        if tail is not None:
+            tail.save(directory / TAIL_FILE)
+        if calibration is not None:
+            calibration.save(directory)
+        return write_atomically(directory / FLOOR_FILE, json.dumps(stored, indent=1, allow_nan=False).encode())
+
+
+def load_floor(file: Path) -> StoredFloor:
+    """Read `floor.json` and the files of its records; call it inside `report_damaged_floor`.
+
+    Args:
+        file: path of `floor.json`.
+
+    Returns:
+        The content of the files, except of the calibration.
+
+    Raises:
+        InputError: a file is in another format, or of another version.
+        ValueError: the files do not belong together.
+    """
+    stored = load_json(file, "floor")
+    # The first files of this version had neither a tail loss nor a separate curve of summed costs.
+    stored = {"additive": stored.get("theorem"), "has_tail": False} | stored
+    stats = FeatureStats.load(file.parent / STATS_FILE)
+    if stored["stats"] != stats.digest():
+        raise ValueError(f"it was not computed from the {STATS_FILE} in the same directory")
+    simulated = stored["simulated"]
+    return StoredFloor(
+        fields={name: decode(stored[name]) for name, decode in STORED_FIELDS.items()},
+        stats=stats,
+        simulation=None if simulated is None else Simulation.load(file.parent / SIMULATION_FILE),
+        tail=TailLoss.load(file.parent / TAIL_FILE) if stored["has_tail"] else None,
+        simulated=simulated,
+    )
+
+
+def check_simulated(computed: Float64[np.ndarray, " width"] | None, stored: object) -> None:
+    """Raise a ValueError if the simulated floors of the file do not follow from the simulation that was loaded.
+
+    Args:
+        computed: simulated floors at the widths, from the loaded simulation.
+        stored: simulated floors as the file has them.
+    """
+    if computed is not None and not np.allclose(computed, _floats(stored), rtol=1e-3):
+        raise ValueError(f"it was not computed from the {SIMULATION_FILE} in the same directory")
+
+
+@contextlib.contextmanager
+def report_damaged_floor(file: Path) -> Iterator[None]:
+    """Turn the errors that a missing or damaged `floor.json` causes into an InputError."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise InputError(f"{file} is missing or not a valid floor file ({error}); run tl-floor measure") from error
