@@ -55,7 +55,11 @@ def bridge(teacher_dir: Path) -> Any:
 
 @pytest.fixture(scope="session")
 def sae() -> Any:
-    """Create a random ReLU SAE for the residual stream after layer 1, whose decoder rows have unequal norms."""
+    """Create an SAE for the residual stream after layer 1 that leaves a tenth of the variance unexplained.
+
+    Its features are the directions of two random orthonormal bases and their negatives, with random thresholds and
+    unequal decoder norms.
+    """
     from sae_lens import StandardSAE, StandardSAEConfig
     from sae_lens.saes.sae import SAEMetadata
 
@@ -64,10 +68,15 @@ def sae() -> Any:
     )
     random_sae = StandardSAE(StandardSAEConfig(d_in=WIDTH, d_sae=FEATURES, metadata=metadata))
     random = torch.Generator().manual_seed(1)
+    n_bases = FEATURES // (2 * WIDTH)
+    bases = [torch.linalg.qr(torch.randn(WIDTH, WIDTH, generator=random))[0] for _ in range(n_bases)]
+    directions = torch.cat([*bases, *(-basis for basis in bases)])
+    norms, thresholds = 0.2 + torch.rand(FEATURES, generator=random), 2 * torch.rand(FEATURES, generator=random)
     with torch.no_grad():
-        for weights, scale in ((random_sae.W_enc, 0.5), (random_sae.W_dec, 0.2), (random_sae.b_dec, 0.1)):
-            weights.copy_(scale * torch.randn(weights.shape, generator=random))
-        random_sae.b_enc.copy_(-torch.rand(FEATURES, generator=random) * 4)
+        random_sae.W_dec.copy_(directions * norms[:, None])
+        random_sae.W_enc.copy_((directions / (n_bases * norms[:, None])).T)
+        random_sae.b_enc.copy_(-thresholds / (n_bases * norms))
+        random_sae.b_dec.copy_(0.1 * torch.randn(WIDTH, generator=random))
     return random_sae
 
 

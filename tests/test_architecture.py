@@ -65,21 +65,22 @@ def modules_loaded_by(statement: str) -> set[str]:
 
 
 def test_subpackages_and_root_modules_are_the_listed_ones() -> None:
-    subpackages = {path.parent.name for path in DIRECTORY.glob("*/*.py")} - {"assets"}
+    subpackages = {path.relative_to(DIRECTORY).parts[0] for path in DIRECTORY.glob("*/**/*.py")} - {"assets"}
     assert subpackages == set(IMPORT_ORDER)
     assert {path.stem for path in DIRECTORY.glob("*.py")} == {"__init__", "__main__", *ROOT_MODULES}
 
 
 @pytest.mark.parametrize("subpackage", IMPORT_ORDER)
 def test_subpackage_imports_only_what_it_may(subpackage: str) -> None:
-    for file in (DIRECTORY / subpackage).glob("*.py"):
+    for file in (DIRECTORY / subpackage).rglob("*.py"):
         assert not forbidden_imports(subpackage, file.read_text()), file
 
 
-@pytest.mark.parametrize("subpackage", IMPORT_ORDER)
-def test_subpackage_docstring_names_every_module(subpackage: str) -> None:
-    docstring = ast.get_docstring(ast.parse((DIRECTORY / subpackage / "__init__.py").read_text())) or ""
-    modules = {file.stem for file in (DIRECTORY / subpackage).glob("*.py")} - {"__init__"}
+@pytest.mark.parametrize("package", [path.parent for path in sorted(DIRECTORY.glob("*/**/__init__.py"))])
+def test_subpackage_docstring_names_every_module(package: Path) -> None:
+    docstring = ast.get_docstring(ast.parse((package / "__init__.py").read_text())) or ""
+    modules = {file.stem for file in package.glob("*.py")} - {"__init__"}
+    modules |= {file.parent.name for file in package.glob("*/__init__.py")}
     assert {module for module in modules if f"`{module}`" not in docstring} == set()
 
 

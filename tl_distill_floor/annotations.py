@@ -4,11 +4,15 @@ Nothing is imported from TransformerLens, SAELens or torch, so that importing th
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
+
+if TYPE_CHECKING:
+    import torch
 
 # The choices of each option.
 CostMethod: TypeAlias = Literal["fisher", "energy", "ablation"]
@@ -66,6 +70,16 @@ class LoadedTeacher(Protocol):
     def loading(self) -> dict[str, Any]:
         """Class and options with which the model was loaded."""
         ...
+
+
+@dataclass(frozen=True)
+class FormattedSae:
+    """The name of an SAE's file with what its keys mean, as `load_sae(spec, sae_format=...)` takes them."""
+
+    spec: str | Path
+    """Path, or a Hub repository."""
+    sae_format: str
+    """Name of a format, or a JSON object; see `load_sae`."""
 
 
 @runtime_checkable
@@ -131,22 +145,25 @@ class LoadedLabels(Protocol):
 # time these are `Any`, and the tests' type checks do not come first.
 if TYPE_CHECKING:
     TeacherLike: TypeAlias = str | Path | HookedModel | LoadedTeacher
-    SaeLike: TypeAlias = str | Path | SaeModule
-    TextLike: TypeAlias = str | Path | npt.ArrayLike | TokenStore
+    SaeLike: TypeAlias = str | Path | SaeModule | FormattedSae
+    TextLike: TypeAlias = str | Path | npt.ArrayLike | TokenStore | Iterable[object]
     LabelsLike: TypeAlias = str | Path | Iterable[Mapping[str, Any]] | LoadedLabels
 else:
     TeacherLike = Any
     """A name, a directory, a `.gguf` file, a model with hook points, or the result of `load_teacher`."""
     SaeLike = Any
-    """`release:sae_id`, a Hub repository, a path, or a SAELens SAE in memory."""
+    """`release:sae_id`, a Hub repository, a path, a `FormattedSae`, or a SAELens SAE in memory."""
     TextLike = Any
-    """A file, a dataset's name, token ids [batch, position], or a SAELens `ActivationsStore`; see `load_text`."""
+    """A file, a dataset or its name, texts, token ids, or a SAELens `ActivationsStore`; see `load_text`."""
     LabelsLike = Any
-    """A `.jsonl` file, a dataset's name, rows in memory, or the result of `load_labels`."""
+    """A file of rows, a dataset or its name, rows in memory, or the result of `load_labels`."""
 ArrayLike: TypeAlias = npt.ArrayLike
 """A number, a sequence of numbers, a NumPy array or a torch tensor."""
-WidthsLike: TypeAlias = Sequence[int] | Sequence[float] | npt.NDArray[np.generic]
-"""Student widths in dimensions."""
+if TYPE_CHECKING:
+    WidthsLike: TypeAlias = Sequence[int] | Sequence[float] | npt.NDArray[np.generic] | torch.Tensor
+else:
+    WidthsLike = Any
+    """Student widths in dimensions: a list, a NumPy array or a torch tensor."""
 ProgressCallback: TypeAlias = Callable[[int, int], object]
 """Called with the amount done and the total."""
 ProgressMessageCallback: TypeAlias = Callable[[int, int, str], object]

@@ -194,7 +194,7 @@ def test_an_sae_is_trained_and_measured(command: Command, teacher_dir: Path, pro
     assert metadata["hook_name"] == "blocks.1.hook_resid_post"
     assert (metadata["context_size"], metadata["prepend_bos"]) == (32, True)
     printed = json.loads(
-        run("measure", teacher_dir, "--sae", "new-sae", "--text", prose_file, "--json", "--steps", 0).stdout
+        run("measure", teacher_dir, "--sae", "new-sae", "--text", prose_file, "--json", "--steps", 0, "--force").stdout
     )
     assert printed["hook"] == "blocks.1.hook_resid_post"
     assert "exists already" in refused(run("train-sae", teacher_dir, "--layer", 1, "--out", "new-sae"))

@@ -1,5 +1,6 @@
 """Tests of student configurations, and of the weights that students inherit."""
 
+import dataclasses
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -7,7 +8,9 @@ from typing import Any
 import pytest
 import torch
 
+from tl_distill_floor.distilling.axis_maps import weight_axes
 from tl_distill_floor.distilling.build import build_student, count_parameters
+from tl_distill_floor.distilling.narrowing import narrow
 from tl_distill_floor.distilling.student_config import hugging_face_config, student_config
 from tl_distill_floor.errors import InputError
 
@@ -43,7 +46,7 @@ def gpt2(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
     return save_and_bridge(config, GPT2LMHeadModel, tokenizer, tmp_path_factory.mktemp("gpt2"))
 
 
-def narrow(teacher: Any, width: int) -> Any:
+def narrow_config(teacher: Any, width: int) -> Any:
     """Return the configuration of a student."""
     return student_config(hugging_face_config(teacher), width)
 
@@ -53,7 +56,7 @@ def narrow(teacher: Any, width: int) -> Any:
     [(32, 4, 2, 96), (16, 2, 1, 48), (8, 1, 1, 24), (24, 4, 2, 72), (20, 2, 1, 64)],
 )
 def test_keeps_head_size_and_grouping(llama: Any, width: int, heads: int, keys: int, mlp: int) -> None:
-    config = narrow(llama, width)
+    config = narrow_config(llama, width)
     assert (config.head_dim, config.num_attention_heads, config.num_key_value_heads) == (8, heads, keys)
     assert (config.hidden_size, config.intermediate_size, config.vocab_size) == (width, mlp, 300)
     assert sum(p.numel() for p in build_student(llama, width).parameters()) == count_parameters(llama, width)
@@ -64,10 +67,10 @@ def test_changes_the_head_size_of_families_that_derive_it_from_the_width(bridge:
 
     GPT-NeoX rotates half of a head in pairs of dimensions, so its head size cannot be 6.
     """
-    assert [narrow(bridge, width).num_attention_heads for width in (8, 16, 24, 12)] == [1, 2, 3, 3]
-    assert [narrow(gpt2, width).num_attention_heads for width in (6, 8, 16, 32)] == [1, 1, 2, 4]
+    assert [narrow_config(bridge, width).num_attention_heads for width in (8, 16, 24, 12)] == [1, 2, 3, 3]
+    assert [narrow_config(gpt2, width).num_attention_heads for width in (6, 8, 16, 32)] == [1, 1, 2, 4]
     with pytest.raises(InputError, match="no head size near the teacher's 8 fits a student of width 23; try width 24"):
-        narrow(gpt2, 23)
+        narrow_config(gpt2, 23)
 
 
 @pytest.mark.parametrize(("width", "depth"), [(0, None), (33, None), (16, 0), (16, 4)])
@@ -97,9 +100,36 @@ def test_slice_of_full_width_equals_the_teacher(family: str, request: pytest.Fix
         torch.testing.assert_close(student(ids).logits, teacher(ids), atol=1e-4, rtol=1e-4)
 
 
-def test_projection_to_the_full_width_keeps_the_teacher_output(llama: Any) -> None:
+@pytest.mark.parametrize("family", ["llama", "gpt2", "bridge"])
+def test_projection_to_the_full_width_keeps_the_teacher_output(family: str, request: pytest.FixtureRequest) -> None:
+    """Scales of norms other than 1 included: all directions are kept, so that no rotation is needed."""
+    teacher = request.getfixturevalue(family)
+    student = build_student(teacher, int(teacher.cfg.d_model), start="svd")
+    ids = torch.arange(40).view(2, 20)
+    with torch.no_grad():
+        torch.testing.assert_close(student(ids).logits, teacher(ids), atol=1e-4, rtol=1e-4)
+
+
+def random_rotation(size: int) -> torch.Tensor:
+    """Return a random orthogonal matrix."""
+    return torch.linalg.qr(torch.randn(size, size, generator=torch.Generator().manual_seed(0)))[0]
+
+
+def rotated_student(teacher: Any, rotation: torch.Tensor) -> Any:
+    """Return a student of the teacher's width whose residual stream is rotated."""
+    config = hugging_face_config(teacher)
+    student = build_student(teacher, int(config.hidden_size), start="teacher-slice")
+    axes = weight_axes(narrow_config(teacher, int(config.hidden_size) // 2), config)
+    with torch.no_grad():
+        for name, weight in student.named_parameters():
+            keep_all = tuple(torch.arange(size) for size in weight.shape)
+            weight.copy_(narrow(weight, dataclasses.replace(axes[name], positions=keep_all), rotation))
+    return student
+
+
+def test_rotation_of_the_residual_stream_keeps_the_teacher_output(llama: Any) -> None:
     """Root-mean-square norms of scale 1 are invariant to rotations."""
-    student = build_student(llama, 32, start="svd")
+    student = rotated_student(llama, random_rotation(32))
     ids = torch.arange(40).view(2, 20)
     with torch.no_grad():
         torch.testing.assert_close(student(ids).logits, llama(ids), atol=1e-4, rtol=1e-4)
@@ -132,10 +162,11 @@ def test_projected_embeddings_keep_the_leading_singular_values(family: str, requ
 
 
 def test_projects_the_inputs_of_readers_and_the_outputs_of_writers(bridge: Any) -> None:
-    """At full width the projection is a rotation R: readers become W R, and writers Rᵀ W."""
-    rotated, plain = (build_student(bridge, 24, start=start) for start in ("svd", "teacher-slice"))
-    rotation = torch.linalg.lstsq(plain.gpt_neox.embed_in.weight, rotated.gpt_neox.embed_in.weight).solution.detach()
-    torch.testing.assert_close(rotation @ rotation.T, torch.eye(24), atol=1e-3, rtol=1e-3)
+    """With a rotation R, readers become W R, and writers Rᵀ W."""
+    rotation = random_rotation(24)
+    rotated, plain = rotated_student(bridge, rotation), build_student(bridge, 24, start="teacher-slice")
+    embeddings = plain.gpt_neox.embed_in.weight @ rotation
+    torch.testing.assert_close(rotated.gpt_neox.embed_in.weight, embeddings, atol=1e-3, rtol=1e-3)
     layer, teacher_layer = (model.gpt_neox.layers[2] for model in (rotated, plain))
     for path in ("attention.query_key_value", "mlp.dense_h_to_4h"):
         weight = teacher_layer.get_submodule(path).weight @ rotation
@@ -145,7 +176,7 @@ def test_projects_the_inputs_of_readers_and_the_outputs_of_writers(bridge: Any) 
         torch.testing.assert_close(layer.get_submodule(path).weight, weight, atol=1e-3, rtol=1e-3)
 
 
-def test_rejects_joint_weights_in_an_unknown_layout(tokenizer: Any, tmp_path: Path) -> None:
+def test_cuts_joint_weights_part_by_part(tokenizer: Any, tmp_path: Path) -> None:
     from transformers import Phi3Config, Phi3ForCausalLM
 
     config = Phi3Config(
@@ -153,8 +184,15 @@ def test_rejects_joint_weights_in_an_unknown_layout(tokenizer: Any, tmp_path: Pa
     )
     phi = save_and_bridge(config, Phi3ForCausalLM, tokenizer, tmp_path)
     assert build_student(phi, 16, start="random").config.hidden_size == 16
-    with pytest.raises(InputError, match="joins several weights in an unknown layout; use --start random"):
-        build_student(phi, 16, start="teacher-slice")
+    student = build_student(phi, 16, start="teacher-slice").model.layers[0]
+    teacher = phi.original_model.state_dict()
+    joint = {name.replace("._original_component", ""): weight for name, weight in teacher.items()}
+    query, key, value = joint["model.layers.0.self_attn.qkv_proj.weight"].split(32)
+    gate, up = joint["model.layers.0.mlp.gate_up_proj.weight"].split(64)
+    expected = torch.cat([part[:16, :16] for part in (query, key, value)])
+    torch.testing.assert_close(student.self_attn.qkv_proj.weight, expected, rtol=0, atol=0)
+    expected = torch.cat([gate[:32, :16], up[:32, :16]])
+    torch.testing.assert_close(student.mlp.gate_up_proj.weight, expected, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("width", range(8, 57))

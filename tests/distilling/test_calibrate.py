@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from tests.helpers.records import stats_of
 from tl_distill_floor.distilling.calibrate import calibrate
+from tl_distill_floor.distilling.plan import plan
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.predicting.floors import floor_from_stats
 from tl_distill_floor.results.calibration import Calibration
@@ -153,6 +154,37 @@ def test_warns_of_or_rejects_students_without_a_usable_floor(floor: FloorPredict
         calibrate(floor, [*three, student(6, 1.0, teacher="another")])
     with pytest.raises(InputError, match="must be a number above 0"):
         calibrate(floor, {2: 1.0, 4: float("nan"), 8: 0.1})
+
+
+def test_losses_that_do_not_fall_with_the_width_are_named(floor: FloorPrediction, bridge: Any) -> None:
+    """A fit with C of 0 or below is not used to plan a student."""
+    rising = calibrate(floor, {2: 0.31, 4: 0.33, 8: 0.36})
+    assert rising.slope < 0
+    assert "losses rise with the width, from 0.31 at width 2 to 0.33 at width 4, from 0.33" in rising.warnings[0]
+    assert "do not fall where the predicted floor falls (C is -" in rising.warnings[1]
+    with pytest.raises(InputError, match=r"do not fall .* \(C is -.*\); .* run tl-floor calibrate again"):
+        plan(floor.calibrated_by(rising), bridge, max_loss=0.4)
+    with pytest.raises(InputError, match="do not fall where the predicted floor falls"):
+        plan(floor.calibrated_by(calibrate(floor, {2: 0.3, 4: 0.3, 8: 0.3})), bridge, max_width=8)
+    partly = calibrate(floor, {2: 0.9, 4: 0.4, 8: 0.41})
+    assert partly.slope > 0
+    assert len(partly.warnings) == 1
+
+
+def test_names_students_whose_floor_is_not_known(floor: FloorPrediction) -> None:
+    students = [student(w, 1.0 / w) for w in (2, 4)]
+    unknown = student(8, 0.1, status="under-trained")
+    unknown = dataclasses.replace(unknown, losses=(*unknown.losses[:-1], 0.1), interval=(0.0, 0.1))
+    assert (
+        "their floors are not known, so the losses that they reached are used: width8"
+        in (calibrate(floor, [*students, unknown]).warnings[-1])
+    )
+
+
+@pytest.mark.parametrize("width", [0, -4, 17, 640])
+def test_rejects_widths_that_no_student_can_have(floor: FloorPrediction, width: int) -> None:
+    with pytest.raises(InputError, match=rf"must be from 1 to its teacher's 16 dimensions, got {width}; leave"):
+        calibrate(floor, {width: 0.5, 2: 0.4, 4: 0.3})
 
 
 def test_rejects_damaged_results(tmp_path: Path) -> None:

@@ -76,7 +76,7 @@ def test_students_trained_together_equal_students_trained_alone(bridge: Any, ids
 
 
 def test_saved_student_is_a_transformers_model_with_the_reported_loss(
-    bridge: Any, ids: torch.Tensor, tmp_path: Path
+    bridge: Any, teacher_dir: Path, ids: torch.Tensor, tmp_path: Path
 ) -> None:
     """The special token 0 and the first token of each sequence are not counted."""
     from transformer_lens.model_bridge import TransformerBridge
@@ -94,7 +94,8 @@ def test_saved_student_is_a_transformers_model_with_the_reported_loss(
     assert float(loss) == pytest.approx(result.loss, rel=1e-4)
     assert result.heldout_tokens == int(counted.sum())
     torch.testing.assert_close(bridge_logits, logits, atol=1e-4, rtol=1e-4)
-    assert AutoTokenizer.from_pretrained(result.path)("a")["input_ids"] == bridge.tokenizer("a")["input_ids"]
+    own, saved = (AutoTokenizer.from_pretrained(directory) for directory in (teacher_dir, result.path))
+    assert own("a")["input_ids"] == saved("a")["input_ids"]
     card = (Path(result.path) / "README.md").read_text()
     assert "8 dimensions wide" in card
     assert f"{result.loss:.4f} nats per token" in card
@@ -206,10 +207,12 @@ def test_resumes_after_the_disk_was_full_at_the_second_student(
 ) -> None:
     save_student = student_results.save_student
 
-    def save_on_full_disk(student: Any, tokenizer: Any, result: StudentResult, directory: Path) -> StudentResult:
+    def save_on_full_disk(
+        student: Any, files: Any, result: StudentResult, directory: Path, check: Any
+    ) -> StudentResult:
         if directory.name == "width16":
             raise InputError("cannot write: no space left")
-        return save_student(student, tokenizer, result, directory)
+        return save_student(student, files, result, directory, check)
 
     specs = [StudentSpec(8), StudentSpec(16)]
     monkeypatch.setattr(student_results, "save_student", save_on_full_disk)

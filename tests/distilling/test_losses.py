@@ -9,6 +9,7 @@ from torch.nn.functional import kl_div
 
 from tests.helpers.type_checks import without_type_checks
 from tl_distill_floor.distilling import losses
+from tl_distill_floor.distilling.logits import LogitMap
 from tl_distill_floor.distilling.losses import NO_LABEL, LazyLogits, Objective, chunked_losses, summed_forward_kl
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.measuring.kl import forward_kl
@@ -48,6 +49,43 @@ def test_kl_is_positive_for_different_distributions_and_0_for_equal_ones(seed: i
     teacher, student = random_logits(seed), random_logits(seed + 1)
     assert float(forward_kl(teacher, student).min()) > 0
     assert float(forward_kl(teacher, teacher).abs().max()) < 1e-6
+
+
+@pytest.mark.parametrize("objective", [Objective(), Objective("reverse-kl"), Objective(temperature=2.0)])
+def test_logits_of_minus_infinity_have_no_loss(objective: Objective) -> None:
+    """0 · log 0 = 0: the loss is that of the other tokens, and its gradient is finite."""
+    teacher, student = random_logits(0), random_logits(1)
+    labels = torch.zeros(len(teacher), dtype=torch.long)
+    expected = loss_of(objective, teacher[:, :40], student[:, :40], labels)
+    teacher[:, 40:] = -torch.inf
+    student[:, 40:] = -torch.inf
+    torch.testing.assert_close(loss_of(objective, teacher, student, labels), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        forward_kl(teacher, student), forward_kl(teacher[:, :40], student[:, :40]), rtol=1e-4, atol=1e-5
+    )
+    distribution = objective.teacher_distribution(teacher)
+    loss, gradient = objective.with_gradient(distribution, student, labels)
+    assert float(loss) == pytest.approx(float(expected.sum()), rel=1e-4)
+    assert gradient.isfinite().all()
+    # A student that gives probability to masked tokens has a loss for it, and no NaN.
+    assert forward_kl(teacher, random_logits(1)).isfinite().all()
+    assert forward_kl(teacher, teacher).tolist() == [0.0] * len(teacher)
+
+
+def test_gradients_through_a_cap_match_autograd() -> None:
+    """The logits of teacher and student are capped after the unembedding."""
+    torch.manual_seed(0)
+    cap = LogitMap(scale=0.5, cap=2.0)
+    teacher = LazyLogits(torch.randn(6, 4), nn.Linear(4, 20), cap)
+    student = LazyLogits(torch.randn(6, 3, requires_grad=True), nn.Linear(3, 20, bias=False), cap)
+    inputs = [student.hidden, *student.unembed.parameters()]
+    labels = torch.zeros(6, dtype=torch.long)
+    (chunked,) = chunked_losses(teacher, [student], labels, Objective())
+    capped = [2.0 * torch.tanh(lazy.unembed(lazy.hidden) / 4.0) for lazy in (teacher, student)]
+    full = forward_kl(capped[0].detach(), capped[1]).sum()
+    torch.testing.assert_close(chunked, full)
+    for gradient, expected in zip(torch.autograd.grad(chunked, inputs), torch.autograd.grad(full, inputs), strict=True):
+        torch.testing.assert_close(gradient, expected)
 
 
 def test_temperature_and_cross_entropy_match_hand_computed_values() -> None:

@@ -43,3 +43,57 @@ def test_accepts_all_teachers_that_load_teacher_accepts(floor: FloorPrediction, 
 def test_rejects_no_limit_and_several_limits(floor: FloorPrediction, limits: dict[str, Any]) -> None:
     with pytest.raises(InputError, match="exactly one limit; set one of --max-loss, --max-width, --max-params"):
         plan(floor, "no-teacher", **limits)
+
+
+@pytest.fixture(scope="module")
+def wide_heads(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Create a teacher with heads wider than its residual stream, and one with a head size of its own."""
+    from transformer_lens.model_bridge import TransformerBridge
+    from transformers import Mamba2Config, Mamba2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
+
+    models = {
+        "qwen3": Qwen3ForCausalLM(
+            Qwen3Config(
+                vocab_size=300, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=8,
+                num_key_value_heads=4, head_dim=8, max_position_embeddings=64,
+            )
+        ),
+        "mamba2": Mamba2ForCausalLM(
+            Mamba2Config(
+                vocab_size=300, hidden_size=32, num_hidden_layers=1, num_heads=4, head_dim=16, n_groups=1, state_size=8,
+                chunk_size=16, pad_token_id=0, bos_token_id=0, eos_token_id=0,
+            )
+        ),
+    }  # fmt: skip
+    bridges = {}
+    for name, model in models.items():
+        directory = tmp_path_factory.mktemp(name)
+        model.save_pretrained(directory)
+        tokenizer.save_pretrained(directory)
+        bridges[name] = TransformerBridge.boot_transformers(str(directory), device="cpu")
+        bridges[name].expected_parameters = sum(weight.numel() for weight in model.parameters())
+    return bridges
+
+
+def floor_of_width(width: int) -> FloorPrediction:
+    """Predict floors from synthetic features of a teacher of some width."""
+    stats = stats_of(1.0 / np.arange(1, 65), d_model=width, model_name="tiny", sampled_sum=np.zeros(width))
+    return floor_from_stats(stats, widths=[4, 8, 16, width])
+
+
+def test_states_the_size_of_a_teacher_whose_heads_are_wider_than_its_residual_stream(wide_heads: Any) -> None:
+    teacher = wide_heads["qwen3"]
+    chosen = plan(floor_of_width(32), teacher, max_width=32)
+    assert chosen.teacher_parameters == teacher.expected_parameters
+    assert chosen.n_parameters == teacher.expected_parameters
+
+
+def test_offers_only_widths_that_can_be_built(wide_heads: Any) -> None:
+    """Twice the width must be a number of heads times 16, so that only multiples of 8 can be built."""
+    teacher = wide_heads["mamba2"]
+    floor = floor_of_width(32)
+    assert plan(floor, teacher, max_width=23).width == 16
+    narrowest = plan(floor, teacher, max_loss=float(floor.expected[0]) * 1.5)
+    assert narrowest.width % 8 == 0
+    with pytest.raises(InputError, match="no student of the teacher's family is as small as that"):
+        plan(floor, teacher, max_width=7)

@@ -142,6 +142,12 @@ READERS = (
     Reader("SAE configuration", "sae/cfg.json", lambda directory: load_sae(directory / "sae")),
     Reader("SAE state dict", "loose.safetensors", lambda directory: load_sae(directory / "loose.safetensors")),
     Reader("SAE torch file", "loose.pt", lambda directory: load_sae(directory / "loose.pt")),
+    Reader("SAE settings", "loose.json", lambda directory: load_sae(directory / "loose.pt")),
+    Reader("SAE archive", "scope/params.npz", lambda directory: load_sae(directory / "scope")),
+    Reader("SAE archive's settings", "scope/config.yaml", lambda directory: load_sae(directory / "scope")),
+    Reader("SAE of a dictionary", "dictionary/config.json", lambda directory: load_sae(directory / "dictionary")),
+    Reader("SAE of sparsify", "layers.1/cfg.json", lambda directory: load_sae(directory / "layers.1")),
+    Reader("SAE of Llama Scope", "scope2/hyperparams.json", lambda directory: load_sae(directory / "scope2")),
     Reader("model configuration", "teacher/config.json", lambda directory: load_teacher(directory / "teacher")),
     Reader("model weights", "teacher/model.safetensors", lambda directory: load_teacher(directory / "teacher")),
     Reader("tokenizer", "teacher/tokenizer.json", lambda directory: load_teacher(directory / "teacher")),
@@ -151,6 +157,36 @@ READERS = (
     Reader("activations' shapes", "cache/dataset_info.json", read_cached_activations),
     Reader("activations' values", "cache/data-00000-of-00001.arrow", read_cached_activations),
 )  # fmt: skip
+
+
+def write_sae_files(directory: Path, weights: dict[str, torch.Tensor]) -> None:
+    """Write SAEs of several formats with the configuration files that are read with them."""
+    d_in, d_sae = weights["W_enc"].shape
+    settings = {"activation": "relu", "apply_b_dec_to_input": False, "hook_name": "blocks.1.hook_resid_post"}
+    (directory / "loose.json").write_text(json.dumps(settings))
+    for folder in ("scope", "dictionary", "layers.1", "scope2/checkpoints"):
+        (directory / folder).mkdir(parents=True)
+    arrays = {name: tensor.numpy() for name, tensor in weights.items()} | {"threshold": np.ones(d_sae, np.float32)}
+    np.savez(directory / "scope" / "params.npz", **arrays)
+    (directory / "scope" / "config.yaml").write_text("model: tiny-prose\nlayers: {a: [1, 2], b: 3}\n")
+    linear = {"encoder.weight": weights["W_enc"].T.contiguous(), "encoder.bias": weights["b_enc"]}
+    decoder = {"decoder.weight": weights["W_dec"].T.contiguous()}
+    torch.save(linear | decoder | {"bias": weights["b_dec"]}, directory / "dictionary" / "ae.pt")
+    trainer = {"dict_class": "AutoEncoder", "layer": 1, "submodule_name": "resid_post_layer_1", "lm_name": "gpt2"}
+    content = {"trainer": trainer, "buffer": {"io": "out", "ctx_len": 128}}
+    (directory / "dictionary" / "config.json").write_text(json.dumps(content))
+    save_file(linear | {name: weights[name] for name in ("W_dec", "b_dec")}, directory / "layers.1" / "sae.safetensors")
+    sparsify = {"activation": "topk", "k": 4, "num_latents": d_sae, "d_in": d_in, "signed": False}
+    (directory / "layers.1" / "cfg.json").write_text(json.dumps(sparsify))
+    save_file(
+        linear | decoder | {"decoder.bias": weights["b_dec"]}, directory / "scope2" / "checkpoints" / "f.safetensors"
+    )
+    hyperparams = {
+        "hook_point_in": "blocks.1.hook_resid_post", "d_model": d_in, "act_fn": "jumprelu", "jump_relu_threshold": 0.5,
+        "norm_activation": "dataset-wise", "dataset_average_activation_norm": {"in": 4.0, "out": 4.0},
+        "sparsity_include_decoder_norm": True,
+    }  # fmt: skip
+    (directory / "scope2" / "hyperparams.json").write_text(json.dumps(hyperparams))
 
 
 @pytest.fixture(scope="module")
@@ -165,6 +201,7 @@ def intact(distilled: Path, sae_dir: Path, teacher_dir: Path, tmp_path_factory: 
     weights = load_file(directory / "sae" / "sae_weights.safetensors")
     save_file(weights, directory / "loose.safetensors")
     torch.save(weights, directory / "loose.pt")
+    write_sae_files(directory, weights)
     save_sweep(make_sweep(), directory / "training.safetensors")
     make_sae_training().save(directory / "sae.safetensors")
     hook, acts = "blocks.1.hook_resid_post", np.ones((4, 8, 24), dtype=np.float32)

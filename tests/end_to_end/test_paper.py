@@ -23,7 +23,8 @@ def hub(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any, sae: Any) -> P
     model = save_teacher(folder / "model", tokenizer, layers=13)
     add_to_cache(cache, "EleutherAI/pythia-410m", {file.name: file for file in model.iterdir()})
     weights = {"encoder.weight": sae.W_enc.T, "encoder.bias": sae.b_enc, "decoder.weight": sae.W_dec.T}
-    state = {"model_state_dict": {**weights, "decoder.bias": sae.b_dec}, "step": 300_000_000}
+    biases = {"decoder.bias": sae.b_dec, "b_pre": torch.zeros_like(sae.b_dec)}
+    state = {"model_state": {**weights, **biases}, "config": {"step": 300_000_000}, "stats": {}}
     torch.save(state, folder / "sae.pt")
     add_to_cache(cache, PAPER_REPOSITORIES[0], {"sae_layer12_final.pt": folder / "sae.pt"})
     return cache

@@ -36,3 +36,34 @@ def save_teacher(directory: Path, tokenizer: Any, layers: int) -> Path:
     GPTNeoXForCausalLM(config).save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     return directory
+
+
+def save_family(directory: Path, tokenizer: Any, family: str, *, head: str = "ForCausalLM", **config: Any) -> Path:
+    """Save a tiny model of a transformers family with random weights, and return the directory.
+
+    The weights of norms are random too, so that it matters where a norm is applied.
+
+    Args:
+        directory: where to save it.
+        tokenizer: a tokenizer of at most `VOCABULARY` tokens.
+        family: name of the family as in transformers' class names, such as "Llama".
+        head: rest of the class name, such as "Model" for a model without a head.
+        config: options of the configuration that differ.
+    """
+    import transformers
+
+    options = {
+        "vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "max_position_embeddings": 64, "bos_token_id": 0, "eos_token_id": 0,
+        "pad_token_id": 0, "initializer_range": 0.2,
+    }  # fmt: skip
+    torch.manual_seed(0)
+    model = getattr(transformers, family + head)(getattr(transformers, f"{family}Config")(**options | config))
+    random = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "norm" in name:
+                weight.add_(0.2 * torch.randn(weight.shape, generator=random))
+    model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return directory

@@ -1,12 +1,21 @@
 """Hook points by either of their names, and reading activations there."""
 
+import contextlib
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from tl_distill_floor import InputError
-from tl_distill_floor.measuring.hooks import activation_reader, get_hook_point, resolve_hook_name
+from tests.helpers.models import HOOK, save_family
+from tl_distill_floor import InputError, load_teacher
+from tl_distill_floor.measuring.hooks import (
+    activation_reader,
+    differentiable_forward,
+    get_hook_point,
+    resolve_hook_name,
+)
+from tl_distill_floor.measuring.rerun import rerunner
 
 
 def test_finds_a_hook_point_by_either_name(bridge: Any) -> None:
@@ -40,3 +49,83 @@ def test_forward_pass_ends_at_the_hook_point(bridge: Any, ids: torch.Tensor) -> 
         handle.remove()
     _, cache = bridge.run_with_cache(ids)
     torch.testing.assert_close(activation, cache["blocks.1.hook_resid_post"])
+
+
+def load_granite(directory: Path, tokenizer: Any) -> Any:
+    """Load a tiny Granite, whose hook points of what a block adds are connected only while they hold a hook."""
+    options: dict[str, Any] = {"num_key_value_heads": 2, "residual_multiplier": 0.22}
+    return load_teacher(save_family(directory, tokenizer, "Granite", **options)).model
+
+
+def load_opt(directory: Path, tokenizer: Any) -> Any:
+    """Load a tiny OPT, whose MLP runs on flattened tokens."""
+    return load_teacher(
+        save_family(directory, tokenizer, "OPT", ffn_dim=64, word_embed_proj_dim=32, init_std=0.2)
+    ).model
+
+
+@pytest.mark.parametrize("load", [load_granite, load_opt])
+def test_reads_and_replaces_what_a_block_adds(load: Any, tmp_path: Path, tokenizer: Any, ids: torch.Tensor) -> None:
+    """Compare with the difference of the residual stream, and with the logits after it is replaced there."""
+    model, tokens = load(tmp_path, tokenizer), ids[:3]
+    with torch.no_grad():
+        logits, cache = model.run_with_cache(tokens)
+    names = ["blocks.1.hook_mlp_out", "blocks.1.hook_attn_out"]
+    after, before = cache["blocks.1.hook_out"], cache["blocks.1.hook_in"]
+    with activation_reader(model, names) as read:
+        mlp, attention = read(tokens)
+    assert mlp.shape == attention.shape == (*tokens.shape, 32)
+    torch.testing.assert_close(before + attention + mlp, after, atol=1e-5, rtol=1e-4)
+
+    with torch.no_grad():
+        expected = model.run_with_hooks(tokens, fwd_hooks=[("blocks.1.hook_out", lambda _x, hook: after - mlp)])
+    with rerunner(model, names[0]) as teacher:
+        torch.testing.assert_close(teacher.run(tokens), mlp)
+        torch.testing.assert_close(teacher.rerun(torch.zeros_like(mlp)), expected, atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(model(tokens), logits)
+
+
+@pytest.mark.parametrize("load", [load_granite, load_opt])
+def test_gradients_reach_what_a_block_adds(load: Any, tmp_path: Path, tokenizer: Any, ids: torch.Tensor) -> None:
+    """In the last layer, the gradient with respect to what the MLP adds is that with respect to the residual stream."""
+    model, tokens = load(tmp_path, tokenizer), ids[:3]
+    gradients = []
+    for name in ("blocks.1.hook_mlp_out", "blocks.1.hook_out"):
+        with differentiable_forward(model, [name]) as run:
+            output = run(tokens)
+            (gradient,) = torch.autograd.grad(output.logits.log_softmax(-1)[..., 5].sum(), output.activations)
+        gradients.append(gradient.reshape(*tokens.shape, 32))
+    torch.testing.assert_close(gradients[0], gradients[1], atol=1e-4, rtol=1e-3)
+    assert gradients[0].abs().sum() > 0
+
+
+def test_leaves_the_hooks_of_others_after_an_exception(bridge: Any, ids: torch.Tensor) -> None:
+    """A hook that was there before is still there and called, also if reading fails."""
+    calls: list[str] = []
+    point = get_hook_point(bridge, HOOK)
+    point.add_hook(lambda _output, hook: calls.append("called"))  # type: ignore[operator]
+    before = (list(point.fwd_hooks), list(point.bwd_hooks), len(point._forward_hooks))  # type: ignore[arg-type]
+    try:
+        with contextlib.suppress(KeyError), differentiable_forward(bridge, [HOOK]) as run:
+            run(ids[:2])
+            raise KeyError
+        assert (list(point.fwd_hooks), list(point.bwd_hooks), len(point._forward_hooks)) == before  # type: ignore[arg-type]
+        assert calls == ["called"]
+    finally:
+        point.remove_hooks()  # type: ignore[operator]
+
+
+def test_a_failing_forward_pass_is_one_sentence(bridge: Any, ids: torch.Tensor) -> None:
+    def fail(*_inputs: object) -> None:
+        raise RuntimeError("first line\nsecond line")
+
+    handle = bridge.blocks[0].register_forward_pre_hook(fail)
+    sentence = r"the teacher \(GPTNeoXForCausalLM as TransformerBridge\) fails with RuntimeError: first line; give"
+    try:
+        for open_reader in (activation_reader, differentiable_forward):
+            with open_reader(bridge, [HOOK]) as read, pytest.raises(InputError, match=sentence):
+                read(ids[:2])
+        with rerunner(bridge, HOOK) as teacher, pytest.raises(InputError, match=sentence):
+            teacher.run(ids[:2])
+    finally:
+        handle.remove()

@@ -49,7 +49,7 @@ TWO_CLASSES = [{"text": "a", "label": i % 2} for i in range(20)]
         (7, {}, "labelled text must be a file, a dataset's name or rows, got int"),
         (Path("missing.jsonl"), {}, "there is no labelled text at missing.jsonl"),
         (
-            [{"text": "a", "label": "x"}] * 9,
+            [{"text": f"a {i}", "label": "x"} for i in range(9)],
             {},
             "needs two classes that occur in at least 5 documents, got 'x' in 9",
         ),

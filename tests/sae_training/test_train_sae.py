@@ -160,10 +160,14 @@ def test_rejects_activations_that_are_0_or_not_finite(bridge: Any, ids: torch.Te
 
 
 def test_rejects_ids_beyond_the_vocabulary(bridge: Any, ids: torch.Tensor, tmp_path: Path) -> None:
-    for wrong in (2**32 + 5, -1, VOCABULARY):
+    for wrong, message in (
+        (2**32 + 5, "the teacher's vocabulary ends at"),
+        (VOCABULARY, "the teacher's vocabulary ends at"),
+        (-1, "token ids must be integers .* that are not negative, got -1"),
+    ):
         rows = ids.clone()
         rows[0, 3] = wrong
-        with pytest.raises(InputError, match="the teacher's vocabulary ends at"):
+        with pytest.raises(InputError, match=message):
             trained(bridge, rows, tmp_path / "sae")
 
 

@@ -9,7 +9,7 @@ import torch
 from huggingface_hub import errors
 
 from tests.helpers.hub_cache import add_to_cache
-from tests.helpers.saes import linear_style, random_state, refusal, tiny_sae
+from tests.helpers.saes import D_IN, D_SAE, linear_style, random_state, refusal, tiny_sae
 from tl_distill_floor.sources.saes import load_sae
 
 
@@ -32,12 +32,16 @@ def test_searches_a_repository_for_its_sae(hub, tmp_path, x):
 
 
 def test_reads_a_file_on_the_hub_with_the_config_of_its_folder(hub, tmp_path):
-    torch.save(linear_style(random_state()), tmp_path / "sae.pt")
-    (tmp_path / "cfg.json").write_text(json.dumps({"k": 5}))
+    (tmp_path / "cfg.json").write_text(json.dumps({"k": 5, "d_in": D_IN, "num_latents": D_SAE, "activation": "topk"}))
+    (tmp_path / "config.json").write_text(json.dumps({"model": "EleutherAI/pythia-70m"}))
     files = {"layers.5/sae.pt": tmp_path / "sae.pt", "layers.5/cfg.json": tmp_path / "cfg.json"}
-    add_to_cache(hub, "me/sparse", files)
-    source = load_sae("me/sparse:layers.5/sae.pt")
-    assert (source.architecture, source.sae.cfg.k, source.name) == ("topk", 5, "me/sparse:layers.5/sae.pt")
+    state = {name.replace("decoder.bias", "b_dec"): tensor for name, tensor in linear_style(random_state()).items()}
+    torch.save(state, tmp_path / "sae.pt")
+    add_to_cache(hub, "me/sparse", files | {"config.json": tmp_path / "config.json"})
+    for spec in ("me/sparse:layers.5/sae.pt", "me/sparse:layers.5", "me/sparse"):
+        source = load_sae(spec)
+        assert (source.architecture, source.sae.cfg.k, source.name) == ("topk", 5, "me/sparse:layers.5/sae.pt")
+        assert (source.hook_name, source.model_name) == ("blocks.5.hook_resid_post", "EleutherAI/pythia-70m")
 
 
 # The HTTP client of huggingface_hub: httpx, and from version 2 on httpx2.

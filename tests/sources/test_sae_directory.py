@@ -112,14 +112,17 @@ def test_lists_the_papers_saes_with_the_adaptive_one_first():
 
 def test_loads_the_papers_sae_for_its_model_and_layer(hub, tmp_path, x):
     state = random_state()
-    torch.save({"model_state_dict": linear_style(state), "step": 9}, tmp_path / PAPER_FILE)
+    b_pre = torch.arange(D_IN) / 10
+    content = {"model_state": linear_style(state) | {"b_pre": b_pre}, "config": {"d_in": D_IN}, "stats": {"l0": 3.0}}
+    torch.save(content, tmp_path / PAPER_FILE)
     add_to_cache(hub, PAPER_REPOSITORIES[0], {PAPER_FILE: tmp_path / PAPER_FILE})
     for spec, model_name in ((None, "pythia-410m"), (PAPER_REPOSITORIES[0], None)):
         source = load_sae(spec, model_name=model_name, layer=12, d_in=D_IN)
         assert source.name == f"{PAPER_REPOSITORIES[0]}:{PAPER_FILE}"
         assert (source.hook_name, source.model_name) == ("blocks.12.hook_resid_post", "EleutherAI/pythia-410m")
-        codes = torch.relu(x @ state["W_enc"] + state["b_enc"])
-        torch.testing.assert_close(source.sae(x), codes @ state["W_dec"] + state["b_dec"])
+        codes = torch.relu((x - b_pre) @ state["W_enc"] + state["b_enc"])
+        reconstruction = codes @ state["W_dec"] + state["b_dec"] + b_pre
+        torch.testing.assert_close(source.sae(x), reconstruction, rtol=1e-4, atol=1e-5)
 
 
 def output_of(code: str) -> str:
@@ -135,7 +138,8 @@ def test_module_imports_neither_torch_nor_sae_lens():
 
 @pytest.mark.slow
 def test_subprocess_reads_the_same_cache(hub, tmp_path):
-    torch.save(random_state(), tmp_path / PAPER_FILE)
+    model_state = linear_style(random_state()) | {"b_pre": torch.zeros(D_IN)}
+    torch.save({"model_state": model_state, "config": {}, "stats": {}}, tmp_path / PAPER_FILE)
     add_to_cache(hub, PAPER_REPOSITORIES[0], {PAPER_FILE: tmp_path / PAPER_FILE})
     code = "from tl_distill_floor.sources.saes import load_sae;"
     code += "print(load_sae(None, model_name='pythia-410m', layer=12).name)"

@@ -11,6 +11,9 @@ from safetensors.torch import save_file
 from tests.helpers.saes import D_IN, D_SAE, random_state, refusal, tiny_sae
 from tl_distill_floor.sources.saes import SUPPORTED_ARCHITECTURES, load_sae
 
+STATED = {"activation": "relu", "apply_b_dec_to_input": True}
+"""Settings of a checkpoint that say what its codes mean."""
+
 # Architectures
 
 
@@ -88,7 +91,7 @@ def test_reads_metadata_and_sets_missing_fields_to_none(tmp_path):
 def test_applies_dtype_to_loaded_weights(tmp_path):
     tiny_sae().save_model(tmp_path / "sae")
     assert load_sae(tmp_path / "sae", dtype="bfloat16").sae.W_dec.dtype == torch.bfloat16
-    torch.save(random_state(), tmp_path / "sae.pt")
+    torch.save(random_state() | STATED, tmp_path / "sae.pt")
     assert load_sae(tmp_path / "sae.pt", dtype="float64").sae.W_enc.dtype == torch.float64
     loaded = load_sae(str(tmp_path / "sae"))
     assert not loaded.sae.training
@@ -190,13 +193,13 @@ def test_rejects_weights_that_are_not_finite(tmp_path):
     sae = tiny_sae()
     sae.W_enc.data[0, 0] = float("nan")
     assert "NaN or Inf in W_enc" in refusal(sae)
-    torch.save(random_state() | {"b_dec": torch.full((D_IN,), float("inf"))}, tmp_path / "sae.pt")
+    torch.save(random_state() | {"b_dec": torch.full((D_IN,), float("inf"))} | STATED, tmp_path / "sae.pt")
     assert "NaN or Inf in b_dec" in refusal(tmp_path / "sae.pt")
 
 
 def test_rejects_an_sae_of_another_width(tmp_path):
     assert f"width {D_IN}, but 768 was expected" in refusal(tiny_sae(), d_in=768)
-    torch.save(random_state(), tmp_path / "sae.pt")
+    torch.save(random_state() | STATED, tmp_path / "sae.pt")
     assert f"width {D_IN} (" in refusal(tmp_path / "sae.pt", d_in=768)
 
 
@@ -233,7 +236,7 @@ def test_rejects_damaged_files(tmp_path):
         (tmp_path / f"empty.{suffix}").touch()
         assert "is empty" in refusal(tmp_path / f"empty.{suffix}")
     (tmp_path / "notes.txt").write_text("hello")
-    assert "is not a .pt or .safetensors file" in refusal(tmp_path / "notes.txt")
+    assert "is not a .pt, .safetensors or .npz file" in refusal(tmp_path / "notes.txt")
 
 
 def test_rejects_damaged_directories(tmp_path):

@@ -48,7 +48,7 @@ def test_separates_documents_by_a_beginning_token(tmp_path: Path, tokenizer: Any
 
 
 def test_reads_long_files_in_chunks(tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tl_distill_floor.sources.documents.CHUNK_CHARACTERS", 500)
+    monkeypatch.setattr("tl_distill_floor.sources.text_files.CHUNK_CHARACTERS", 500)
     file = tmp_path / "long.txt"
     file.write_text((PROSE + "\n") * 10)
     text = "".join(tokenizer.decode(row[1:]) for row in sequences(file, tokenizer)).replace("<|end|>", "")

@@ -11,6 +11,7 @@ One module per command: `measure`, `compare`, `saes`, `train_sae`, `toy`, `lost`
 - `output`: tables and JSON on stdout.
 - `progress`: progress bars and log lines on stderr.
 - `errors`: an error as one sentence and an exit status.
+- `streams`: standard output and error that do not fail.
 - `libraries`: silence other libraries.
 - `processes`: runs of several processes.
 - `memory`: settings of the memory allocator.

@@ -18,6 +18,7 @@ from tl_distill_floor.cli.plan import plan
 from tl_distill_floor.cli.probe import probe
 from tl_distill_floor.cli.report import report
 from tl_distill_floor.cli.saes import saes
+from tl_distill_floor.cli.streams import use_tolerant_streams
 from tl_distill_floor.cli.toy import toy
 from tl_distill_floor.cli.train_sae import train_sae
 
@@ -53,5 +54,6 @@ def _options(
 
 def main() -> None:
     """Run the command line; this is the entry point `tl-floor`."""
+    use_tolerant_streams()
     tune_allocator()
     app()

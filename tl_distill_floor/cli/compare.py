@@ -15,10 +15,12 @@ from tl_distill_floor.cli.options import (
     DebugOption,
     DeviceOption,
     DtypeOption,
+    ForceOption,
     JsonOption,
     LayerOption,
     ModelArgument,
     ResumeOption,
+    SaeFormatOption,
     SeedOption,
     StepsOption,
     TextOption,
@@ -26,6 +28,7 @@ from tl_distill_floor.cli.options import (
     WidthsOption,
     parse_widths,
     short_name,
+    with_format,
 )
 from tl_distill_floor.errors import InputError
 
@@ -36,6 +39,7 @@ def compare(
     sae: Annotated[
         list[str], typer.Option(help="SAE of the teacher, as in tl-floor measure; repeat the option for each SAE.")
     ],
+    sae_format: SaeFormatOption = None,
     layer: LayerOption = None,
     text: TextOption = None,
     tokens: TokensOption = 200_000,
@@ -54,6 +58,7 @@ def compare(
     as_json: JsonOption = False,
     device: DeviceOption = "cpu",
     dtype: DtypeOption = "fp32",
+    force: ForceOption = False,
     context_size: ContextSizeOption = None,
     batch_size: BatchSizeOption = 16,
     seed: SeedOption = 0,
@@ -67,7 +72,7 @@ def compare(
     floors = measure_and_save(
         directories,
         model,
-        sae,
+        [with_format(name, sae_format) for name in sae],
         text,
         layers=[layer] * len(sae),
         cost=cost,
@@ -80,6 +85,7 @@ def compare(
         quiet=as_json,
         device=device,
         dtype=dtype,
+        force=force,
         context_size=context_size,
         batch_size=batch_size,
         seed=seed,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tl_distill_floor.annotations import CostMethod, Dtype
+from tl_distill_floor.annotations import CostMethod, Dtype, FormattedSae
 from tl_distill_floor.cli.errors import report_errors
 from tl_distill_floor.cli.libraries import quiet_libraries
 from tl_distill_floor.cli.options import (
@@ -19,9 +19,11 @@ from tl_distill_floor.cli.options import (
     DebugOption,
     DeviceOption,
     DtypeOption,
+    ForceOption,
     JsonOption,
     ModelArgument,
     ResumeOption,
+    SaeFormatOption,
     SeedOption,
     StepsOption,
     TextOption,
@@ -29,6 +31,7 @@ from tl_distill_floor.cli.options import (
     WidthsOption,
     default_run_directory,
     parse_widths,
+    with_format,
 )
 from tl_distill_floor.cli.output import print_json, print_result
 from tl_distill_floor.cli.processes import is_first_process, local_device
@@ -55,11 +58,12 @@ def measure(
     sae: Annotated[
         str | None,
         typer.Option(
-            help="SAE of the teacher: RELEASE:SAE_ID of SAELens, a Hub repository, a SAELens directory, or a .pt or"
-            " .safetensors file; tl-floor saes lists the known ones.",
+            help="SAE of the teacher: RELEASE:SAE_ID of SAELens, a Hub repository, a SAELens directory, or a file of"
+            " another format (.pt, .safetensors, .npz); tl-floor saes lists the known ones.",
             show_default="the known one",
         ),
     ] = None,
+    sae_format: SaeFormatOption = None,
     text: TextOption = None,
     tokens: TokensOption = 200_000,
     cost: CostOption = "fisher",
@@ -77,6 +81,7 @@ def measure(
     as_json: JsonOption = False,
     device: DeviceOption = "cpu",
     dtype: DtypeOption = "fp32",
+    force: ForceOption = False,
     context_size: ContextSizeOption = None,
     batch_size: BatchSizeOption = 16,
     seed: SeedOption = 0,
@@ -93,7 +98,7 @@ def measure(
     floors = measure_and_save(
         directories,
         model,
-        sae_of_each_layer(sae, layers),
+        [with_format(name, sae_format) for name in sae_of_each_layer(sae, layers)],
         text,
         layers=layers,
         cost=cost,
@@ -106,6 +111,7 @@ def measure(
         quiet=as_json,
         device=device,
         dtype=dtype,
+        force=force,
         context_size=context_size,
         batch_size=batch_size,
         seed=seed,
@@ -116,7 +122,7 @@ def measure(
 def measure_and_save(
     directories: Sequence[Path],
     model: str,
-    saes: Sequence[str | None],
+    saes: Sequence[str | FormattedSae | None],
     text: str | None,
     *,
     layers: Sequence[int | None],
@@ -130,6 +136,7 @@ def measure_and_save(
     quiet: bool,
     device: str,
     dtype: Dtype,
+    force: bool,
     context_size: int | None,
     batch_size: int,
     seed: int,
@@ -154,6 +161,7 @@ def measure_and_save(
         quiet: show no progress.
         device: torch device.
         dtype: dtype of the teacher.
+        force: go on with an SAE that does not fit the activations.
         context_size: tokens per sequence.
         batch_size: sequences per batch.
         seed: random seed.
@@ -191,6 +199,7 @@ def measure_and_save(
             progress_bar=partial(progress_bar, quiet=quiet or not first),
             device=local_device(device),
             dtype=dtype,
+            force=force,
             context_size=context_size,
             batch_size=batch_size,
             seed=seed,

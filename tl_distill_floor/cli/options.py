@@ -6,7 +6,7 @@ from typing import Annotated, Literal, TypeAlias
 
 import typer
 
-from tl_distill_floor.annotations import CostMethod, Dtype
+from tl_distill_floor.annotations import CostMethod, Dtype, FormattedSae
 from tl_distill_floor.errors import InputError
 
 MatchedActivation: TypeAlias = Literal["none", "activation", "kept"]
@@ -22,11 +22,21 @@ ModelArgument = Annotated[
 ]
 RunArgument = Annotated[Path, typer.Argument(help="Run directory, written by tl-floor measure.")]
 LayerOption = Annotated[int | None, typer.Option(help="Layer of the SAEs, counted from 0.", metavar="N")]
+SaeFormatOption = Annotated[
+    str | None,
+    typer.Option(
+        help="What the keys of an --sae file mean, if its format is not recognised: the name of a format, or a JSON"
+        " object (or .json file) that names W_enc, W_dec and activation.",
+        show_default="recognised",
+        metavar="NAME_OR_JSON",
+    ),
+]
 TextOption = Annotated[
     str | None,
     typer.Option(
-        help="Text to read: a .txt or .jsonl file (also .gz), a Hugging Face dataset, or a directory of cached"
-        " activations.",
+        help="Text to read: a .txt, .jsonl, .json or .csv file (also .gz), a .parquet or .arrow file, a saved dataset"
+        " (DIRECTORY or DIRECTORY:SPLIT), a Hugging Face dataset (NAME, NAME:CONFIG or NAME:CONFIG:SPLIT), or a"
+        " directory of cached activations.",
         show_default="built-in text",
     ),
 ]
@@ -34,7 +44,8 @@ TokensOption = Annotated[int, typer.Option(help="Number of tokens to read.", min
 TrainingTextOption = Annotated[
     str | None,
     typer.Option(
-        help="Text to train on: a .txt or .jsonl file (also .gz), or a Hugging Face dataset.",
+        help="Text to train on: a .txt, .jsonl, .json or .csv file (also .gz), a .parquet or .arrow file, a saved"
+        " dataset, or a Hugging Face dataset.",
         show_default="built-in text",
     ),
 ]
@@ -60,6 +71,10 @@ StudentsOption = Annotated[
 ]
 ResumeOption = Annotated[
     bool, typer.Option("--resume", help="Continue from the checkpoint of an interrupted run.", rich_help_panel=OUTPUT)
+]
+ForceOption = Annotated[
+    bool,
+    typer.Option("--force", help="Go on with an SAE that does not fit the activations.", rich_help_panel=COMPUTATION),
 ]
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print the result as JSON and nothing else.", rich_help_panel=OUTPUT)
@@ -96,6 +111,19 @@ def parse_widths(widths: str | None) -> list[int] | None:
     if not re.fullmatch(r"\s*[1-9]\d{0,8}(\s*,\s*[1-9]\d{0,8})*\s*", widths):
         raise InputError(f"widths must be positive integers separated by commas, got {widths!r}; try 64,128,256")
     return [int(width) for width in widths.split(",")]
+
+
+def with_format(sae: str | None, sae_format: str | None) -> str | FormattedSae | None:
+    """Return the name of an SAE with the format of its file, if one is given.
+
+    Raises:
+        InputError: a format is given, but no SAE.
+    """
+    if sae_format is None:
+        return sae
+    if sae is None:
+        raise InputError("--sae-format explains the file of --sae; name it with --sae")
+    return FormattedSae(sae, sae_format)
 
 
 def short_name(model: str) -> str:

@@ -14,9 +14,11 @@ from tl_distill_floor.cli.options import (
     DeviceOption,
     JsonOption,
     RunArgument,
+    SaeFormatOption,
     SeedOption,
     StudentsOption,
     parse_widths,
+    with_format,
 )
 from tl_distill_floor.cli.output import print_json, print_result
 from tl_distill_floor.cli.progress import progress_bar
@@ -86,6 +88,7 @@ def probe(
             help="SAE that the run was measured with, given as in tl-floor measure.", show_default="the known one"
         ),
     ] = None,
+    sae_format: SaeFormatOption = None,
     students: StudentsOption = None,
     widths: Annotated[
         str | None,
@@ -123,7 +126,7 @@ def probe(
         probes = probe_run(
             floor,
             None,
-            sae,
+            with_format(sae, sae_format),
             labelled,
             labels=label,
             students=load_students(students or run),

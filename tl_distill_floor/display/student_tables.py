@@ -31,13 +31,14 @@ def students_table(students: Sequence[StudentResult]) -> RenderableType:
             f"{student.n_parameters:,}",
             f"{student.tokens[-1]:,}" if student.tokens else "",
             f"{student.loss:.4f}" if student.tokens else "",
-            f"{student.floor:.4f}" if student.tokens else "",
+            "" if not student.tokens else f"{student.floor:.4f}" if student.floor_is_known else "not known",
             f"{low:.4g}–{high:.4g}" if student.tokens else "",
             student.status,
         )
     note = Text("floor: L∞ of the learning curve L∞ + A · t^-b; the interval covers the error of that fit only.")
     diverged = [student for student in students if student.status == "diverged"]
     warnings = [f"{student.name} diverged {student.settings.get('diverged', '')}" for student in diverged]
+    warnings += dict.fromkeys(text for student in students for text in student.settings.get("warnings", ()))
     return Group(table, note, warning_lines(warnings))
 
 

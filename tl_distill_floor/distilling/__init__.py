@@ -4,8 +4,13 @@
 - `config`: `StudentSpec` and `DistillConfig`.
 - `build`: `build_student`, a narrower model of the teacher's family.
 - `student_config`: Hugging Face configurations of students.
+- `family_models`: plain models of a configuration.
+- `axis_trace`: how the axes of a model's weights are connected.
+- `axis_maps`: which of the teacher's positions a student's weights keep.
+- `narrowing`: slices and projections of the teacher's weights.
 - `inherited_weights`: initial weights from the teacher.
 - `text_split`: training sequences and held-out sequences.
+- `overlap`: held-out text that is part of the training text.
 - `sweep`: students that are trained together.
 - `student_state`: one student with its optimizers, running average and learning curve.
 - `student_module`: the module that is trained.
@@ -15,10 +20,13 @@
 - `sweep_checkpoint`: interrupted sweeps.
 - `student_results`: results of a sweep.
 - `save`: students as Hugging Face checkpoints.
+- `saved_loss`: the loss of a saved student.
+- `teacher_files`: the teacher's tokenizer and generation settings.
 - `optimization`: optimizers, and the running average of the weights.
 - `losses`: `Objective`, and losses computed in chunks of tokens.
 - `matching`: `Match` and hook matching.
 - `forward`: models without their unembedding.
+- `logits`: what a model does to its logits after the unembedding.
 - `layers`: corresponding layers of teacher and student.
 - `calibrate`: `calibrate`, linear fits of student losses to predictions.
 - `plan`: `plan`, which student to train.

@@ -2,15 +2,24 @@
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM
+from transformers import PreTrainedConfig
 
 from tl_distill_floor.annotations import HookedModel, StudentStart, TeacherLike
-from tl_distill_floor.distilling.inherited_weights import inherit_weights
+from tl_distill_floor.distilling.family_models import (
+    create_model,
+    create_shell,
+    create_zero_model,
+    refuse_failures,
+    sample_ids,
+)
+from tl_distill_floor.distilling.inherited_weights import check_teacher, inherit_weights
 from tl_distill_floor.distilling.student_config import hugging_face_config, student_config
-from tl_distill_floor.errors import check_choice
+from tl_distill_floor.errors import InputError, check_choice
 from tl_distill_floor.sources.teachers import load_teacher
+from tl_distill_floor.sources.torch_state import neutral_torch_state
 
 
+@neutral_torch_state()
 def build_student(
     teacher: TeacherLike, width: int, *, depth: int | None = None, start: StudentStart = "svd", seed: int = 0
 ) -> nn.Module:
@@ -45,12 +54,13 @@ def build_student(
     check_choice("start", start, StudentStart)
     model = load_teacher(teacher).model
     config = student_config(hugging_face_config(model), width, depth)
+    check_teacher(model, start)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        student: nn.Module = AutoModelForCausalLM.from_config(config)
-    student = student.float().eval()
+        student = create_model(config)
     if start != "random":
         inherit_weights(model, student, start)
+    _check_forward_pass(student, config)
     return student
 
 
@@ -65,6 +75,27 @@ def count_parameters(teacher: HookedModel, width: int, depth: int | None = None)
     Raises:
         InputError: see `build_student`.
     """
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(student_config(hugging_face_config(teacher), width, depth))
+    model = create_shell(student_config(hugging_face_config(teacher), width, depth))
     return int(sum(weight.numel() for weight in model.parameters()))
+
+
+def check_family_runs(config: PreTrainedConfig) -> None:
+    """Check that a family has a model of a configuration that runs, without memory for its weights.
+
+    Raises:
+        InputError: the model cannot be built or run.
+    """
+    _check_forward_pass(create_zero_model(config), config)
+
+
+@torch.no_grad()
+def _check_forward_pass(student: nn.Module, config: PreTrainedConfig) -> None:
+    """Run a student once, so that a configuration that its family cannot run is refused before it is trained."""
+    ids = sample_ids(config)
+    with refuse_failures(config, "cannot be run"):
+        logits = student(ids, use_cache=False).logits
+    if logits.shape != (*ids.shape, config.vocab_size) or not logits.isfinite().any():
+        raise InputError(
+            f"a {type(student).__name__} of width {config.hidden_size} gives logits of shape {tuple(logits.shape)} that"
+            " are not usable; try another width or another teacher"
+        )

@@ -1,6 +1,7 @@
 """`calibrate`: fit predicted floors to the losses of trained students."""
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
@@ -47,16 +48,19 @@ def calibrate(floor: FloorPrediction, students: Sequence[StudentResult] | Mappin
         students: results of `distill`, without those that diverged; or {width: loss in nats per token}.
 
     Returns:
-        The fit of every predictor, and the errors of the null models.
+        The fit of every predictor, and the errors of the null models. Losses that do not fall with the width are
+        fitted too, with a warning. `plan` does not use a calibration whose C is not above 0.
 
     Raises:
-        InputError: there are fewer than three widths, or a student has another teacher.
+        InputError: there are fewer than three widths, a width is below 1 or above the teacher's, or a student has
+            another teacher.
 
     Example:
         >>> calibration = calibrate(floor, {64: 0.41, 128: 0.22, 256: 0.13})  # doctest: +SKIP
         >>> calibration.slope, calibration.baseline, calibration.loo_error  # doctest: +SKIP
     """
     observed, warnings = _observed_losses(floor, students)
+    _check_widths(observed, floor.stats.d_model)
     widths = np.array([student.width for student in observed])
     losses = np.array([student.loss for student in observed])
     n_widths = len(set(widths.tolist()))
@@ -66,7 +70,13 @@ def calibrate(floor: FloorPrediction, students: Sequence[StudentResult] | Mappin
             f"{''.join(f' ({warning})' for warning in warnings)}; distil more with tl-floor distill --widths"
         )
     fits = _fits(floor, widths, losses)
-    best = min(fits, key=lambda predictor: fits[predictor].loo_error)
+    best = min(fits, key=lambda predictor: (not fits[predictor].rises, fits[predictor].loo_error))
+    warnings += _rise_warnings(observed)
+    if not fits[best].rises:
+        warnings.append(
+            f"the losses do not fall where the predicted floor falls (C is {fits[best].slope:.3g}), so no student is"
+            " planned with this fit; train the wider students longer"
+        )
     return Calibration(
         teacher=floor.stats.model_name,
         stats=floor.stats.digest(),
@@ -80,6 +90,32 @@ def calibrate(floor: FloorPrediction, students: Sequence[StudentResult] | Mappin
         at_teacher_width=fits[best].at(floor.predicted(best, floor.stats.d_model)).value,
         warnings=tuple(warnings),
     )
+
+
+def _check_widths(observed: Sequence[ObservedLoss], d_model: int) -> None:
+    """Raise an InputError if a student's width is below 1 or above its teacher's."""
+    wrong = [str(student.width) for student in observed if not 1 <= student.width <= d_model]
+    if wrong:
+        raise InputError(
+            f"a student's width must be from 1 to its teacher's {d_model} dimensions, got {', '.join(wrong)}; leave"
+            " these students out"
+        )
+
+
+def _rise_warnings(observed: Sequence[ObservedLoss]) -> list[str]:
+    """Return a warning if students lose as much as those of the next smaller width, or more."""
+    losses: dict[int, list[float]] = {}
+    for student in observed:
+        losses.setdefault(student.width, []).append(student.loss)
+    means = {width: float(np.mean(of_width)) for width, of_width in sorted(losses.items())}
+    rises = [
+        f"from {means[narrow]:.4g} at width {narrow} to {means[wide]:.4g} at width {wide}"
+        for narrow, wide in pairwise(means)
+        if means[wide] >= means[narrow]
+    ]
+    if not rises:
+        return []
+    return [f"losses rise with the width, {', '.join(rises)}; train the wider students longer"]
 
 
 def _fits(
@@ -100,6 +136,8 @@ def _observed_losses(
     if isinstance(students, Mapping):
         if not all(np.isfinite(loss) and loss > 0 for loss in students.values()):
             raise InputError("every student's loss must be a number above 0, in nats per token")
+        if not all(float(width) == int(width) for width in students):
+            raise InputError(f"a width must be an integer, got {', '.join(map(str, students))}")
         return [ObservedLoss(int(width), float(loss), "given", None) for width, loss in sorted(students.items())], []
     _check_teacher(floor, students)
     diverged = [student.name for student in students if student.status == "diverged"]
@@ -116,6 +154,12 @@ def _observed_losses(
         )
     if under_trained:
         warnings.append(f"not saturated, so their floors are extrapolated or not known: {', '.join(under_trained)}")
+    not_known = [student.name for student in used if not student.floor_is_known]
+    if not_known:
+        warnings.append(
+            f"their floors are not known, so the losses that they reached are used: {', '.join(not_known)}; train"
+            " longer"
+        )
     return [ObservedLoss(s.width, s.floor, s.status, s.n_parameters) for s in used], warnings
 
 

@@ -30,7 +30,9 @@ from tl_distill_floor.distilling.trainer import train
 from tl_distill_floor.errors import InputError, check_choice
 from tl_distill_floor.results.student import StudentResult
 from tl_distill_floor.sources.devices import check_device
+from tl_distill_floor.sources.teacher_checks import check_head
 from tl_distill_floor.sources.teachers import Teacher, load_teacher
+from tl_distill_floor.sources.torch_state import neutral_torch_state
 from tl_distill_floor.storage.checkpoints import CHECKPOINT_SECONDS
 from tl_distill_floor.storage.locks import lock_directory
 
@@ -38,6 +40,7 @@ SHARDED = ("FSDP", "DEEPSPEED", "MEGATRON_LM")
 """Ways in which accelerate shards weights over processes. They are not supported."""
 
 
+@neutral_torch_state()
 def distill(
     teacher: TeacherLike,
     width: int,
@@ -100,6 +103,7 @@ def distill(
     return result
 
 
+@neutral_torch_state()
 def distill_students(
     teacher: TeacherLike,
     specs: Sequence[StudentSpec],
@@ -148,6 +152,7 @@ def distill_students(
     config = config or DistillConfig()
     accelerator = _accelerator(teacher, device)
     loaded = load_teacher(teacher, device=str(accelerator.device), dtype=dtype)
+    check_head(loaded.model)
     directory = None if out is None else Path(out) / "students"
     checkpoint = None if directory is None else directory / SWEEP_CHECKPOINT_FILE
     writes = directory is not None and accelerator.is_main_process
@@ -158,7 +163,7 @@ def distill_students(
         sweep = Sweep(loaded, specs, split, config, accelerator)
         if checkpoint is not None and resume:
             load_sweep(sweep, checkpoint)
-        with teacher_backbone(loaded.model, sweep.teacher_hook) as backbone:
+        with teacher_backbone(loaded.model, sweep.teacher_hook, split.heldout) as backbone:
             train(sweep, backbone, checkpoint, checkpoint_seconds, progress)
         results = save_results(sweep, directory) if directory is not None and writes else student_results(sweep)
         accelerator.wait_for_everyone()

@@ -5,7 +5,7 @@ import math
 import torch
 
 from tl_distill_floor.distilling.forward import TeacherBackbone
-from tl_distill_floor.distilling.losses import LazyLogits, summed_forward_kl
+from tl_distill_floor.distilling.losses import summed_forward_kl
 from tl_distill_floor.distilling.sweep import Sweep
 from tl_distill_floor.theory.learning_curve import fit_learning_curve
 
@@ -49,8 +49,8 @@ def heldout_losses(sweep: Sweep, teacher: TeacherBackbone) -> list[float]:
         counted = sweep.split.stream.counted(ids)
         backbones = [student.averaged_backbone for student in active]
         summed += summed_forward_kl(
-            LazyLogits(teacher(ids).last_hidden[counted], teacher.unembed),
-            [LazyLogits(backbone(ids).last_hidden[counted], backbone.unembed) for backbone in backbones],
+            teacher.logits(teacher(ids).last_hidden[counted]),
+            [backbone.logits(backbone(ids).last_hidden[counted]) for backbone in backbones],
         )
         n_counted += int(counted.sum())
     sums = torch.cat([summed, torch.tensor([float(n_counted)], dtype=torch.float64)]).to(accelerator.device)

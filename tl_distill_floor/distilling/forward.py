@@ -10,11 +10,10 @@ from torch import Tensor, nn
 
 from tl_distill_floor.annotations import HookedModel
 from tl_distill_floor.distilling.layers import layers_of
+from tl_distill_floor.distilling.logits import LogitMap, check_same_logits, measure_logit_map, sample_ids
+from tl_distill_floor.distilling.losses import LazyLogits
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.measuring.hooks import eval_mode, forward_hooks, get_hook_point
-
-LOGIT_TOLERANCE = 1e-3
-"""Largest absolute difference between a model's logits and the output of its unembedding."""
 
 
 class _ReachedUnembeddingError(Exception):
@@ -36,19 +35,24 @@ class Backbone(nn.Module):
     Args:
         model: the language model.
         layer: layer whose residual stream is returned too; None for no layer.
+        ids: sequences of a real text, which the map from last hidden states to logits is verified on; random tokens
+            if None.
 
     Raises:
-        InputError: the model has no such layer, or changes its logits after the unembedding.
+        InputError: the model has no such layer, or changes its logits after the unembedding in an unknown way.
     """
 
-    def __init__(self, model: nn.Module, layer: int | None = None) -> None:
+    def __init__(
+        self, model: nn.Module, layer: int | None = None, ids: Int[Tensor, "sequence position"] | None = None
+    ) -> None:
         super().__init__()
         self.model = model
         self._layer = layer
         n_layers = len(layers_of(model))
         if layer is not None and not 0 <= layer < n_layers:
             raise InputError(f"the student has layers 0 to {n_layers - 1}, got layer {layer} to match")
-        self._check_logits()
+        with eval_mode(model):  # dropout would change the logits from one forward pass to the next
+            self.logit_map = self._verified_logit_map(ids)
 
     @property
     def unembed(self) -> nn.Module:
@@ -67,10 +71,25 @@ class Backbone(nn.Module):
                 return BackboneOutput(last[0], matched[0] if matched else None)
         raise InputError(f"the forward pass of {type(self.model).__name__} did not reach its unembedding")
 
+    def logits(self, last_hidden: Float[Tensor, "token width"]) -> LazyLogits:
+        """Return the logits of some tokens, computed when they are needed.
+
+        Args:
+            last_hidden: last hidden states of the tokens.
+        """
+        return LazyLogits(last_hidden, self.unembed, self.logit_map)
+
     @torch.no_grad()
-    def _check_logits(self) -> None:
-        ids = _sample_ids(self.model)
-        _check_same_logits(self.model, self.model(ids).logits, self.unembed(self(ids).last_hidden))
+    def _verified_logit_map(self, ids: Int[Tensor, "sequence position"] | None) -> LogitMap:
+        ids = sample_ids(self.model, ids, int(self.model.config.get_text_config().vocab_size))  # type: ignore[union-attr,operator]
+
+        def full_logits(some_ids: Int[Tensor, "sequence position"]) -> Float[Tensor, "..."]:
+            logits: Tensor = self.model(some_ids, use_cache=False).logits
+            return logits
+
+        logit_map = measure_logit_map(self.model, self.unembed, full_logits, ids)
+        check_same_logits(self.model, logit_map(self.unembed(self(ids).last_hidden)), full_logits(ids))
+        return logit_map
 
 
 class TeacherBackbone:
@@ -85,6 +104,7 @@ class TeacherBackbone:
         self._model, self._hook_name = model, hook_name
         self._captured: dict[str, Tensor] = {}
         self.unembed: nn.Module = model.unembed  # type: ignore[attr-defined]
+        self.logit_map = LogitMap()
 
     def capture(self, name: str, output: Tensor) -> None:
         """Keep the output of a hook point until the end of the forward pass."""
@@ -101,45 +121,56 @@ class TeacherBackbone:
                 return BackboneOutput(last[0], self._captured.pop(self._hook_name) if self._hook_name else None)
         raise InputError("the forward pass of the teacher did not reach its unembedding")
 
+    def logits(self, last_hidden: Float[Tensor, "token d_model"]) -> LazyLogits:
+        """Return the logits of some tokens, computed when they are needed.
+
+        Args:
+            last_hidden: last hidden states of the tokens.
+        """
+        return LazyLogits(last_hidden, self.unembed, self.logit_map)
+
+    @torch.no_grad()
+    def verify_logits(self, ids: Int[Tensor, "sequence position"] | None) -> None:
+        """Measure what the teacher does to its logits after the unembedding.
+
+        Args:
+            ids: sequences of a real text; random tokens if None.
+
+        Raises:
+            InputError: it is neither a scale nor a cap.
+        """
+        ids = sample_ids(self._model, ids, int(self._model.cfg.d_vocab))
+
+        def full_logits(some_ids: Int[Tensor, "sequence position"]) -> Float[Tensor, "..."]:
+            logits: Tensor = self._model(some_ids)
+            self._captured.clear()
+            return logits
+
+        self.logit_map = measure_logit_map(self._model, self.unembed, full_logits, ids)
+        check_same_logits(self._model, self.logit_map(self.unembed(self(ids).last_hidden)), full_logits(ids))
+
 
 @contextmanager
-def teacher_backbone(model: HookedModel, hook_name: str | None = None) -> Iterator[TeacherBackbone]:
+def teacher_backbone(
+    model: HookedModel, hook_name: str | None = None, ids: Int[Tensor, "sequence position"] | None = None
+) -> Iterator[TeacherBackbone]:
     """Yield the teacher without its unembedding; remove all hooks and restore its mode at the end.
 
     Args:
         model: a HookedTransformer or a TransformerBridge.
         hook_name: hook point whose activation is returned too; None for no hook point.
+        ids: sequences of a real text, which the map from last hidden states to logits is verified on; random tokens
+            if None.
 
     Raises:
-        InputError: the model has no such hook point, or changes its logits after the unembedding.
+        InputError: the model has no such hook point, or changes its logits after the unembedding in an unknown way.
     """
     if hook_name:
         get_hook_point(model, hook_name)
     backbone = TeacherBackbone(model, hook_name)
     with eval_mode(model), forward_hooks(model, [hook_name] if hook_name else [], backbone.capture):
-        ids = _sample_ids(model)
-        with torch.no_grad():
-            _check_same_logits(model, model(ids), backbone.unembed(backbone(ids).last_hidden))
+        backbone.verify_logits(ids)
         yield backbone
-
-
-def _sample_ids(model: HookedModel | nn.Module) -> Int[Tensor, "batch position"]:
-    """Return the token ids of the forward pass that checks the logits."""
-    return torch.zeros((1, 2), dtype=torch.long, device=next(model.parameters()).device)
-
-
-def _check_same_logits(
-    model: HookedModel | nn.Module, logits: Float[Tensor, "..."], unembedded: Float[Tensor, "..."]
-) -> None:
-    """Raise an InputError if a model's logits differ from the output of its unembedding.
-
-    Some families cap or scale their logits. The losses computed here would be wrong for them.
-    """
-    if logits.shape != unembedded.shape or not torch.allclose(logits, unembedded, atol=LOGIT_TOLERANCE, rtol=1e-2):
-        raise InputError(
-            f"{type(model).__name__} changes its logits after the unembedding (a cap or a scale), which is not"
-            " supported; use another teacher"
-        )
 
 
 @contextmanager

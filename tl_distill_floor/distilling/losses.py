@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from tl_distill_floor.annotations import Divergence
+from tl_distill_floor.distilling.logits import LogitMap
 from tl_distill_floor.errors import InputError, check_choice
-from tl_distill_floor.measuring.kl import forward_kl, kl_from_log_probs
+from tl_distill_floor.measuring.kl import expected_log_prob, forward_kl, kl_from_log_probs
 
 LOGITS_PER_CHUNK_CPU, LOGITS_PER_CHUNK_GPU = 2**20, 2**26
 """Logits per chunk: about what the caches of a CPU hold, and enough to keep a GPU busy."""
@@ -75,7 +76,7 @@ class Objective:
         logits = teacher_logits.float()
         log_p = (logits / self.temperature if self.temperature != 1.0 else logits).log_softmax(-1)
         p = log_p.exp()
-        return TeacherDistribution(log_p, p, -torch.linalg.vecdot(p, log_p))
+        return TeacherDistribution(log_p, p, -expected_log_prob(p, log_p))
 
     def __call__(
         self,
@@ -92,7 +93,7 @@ class Objective:
         """
         log_q = (student_logits.float() / self.temperature).log_softmax(-1)
         if self.divergence == "forward-kl":
-            loss = -teacher.entropy - (teacher.p * log_q).sum(-1)
+            loss = -teacher.entropy - expected_log_prob(teacher.p, log_q)
         else:
             loss = kl_from_log_probs(log_q, teacher.log_p)
         loss = loss * self.temperature**2
@@ -122,7 +123,7 @@ class Objective:
         if self.is_plain_forward_kl:
             with torch.no_grad():
                 log_q = student_logits.detach().float().log_softmax(-1)
-                loss = -(teacher.entropy + torch.linalg.vecdot(teacher.p, log_q)).sum()
+                loss = -(teacher.entropy + expected_log_prob(teacher.p, log_q)).sum()
                 return loss, log_q.exp_().sub_(teacher.p).to(student_logits.dtype)
         logits = student_logits.detach().requires_grad_()
         loss = self(teacher, logits, labels).sum()
@@ -135,12 +136,18 @@ class LazyLogits(NamedTuple):
     hidden: Float[Tensor, "token d"]
     """Last hidden states."""
     unembed: nn.Module
-    """Unembedding, from last hidden states to logits."""
+    """Unembedding, from last hidden states to logits, before they are scaled or capped."""
+    logit_map: LogitMap = LogitMap()
+    """Scale and cap of the logits."""
 
     def compute(self, rows: slice) -> Float[Tensor, "token vocabulary"]:
         """Return the logits of some of the tokens."""
-        logits: Tensor = self.unembed(self.hidden[rows])
-        return logits
+        return self.logits_of(self.hidden[rows])
+
+    def logits_of(self, hidden: Float[Tensor, "some_token d"]) -> Float[Tensor, "some_token vocabulary"]:
+        """Return the logits of given last hidden states."""
+        unembedded: Tensor = self.unembed(hidden)
+        return self.logit_map(unembedded)
 
 
 def chunked_losses(
@@ -223,7 +230,7 @@ class _GradientAccumulator:
         weights = tuple(student.unembed.parameters())
         with torch.enable_grad():
             hidden = student.hidden[rows].detach().requires_grad_()
-            logits = student.unembed(hidden)
+            logits = student.logits_of(hidden)
             loss, logits_gradient = objective.with_gradient(teacher, logits, labels)
         hidden_gradient, *weight_gradients = torch.autograd.grad(logits, (hidden, *weights), logits_gradient)
         self.loss += loss

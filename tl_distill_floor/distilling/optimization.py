@@ -56,4 +56,6 @@ def _update_power_average(averaged: Tensors, current: Tensors, n_averaged: Tenso
     """Add the weights of the current step to the averages of `n_averaged` steps."""
     step = int(n_averaged) + 1
     share = 1.0 - (1.0 - 1.0 / step) ** (AVERAGE_POWER + 1.0)
-    torch._foreach_lerp_(averaged, current, share)
+    # Not lerp: the difference of two weights of −inf, which mask tokens, is NaN.
+    torch._foreach_mul_(averaged, 1.0 - share)
+    torch._foreach_add_(averaged, current, alpha=share)

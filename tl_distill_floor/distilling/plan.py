@@ -8,12 +8,13 @@ import numpy as np
 import torch
 
 from tl_distill_floor.annotations import HookedModel, TeacherLike
-from tl_distill_floor.distilling.build import build_student, count_parameters
-from tl_distill_floor.distilling.student_config import hugging_face_config, student_config
+from tl_distill_floor.distilling.build import build_student, check_family_runs, count_parameters
+from tl_distill_floor.distilling.student_config import check_depth, hugging_face_config, student_config
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.results.floor_prediction import FloorPrediction
 from tl_distill_floor.results.plan import Plan
 from tl_distill_floor.sources.teachers import load_teacher
+from tl_distill_floor.sources.torch_state import neutral_torch_state
 from tl_distill_floor.theory.regression import PredictedLoss
 
 TWO_SIDED_LEVEL = 0.8
@@ -24,8 +25,11 @@ TIMED_TOKENS, TIMED_ROUNDS = 1024, 3
 """Tokens per timed forward pass, and timed passes per model."""
 WIDTH_STEP, WIDE_TEACHER = 8, 128
 """Students of teachers that are at least this wide have widths that are multiples of this step."""
+NO_STUDENT = "no student of the teacher's family is as small as that; raise --max-width or --max-params"
+"""Message if no width is within a limit."""
 
 
+@neutral_torch_state()
 def plan(
     floor: FloorPrediction,
     teacher: TeacherLike | None = None,
@@ -63,9 +67,15 @@ def plan(
         raise InputError("a plan needs exactly one limit; set one of --max-loss, --max-width, --max-params")
     if max_loss is not None and not max_loss > 0:
         raise InputError(f"the loss must be above 0, got {max_loss}; set --max-loss")
+    if floor.calibration is not None and not floor.calibration.fit.rises:
+        raise InputError(
+            "the losses of the calibration's students do not fall where the predicted floor falls (C is"
+            f" {floor.calibration.slope:.3g}); train the wider students longer and run tl-floor calibrate again"
+        )
     model = load_teacher(floor.stats.model_name if teacher is None else teacher).model
+    check_depth(depth, _teacher_depth(model))
     if max_loss is not None:
-        width = _narrowest_width(floor, model, max_loss)
+        width = _narrowest_width(floor, model, max_loss, depth)
     else:
         width = _widest_width(model, max_width, max_params, depth)
     return _plan_of(floor, model, width, depth)
@@ -103,7 +113,7 @@ def relative_speed(teacher: HookedModel, width: int, depth: int | None = None) -
         The ratio of median times. The teacher is replaced by a `transformers` model of its shape.
     """
     device = next(teacher.parameters()).device
-    shapes = ((int(teacher.cfg.d_model), None), (width, depth))
+    shapes = ((_teacher_width(teacher), None), (width, depth))
     models = [build_student(teacher, w, depth=layers, start="random").to(device) for w, layers in shapes]
     length = min(256, int(teacher.cfg.n_ctx))
     ids = torch.zeros((max(1, TIMED_TOKENS // length), length), dtype=torch.long, device=device)
@@ -126,14 +136,14 @@ def _plan_of(floor: FloorPrediction, model: HookedModel, width: int, depth: int 
     return Plan(
         teacher=floor.stats.model_name,
         width=width,
-        depth=depth or int(model.cfg.n_layers),
-        teacher_depth=int(model.cfg.n_layers),
+        depth=depth or _teacher_depth(model),
+        teacher_depth=_teacher_depth(model),
         unit="nats" if is_in_nats else "mse",
         loss=loss.value,
         bound=None if math.isnan(loss.high) else loss.high,
         calibrated=floor.calibration is not None,
         n_parameters=count_parameters(model, width, depth),
-        teacher_parameters=count_parameters(model, int(model.cfg.d_model)),
+        teacher_parameters=count_parameters(model, _teacher_width(model)),
         speed=relative_speed(model, width, depth),
         features=floor.n_features,
         kept=floor.n_features - len(floor.lost(width)),
@@ -142,11 +152,14 @@ def _plan_of(floor: FloorPrediction, model: HookedModel, width: int, depth: int 
     )
 
 
-def _narrowest_width(floor: FloorPrediction, model: HookedModel, max_loss: float) -> int:
+def _narrowest_width(floor: FloorPrediction, model: HookedModel, max_loss: float, depth: int | None) -> int:
     losses = {width: expected_loss(floor, width) for width in _family_widths(model)}
     for width, loss in losses.items():
-        if (loss.value if math.isnan(loss.high) else loss.high) <= max_loss:
+        is_within = (loss.value if math.isnan(loss.high) else loss.high) <= max_loss
+        if is_within and _can_be_built(model, width, depth):
             return width
+    if not losses:
+        raise InputError(NO_STUDENT)
     width, loss = min(losses.items(), key=lambda item: item[1].value)
     raise InputError(
         f"no student up to the teacher's width stays below {max_loss:g} with 90 % confidence: at width {width:,}"
@@ -157,26 +170,54 @@ def _narrowest_width(floor: FloorPrediction, model: HookedModel, max_loss: float
 def _widest_width(model: HookedModel, max_width: int | None, max_params: int | None, depth: int | None) -> int:
     widths = [width for width in _family_widths(model) if max_width is None or width <= max_width]
     if max_params is not None:
-        widths = widths[: bisect_right(widths, max_params, key=lambda width: count_parameters(model, width, depth))]
-    if not widths:
-        raise InputError("no student of the teacher's family is as small as that; raise --max-width or --max-params")
-    return widths[-1]
+        widths = widths[: bisect_right(widths, max_params, key=lambda width: _n_parameters(model, width, depth))]
+    for width in reversed(widths):
+        if _can_be_built(model, width, depth):
+            return width
+    raise InputError(NO_STUDENT)
+
+
+def _n_parameters(model: HookedModel, width: int, depth: int | None) -> int:
+    """Return the number of parameters of a student, or of the next narrower student if this one cannot be built."""
+    for narrower in range(width, 0, -1):
+        try:
+            return count_parameters(model, narrower, depth)
+        except InputError:
+            continue
+    return 0
 
 
 def _family_widths(model: HookedModel) -> list[int]:
-    """Return the widths that students of the teacher's family can have, ascending."""
-    d_model = int(model.cfg.d_model)
+    """Return the widths that have a configuration of the teacher's family, ascending."""
+    d_model = _teacher_width(model)
     step = WIDTH_STEP if d_model >= WIDE_TEACHER else 1
-    return [width for width in range(step, d_model + 1, step) if _fits(model, width)]
+    return [width for width in range(step, d_model + 1, step) if _has_config(model, width)]
 
 
-def _fits(model: HookedModel, width: int) -> bool:
-    """Return whether the teacher's family has a student of a width."""
+def _has_config(model: HookedModel, width: int) -> bool:
+    """Return whether the teacher's family has a configuration of a width."""
     try:
         student_config(hugging_face_config(model), width)
     except InputError:
         return False
     return True
+
+
+def _can_be_built(model: HookedModel, width: int, depth: int | None) -> bool:
+    """Return whether a student of a width can be built and run."""
+    try:
+        check_family_runs(student_config(hugging_face_config(model), width, depth))
+    except InputError:
+        return False
+    return True
+
+
+def _teacher_width(model: HookedModel) -> int:
+    return int(hugging_face_config(model).hidden_size)
+
+
+def _teacher_depth(model: HookedModel) -> int:
+    return int(hugging_face_config(model).num_hidden_layers)
 
 
 def _known(floor: FloorPrediction) -> tuple[str, ...]:

@@ -1,10 +1,11 @@
 """Save students as Hugging Face checkpoints with a model card."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from torch import nn
 
-from tl_distill_floor.annotations import Tokenizer
+from tl_distill_floor.distilling.teacher_files import TeacherFiles
 from tl_distill_floor.results.student import StudentResult
 from tl_distill_floor.storage.atomic import atomic_directory
 from tl_distill_floor.storage.io_errors import report_io_errors
@@ -19,7 +20,7 @@ Distilled with tl-distill-floor from `{teacher}`: {n_parameters:,} parameters, {
 trained on {tokens:,} tokens of {text}.
 
 - Held-out loss, KL(teacher ‖ student): **{loss:.4f} nats per token** ({heldout_tokens:,} tokens), {status}.
-- Floor of the learning curve, L∞ of the fit L∞ + A · t^-b: {floor:.4f} ({low:.4f} to {high:.4f}).
+- Floor of the learning curve, L∞ of the fit L∞ + A · t^-b: {floor}.
 
 ```python
 from transformers import AutoModelForCausalLM
@@ -31,15 +32,21 @@ The weights are a running average over the training. `student.json` has the lear
 
 
 def save_student(
-    student: nn.Module, tokenizer: Tokenizer | None, result: StudentResult, directory: Path
+    student: nn.Module,
+    files: TeacherFiles,
+    result: StudentResult,
+    directory: Path,
+    check: Callable[[Path], None] | None = None,
 ) -> StudentResult:
     """Write a student's checkpoint, tokenizer, model card and result into a new directory, or nothing on an error.
 
     Args:
         student: a `transformers` model.
-        tokenizer: the teacher's tokenizer, or None.
+        files: tokenizer and generation settings of the teacher.
         result: the student's result.
         directory: a directory that does not exist yet.
+        check: called with the directory of the complete checkpoint before it gets its name; an error that it raises
+            discards the checkpoint.
 
     Returns:
         The result, with its path.
@@ -48,12 +55,26 @@ def save_student(
         InputError: the directory cannot be written.
     """
     with atomic_directory(directory) as partial, report_io_errors(directory):
+        _forget_quantization(student)
         student.save_pretrained(partial)  # type: ignore[operator]
-        if tokenizer is not None:
-            tokenizer.save_pretrained(partial)  # type: ignore[attr-defined]
-        (partial / "README.md").write_text(_model_card(result, directory.name))
+        if files.tokenizer is not None:
+            files.tokenizer.save_pretrained(partial)  # type: ignore[attr-defined]
+        if files.generation_config is not None:
+            # GenerationConfig.save_pretrained rejects settings that published models have.
+            files.generation_config.to_json_file(partial / "generation_config.json")
+        (partial / "README.md").write_text(_model_card(result, directory.name), encoding="utf-8")
         result.save(partial)
+        if check is not None:
+            check(partial)
     return StudentResult.load(directory)
+
+
+def _forget_quantization(student: nn.Module) -> None:
+    """Remove the teacher's quantization settings from a student's configuration; its weights are in fp32."""
+    config = student.config
+    for part in (config, getattr(config, "text_config", None)):
+        if hasattr(part, "quantization_config"):
+            del part.quantization_config  # type: ignore[union-attr]
 
 
 def _model_card(result: StudentResult, name: str) -> str:
@@ -66,9 +87,7 @@ def _model_card(result: StudentResult, name: str) -> str:
         loss=result.loss,
         heldout_tokens=result.heldout_tokens,
         status=result.status,
-        floor=result.floor,
-        low=low,
-        high=high,
+        floor=f"{result.floor:.4f} ({low:.4f} to {high:.4f})" if result.floor_is_known else "not known",
         tokens=result.tokens[-1],
         start=result.settings["start"],
         text=result.settings["text"],

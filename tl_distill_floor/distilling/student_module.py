@@ -15,11 +15,14 @@ class StudentModule(nn.Module):
         student: the student, a `transformers` causal language model.
         spec: the student's settings.
         d_target: dimensions of the teacher's residual stream.
+        ids: sequences of a real text, which the student's logits are verified on; random tokens if None.
     """
 
-    def __init__(self, student: nn.Module, spec: StudentSpec, d_target: int) -> None:
+    def __init__(
+        self, student: nn.Module, spec: StudentSpec, d_target: int, ids: Int[Tensor, "sequence position"] | None = None
+    ) -> None:
         super().__init__()
-        self.backbone = Backbone(student, spec.match.layer if spec.match else None)
+        self.backbone = Backbone(student, spec.match.layer if spec.match else None, ids)
         self.matcher = ActivationMatcher(spec.width, d_target, spec.seed) if spec.match else None
 
     def forward(

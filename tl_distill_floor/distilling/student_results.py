@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from tl_distill_floor.distilling.save import save_student
+from tl_distill_floor.distilling.saved_loss import check_saved_loss
 from tl_distill_floor.distilling.student_state import StudentInTraining
 from tl_distill_floor.distilling.sweep import Sweep
 from tl_distill_floor.distilling.sweep_checkpoint import SWEEP_CHECKPOINT_FILE
+from tl_distill_floor.distilling.teacher_files import TeacherFiles, teacher_files
 from tl_distill_floor.results.student import StudentResult
 from tl_distill_floor.storage.atomic import atomic_directory, remove_file
 from tl_distill_floor.theory.learning_curve import fit_learning_curve
@@ -33,14 +35,15 @@ def save_results(sweep: Sweep, directory: Path) -> list[StudentResult]:
         The result of every student, in their order, with its path.
 
     Raises:
-        InputError: a directory cannot be written.
+        InputError: a directory cannot be written, or a saved student has another loss than the one in training.
     """
-    results = [_save(sweep, student, directory / student.spec.directory) for student in sweep.students]
+    files = teacher_files(sweep.teacher)
+    results = [_save(sweep, student, files, directory / student.spec.directory) for student in sweep.students]
     remove_file(directory / SWEEP_CHECKPOINT_FILE)
     return results
 
 
-def _result(sweep: Sweep, student: StudentInTraining) -> StudentResult:
+def _result(sweep: Sweep, student: StudentInTraining, warnings: tuple[str, ...] = ()) -> StudentResult:
     model = student.module.student
     fit = fit_learning_curve(student.tokens, student.losses) if student.losses else None
     return StudentResult(
@@ -55,29 +58,32 @@ def _result(sweep: Sweep, student: StudentInTraining) -> StudentResult:
         interval=fit.interval if fit else (0.0, 0.0),
         status=student.status or (fit.status if fit else "diverged"),
         heldout_tokens=int(sweep.split.stream.counted(sweep.split.heldout).sum()),
-        settings=_settings(sweep, student),
+        settings=_settings(sweep, student, warnings),
     )
 
 
-def _settings(sweep: Sweep, student: StudentInTraining) -> dict[str, Any]:
-    """Return the settings of a student's training."""
+def _settings(sweep: Sweep, student: StudentInTraining, warnings: tuple[str, ...]) -> dict[str, Any]:
+    """Return the settings of a student's training, with the warnings of its text and of its files."""
     settings = dataclasses.asdict(sweep.config)
     settings |= dataclasses.asdict(dataclasses.replace(student.spec, target=None))
     del settings["target"]
     settings |= {"order_seed": sweep.config.seed, "kept_part": student.spec.target is not None, **sweep.split.settings}
     if student.diverged_at:
         settings["diverged"] = student.diverged_at
+    if sweep.split.warnings or warnings:
+        settings["warnings"] = [*sweep.split.warnings, *warnings]
     return settings
 
 
-def _save(sweep: Sweep, student: StudentInTraining, directory: Path) -> StudentResult:
+def _save(sweep: Sweep, student: StudentInTraining, files: TeacherFiles, directory: Path) -> StudentResult:
     """Save a student; of one that diverged, the result without weights."""
     if directory.exists():  # saved before an error interrupted saving the students
         return StudentResult.load(directory)
-    result = _result(sweep, student)
+    result = _result(sweep, student, files.warnings)
     if student.diverged_at:
         with atomic_directory(directory) as partial:
             result.save(partial)
         return result
-    tokenizer = getattr(sweep.teacher.model, "tokenizer", None)
-    return save_student(student.averaged.module, tokenizer, result, directory)
+    return save_student(
+        student.averaged.module, files, result, directory, lambda saved: check_saved_loss(sweep, student, saved)
+    )

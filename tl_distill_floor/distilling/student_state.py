@@ -3,6 +3,8 @@
 from typing import Any
 
 from accelerate import Accelerator
+from jaxtyping import Int
+from torch import Tensor
 
 from tl_distill_floor.annotations import HookedModel, StudentStatus
 from tl_distill_floor.distilling.build import build_student
@@ -20,20 +22,26 @@ class StudentInTraining:
         spec: which student.
         config: settings of the training.
         accelerator: device and processes that it is trained on.
+        ids: sequences of a real text, which the student's logits are verified on; random tokens if None.
 
     Raises:
         InputError: the student cannot be built; see `build_student`.
     """
 
     def __init__(
-        self, teacher: HookedModel, spec: StudentSpec, config: DistillConfig, accelerator: Accelerator
+        self,
+        teacher: HookedModel,
+        spec: StudentSpec,
+        config: DistillConfig,
+        accelerator: Accelerator,
+        ids: Int[Tensor, "sequence position"] | None = None,
     ) -> None:
         self.spec = spec
         model = build_student(teacher, spec.width, depth=spec.depth, start=spec.start, seed=spec.seed)
-        module = StudentModule(model.to(accelerator.device), spec, int(teacher.cfg.d_model))
+        module = StudentModule(model.to(accelerator.device), spec, int(teacher.cfg.d_model), ids)
         self.module = module.to(accelerator.device)
         self.averaged = running_average(model)
-        self.averaged_backbone = Backbone(self.averaged.module)
+        self.averaged_backbone = Backbone(self.averaged.module, None, ids)
         optimizers = create_optimizers(self.module, config)
         self.distributed_module, *self.optimizers = accelerator.prepare(self.module, *optimizers)
         self.tokens: list[int] = []

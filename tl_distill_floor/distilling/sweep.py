@@ -44,7 +44,7 @@ class Sweep:
             )
         self.teacher, self.split, self.config, self.accelerator = teacher, split, config, accelerator
         self.teacher_hook = next((spec.match.teacher_hook for spec in specs if spec.match), None)
-        self.students = [StudentInTraining(teacher.model, spec, config, accelerator) for spec in specs]
+        self.students = [StudentInTraining(teacher.model, spec, config, accelerator, split.heldout) for spec in specs]
         self.n_steps = split.n_steps(config)
         self.step = 0
         """Number of steps done."""

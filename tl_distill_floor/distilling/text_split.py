@@ -7,8 +7,10 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from tl_distill_floor.annotations import TextLike
+from tl_distill_floor.annotations import HookedModel, TextLike
 from tl_distill_floor.distilling.config import DistillConfig
+from tl_distill_floor.distilling.losses import NO_LABEL
+from tl_distill_floor.distilling.overlap import overlap_warnings
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.measuring.token_stream import TokenStream, open_token_stream
 from tl_distill_floor.sources.teachers import Teacher, check_context
@@ -34,6 +36,8 @@ class TextSplit:
     """Identifies both texts, and how they are split."""
     settings: dict[str, Any]
     """Names of the texts, and tokens per sequence."""
+    warnings: tuple[str, ...] = ()
+    """What to keep in mind when using the losses: held-out text that is trained on."""
 
     @property
     def context_size(self) -> int:
@@ -53,6 +57,19 @@ class TextSplit:
         positions = [divmod(position, len(self.train)) for position in range(first, first + config.batch_size)]
         orders = {epoch: self._order(epoch, config.seed) for epoch in {epoch for epoch, _ in positions}}
         return self.train[torch.stack([orders[epoch][index] for epoch, index in positions])]
+
+    def labels(self, ids: Int[Tensor, "sequence position"]) -> Int[Tensor, "sequence position"]:
+        """Return the token that follows each token.
+
+        A position has `NO_LABEL` if it is the last of its sequence, or if a separator of documents follows. No text
+        continues with a separator: it is there because documents are packed into sequences.
+
+        Args:
+            ids: token ids.
+        """
+        separators = torch.tensor(separator_ids(self.stream.teacher.model), dtype=ids.dtype, device=ids.device)
+        following = torch.cat([ids[:, 1:], torch.full_like(ids[:, :1], NO_LABEL)], dim=1)
+        return following.masked_fill(torch.isin(following, separators), NO_LABEL)
 
     def n_steps(self, config: DistillConfig) -> int:
         """Return the number of steps of a training."""
@@ -113,7 +130,15 @@ def read_text_split(
             "heldout": heldout_stream.text.name,
             "context_size": stream.context_size,
         },
+        warnings=overlap_warnings(train_ids, heldout_ids),
     )
+
+
+def separator_ids(model: HookedModel) -> list[int]:
+    """Return the id of the token that separates packed documents: BOS, or EOS for a tokenizer without BOS."""
+    tokenizer = getattr(model, "tokenizer", None)
+    ids = (getattr(tokenizer, "bos_token_id", None), getattr(tokenizer, "eos_token_id", None))
+    return [int(number) for number in ids if number is not None][:1]
 
 
 def _read(stream: TokenStream, n_tokens: int) -> Int[Tensor, "sequence position"]:

@@ -68,7 +68,10 @@ def _check_any_left(sweep: Sweep, checkpoint: Path | None) -> None:
         return
     where = ", ".join(f"{student.spec.directory} {student.diverged_at}" for student in sweep.students)
     kept = f"; the last checkpoint is in {checkpoint}" if checkpoint and checkpoint.exists() else ""
-    raise InputError(f"training diverged: {where}{kept}; try --lr {sweep.config.lr / 3:.2g}")
+    advice = f"try --lr {sweep.config.lr / 3:.2g}"
+    if sweep.config.objective.divergence == "reverse-kl" and "loss inf" in where:
+        advice = "the teacher gives tokens probability 0 that the student does not; use --divergence forward-kl"
+    raise InputError(f"training diverged: {where}{kept}; {advice}")
 
 
 def _report_progress(sweep: Sweep, progress: ProgressMessageCallback, tokens_per_second: float) -> None:

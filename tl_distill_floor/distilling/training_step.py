@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tl_distill_floor.distilling.config import StudentSpec
 from tl_distill_floor.distilling.forward import BackboneOutput, TeacherBackbone
-from tl_distill_floor.distilling.losses import NO_LABEL, LazyLogits, chunked_losses
+from tl_distill_floor.distilling.losses import chunked_losses
 from tl_distill_floor.distilling.sweep import Sweep
 
 
@@ -63,9 +63,9 @@ def summed_losses(
         ]
         backbones = [student.module.backbone for student in active]
         losses = chunked_losses(
-            LazyLogits(teacher_output.last_hidden[counted], teacher.unembed),
-            [LazyLogits(hidden, b.unembed) for b, (hidden, _) in zip(backbones, outputs, strict=True)],
-            _next_tokens(ids)[counted],
+            teacher.logits(teacher_output.last_hidden[counted]),
+            [backbone.logits(hidden) for backbone, (hidden, _) in zip(backbones, outputs, strict=True)],
+            sweep.split.labels(ids)[counted],
             sweep.config.objective,
         )
     share = sweep.step / sweep.n_steps
@@ -106,11 +106,6 @@ def _matching_targets(
     shared = {spec.target for spec in specs if spec.match}
     targets = {target: activation if target is None else target(activation) for target in shared}
     return [targets[spec.target] if spec.match else None for spec in specs]
-
-
-def _next_tokens(ids: Int[Tensor, "sequence position"]) -> Int[Tensor, "sequence position"]:
-    """Return the token that follows each token, and `NO_LABEL` at the last position."""
-    return torch.cat([ids[:, 1:], torch.full_like(ids[:, :1], NO_LABEL)], dim=1)
 
 
 def _synchronized_if(synchronized: bool, sweep: Sweep) -> AbstractContextManager[object]:

@@ -1,5 +1,6 @@
 """Measure an SAE's features on a teacher's activations.
 
+- `plausibility`: whether an SAE fits the activations that it reads.
 - `measurement`: `measure`, one pass over the text.
 - `config`: `MeasureConfig`, the options of a measurement.
 - `job`: what is measured: a teacher, SAEs and a text that belong together.

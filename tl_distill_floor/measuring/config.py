@@ -27,6 +27,8 @@ class MeasureConfig:
     """Tokens of the text to read, including tokens that are not counted; fewer if the text is shorter."""
     n_codes: int = 200_000
     """Number of tokens, on average, whose SAE codes are kept; 0 keeps none."""
+    force: bool = False
+    """Go on with an SAE that does not fit the activations, see `check_plausible`; the result then has a warning."""
 
     def __post_init__(self) -> None:
         check_choice("cost", self.cost, CostMethod)

@@ -19,6 +19,7 @@ from tl_distill_floor.measuring.job import AttachedSae, MeasurementJob
 from tl_distill_floor.measuring.kl import forward_kl_in_chunks
 from tl_distill_floor.measuring.passes import BatchReader, forward_pass, gradient_pass, rerun_pass
 from tl_distill_floor.measuring.sparse_rows import quiet_sparse
+from tl_distill_floor.measuring.token_stream import holds_token
 
 
 class CostMethodSpec(NamedTuple):
@@ -146,7 +147,10 @@ def kl_after_change(
     row, position = rerun_row[batch.row[token.cpu()]].to(original.device), batch.position[token.cpu()]
     activation[row, position.to(original.device)] += change.to(activation)
     logits = batch.teacher.rerun(activation, rows)
-    return forward_kl_in_chunks(batch.teacher.logits[rows], logits).double().sum(1).cpu()
+    losses = forward_kl_in_chunks(batch.teacher.logits[rows], logits).double()
+    if batch.ids is not None:
+        losses = losses.where(holds_token(batch.ids[rows.to(batch.ids.device)]).to(losses.device), 0.0)
+    return losses.sum(1).cpu()
 
 
 def row_dot_products(

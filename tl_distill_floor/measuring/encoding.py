@@ -18,7 +18,8 @@ def as_sae_input(
         n_heads: attention heads of the teacher, for an SAE that concatenates the heads of `hook_z` itself.
     """
     flat = activation.to(sae.device).flatten(1)
-    if sae.cfg.reshape_activations == "hook_z":
+    # `cfg.reshape_activations` says what the SAE can do, the switch what it does now.
+    if getattr(sae, "hook_z_reshaping_mode", sae.cfg.reshape_activations == "hook_z"):
         return rearrange(flat, "token (head d_head) -> token head d_head", head=n_heads)
     return flat
 

@@ -6,7 +6,8 @@ Every function restores the model: hooks are removed, and modes and `requires_gr
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from tl_distill_floor.annotations import HookedModel
 from tl_distill_floor.errors import InputError
+from tl_distill_floor.sources.teacher_checks import check_head, forward_errors
 
 # HookedTransformer's and TransformerBridge's name of the same point within a block.
 ALIASES = {
@@ -108,7 +110,7 @@ def activation_reader(
     def read(tokens: Tensor) -> list[Tensor]:
         captured.clear()
         try:
-            with torch.no_grad():
+            with torch.no_grad(), forward_errors(model):
                 model(tokens)
         except _StopForwardError:
             return [captured[name] for name in hook_names]
@@ -154,18 +156,32 @@ def differentiable_forward(
     def run(tokens: Tensor) -> DifferentiableOutput:
         captured.clear()
         with torch.enable_grad():
-            logits = check_logits(model, model(tokens))
+            logits = forward_logits(model, tokens)
         if len(captured) < len(set(hook_names)):
             raise _not_reached(hook_names, captured)
         return DifferentiableOutput(logits, [captured.pop(name) for name in dict.fromkeys(hook_names)])
 
-    with eval_mode(model), frozen_weights(model), forward_hooks(model, hook_names, capture):
+    with eval_mode(model), frozen_weights(model), forward_hooks(model, hook_names, capture, differentiable=True):
         yield run
         captured.clear()
 
 
+def forward_logits(
+    model: HookedModel, tokens: Int[Tensor, "batch position"]
+) -> Float[Tensor, "batch position vocabulary"]:
+    """Run a full forward pass and return its logits.
+
+    Raises:
+        InputError: the forward pass fails, the model returns no logits, or its unembedding is random.
+    """
+    with forward_errors(model):
+        output = model(tokens)
+    return check_logits(model, output)
+
+
 def check_logits(model: HookedModel, output: object) -> Float[Tensor, "batch position vocabulary"]:
     """Return the output of a forward pass, or raise an InputError if it is not logits over the vocabulary."""
+    check_head(model)
     if not isinstance(output, Tensor) or output.ndim != 3 or output.shape[-1] < int(model.cfg.d_vocab):
         raise InputError("the model returns no logits, so no loss in nats can be measured; use --cost energy")
     return output
@@ -179,25 +195,52 @@ def check_finite(activation: Float[Tensor, "..."], hook_name: str) -> None:
 
 
 @contextmanager
-def forward_hooks(model: HookedModel, hook_names: Sequence[str], function: HookFunction) -> Iterator[None]:
+def forward_hooks(
+    model: HookedModel, hook_names: Sequence[str], function: HookFunction, *, differentiable: bool = False
+) -> Iterator[None]:
     """Call a function at each hook point during the context.
+
+    The hooks are those of TransformerLens, not of torch: some hook points are connected only while they hold one, and
+    some convert what they see (OPT's MLP runs on flattened tokens).
 
     Args:
         model: a HookedTransformer or a TransformerBridge.
         hook_names: hook points.
         function: called with the hook point's name and output; a tensor that it returns replaces the output.
+        differentiable: whether a tensor that is returned always becomes part of the autograd graph. Otherwise some
+            bridges (Granite) ignore one that is equal to the output.
 
     Raises:
         InputError: see `get_hook_point`.
     """
-
-    def hook_for(name: str) -> Callable[[nn.Module, object, Tensor], Tensor | None]:
-        return lambda _module, _inputs, output: function(name, output)
-
     with ExitStack() as stack:
         for name in dict.fromkeys(hook_names):
-            stack.callback(get_hook_point(model, name).register_forward_hook(hook_for(name)).remove)
+            point = get_hook_point(model, name)
+            stack.callback(_remove_hook, point, _add_hook(point, partial(_call_hook, function, name), differentiable))
         yield
+
+
+def _call_hook(function: HookFunction, name: str, output: Tensor, *, hook: object) -> Tensor | None:  # noqa: ARG001
+    """Call a function as TransformerLens calls a hook."""
+    return function(name, output)
+
+
+def _add_hook(point: nn.Module, hook: Callable[..., Tensor | None], differentiable: bool) -> object:
+    """Add a hook to a hook point and return its handle."""
+    point.add_hook(hook)  # type: ignore[operator]
+    handle: object = point.fwd_hooks[-1]  # type: ignore[index, union-attr]
+    if differentiable:
+        # Listed as a backward hook as well, which is how a hook point says that it needs to be in the graph. A real
+        # backward hook would warn where no input requires a gradient.
+        point.bwd_hooks.append(handle)  # type: ignore[operator, union-attr]
+    return handle
+
+
+def _remove_hook(point: nn.Module, handle: Any) -> None:
+    """Remove a hook that `_add_hook` added, and leave those of others."""
+    handle.hook.remove()
+    for name in ("fwd_hooks", "bwd_hooks"):
+        setattr(point, name, [other for other in getattr(point, name) if other is not handle])
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from tl_distill_floor.measuring.hooks import canonical_name, resid_post
 from tl_distill_floor.measuring.token_stream import CachedActivationStream, TokenStream
 from tl_distill_floor.sources.devices import check_device, main_device
 from tl_distill_floor.sources.model_names import lookup_name, same_model
+from tl_distill_floor.sources.packing import DEFAULT_SEPARATOR, Packing
 from tl_distill_floor.sources.saes import SaeSource, load_sae, sae_digest
 from tl_distill_floor.sources.teachers import (
     CHECKPOINT_OPTIONS,
@@ -78,6 +79,12 @@ class MeasurementJob:
         return self.stream
 
     @property
+    def cached_stream(self) -> CachedActivationStream:
+        """The stream of a job without a teacher."""
+        assert isinstance(self.stream, CachedActivationStream)
+        return self.stream
+
+    @property
     def model(self) -> HookedModel:
         """The teacher's model."""
         return self.token_stream.teacher.model
@@ -104,8 +111,13 @@ class MeasurementJob:
     def warnings(self, attached: AttachedSae) -> list[str]:
         """Return what a reader should know about how the numbers were measured."""
         warnings, source, teacher = [], attached.source, self.teacher
+        if teacher and teacher.not_compared:
+            warnings.append(f"the teacher's logits were not compared with transformers' ({teacher.not_compared})")
         if teacher and source.model_name and not same_model(source.model_name, teacher.name):
-            warnings.append(f"the SAE was trained on {source.model_name}, the teacher is {teacher.name}")
+            warnings.append(
+                f"the SAE was trained on {source.model_name}; whether the teacher ({teacher.name}) is that model is"
+                " not known"
+            )
         if source.context_size and self.stream.context_size > source.context_size:
             warnings.append(
                 f"sequences of {self.stream.context_size} tokens are longer than the SAE's training context"
@@ -113,9 +125,10 @@ class MeasurementJob:
             )
         wanted = _loading_options(source)
         if teacher and wanted and not wanted.items() <= teacher.loading.items():
-            warnings.append(f"the SAE was trained on a teacher loaded with {wanted}, which this one was not")
-        if teacher is None:
-            warnings.append("special tokens in cached activations are not known: only first positions are left out")
+            this_one = "and how this one was loaded is not known" if teacher.is_in_memory else "which this one was not"
+            warnings.append(f"the SAE was trained on a teacher loaded with {wanted}, {this_one}")
+        if isinstance(self.stream, CachedActivationStream):
+            warnings.append(self.stream.warning())
         return warnings
 
 
@@ -168,7 +181,7 @@ def prepare_job(
     settings = {
         "context_size": stream.context_size,
         "batch_size": batch_size,
-        "not_counted": "first position" if model is None else "special token ids and first position",
+        "not_counted": _not_counted(stream),
         "text": stream.text.fingerprint,
         "teacher": stream.teacher.loading if isinstance(stream, TokenStream) else "cached activations",
     }
@@ -188,7 +201,32 @@ def _cached_stream(
         )
     if len(sources) > 1:
         raise InputError("several SAEs need a teacher, not cached activations; name one, or measure them one by one")
-    return CachedActivationStream(loaded, hooks[0], batch_size)
+    return CachedActivationStream(loaded, hooks[0], batch_size, _counted_positions(sources[0]))
+
+
+def _not_counted(stream: TokenStream | CachedActivationStream) -> str:
+    """Return which tokens are not counted."""
+    if isinstance(stream, CachedActivationStream):
+        token = stream.cached.first_token
+        return "first position" if token is None else f"token {token} and first position"
+    outside = "" if stream.positions is None else f", positions outside {list(stream.positions)}"
+    return f"special token ids and first position{outside}"
+
+
+def _counted_positions(source: SaeSource) -> tuple[int | None, ...] | None:
+    """Return the arguments of the `slice` of positions that an SAE was trained on; None for all positions."""
+    positions = source.seqpos_slice
+    return (
+        None
+        if positions is None or slice(*positions) in (slice(None), slice(0, None), slice(0, None, 1))
+        else positions
+    )
+
+
+def _packing(source: SaeSource) -> Packing:
+    """Return how documents were put into sequences when an SAE was trained, so far as it is known."""
+    separator = None if source.sequence_separator == DEFAULT_SEPARATOR else source.sequence_separator
+    return Packing(separator, source.concatenates_documents is not False)
 
 
 def _stream_for(
@@ -199,15 +237,17 @@ def _stream_for(
     check_context(teacher.model, context_size)
     if len({source.prepend_bos is not False for source in sources}) > 1:
         raise InputError("some of the SAEs were trained with a beginning-of-text token; measure them one by one")
+    if len({(_packing(source), _counted_positions(source)) for source in sources}) > 1:
+        raise InputError("the SAEs were trained on text with other separators or positions; measure them one by one")
     trained_on = min(source.context_size or 256 for source in sources)
     tokenizer = getattr(teacher.model, "tokenizer", None)
     has_bos = tokenizer is not None and tokenizer.bos_token_id is not None
     prepend_bos = has_bos and sources[0].prepend_bos is not False
     size = context_size or min(trained_on, longest)
-    loaded = load_text(text, tokenizer, context_size=size, prepend_bos=prepend_bos)
+    loaded = load_text(text, tokenizer, context_size=size, prepend_bos=prepend_bos, packing=_packing(sources[0]))
     if loaded.context_size > longest:
         raise InputError(f"sequences of {loaded.context_size} tokens are longer than the teacher's context ({longest})")
-    return TokenStream(teacher, loaded, batch_size, prepend_bos)
+    return TokenStream(teacher, loaded, batch_size, prepend_bos, _counted_positions(sources[0]))
 
 
 def _shared_model_kwargs(sources: Sequence[SaeSource]) -> dict[str, Any]:

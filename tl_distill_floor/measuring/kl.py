@@ -59,5 +59,26 @@ def kl_from_log_probs(
     Returns:
         [*position], in nats.
     """
-    kl: Tensor = (log_p.exp() * (log_p - log_q)).sum(-1)
+    p = log_p.exp()
+    kl: Tensor = (p * (log_p - log_q)).sum(-1)
+    if kl.isnan().any():  # 0 · log 0 counts as 0
+        kl = (p * (log_p - log_q).masked_fill(p == 0, 0.0)).sum(-1)
     return kl
+
+
+def expected_log_prob(
+    p: Float[Tensor, "*position vocabulary"], log_q: Float[Tensor, "*position vocabulary"]
+) -> Float[Tensor, "*position"]:
+    """Compute Σ p log q at each position, where 0 · log 0 counts as 0: logits of −inf have probability 0.
+
+    Args:
+        p: probabilities.
+        log_q: log-probabilities.
+
+    Returns:
+        [*position], in nats.
+    """
+    expected: Tensor = torch.linalg.vecdot(p, log_q)
+    if expected.isnan().any():
+        expected = torch.linalg.vecdot(p, log_q.masked_fill(p == 0, 0.0))
+    return expected

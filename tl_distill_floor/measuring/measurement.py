@@ -20,15 +20,18 @@ from tl_distill_floor.measuring.config import MeasureConfig
 from tl_distill_floor.measuring.costs import COST_METHODS
 from tl_distill_floor.measuring.job import AttachedSae, MeasurementJob, prepare_job
 from tl_distill_floor.measuring.passes import cached_batches
+from tl_distill_floor.measuring.plausibility import TOKENS_TO_CHECK, check_plausible, plausibility_warnings
 from tl_distill_floor.measuring.processes import SINGLE_PROCESS, ProcessGroup
 from tl_distill_floor.measuring.strongest_contexts import describe_contexts
 from tl_distill_floor.results.feature_stats import MAX_BLOCKS, BlockSums, FeatureStats
 from tl_distill_floor.results.feature_sums import FeatureSums, pack_sums, unpack_sums
+from tl_distill_floor.sources.torch_state import neutral_torch_state
 
 SECONDS_BETWEEN_SAVES = 20.0
 """Least time between two checkpoints: they hold the codes, which are too large to be written after every block."""
 
 
+@neutral_torch_state()
 def measure(
     model: TeacherLike | None,
     sae: SaeLike | None = None,
@@ -44,6 +47,7 @@ def measure(
     batch_size: int = 16,
     device: str = "cpu",
     dtype: Dtype = "fp32",
+    force: bool = False,
     checkpoint: str | Path | None = None,
     resume: bool = False,
     progress: ProgressCallback | None = None,
@@ -79,6 +83,8 @@ def measure(
         batch_size: sequences per batch.
         device: torch device of what is loaded here, or "auto"; see `load_teacher`.
         dtype: dtype of a teacher that is loaded here.
+        force: go on with an SAE that does not fit the activations: one that leaves all of their variance unexplained,
+            or whose L0 is not that which is stated with it, by a factor of 4. The result then has a warning.
         checkpoint: file for the sums so far, written every 20 seconds, at the end, and if an exception or Ctrl-C ends
             the measurement.
         resume: continue from `checkpoint` if the file exists. The result is identical to an uninterrupted measurement.
@@ -89,14 +95,14 @@ def measure(
 
     Raises:
         InputError: an input cannot be loaded, inputs do not belong together, an option is out of range, the text is too
-            short, the model returns no logits, an activation is not finite, or the checkpoint is of another
-            measurement.
+            short, the model returns no logits, an activation is not finite, the SAE does not fit the activations, or
+            the checkpoint is of another measurement.
 
     Example:
         >>> stats = measure("tiny-prose", "tiny-prose-sae", n_tokens=20_000)  # doctest: +SKIP
         >>> stats.cost[stats.alive()].sum()  # in nats per token  # doctest: +SKIP
     """
-    config = MeasureConfig(cost, n_samples, n_tokens, n_codes)
+    config = MeasureConfig(cost, n_samples, n_tokens, n_codes, force)
     job = prepare_job(
         model, [sae], text, layers=[layer], hook_name=hook_name, context_size=context_size, batch_size=batch_size,
         device=device, dtype=dtype,
@@ -143,7 +149,9 @@ def measure_job(
     files = [Path(file) if file and process_group.is_first else None for file in checkpoints or [None] * len(job.saes)]
     measurements = [_Measurement(job, attached, file, resume) for attached, file in zip(job.saes, files, strict=True)]
     _read_text(job, config, measurements, process_group, progress)
-    return [measurement.result(no_outputs) for measurement in measurements] if process_group.is_first else []
+    if not process_group.is_first:
+        return []
+    return [measurement.result(no_outputs, config.force) for measurement in measurements]
 
 
 class _Measurement:
@@ -176,6 +184,15 @@ class _Measurement:
         if time.monotonic() - self.saved_at >= SECONDS_BETWEEN_SAVES:
             self.save()
 
+    def has_enough_to_check(self) -> bool:
+        """Return whether enough text was read to check whether the SAE fits."""
+        return self.sums_and_blocks is not None and self.sums_and_blocks[0].n_tokens >= TOKENS_TO_CHECK
+
+    def check_plausible(self) -> None:
+        """Raise an InputError if the SAE does not fit the activations read so far."""
+        if self.sums_and_blocks is not None:
+            check_plausible(self.sums_and_blocks[0], self.attached)
+
     def stats(self) -> FeatureStats | None:
         """Return the statistics of the text read so far; None if nothing was read."""
         if self.sums_and_blocks is None:
@@ -195,14 +212,15 @@ class _Measurement:
             stats.save(self.file)
             self.saved_at, self.is_saved = time.monotonic(), True
 
-    def result(self, no_outputs: bool) -> FeatureStats:
+    def result(self, no_outputs: bool, force: bool) -> FeatureStats:
         """Return the final statistics, with warnings and described contexts.
 
         Args:
             no_outputs: whether costs are "energy" because cached activations have no outputs.
+            force: whether an SAE that does not fit the activations is accepted.
 
         Raises:
-            InputError: no token was counted.
+            InputError: no token was counted, or the SAE does not fit the activations.
         """
         stats, stream = self.stats(), self.job.stream
         if stats is None or not stats.n_tokens:
@@ -210,7 +228,9 @@ class _Measurement:
                 f"{stream.text.name} is too short: no sequence of {stream.context_size} tokens with a counted token;"
                 " give more text, or set --context-size lower"
             )
-        warnings = self.job.warnings(self.attached)
+        if not force:
+            self.check_plausible()
+        warnings = self.job.warnings(self.attached) + plausibility_warnings(stats.sums, self.attached)
         if no_outputs:
             warnings.append("cached activations have no outputs: costs are energy, in squared error, not nats")
         contexts = stats.contexts
@@ -238,6 +258,7 @@ def _read_text(
 ) -> None:
     """Read the rest of the text, block by block, and add it to the measurements."""
     done = process_group.broadcast(min(measurement.n_read for measurement in measurements))
+    is_checked = config.force
     with _open_batches(job, config, done, process_group) as batches:
         reported = _report_progress(batches, done, config.n_tokens, progress)
         try:
@@ -249,11 +270,25 @@ def _read_text(
                     if measurement.n_read == done:  # one checkpoint may be a block ahead of the others
                         measurement.add(sums)
                 done += block[0].n_read
+                if not is_checked and all(measurement.has_enough_to_check() for measurement in measurements):
+                    _check_early(measurements)
+                    is_checked = True
         finally:
             for measurement in measurements:
                 measurement.save()
     if process_group.is_first and any(measurement.n_read < done for measurement in measurements):
         raise InputError("the checkpoints hold different parts of the text; delete them to start again")
+
+
+def _check_early(measurements: list[_Measurement]) -> None:
+    """Raise an InputError if an SAE does not fit the activations; then no checkpoint is written."""
+    try:
+        for measurement in measurements:
+            measurement.check_plausible()
+    except InputError:
+        for measurement in measurements:
+            measurement.is_saved = True
+        raise
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from tl_distill_floor.errors import InputError
@@ -13,7 +13,7 @@ from tl_distill_floor.measuring.hooks import activation_reader, differentiable_f
 from tl_distill_floor.measuring.job import AttachedSae, MeasurementJob
 from tl_distill_floor.measuring.rerun import rerunner
 from tl_distill_floor.measuring.sampling import score_gradient
-from tl_distill_floor.measuring.token_stream import mask_first_position
+from tl_distill_floor.measuring.token_stream import holds_token, model_input
 
 BatchReader = Callable[[int, Int[Tensor, "batch position"]], list[ActivationBatch]]
 """A function from the number of the first sequence and token ids to one batch per SAE of the job."""
@@ -26,7 +26,7 @@ def forward_pass(job: MeasurementJob, _n_samples: int) -> Iterator[BatchReader]:
 
         def read_batch(first: int, ids: Tensor) -> list[ActivationBatch]:
             counted = job.token_stream.counted(ids)
-            acts = dict(zip(job.hook_names, read(ids), strict=True))
+            acts = dict(zip(job.hook_names, read(model_input(ids)), strict=True))
             return [counted_batch(job, a, acts[a.hook_name], counted, first, ids) for a in job.saes]
 
         yield read_batch
@@ -47,10 +47,10 @@ def gradient_pass(job: MeasurementJob, n_samples: int) -> Iterator[BatchReader]:
     with differentiable_forward(job.model, job.hook_names) as run:
 
         def read_batch(first: int, ids: Tensor) -> list[ActivationBatch]:
-            logits, acts = run(ids)
+            logits, acts = run(model_input(ids))
             if not logits.requires_grad:
                 raise _no_gradient(job.hook_names[0])
-            gradients = _sampled_gradients(job.hook_names, logits, acts, first, n_samples)
+            gradients = _sampled_gradients(job.hook_names, logits, acts, first, n_samples, holds_token(ids))
             counted = job.token_stream.counted(ids)
             batches = []
             for attached in job.saes:
@@ -75,7 +75,7 @@ def rerun_pass(job: MeasurementJob, _n_samples: int) -> Iterator[BatchReader]:
     with rerunner(job.model, attached.hook_name) as teacher:
 
         def read_batch(first: int, ids: Tensor) -> list[ActivationBatch]:
-            acts = teacher.run(ids)
+            acts = teacher.run(model_input(ids))
             batch = counted_batch(job, attached, acts, job.token_stream.counted(ids), first, ids)
             return [batch._replace(teacher=teacher)]
 
@@ -85,11 +85,11 @@ def rerun_pass(job: MeasurementJob, _n_samples: int) -> Iterator[BatchReader]:
 def cached_batches(job: MeasurementJob, start: int, n_tokens: int) -> Iterator[list[ActivationBatch]]:
     """Yield the batches of a job with cached activations that hold tokens `start` to `n_tokens`.
 
-    All tokens are counted except the first of each sequence: cached activations do not say which tokens are special.
+    Which tokens are counted is in `CachedActivationStream.warning`.
     """
     (attached,) = job.saes
-    for first, acts in job.stream.batches(start, n_tokens):
-        yield [counted_batch(job, attached, acts, mask_first_position(acts.shape[:2]), first, None)]
+    for first, acts, counted in job.cached_stream.batches(start, n_tokens):
+        yield [counted_batch(job, attached, acts, counted, first, None)]
 
 
 def single_sae(job: MeasurementJob) -> AttachedSae:
@@ -100,9 +100,14 @@ def single_sae(job: MeasurementJob) -> AttachedSae:
 
 
 def _sampled_gradients(
-    hook_names: list[str], logits: Tensor, acts: list[Tensor], first: int, n_samples: int
+    hook_names: list[str],
+    logits: Tensor,
+    acts: list[Tensor],
+    first: int,
+    n_samples: int,
+    is_token: Bool[Tensor, "batch position"],
 ) -> list[list[Tensor]]:
-    """Return for each sample the gradients of Σ_t log p(y_t) with respect to the activations."""
+    """Return for each sample the gradients of Σ_t log p(y_t) with respect to the activations, t the tokens."""
     n_sequences, n_positions = logits.shape[:2]
     # One generator per sequence of the text, so that the samples do not depend on the batch size.
     random = [torch.Generator().manual_seed(first + row) for row in range(n_sequences)]
@@ -110,6 +115,7 @@ def _sampled_gradients(
     for number in range(n_samples):
         uniform = torch.stack([torch.rand(n_positions, generator=of_sequence) for of_sequence in random])
         score = score_gradient(logits.detach(), uniform)
+        score[~is_token.to(score.device)] = 0
         keep_graph = number + 1 < n_samples
         gradients = torch.autograd.grad(logits, acts, score, retain_graph=keep_graph, allow_unused=True)
         for gradient, hook_name in zip(gradients, hook_names, strict=True):

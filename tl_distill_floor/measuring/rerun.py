@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from tl_distill_floor.annotations import HookedModel
-from tl_distill_floor.measuring.hooks import check_logits, eval_mode, forward_hooks, get_hook_point
+from tl_distill_floor.measuring.hooks import eval_mode, forward_hooks, forward_logits, get_hook_point
 
 
 class Rerunner:
@@ -47,7 +47,7 @@ class Rerunner:
         """
         self._captured.clear()
         self._tokens = tokens
-        self.logits = check_logits(self._model, self._model(tokens))
+        self.logits = forward_logits(self._model, tokens)
         return self.activation
 
     @torch.no_grad()
@@ -68,7 +68,7 @@ class Rerunner:
         self._replacement = activation
         try:
             with _constant_output(self._earlier_blocks, earlier_output):
-                return check_logits(self._model, self._model(self._tokens[selected]))
+                return forward_logits(self._model, self._tokens[selected])
         finally:
             self._replacement = None
 

@@ -11,10 +11,14 @@ from torch import Tensor, nn
 
 from tl_distill_floor.annotations import HookedModel, TextLike
 from tl_distill_floor.errors import InputError
+from tl_distill_floor.sources.cached_activations import CachedActivations
 from tl_distill_floor.sources.teachers import Teacher, check_context, special_token_ids
 from tl_distill_floor.sources.text import TextSource, load_text
+from tl_distill_floor.sources.token_rows import NO_TOKEN_ID
 
 Row = TypeVar("Row")
+CachedBatch = tuple[int, Float[Tensor, "batch position *d_model"], Bool[Tensor, "batch position"]]
+"""Number of the first sequence, activations, and which of them are counted."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,8 @@ class TokenStream:
     """Sequences per batch."""
     prepend_bos: bool = True
     """Whether every sequence begins with the beginning-of-sequence token."""
+    positions: tuple[int | None, ...] | None = None
+    """Arguments of the `slice` of positions that are counted; all but the first if None."""
 
     @property
     def context_size(self) -> int:
@@ -42,33 +48,50 @@ class TokenStream:
         """Yield the batches that hold tokens `start` to `n_tokens` of the text.
 
         Yields:
-            (number of the first sequence, token ids), the ids on the teacher's device.
+            (number of the first sequence, token ids), the ids on the teacher's device. Positions without a token have
+            the id `NO_TOKEN_ID`, see `model_input`.
 
         Raises:
-            InputError: a token id is outside the teacher's vocabulary.
+            InputError: a token id is outside the teacher's vocabulary, or a row is padded and the teacher's tokens
+                attend to later ones.
         """
         first, last = start // self.context_size, -(-n_tokens // self.context_size)
         groups = _groups(islice(self.text.read(), first, last), self.batch_size)
         for number, group in zip(count(first, self.batch_size), groups, strict=False):
             yield number, self._check_vocabulary(torch.stack(group)).to(device_of(self.teacher.model))
 
-    def read_sequences(self, n_tokens: int) -> Int[Tensor, "sequence position"]:
+    def read_sequences(self, n_tokens: int, *, padded: bool = False) -> Int[Tensor, "sequence position"]:
         """Return the first sequences of the text on the CPU: enough for `n_tokens`, or all.
 
+        Args:
+            n_tokens: tokens to read.
+            padded: whether positions may be without a token.
+
         Raises:
-            InputError: a token id is outside the teacher's vocabulary.
+            InputError: see `batches`; also if a position is without a token and `padded` is False.
         """
         batches = [ids.cpu() for _, ids in self.batches(0, n_tokens)]
+        if not padded and any(bool((ids == NO_TOKEN_ID).any()) for ids in batches):
+            raise InputError(
+                f"{self.text.name} holds padded rows, which students are not trained on; give text, or rows without"
+                " padding"
+            )
         return torch.cat(batches) if batches else torch.zeros((0, self.context_size), dtype=torch.long)
 
     def counted(self, ids: Int[Tensor, "batch position"]) -> Bool[Tensor, "batch position"]:
-        """Return which tokens are counted: all but special tokens and the first of each sequence."""
-        special = torch.tensor(special_token_ids(self.teacher.model), dtype=ids.dtype, device=ids.device)
-        return mask_first_position(ids.shape).to(ids.device) & ~torch.isin(ids, special)
+        """Return which tokens are counted: all but special tokens, padding and the first of each sequence."""
+        not_counted = [NO_TOKEN_ID, *special_token_ids(self.teacher.model)]
+        special = torch.tensor(not_counted, dtype=ids.dtype, device=ids.device)
+        return mask_positions(ids.shape, self.positions).to(ids.device) & ~torch.isin(ids, special)
 
     def _check_vocabulary(self, ids: Int[Tensor, "batch position"]) -> Int[Tensor, "batch position"]:
         largest, vocabulary = int(ids.max()), int(self.teacher.model.cfg.d_vocab)
-        if largest >= vocabulary or int(ids.min()) < 0:
+        if int(ids.min()) == NO_TOKEN_ID and getattr(self.teacher.model.cfg, "attention_dir", "causal") != "causal":
+            raise InputError(
+                f"{self.text.name} holds padded rows, and the teacher's tokens attend to later ones; give rows of one"
+                " length without padding"
+            )
+        if largest >= vocabulary or int(ids.min()) < NO_TOKEN_ID:
             raise InputError(
                 f"the text holds token id {largest}, the teacher's vocabulary ends at {vocabulary - 1};"
                 " use the teacher's own tokenizer"
@@ -84,6 +107,8 @@ class CachedActivationStream:
     hook_name: str
     batch_size: int
     """Sequences per batch."""
+    positions: tuple[int | None, ...] | None = None
+    """Arguments of the `slice` of positions whose activations were cached; None for all."""
 
     @property
     def context_size(self) -> int:
@@ -95,13 +120,45 @@ class CachedActivationStream:
         """Tokens per batch."""
         return self.batch_size * self.context_size
 
-    def batches(self, start: int, n_tokens: int) -> Iterator[tuple[int, Float[Tensor, "batch position *d_model"]]]:
-        """Yield (number of the first sequence, activations) of the batches that hold tokens `start` to `n_tokens`."""
-        assert self.text.read_cached is not None
+    @property
+    def cached(self) -> CachedActivations:
+        """The directory of cached activations."""
+        assert self.text.cached is not None
+        return self.text.cached
+
+    def batches(self, start: int, n_tokens: int) -> Iterator[CachedBatch]:
+        """Yield the batches that hold tokens `start` to `n_tokens`.
+
+        Yields:
+            (number of the first sequence, activations, which of them are counted).
+        """
         first, last = start // self.context_size, -(-n_tokens // self.context_size)
-        rows = islice(self.text.read_cached(self.hook_name), first, last)
-        groups = _groups((activation for _, activation in rows), self.batch_size)
-        yield from zip(count(first, self.batch_size), map(torch.stack, groups), strict=False)
+        groups = _groups(islice(self.cached.read(self.hook_name), first, last), self.batch_size)
+        for number, group in zip(count(first, self.batch_size), groups, strict=False):
+            yield (
+                number,
+                torch.stack([acts for _, acts in group]),
+                torch.stack([self._counted(ids) for ids, _ in group]),
+            )
+
+    def warning(self) -> str:
+        """Return which tokens are not counted, and what is not known of them."""
+        if self.cached.first_token is not None:
+            return (
+                f"token {self.cached.first_token}, which begins every sequence of the cached activations, is not"
+                " counted; other special tokens are not known"
+            )
+        reason = "sequences begin with different tokens" if self.cached.has_token_ids else "no token ids are cached"
+        return (
+            f"special tokens in the cached activations are not known, since {reason}: only first positions are left out"
+        )
+
+    def _counted(self, ids: Int[Tensor, " position"] | None) -> Bool[Tensor, " position"]:
+        """Return which tokens of a sequence are counted."""
+        begins_later = self.positions is not None and bool(slice(*self.positions).indices(self.context_size)[0])
+        counted = torch.ones(self.context_size, dtype=torch.bool)
+        counted[0] = begins_later
+        return counted if ids is None or self.cached.first_token is None else counted & (ids != self.cached.first_token)
 
 
 def open_token_stream(teacher: Teacher, text: TextLike | None, context_size: int, batch_size: int) -> TokenStream:
@@ -121,6 +178,31 @@ def open_token_stream(teacher: Teacher, text: TextLike | None, context_size: int
     loaded = load_text(text, tokenizer, context_size=context_size, prepend_bos=has_bos)
     check_context(teacher.model, loaded.context_size)
     return TokenStream(teacher, loaded, batch_size, prepend_bos=has_bos)
+
+
+def model_input(ids: Int[Tensor, "batch position"]) -> Int[Tensor, "batch position"]:
+    """Return token ids that a model accepts: 0 at positions without a token, to which no token before them attends."""
+    return ids.clamp(min=0)
+
+
+def holds_token(ids: Int[Tensor, "batch position"]) -> Bool[Tensor, "batch position"]:
+    """Return which positions hold a token, rather than the padding of a row."""
+    return ids != NO_TOKEN_ID
+
+
+def mask_positions(shape: Sequence[int], positions: tuple[int | None, ...] | None) -> Bool[Tensor, "batch position"]:
+    """Return a mask that is True at some positions of each sequence.
+
+    Args:
+        shape: number of sequences, and of positions.
+        positions: arguments of the `slice` of positions; the first one is False anyway.
+    """
+    mask = mask_first_position(shape)
+    if positions is not None:
+        selected = torch.zeros(shape[1], dtype=torch.bool)
+        selected[list(range(shape[1])[slice(*positions)])] = True
+        mask &= selected
+    return mask
 
 
 def mask_first_position(shape: Sequence[int]) -> Bool[Tensor, "batch position"]:

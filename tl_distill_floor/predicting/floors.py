@@ -17,6 +17,7 @@ from tl_distill_floor.results.feature_stats import FeatureStats
 from tl_distill_floor.results.floor_prediction import FloorPrediction
 from tl_distill_floor.results.simulation import Simulation
 from tl_distill_floor.results.tail_loss import TailLoss
+from tl_distill_floor.sources.torch_state import neutral_torch_state
 from tl_distill_floor.theory.allocation import rank_by_cost
 from tl_distill_floor.theory.bootstrap import UNKNOWN
 from tl_distill_floor.theory.capacity import capacity, critical_width
@@ -28,6 +29,7 @@ STEPS, MAX_TRAINED_WIDTHS = 1000, 8
 """Default training steps of the bottleneck students, and how many widths are trained; others are interpolated."""
 
 
+@neutral_torch_state()
 def floor_from_stats(
     stats: FeatureStats,
     widths: WidthsLike | None = None,

@@ -9,12 +9,14 @@ from tl_distill_floor.errors import InputError
 from tl_distill_floor.results.feature_stats import FeatureStats
 from tl_distill_floor.results.floor_prediction import FloorPrediction
 from tl_distill_floor.results.lost_features import FeatureAtWidth, FeatureContext, LostFeatures, OneFeature
+from tl_distill_floor.sources.torch_state import neutral_torch_state
 
 NEURONPEDIA = "https://www.neuronpedia.org"
 N_SCANNED = 12
 """Number of widths between 1 and the widest at which `survives_from` looks, in addition to those of the prediction."""
 
 
+@neutral_torch_state()
 def lost_features(floor: FloorPrediction, width: int | None = None, top: int = 20) -> LostFeatures:
     """Describe the features that a student of one width is expected to lose.
 
@@ -46,6 +48,7 @@ def lost_features(floor: FloorPrediction, width: int | None = None, top: int = 2
     )
 
 
+@neutral_torch_state()
 def one_feature(floor: FloorPrediction, feature: int, width: int | None = None) -> OneFeature:
     """Describe one feature at the widths of a prediction, or at one width.
 

@@ -36,6 +36,7 @@ from tl_distill_floor.results.feature_stats import FeatureStats
 from tl_distill_floor.results.floor_prediction import FloorPrediction
 from tl_distill_floor.results.tail_loss import TailLoss, rank_grid
 from tl_distill_floor.sources.devices import main_device
+from tl_distill_floor.sources.torch_state import neutral_torch_state
 from tl_distill_floor.theory.allocation import rank_by_cost, remaining_costs
 from tl_distill_floor.theory.floors import held_ranks
 
@@ -44,6 +45,7 @@ HALF_PRECISION_WARNING = (
 )
 
 
+@neutral_torch_state()
 def predict_floor(
     model: TeacherLike | None,
     sae: SaeLike | None = None,
@@ -60,6 +62,7 @@ def predict_floor(
     batch_size: int = 16,
     device: str = "cpu",
     dtype: Dtype = "fp32",
+    force: bool = False,
     steps: int = STEPS,
     min_count: int = 1,
     seed: int = 0,
@@ -87,6 +90,7 @@ def predict_floor(
         batch_size: sequences per batch.
         device: torch device of what is loaded here. Models and SAEs in memory stay where they are.
         dtype: dtype of a teacher that is loaded here, "fp32" or "bf16".
+        force: go on with an SAE that does not fit the activations, see `measure`.
         steps: training steps of the bottleneck students for `simulated`; 0 trains none.
         min_count: a feature is alive if it fired on at least this many tokens.
         seed: seed of the resampling, of the training, and of the choice of the held-out text.
@@ -119,6 +123,7 @@ def predict_floor(
         batch_size=batch_size,
         device=device,
         dtype=dtype,
+        force=force,
         steps=steps,
         min_count=min_count,
         seed=seed,
@@ -129,6 +134,7 @@ def predict_floor(
     return floor
 
 
+@neutral_torch_state()
 def predict_floors(
     model: TeacherLike | None,
     saes: Sequence[SaeLike | None],
@@ -145,6 +151,7 @@ def predict_floors(
     batch_size: int = 16,
     device: str = "cpu",
     dtype: Dtype = "fp32",
+    force: bool = False,
     steps: int = STEPS,
     min_count: int = 1,
     seed: int = 0,
@@ -173,6 +180,7 @@ def predict_floors(
         batch_size: see `predict_floor`.
         device: see `predict_floor`.
         dtype: see `predict_floor`.
+        force: see `predict_floor`.
         steps: see `predict_floor`.
         min_count: see `predict_floor`.
         seed: see `predict_floor`.
@@ -191,7 +199,7 @@ def predict_floors(
     Example:
         >>> floors = predict_floors("tiny-prose", ["tiny-prose-sae"], n_tokens=20_000)  # doctest: +SKIP
     """
-    config = MeasureConfig(cost, n_samples, n_tokens, n_codes)
+    config = MeasureConfig(cost, n_samples, n_tokens, n_codes, force)
     check_choice("dtype", dtype, Dtype)
     check_steps(steps)
     check_min_count(min_count)

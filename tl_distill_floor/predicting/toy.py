@@ -19,6 +19,7 @@ from torch import Tensor
 from tl_distill_floor.annotations import ArrayLike, ProgressCallback, WidthsLike
 from tl_distill_floor.predicting.progress import StepCounter
 from tl_distill_floor.results.toy import ToyResult as ToyResult
+from tl_distill_floor.sources.torch_state import neutral_torch_state
 from tl_distill_floor.theory.capacity import Number
 
 KEPT_NORM_SQ = 0.5
@@ -86,6 +87,7 @@ class ToyModels(NamedTuple):
         return self.output(self.hidden(x.T))
 
 
+@neutral_torch_state()
 def train(
     n_features: int,
     alpha: ArrayLike | Number,

@@ -15,6 +15,7 @@ import torch
 from tl_distill_floor.annotations import ProgressCallback
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.predicting import toy
+from tl_distill_floor.sources.torch_state import neutral_torch_state
 from tl_distill_floor.storage.atomic import write_atomically
 from tl_distill_floor.theory.predictors import PREDICTORS
 
@@ -67,6 +68,7 @@ def paper_configurations(seed: int) -> list[ToyConfiguration]:
     ]
 
 
+@neutral_torch_state()
 def train_configuration(configuration: ToyConfiguration, progress: ProgressCallback | None = None) -> JsonObject:
     """Train the toy models of one configuration, and predict their floors with every predictor.
 
@@ -113,6 +115,7 @@ def train_configuration(configuration: ToyConfiguration, progress: ProgressCallb
     }
 
 
+@neutral_torch_state()
 def train_configurations(
     configurations: Sequence[ToyConfiguration], file: Path, progress: ProgressCallback | None
 ) -> list[JsonObject]:

@@ -4,6 +4,7 @@
 - `probe_run`: `probe_run`, all labels, widths and students of a run.
 - `config`: `ProbeConfig`, the options of probes.
 - `examples`: labelled examples, tokenized.
+- `duplicates`: documents that share a text.
 - `activations`: the activations of labelled examples.
 - `fitting`: logistic regression on splits by document.
 - `forecasts`: what a student of some width is expected to represent.

@@ -20,13 +20,14 @@ from tl_distill_floor.distilling.layers import student_hook
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.measuring.encoding import encode_tokens
 from tl_distill_floor.measuring.hooks import activation_reader
-from tl_distill_floor.measuring.token_stream import device_of, mask_first_position
+from tl_distill_floor.measuring.token_stream import device_of, mask_first_position, model_input
 from tl_distill_floor.probing.auroc import column_auroc
 from tl_distill_floor.results.floor_prediction import FloorPrediction
 from tl_distill_floor.results.probes import Decodability
 from tl_distill_floor.results.student import StudentResult
 from tl_distill_floor.sources.teachers import Teacher, load_teacher, special_token_ids
 from tl_distill_floor.sources.text import TextSource, load_text
+from tl_distill_floor.sources.token_rows import NO_TOKEN_ID
 
 MAX_FEATURES = 2_000
 """Largest number of features that are decoded; more are sampled down at random."""
@@ -93,7 +94,7 @@ def decodability(
     context_size = stats.settings.get("context_size")
     source = load_text(text, teacher.model.tokenizer, context_size=context_size, prepend_bos=prepend_bos)
     encoded = _encode_text(teacher.model, sae, stats.hook_name, source, n_tokens, batch_size)
-    part = _assign_parts(encoded.sequence, seed)
+    part = _assign_parts(encoded, seed)
     features = _decodable_features(encoded, part, stats.alive(floor.min_count), seed)
     codes = encoded.codes[:, features].tocsc()
 
@@ -176,12 +177,12 @@ def _encode_text(
             f" {len(sequences)} from {source.name}; set --feature-tokens higher, or give more --text"
         )
     ids = torch.stack(sequences)
-    special = torch.tensor(special_token_ids(model), dtype=ids.dtype)
+    special = torch.tensor([NO_TOKEN_ID, *special_token_ids(model)], dtype=ids.dtype)
     counted = mask_first_position(ids.shape) & ~torch.isin(ids, special)
     codes: list[csr_array] = []
     with activation_reader(model, [hook_name]) as read:
         for batch, mask in zip(torch.split(ids, batch_size), torch.split(counted, batch_size), strict=True):
-            (activation,) = read(batch.to(device_of(model)))
+            (activation,) = read(model_input(batch).to(device_of(model)))
             batch_codes = encode_tokens(sae, activation[mask.to(activation.device)], int(model.cfg.n_heads))
             codes.append(csr_array(batch_codes.cpu().numpy()))
     return EncodedText(ids, counted.numpy(), vstack(codes, format="csr"), counted.nonzero()[:, 0].numpy())
@@ -195,15 +196,17 @@ def _activations(
     activations = []
     with activation_reader(model, [hook_name]) as read:
         for batch, mask in zip(torch.split(encoded.ids, batch_size), torch.split(counted, batch_size), strict=True):
-            (activation,) = read(batch.to(device_of(model)))
+            (activation,) = read(model_input(batch).to(device_of(model)))
             activations.append(activation[mask.to(activation.device)].flatten(1).float().cpu().numpy())
     return np.concatenate(activations)
 
 
-def _assign_parts(sequence: Int64[np.ndarray, " token"], seed: int) -> Int64[np.ndarray, " token"]:
-    """Return the part (0 to 4) of each token; all tokens of a sequence are in the same part."""
-    numbers, index = np.unique(sequence, return_inverse=True)
-    part = np.random.default_rng(seed).permutation(np.arange(len(numbers)) % N_PARTS)
+def _assign_parts(encoded: EncodedText, seed: int) -> Int64[np.ndarray, " token"]:
+    """Return the part (0 to 4) of each token; all tokens of a sequence and of its copies are in the same part."""
+    copies: dict[bytes, int] = {}
+    number = np.array([copies.setdefault(ids.numpy().tobytes(), len(copies)) for ids in encoded.ids])
+    numbers, index = np.unique(number[encoded.sequence], return_inverse=True)
+    part: np.ndarray = np.random.default_rng(seed).permutation(np.arange(len(numbers)) % N_PARTS)
     return part[index]
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tl_distill_floor.annotations import LabelLevel, Pooling, Tokenizer
 from tl_distill_floor.errors import InputError
+from tl_distill_floor.probing.duplicates import group_documents
 from tl_distill_floor.sources.labels import LabelledText, LabelTask
 
 MIN_DOCUMENTS_PER_CLASS = 5
@@ -38,7 +39,7 @@ class TaskExamples:
     label: Int64[np.ndarray, " example"]
     """Index of the class."""
     document: Int64[np.ndarray, " example"]
-    """Number of the document that the text belongs to."""
+    """Number of the document that the text belongs to; documents that share a text have one number."""
 
     def __len__(self) -> int:
         """Return the number of examples."""
@@ -107,6 +108,11 @@ def tokenize_examples(
     warnings = [f"texts truncated to {context_size} tokens: {n_truncated:,}"] if n_truncated else []
     if n_shared:
         warnings.append(f"words left out because their last token is shared with the next word: {n_shared:,}")
+    groups = group_documents(labelled.texts, ids, labelled.documents)
+    if groups.n_shared:
+        warnings.append(
+            f"texts that several documents share: {groups.n_shared:,}; these documents are on one side of every split"
+        )
     random = np.random.default_rng(seed)
     tasks = []
     for task in labelled.tasks:
@@ -114,7 +120,7 @@ def tokenize_examples(
             candidates = _word_candidates(task, last_tokens, ids, len(prefix))
         else:
             candidates = _text_candidates(task, ids, pool)
-        examples, notes = _select_examples(task, pool, candidates, labelled.documents, per_class, random)
+        examples, notes = _select_examples(task, pool, candidates, groups.group, per_class, random)
         tasks.append(examples)
         warnings += notes
     return TokenizedExamples(tuple(ids), tuple(tasks), tuple(warnings))
@@ -161,27 +167,38 @@ def _select_examples(
     task: LabelTask,
     pool: Pooling,
     candidates: list[_LabelledToken],
-    documents: tuple[str, ...],
+    documents: tuple[int, ...],
     per_class: int,
     random: np.random.Generator,
 ) -> tuple[TaskExamples, list[str]]:
-    """Select at most `per_class` examples of each class that occurs in enough documents; return warnings with them."""
-    documents_of: dict[str, set[str]] = {}
+    """Select at most `per_class` examples of each class that occurs in enough documents; return warnings with them.
+
+    Args:
+        task: the labels.
+        pool: which activation of a text is probed.
+        candidates: the labelled tokens.
+        documents: number of the document of each text.
+        per_class: largest number of examples per class.
+        random: source of the sample.
+    """
+    documents_of: dict[str, set[int]] = {}
     for candidate in candidates:
         documents_of.setdefault(candidate.label, set()).add(documents[candidate.text])
-    classes = tuple(sorted(label for label, names in documents_of.items() if len(names) >= MIN_DOCUMENTS_PER_CLASS))
+    classes = tuple(sorted(label for label, numbers in documents_of.items() if len(numbers) >= MIN_DOCUMENTS_PER_CLASS))
     if len(classes) < 2:
-        counts = ", ".join(f"{label!r} in {len(names)}" for label, names in sorted(documents_of.items())[:6]) or "none"
+        counts = (
+            ", ".join(f"{label!r} in {len(numbers)}" for label, numbers in sorted(documents_of.items())[:6]) or "none"
+        )
         raise InputError(
             f"probing {task.name!r} needs two classes that occur in at least {MIN_DOCUMENTS_PER_CLASS} documents, got"
-            f" {counts}; give more labelled text, or name another label with --label"
+            f" {counts} (documents that share a text count as one); give more labelled text, or name another label with"
+            " --label"
         )
     rare = sorted(set(documents_of) - set(classes))
     notes = [_rare_classes_warning(task.name, rare, len(documents_of))] if rare else []
     by_class = [[candidate for candidate in candidates if candidate.label == label] for label in classes]
     sampled = [_sample(rows, per_class, random) for rows in by_class]
     rows = [row for class_rows in sampled for row in class_rows]
-    number = {document: i for i, document in enumerate(dict.fromkeys(documents))}
     examples = TaskExamples(
         task=task.name,
         level=task.level,
@@ -190,7 +207,7 @@ def _select_examples(
         text=np.array([row.text for row in rows], dtype=np.int64),
         position=np.array([row.position for row in rows], dtype=np.int64),
         label=np.repeat(np.arange(len(classes)), [len(class_rows) for class_rows in sampled]),
-        document=np.array([number[documents[row.text]] for row in rows], dtype=np.int64),
+        document=np.array([documents[row.text] for row in rows], dtype=np.int64),
     )
     return examples, notes
 

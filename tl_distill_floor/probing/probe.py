@@ -9,8 +9,10 @@ from tl_distill_floor.probing.fitting import fit_probes, probe_result
 from tl_distill_floor.results.probes import ProbeResult
 from tl_distill_floor.sources.labels import load_labels
 from tl_distill_floor.sources.teachers import check_context, load_teacher
+from tl_distill_floor.sources.torch_state import neutral_torch_state
 
 
+@neutral_torch_state()
 def probe(
     model: TeacherLike,
     hook_name: str,

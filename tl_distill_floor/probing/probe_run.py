@@ -35,8 +35,10 @@ from tl_distill_floor.sources.devices import TORCH_DTYPES
 from tl_distill_floor.sources.labels import load_labels
 from tl_distill_floor.sources.saes import SaeSource, load_sae, sae_digest
 from tl_distill_floor.sources.teachers import Teacher, load_teacher
+from tl_distill_floor.sources.torch_state import neutral_torch_state
 
 
+@neutral_torch_state()
 def probe_run(
     floor: FloorPrediction,
     teacher: TeacherLike | None = None,

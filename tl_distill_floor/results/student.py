@@ -36,9 +36,9 @@ class StudentResult(JsonRecord):
     losses: tuple[float, ...]
     """Held-out loss of the averaged weights at each point of the learning curve."""
     floor: float
-    """L∞ of the fit L∞ + A · t^-b to the learning curve."""
+    """L∞ of the fit L∞ + A · t^-b to the learning curve; the last loss if the curve does not show it."""
     interval: tuple[float, float]
-    """95 % interval of `floor`, from the fit."""
+    """95 % interval of `floor`, from the fit; from 0 to the last loss if the curve does not show it."""
     status: StudentStatus
     """"saturated", "under-trained" or "diverged"; see `theory.learning_curve`."""
     heldout_tokens: int
@@ -66,6 +66,11 @@ class StudentResult(JsonRecord):
     def loss(self) -> float:
         """Last held-out loss in nats per token; NaN if the training diverged before the first evaluation."""
         return self.losses[-1] if self.losses else math.nan
+
+    @property
+    def floor_is_known(self) -> bool:
+        """Whether the learning curve shows the loss at which the training would saturate."""
+        return self.status != "under-trained" or self.interval != (0.0, self.loss)
 
     def save(self, path: str | Path) -> Path:
         """Save the result as JSON. The path of the checkpoint is not stored, so that runs can be moved.

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.measuring.hooks import activation_reader, check_finite
-from tl_distill_floor.measuring.token_stream import TokenStream, device_of
+from tl_distill_floor.measuring.token_stream import TokenStream, device_of, model_input
 from tl_distill_floor.sae_training.config import TOKENS_PER_STEP
 
 TOKENS_PER_BLOCK = 2**17
@@ -73,7 +73,7 @@ def _read_activations(
         for ids_chunk, counted_chunk in zip(
             *(torch.split(tensor, stream.batch_size) for tensor in (ids, counted)), strict=True
         ):
-            (activation,) = read(ids_chunk.to(device_of(model)))
+            (activation,) = read(model_input(ids_chunk).to(device_of(model)))
             chunks.append(activation[counted_chunk.to(activation.device)].float())
     activations = torch.cat(chunks)
     check_finite(activations, hook_name)

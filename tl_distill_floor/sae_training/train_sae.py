@@ -25,11 +25,13 @@ from tl_distill_floor.sae_training.config import MIN_TOKENS, TOKENS_PER_STEP, Sa
 from tl_distill_floor.sae_training.trainer import CHECKPOINT_KIND, SaeTraining
 from tl_distill_floor.sources.devices import check_device
 from tl_distill_floor.sources.teachers import Teacher, check_context, load_teacher, weights_digest
+from tl_distill_floor.sources.torch_state import neutral_torch_state
 from tl_distill_floor.storage.atomic import atomic_directory, remove_file, remove_unfinished
 from tl_distill_floor.storage.checkpoints import CHECKPOINT_SECONDS, load_checkpoint
 from tl_distill_floor.storage.io_errors import report_io_errors
 
 
+@neutral_torch_state()
 def train_sae(
     model: TeacherLike,
     text: TextLike | None = None,
@@ -168,7 +170,7 @@ def _open_text(
 ) -> tuple[TokenStream, Int[Tensor, "sequence position"]]:
     """Return the text as a stream, and its token ids: enough for the training, or all."""
     stream = open_token_stream(teacher, text, config.context_size, config.batch_size)
-    rows = stream.read_sequences(config.n_tokens)
+    rows = stream.read_sequences(config.n_tokens, padded=True)
     if not len(rows):
         raise InputError(
             f"{stream.text.name} is too short: it fills no sequence of {config.context_size} tokens; give more text"

@@ -1,18 +1,21 @@
 """Read activations that SAELens's `CacheActivationsRunner` saved."""
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_distill_floor.errors import InputError
+from tl_distill_floor.sources.tables import SAVED_DATASET, is_saved_dataset, load_saved_dataset, report_damage
 
 CachedSequence = tuple[Int[Tensor, " position"] | None, Float[Tensor, "position *d_model"]]
 """Token ids, if they were saved, and activations of one sequence."""
+TOKEN_COLUMN = "token_ids"  # noqa: S105 - not a password
+LIST_TYPES = ("List", "LargeList", "Sequence", "LargeSequence")
 
 
 @dataclass(frozen=True)
@@ -24,13 +27,25 @@ class CachedActivations:
     """A string that differs if the activations do."""
     context_size: int
     """Tokens per sequence."""
+    first_token: int | None
+    """Token id that begins every sequence; None if token ids were not saved, or sequences begin differently."""
+    has_token_ids: bool
     read: Callable[[str], Iterator[CachedSequence]]
     """Iterate over the sequences at a hook point; raises an InputError if it was not cached or is damaged."""
 
 
 def is_cached_activations(path: Path) -> bool:
-    """Return whether a path is a directory of cached activations, or of another saved dataset."""
-    return (path / "dataset_info.json").is_file() and (path / "state.json").is_file()
+    """Return whether a path is a directory of activations, rather than of text, that `save_to_disk` wrote.
+
+    Activations are columns of arrays of floating-point numbers, with at least two axes.
+    """
+    try:
+        if not (is_saved_dataset(path) and all((path / name).is_file() for name in SAVED_DATASET)):
+            return False
+        features = json.loads((path / "dataset_info.json").read_bytes())["features"]
+        return any(_is_activation(feature) for feature in features.values())
+    except (OSError, TypeError, ValueError, KeyError, AttributeError, RecursionError):
+        return False
 
 
 def open_cached_activations(path: Path) -> CachedActivations:
@@ -39,39 +54,47 @@ def open_cached_activations(path: Path) -> CachedActivations:
     Raises:
         InputError: the directory is damaged.
     """
-    from datasets import load_from_disk
-
-    with _report_damage(path):
-        state = json.loads((path / "state.json").read_bytes())
-        file_names = [entry["filename"] for entry in state["_data_files"]]
-        if any(Path(name).name != name for name in file_names):
-            raise ValueError("it names files outside the directory")
-        dataset = load_from_disk(str(path)).with_format("torch")
-        hook_names = [column for column in dataset.column_names if column != "token_ids"]
+    stored = load_saved_dataset(path)
+    with report_damage(path):
+        dataset = stored.with_format("torch")
+        hook_names = [column for column in dataset.column_names if column != TOKEN_COLUMN]
+        has_token_ids = TOKEN_COLUMN in dataset.column_names
         context_size = len(dataset[0][hook_names[0]])
+        first_token = _first_token(stored) if has_token_ids else None
 
     def read(hook_name: str) -> Iterator[CachedSequence]:
         if hook_name not in hook_names:
             raise InputError(
                 f"{path} caches {', '.join(hook_names)}, not {hook_name}; give another directory with --text"
             )
-        with _report_damage(path):
+        with report_damage(path):
             for row in dataset:
-                activation = row[hook_name]
+                activation, ids = row[hook_name], row.get(TOKEN_COLUMN)
                 if not activation.is_floating_point() or activation.ndim < 2 or len(activation) != context_size:
                     raise ValueError(f"a sequence of it has the shape {tuple(activation.shape)}")
-                yield row.get("token_ids"), activation
+                if ids is not None and tuple(ids.shape) != (context_size,):
+                    raise ValueError(f"its {TOKEN_COLUMN} have the shape {tuple(ids.shape)}, not ({context_size},)")
+                yield ids, activation
 
-    return CachedActivations(path.name, str(dataset._fingerprint), context_size, read)
+    return CachedActivations(path.name, str(dataset._fingerprint), context_size, first_token, has_token_ids, read)
 
 
-@contextmanager
-def _report_damage(path: Path) -> Iterator[None]:
-    """Turn the errors that damaged files cause into an InputError."""
-    try:
-        yield
-    except InputError:
-        raise
-    except Exception as error:  # the errors of pyarrow and datasets have no common base class
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"{path} does not hold complete cached activations ({reason}); cache them again") from error
+def _first_token(dataset: Any) -> int | None:
+    """Return the token id that begins every sequence, of at least two; None if they begin differently."""
+    rows = dataset.select_columns([TOKEN_COLUMN])
+    first = {int(row[TOKEN_COLUMN][0]) for row in rows}
+    return first.pop() if len(first) == 1 and len(rows) > 1 else None
+
+
+def _is_activation(feature: object, n_axes: int = 0) -> bool:
+    """Return whether a column's description is that of an array of floating-point numbers with two axes or more."""
+    if isinstance(feature, list) and len(feature) == 1:
+        return _is_activation(feature[0], n_axes + 1)
+    if not isinstance(feature, Mapping):
+        return False
+    kind, dtype = feature.get("_type"), str(feature.get("dtype", ""))
+    if kind in LIST_TYPES:
+        return _is_activation(feature.get("feature"), n_axes + 1)
+    if kind in ("Array2D", "Array3D", "Array4D", "Array5D"):
+        return "float" in dtype
+    return kind == "Value" and "float" in dtype and n_axes > 1

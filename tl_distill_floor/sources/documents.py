@@ -1,21 +1,51 @@
-"""Read documents from text files, Hugging Face datasets and the embedded text."""
+"""Read documents from files, datasets, objects in memory and the embedded text.
 
-import gzip
-import json
-import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+A document is a text, a conversation, or a row of token ids.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
-from io import TextIOWrapper
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from tl_distill_floor.errors import InputError
+from tl_distill_floor.sources.items import FIRST_ITEMS, Replayed, is_split_dataset, items_digest, open_items
+from tl_distill_floor.sources.tables import (
+    FILE_KINDS,
+    Table,
+    dataset_rows,
+    file_fingerprint,
+    is_dataset_name,
+    is_saved_dataset,
+    open_saved_dataset,
+    open_table_file,
+    split_of_path,
+)
+from tl_distill_floor.sources.text_files import COMPRESSED, check_text, jsonl_rows, plain_chunks, text_suffix
+from tl_distill_floor.sources.token_rows import IDS_EXPECTED, TokenRow, is_token_ids, rows_of
 
-CHUNK_CHARACTERS = 1_000_000
-"""Characters of a plain text file that are read as one document."""
 EMBEDDED_TEXT = "embedded text"
+CHAT_COLUMNS = ("messages", "conversations", "conversation")
+COLUMNS = ("text", *CHAT_COLUMNS, "input_ids", "attention_mask")
+"""Columns that a row's document is read from: the first that it has."""
+ROW_EXAMPLE = '{"text": "..."}'
+PATH_SUFFIXES = (".txt", ".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow", COMPRESSED)
+LONGEST_PATH = 1024
+"""Characters; a longer string is a text."""
+
+
+@dataclass(frozen=True)
+class Chat:
+    """A conversation."""
+
+    messages: tuple[Mapping[str, Any], ...]
+    """Messages, each with a role and a content, as chat templates read them."""
+    location: str
+
+
+Document: TypeAlias = str | Chat | TokenRow
 
 
 @dataclass(frozen=True)
@@ -25,15 +55,17 @@ class DocumentSource:
     name: str
     fingerprint: str
     """A string that differs if the documents do."""
-    read: Callable[[], Iterator[str]]
+    read: Callable[[], Iterator[Document]]
     """Iterate over the documents; raises an InputError where they cannot be read."""
+    holds_rows: bool = True
+    """Whether the documents may be rows of token ids; False for plain text."""
 
 
-def open_documents(text: str | Path | None) -> DocumentSource:
-    """Return the documents of a file, of a dataset, or of the embedded text if None.
+def open_documents(text: object) -> DocumentSource:
+    """Return the documents of a file, a dataset, an object in memory, or of the embedded text if None.
 
     Args:
-        text: a `.txt` or `.jsonl` file (also `.gz`), or a Hugging Face dataset, `owner/name` or `owner/name:config`.
+        text: see `load_text`.
 
     Raises:
         InputError: there is no such file, or it has another suffix. Reading the documents raises it where a file or
@@ -41,130 +73,146 @@ def open_documents(text: str | Path | None) -> DocumentSource:
     """
     if text is None:
         embedded = Path(str(files("tl_distill_floor") / "assets" / "heldout.jsonl.gz"))
-        return DocumentSource(EMBEDDED_TEXT, EMBEDDED_TEXT, lambda: _read_jsonl(embedded))
-    path = Path(text)
-    if not path.is_file():
-        if path.exists() or path.suffix in (".txt", ".jsonl", ".gz"):
-            raise InputError(
-                f"there is no text file at {path}; --text takes .txt or .jsonl (also .gz), or a dataset's name"
+        return DocumentSource(EMBEDDED_TEXT, EMBEDDED_TEXT, lambda: _documents_of_rows(jsonl_rows(embedded)))
+    if isinstance(text, str | Path):
+        return _open_named(text)
+    return _open_in_memory(text)
+
+
+def path_of(text: str | Path) -> Path | None:
+    """Return a string as the path of a file or directory; None if it is a text or the name of a dataset.
+
+    Raises:
+        InputError: it looks like a path, and there is no such file or directory.
+    """
+    is_text = isinstance(text, str) and not text.strip()
+    try:
+        path, _ = split_of_path(text)
+        exists = not is_text and path.exists()
+    except (OSError, ValueError):  # too long for a path, or with a NUL byte
+        path, exists = Path(text), False
+    if exists:
+        return path
+    if isinstance(text, Path) or _looks_like_path(text):
+        raise InputError(f"there is no text file at {path}; give {FILE_KINDS}, or a dataset's name")
+    return None
+
+
+def _open_named(text: str | Path) -> DocumentSource:
+    """Return the documents of a file, a directory, a dataset's name or one text."""
+    path = path_of(text)
+    if path is None:
+        name = str(text)
+        if is_dataset_name(name):
+            return DocumentSource(
+                name, name, lambda: _documents_of_rows((f"dataset {name}", row) for row in dataset_rows(name))
             )
-        return DocumentSource(str(text), str(text), lambda: _read_dataset(str(text)))
-    readers = {".txt": _read_plain, ".jsonl": _read_jsonl}
-    suffix = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
-    if suffix not in readers:
-        raise InputError(f"{path} is neither .txt nor .jsonl (also .gz); rename it if it holds text")
-    stat = path.stat()
-    fingerprint = f"{path.name}:{stat.st_size}:{stat.st_mtime_ns}"
-    return DocumentSource(path.name, fingerprint, lambda: readers[suffix](path))
-
-
-def check_text(text: str, location: str) -> None:
-    """Raise an InputError if a text holds characters that tokenizers do not accept.
-
-    Args:
-        text: the text.
-        location: its file, with line or row, for the message.
-    """
-    if "\0" in text:
-        raise InputError(f"{location} holds NUL bytes, so it is not text; give a .txt or .jsonl file")
-    try:
-        text.encode()  # fails on lone surrogates, which JSON can hold
-    except UnicodeEncodeError as error:
-        raise InputError(f"{location} holds half a surrogate pair, so it is not text; give another file") from error
-
-
-def jsonl_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield (location for error messages, JSON object) for each line of a `.jsonl` file that is not empty.
-
-    Raises:
-        InputError: a line does not hold a JSON object, or the file cannot be read.
-    """
-    with _report_read_errors(path), _open_text(path) as file:
-        for number, line in enumerate(file, start=1):
-            if line.strip():
-                location = f"{path}, line {number}"
-                yield location, _parse_row(line, location)
-
-
-def dataset_rows(name: str) -> Iterator[dict[str, Any]]:
-    """Yield the rows of the training split of a Hugging Face dataset, streamed, without running its code.
-
-    Args:
-        name: `owner/name` or `owner/name:config`.
-
-    Raises:
-        InputError: the dataset cannot be read.
-    """
-    from datasets import load_dataset
-
-    repository, _, config = name.partition(":")
-    try:
-        yield from load_dataset(repository, config or None, split="train", streaming=True)
-    except Exception as error:  # a remote dataset can fail in many ways
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        document = check_text(name, "the text")
+        if not document.strip():
+            raise InputError(f"the text is empty; give {FILE_KINDS}, or a dataset's name")
+        return DocumentSource("a text", items_digest([document]), lambda: iter([document]), holds_rows=False)
+    path, split = split_of_path(text)
+    if is_saved_dataset(path):
+        return _from_table(open_saved_dataset(path, split))
+    if not path.is_file():
         raise InputError(
-            f"{name} is neither a text file nor a Hugging Face dataset that can be read ({reason});"
-            " check the name and the network"
-        ) from error
+            f"there is no text file at {path}, but a directory without a saved dataset; give {FILE_KINDS}, or a"
+            " directory that save_to_disk wrote"
+        )
+    if text_suffix(path) == ".txt":
+        return DocumentSource(path.name, file_fingerprint(path), lambda: plain_chunks(path), holds_rows=False)
+    table = open_table_file(path)
+    if table is None:
+        raise InputError(
+            f"{path} is neither .txt nor .jsonl (also .gz), .json, .csv, .parquet or .arrow; rename it if it is"
+        )
+    return _from_table(table)
 
 
-def _read_plain(path: Path) -> Iterator[str]:
-    """Yield a plain text in chunks that end at the end of a line."""
-
-    def chunks() -> Iterator[str]:
-        with _open_text(path) as file:
-            while chunk := file.read(CHUNK_CHARACTERS):
-                yield chunk + file.readline(CHUNK_CHARACTERS)
-
-    return _checked_documents(path, chunks())
+def _looks_like_path(text: str) -> bool:
+    if len(text) > LONGEST_PATH or "\n" in text.strip():
+        return False
+    if re.match(r"(/|~|\.{1,2}[/\\]|[A-Za-z]:[\\/]|\\\\)", text) or text.lower().endswith(PATH_SUFFIXES):
+        return True
+    first, separator, _ = text.replace("\\", "/").partition("/")
+    return bool(separator) and Path(first).is_dir() and not is_dataset_name(text)
 
 
-def _read_jsonl(path: Path) -> Iterator[str]:
-    return _checked_documents(path, (_text_field(row, location) for location, row in jsonl_rows(path)))
+def _open_in_memory(text: object) -> DocumentSource:
+    """Return the documents of an object in memory."""
+    name = type(text).__name__
+    if _is_chat(text) or (isinstance(text, Mapping) and not is_split_dataset(text)):
+        documents = tuple(_documents_of_item(text, f"the {name}"))
+        return DocumentSource(name, items_digest(documents), lambda: iter(documents))
+    items = open_items(text, COLUMNS, "text")
+    if items is None or isinstance(text, bytes):
+        raise InputError(f"{IDS_EXPECTED}, or texts, rows or a dataset, got {name}")
+
+    def read() -> Iterator[Document]:
+        for number, item in enumerate(items.read(), start=1):
+            yield from _documents_of_item(item, f"{items.name}, row {number}")
+
+    if items.fingerprint is not None:
+        return DocumentSource(items.name, items.fingerprint, read)
+    stream = Replayed(read())
+    first = stream.first(FIRST_ITEMS)
+    if not first:
+        raise InputError(f"the {items.name} holds nothing, or it was read before; give a list, or a new {items.name}")
+    return DocumentSource(items.name, items_digest(first), lambda: iter(stream))
 
 
-def _read_dataset(name: str) -> Iterator[str]:
-    for row in dataset_rows(name):
-        if "text" not in row:
-            raise InputError(f"dataset {name} has no column 'text'; give a dataset that has one, or a file")
-        yield row["text"]
+def _from_table(table: Table) -> DocumentSource:
+    return DocumentSource(table.name, table.fingerprint, lambda: _documents_of_rows(table.read(COLUMNS)))
 
 
-def _checked_documents(path: Path, documents: Iterator[str]) -> Iterator[str]:
-    with _report_read_errors(path):
-        for document in documents:
-            check_text(document, str(path))
-            yield document
+def _documents_of_rows(rows: Iterator[tuple[str, Any]]) -> Iterator[Document]:
+    for location, row in rows:
+        yield from _documents_of_item(row, location)
 
 
-def _open_text(path: Path) -> TextIOWrapper:
-    return gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8")
+def _documents_of_item(item: Any, location: str) -> Iterator[Document]:
+    """Yield the documents of a text, a row, a conversation, token ids, or a batch of one of these."""
+    if isinstance(item, str):
+        yield check_text(item, location)
+    elif _is_chat(item):
+        yield Chat(tuple(item), location)
+    elif isinstance(item, Mapping):
+        yield from _documents_of_row(item, location)
+    elif is_token_ids(item):
+        yield from rows_of(item, location=location)
+    elif hasattr(item, "ids") and hasattr(item, "attention_mask"):  # an encoding of the library `tokenizers`
+        yield from rows_of(item.ids, item.attention_mask, location)
+    elif isinstance(item, Sequence) and len(item) and isinstance(item[0], str):
+        yield from (check_text(text, location) for text in item)
+    else:
+        raise InputError(f"{location} is {type(item).__name__}, not a text; every row must look like {ROW_EXAMPLE}")
 
 
-@contextmanager
-def _report_read_errors(path: Path) -> Iterator[None]:
-    """Turn the errors of reading a file that is not text into an InputError."""
-    try:
-        yield
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 text ({error.reason}); give a .txt or .jsonl file") from error
-    except (EOFError, OSError, zlib.error) as error:
-        raise InputError(f"{path} cannot be read ({error}); give another file") from error
+def _documents_of_row(row: Mapping[str, Any], location: str) -> Iterator[Document]:
+    if isinstance(row.get("text"), str | list) and len(row["text"]) + isinstance(row["text"], str):
+        yield from _documents_of_item(row["text"], location)
+        return
+    chat = next((row[column] for column in CHAT_COLUMNS if row.get(column) is not None), None)
+    if chat is not None:
+        if not _is_chat(chat):
+            raise InputError(
+                f"{location} holds a conversation whose messages are not of the form"
+                ' {"role": "...", "content": "..."}; rename their fields'
+            )
+        yield Chat(tuple(chat), location)
+    elif row.get("input_ids") is not None:
+        yield from rows_of(row["input_ids"], row.get("attention_mask"), location)
+    else:
+        columns = ", ".join(map(str, row)) or "none"
+        raise InputError(
+            f"{location} has no text (its columns are {columns}); every row must look like {ROW_EXAMPLE}, or rename the"
+            " column that holds it"
+        )
 
 
-def _parse_row(line: str, location: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as error:
-        reason = getattr(error, "msg", "nested too deeply")
-        raise InputError(f"{location} is not JSON ({reason}); every line must be an object with a text") from error
-    if not isinstance(row, dict):
-        raise InputError(f'{location} is not a JSON object; every line must look like {{"text": "..."}}')
-    return row
-
-
-def _text_field(row: dict[str, Any], location: str) -> str:
-    text = row.get("text")
-    if not isinstance(text, str):
-        raise InputError(f'{location} has no text; every line must look like {{"text": "..."}}')
-    return text
+def _is_chat(value: object) -> bool:
+    return (
+        isinstance(value, Sequence)
+        and len(value) > 0
+        and all(isinstance(message, Mapping) and {"role", "content"} <= set(message) for message in value)
+    )

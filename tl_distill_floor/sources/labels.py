@@ -1,4 +1,4 @@
-"""Load labelled text for probes from `.jsonl` files, Hugging Face datasets and rows in memory.
+"""Load labelled text for probes from files of rows, datasets and rows in memory.
 
 Each row is an object. Either the text has a label, `{"text": "...", "label": "..."}`, or its words have,
 `{"words": ["...", ...], "label": ["...", ...]}`, with one label per word (null for a word without a label). A row of
@@ -9,7 +9,7 @@ a train-test split. A row with neither field is a document of its own.
 """
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from itertools import islice
@@ -19,19 +19,29 @@ from typing import Any
 
 from tl_distill_floor.annotations import LabelLevel, LabelsLike
 from tl_distill_floor.errors import InputError
-from tl_distill_floor.sources.documents import check_text, dataset_rows, jsonl_rows
+from tl_distill_floor.sources.items import open_items
+from tl_distill_floor.sources.tables import (
+    Table,
+    dataset_rows,
+    is_dataset_name,
+    is_saved_dataset,
+    open_saved_dataset,
+    open_table_file,
+    split_of_path,
+)
+from tl_distill_floor.sources.text_files import LocatedRow, check_text, jsonl_rows
 
 EMBEDDED = "embedded labelled text"
 EMBEDDED_LABELS = ("author", "word_class", "next_word_class")
 MAX_ROWS = 100_000
+LABEL_FILES = "a .jsonl, .json or .csv file (also .gz), a .parquet or an .arrow file"
+LABEL_SUFFIXES = (".jsonl", ".gz", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".txt")
 ROW_EXAMPLE = "{'text': '...', 'label': '...'}"
 FIELDS_WITHOUT_LABELS = ("text", "words", "document", "id")
 NO_SPACE_BEFORE = (*".,;:!?)]}%", "''", "'s", "'S", "n't", "N'T", "'ll", "'re", "'ve", "'m", "'d")
 NO_SPACE_AFTER = (*"([{$", "``")
 
 Label = str | None
-LocatedRow = tuple[str, Mapping[str, Any]]
-"""Location of a row for error messages, and the row."""
 
 
 @dataclass(frozen=True)
@@ -70,9 +80,11 @@ def load_labels(source: LabelsLike | None = None, labels: Sequence[str] | None =
         source: one of
 
             - None, the embedded passages of public-domain prose;
-            - a `.jsonl` file (also `.gz`);
-            - a Hugging Face dataset, `owner/name` or `owner/name:config`;
-            - rows in memory, see the module's docstring for their form;
+            - a `.jsonl`, `.json` or `.csv` file (also `.gz`), a `.parquet` or an `.arrow` file;
+            - a directory that `save_to_disk` of `datasets` wrote, with `:split` if it has several splits;
+            - the name of a Hugging Face dataset, `owner/name`, `owner/name:config` or `owner/name:config:split`;
+            - rows in memory, see the module's docstring for their form: a `datasets` dataset (also streamed), a data
+              frame, a list or a generator;
             - a `LabelledText`, which is returned with the chosen labels.
 
             At most the first 100,000 rows are read.
@@ -92,7 +104,7 @@ def load_labels(source: LabelsLike | None = None, labels: Sequence[str] | None =
     if isinstance(source, LabelledText):
         return source if labels is None else _select_labels(source, labels)
     label_names = tuple(dict.fromkeys(labels or (EMBEDDED_LABELS if source is None else ("label",))))
-    name, rows = _open_rows(source)
+    name, rows = _open_rows(source, label_names)
     texts, documents, ends, row_labels = [], [], [], []
     for number, (location, row) in enumerate(islice(rows, MAX_ROWS), start=1):
         text, word_ends = _parse_text(row, location)
@@ -133,26 +145,42 @@ def _select_labels(source: LabelledText, labels: Sequence[str]) -> LabelledText:
     return dataclasses.replace(source, tasks=tuple(tasks[label] for label in dict.fromkeys(labels)))
 
 
-def _open_rows(source: LabelsLike | None) -> tuple[str, Iterator[LocatedRow]]:
+def _open_rows(source: LabelsLike | None, labels: Sequence[str]) -> tuple[str, Iterator[LocatedRow]]:
     """Return the name of a source, and its rows."""
+    columns = (*FIELDS_WITHOUT_LABELS, *labels)
     if source is None:
         embedded = Path(str(files("tl_distill_floor") / "assets" / "labelled.jsonl.gz"))
         return EMBEDDED, jsonl_rows(embedded)
     if not isinstance(source, str | Path):
-        if not isinstance(source, Iterable):
+        items = None if isinstance(source, bytes) else open_items(source, columns, "labels")
+        if items is None:
             raise InputError(
                 f"labelled text must be a file, a dataset's name or rows, got {type(source).__name__};"
                 f" give rows such as {ROW_EXAMPLE}"
             )
-        return "rows in memory", ((f"row {number}", _check_row(row, number)) for number, row in enumerate(source, 1))
-    path = Path(source)
-    if path.is_file():
-        return path.name, jsonl_rows(path)
-    if path.exists() or path.suffix in (".jsonl", ".gz", ".json", ".csv"):
-        raise InputError(
-            f"there is no labelled text at {path}; give a .jsonl file (also .gz), or a Hugging Face dataset's name"
-        )
-    return str(source), ((f"{source}, row {number}", row) for number, row in enumerate(dataset_rows(str(source)), 1))
+        rows = enumerate(items.read(), start=1)
+        return "rows in memory", ((f"row {number}", _check_row(row, number)) for number, row in rows)
+    table = _open_table(source)
+    if table is not None:
+        return table.name, table.read(columns)
+    if isinstance(source, Path) or not is_dataset_name(source):
+        raise InputError(f"there is no labelled text at {source}; give {LABEL_FILES}, or a Hugging Face dataset's name")
+    return source, ((f"{source}, row {number}", row) for number, row in enumerate(dataset_rows(source), 1))
+
+
+def _open_table(source: str | Path) -> Table | None:
+    """Open a file or a saved dataset; None if there is neither."""
+    try:
+        path, split = split_of_path(source)
+        exists, is_file = path.exists(), path.is_file()
+    except (OSError, ValueError):  # too long for a path, or with a NUL byte
+        return None
+    if is_saved_dataset(path):
+        return open_saved_dataset(path, split)
+    table = open_table_file(path) if is_file else None
+    if table is None and (exists or path.suffix.lower() in LABEL_SUFFIXES):
+        raise InputError(f"there is no labelled text at {path}; give {LABEL_FILES}, or a Hugging Face dataset's name")
+    return table
 
 
 def _check_row(row: object, number: int) -> Mapping[str, Any]:

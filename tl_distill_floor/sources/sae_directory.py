@@ -38,7 +38,7 @@ NORMALISATION_ADVICE = {
 MAX_LISTED = 12
 """SAEs that an error message lists."""
 _HOOK_IN_ID = re.compile(r"^blocks\.(\d+)\.(?:attn\.)?(hook_(?:resid_(?:pre|mid|post)|mlp_out|attn_out|z))")
-_LAYER_IN_ID = re.compile(r"layer_?(\d+)|^l(\d+)[arm]_|^blocks\.(\d+)\.")
+_LAYER_IN_ID = re.compile(r"layers?[_.]?(\d+)|^l(\d+)[arm]_|^blocks\.(\d+)\.")
 _HOOK_BY_PATH = {  # for repositories whose ids name no hook point, as SAELens's own loaders read them
     r"resid_post|-res/|SAE-Res-|SAE-l\d+|L\d+R(?:-|$)": "hook_resid_post",
     r"mlp_out|-mlp/|L\d+M-": "hook_mlp_out",

@@ -5,26 +5,21 @@ activations normalised at run time. A decoder that rescales the codes is rewritt
 """
 
 import hashlib
-import json
-import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-from tl_distill_floor.annotations import SaeLike, SaeModule
+from tl_distill_floor.annotations import FormattedSae, SaeLike, SaeModule
 from tl_distill_floor.errors import InputError, check_choice
 from tl_distill_floor.sources.hub import download_file, download_if_present, is_repository_name, list_files, load_error
 from tl_distill_floor.sources.sae_directory import (
     EMBEDDED_SAE,
-    NORMALISATION_ADVICE,
-    PAPER_MODEL,
+    MAX_LISTED,
     PAPER_REPOSITORIES,
-    UNSUPPORTED_ARCHITECTURES,
-    SaeEntry,
     choose_known_sae,
     directory_entry,
     layer_from_id,
@@ -32,39 +27,20 @@ from tl_distill_floor.sources.sae_directory import (
     require_single_sae,
     sae_directory,
 )
+from tl_distill_floor.sources.sae_formats.file_names import (
+    CONFIG_FILE,
+    CONFIG_FILES,
+    RUNNER_FILE,
+    STATE_FILE_SUFFIXES,
+    WEIGHTS_FILE,
+    is_config_of,
+    is_weights,
+)
+from tl_distill_floor.sources.sae_source import SUPPORTED_ARCHITECTURES, SaeSource, check_architecture, checked_source
+from tl_distill_floor.sources.torch_state import neutral_torch_state
 
+__all__ = ["SUPPORTED_ARCHITECTURES", "SaeDtype", "SaeSource", "load_sae", "sae_digest"]
 SaeDtype = Literal["float32", "float64", "float16", "bfloat16"]
-SUPPORTED_ARCHITECTURES = ("standard", "gated", "topk", "jumprelu", "abstopk", "matching_pursuit")
-METADATA_TYPES: dict[str, type | tuple[type, ...]] = {
-    "hook_name": str, "model_name": str, "neuronpedia_id": str, "model_from_pretrained_kwargs": dict,
-    "context_size": int, "prepend_bos": bool, "l0": (int, float),
-}  # fmt: skip
-STATE_FILE_SUFFIXES = (".pt", ".pth", ".safetensors")
-CONFIG_FILE, WEIGHTS_FILE = "cfg.json", "sae_weights.safetensors"
-
-
-@dataclass(frozen=True)
-class SaeSource:
-    """An SAE with what SAELens's directory or its own metadata says about it."""
-
-    sae: SaeModule
-    """SAELens inference SAE. An SAE given in memory is never changed; if a change was needed, this is a copy."""
-    name: str
-    """Name: release:sae_id, owner/name:path, a path, or in-memory (architecture)."""
-    architecture: str
-    hook_name: str | None
-    """Hook point in the SAE's metadata, such as blocks.12.hook_resid_post; None for a state dict."""
-    model_name: str | None
-    """Model that the SAE was trained on; None if not known."""
-    model_kwargs: dict[str, Any]
-    """Options with which the model was loaded when the SAE was trained (metadata.model_from_pretrained_kwargs)."""
-    context_size: int | None
-    """Tokens per sequence when the SAE was trained; None if not known."""
-    prepend_bos: bool | None
-    """Whether sequences began with a beginning-of-sequence token when the SAE was trained; None if not known."""
-    expected_l0: float | None
-    """Active features per token, from the directory or the SAE's training; None if not known."""
-    neuronpedia_id: str | None
 
 
 @dataclass(frozen=True)
@@ -73,8 +49,10 @@ class _LoadOptions:
     d_in: int | None
     device: str
     dtype: SaeDtype
+    sae_format: str | None
 
 
+@neutral_torch_state()
 def load_sae(
     spec: SaeLike | None,
     *,
@@ -83,6 +61,7 @@ def load_sae(
     d_in: int | None = None,
     device: str = "cpu",
     dtype: SaeDtype = "float32",
+    sae_format: str | None = None,
 ) -> SaeSource:
     """Load an SAE, or wrap one in memory, and check that it can be measured.
 
@@ -92,14 +71,16 @@ def load_sae(
             - a SAELens SAE in memory, which keeps its device and dtype;
             - "release:sae_id" of SAELens's directory;
             - a Hub repository, "owner/name" or "owner/name:path";
-            - a SAELens directory;
-            - a `.pt` or `.safetensors` state dict, see `sae_state_dicts` for what is inferred from it;
+            - a SAELens directory, or the directory of another published format;
+            - a `.pt`, `.safetensors` or `.npz` file, see `sae_formats` for the formats;
             - None, for the only SAE known for `model_name` at `layer`.
         model_name: any name of the teacher; used if `spec` is None.
         layer: layer, counted from 0; chooses among several SAEs.
         d_in: width of the activations that the SAE must read; not checked if None.
         device: torch device of loaded weights.
         dtype: dtype of loaded weights.
+        sae_format: what the keys of a file mean, if its format is not recognised: the name of a format, or a JSON
+            object such as {"W_enc": "enc.w", "W_dec": "dec.w", "activation": "topk", "k": 32}; see `KeyMap`.
 
     Returns:
         The SAE in inference form, with weights `W_enc` [d_in, d_sae] and `W_dec` [d_sae, d_in], and its metadata.
@@ -112,13 +93,17 @@ def load_sae(
         >>> source.hook_name
         'blocks.1.hook_resid_post'
     """
+    if isinstance(spec, FormattedSae):
+        sae_format = spec.sae_format
+        spec = spec.spec
     if spec is None:
         spec = choose_known_sae(model_name, layer)
     if isinstance(spec, str | Path):
         check_choice("dtype", dtype, SaeDtype)
-        source = _load_named(str(spec), _LoadOptions(layer, d_in, device, dtype))
+        source = _load_named(str(spec), _LoadOptions(layer, d_in, device, dtype, sae_format))
     else:
         source = _from_memory(spec)
+        _refuse_format(source.name, sae_format)
     if d_in not in (None, source.sae.cfg.d_in):
         raise InputError(
             f"{source.name} reads activations of width {source.sae.cfg.d_in}, but {d_in} was expected;"
@@ -172,10 +157,11 @@ def _from_release(release: str, sae_id: str, options: _LoadOptions) -> SaeSource
     name = f"{release}:{sae_id}"
     if reason := refusal_reason(release, lookup, sae_id):
         raise InputError(f"{name} {reason}")
+    _refuse_format(name, options.sae_format)
     import sae_lens
 
     sae = _load(sae_lens.SAE.from_pretrained, release, sae_id, name=name, options=options)
-    return _checked_source(sae, name, directory_entry(release, lookup, sae_id))
+    return checked_source(sae, name, directory_entry(release, lookup, sae_id))
 
 
 def _from_hub(repository: str, path: str, options: _LoadOptions) -> SaeSource:
@@ -187,22 +173,35 @@ def _from_hub(repository: str, path: str, options: _LoadOptions) -> SaeSource:
             return _from_release(release, sae_ids[0] if path else "", options)
     path = path or _only_sae_path(repository, options.layer)
     name, location = f"{repository}:{path}", PurePosixPath(path.removesuffix(WEIGHTS_FILE))
+    files = _files_of(repository)
+    if location.suffix not in STATE_FILE_SUFFIXES and str(location / WEIGHTS_FILE) not in files:
+        inside = [file for file in files if is_weights(file) and PurePosixPath(file).is_relative_to(location)]
+        if inside:
+            location = PurePosixPath(require_single_sae(inside, name, options.layer))
     if location.suffix in STATE_FILE_SUFFIXES:
-        download_if_present(repository, str(location.with_name(CONFIG_FILE)))  # `_from_file` looks for it
-        return _from_file(download_file(repository, path), name, options)
+        for file in files:
+            if is_config_of(file, location):
+                download_if_present(repository, file)  # `_from_file` looks for it
+        return _from_file(download_file(repository, str(location)), f"{repository}:{location}", options)
     config = download_file(repository, str(location / CONFIG_FILE))
     download_file(repository, str(location / WEIGHTS_FILE))
+    download_if_present(repository, str(location / RUNNER_FILE))
     return _from_directory(config.parent, name, options)
+
+
+def _files_of(repository: str) -> list[str]:
+    """Return the files of a repository; none if neither the Hub nor the cache can list them."""
+    try:
+        return list_files(repository)
+    except InputError:  # downloading a file says why
+        return []
 
 
 def _only_sae_path(repository: str, layer: int | None) -> str:
     """Return the only SAE folder or file of a repository, at a layer if the paths name layers."""
     paths = [PurePosixPath(file) for file in list_files(repository)]
     folders = [str(path.parent) for path in paths if path.name == WEIGHTS_FILE]
-    not_state_dicts = (WEIGHTS_FILE, "sparsity.safetensors")
-    state_files = [
-        str(path) for path in paths if path.suffix in STATE_FILE_SUFFIXES and path.name not in not_state_dicts
-    ]
+    state_files = [str(path) for path in paths if is_weights(str(path)) and path.name != WEIGHTS_FILE]
     saes = folders + state_files
     saes = [path for path in saes if layer in (None, layer_from_id(path))] or saes
     if not saes:
@@ -213,34 +212,75 @@ def _only_sae_path(repository: str, layer: int | None) -> str:
 
 
 def _from_directory(folder: Path, name: str, options: _LoadOptions) -> SaeSource:
-    import sae_lens
-
     missing = [file for file in (CONFIG_FILE, WEIGHTS_FILE) if not (folder / file).is_file()]
-    if missing:
+    if not missing:
+        return _from_saelens_directory(folder, name, options)
+    candidates = (*sorted(folder.iterdir()), *sorted((folder / "checkpoints").glob("*")))
+    weights = [file for file in candidates if file.is_file() and is_weights(file.as_posix())]
+    has_config = any((folder / file).is_file() for file in CONFIG_FILES)
+    if not weights or (weights == [folder / WEIGHTS_FILE] and not has_config):
         raise InputError(
             f"{name} has no {' and no '.join(missing)}; give a SAELens directory, as sae.save_model(path) writes it"
         )
-    _check_architecture(str(_read_config(folder).get("architecture", "standard")), name)
-    return _checked_source(_load(sae_lens.SAE.load_from_disk, str(folder), name=name, options=options), name)
+    if len(weights) > 1:
+        listed = ", ".join(str(file.relative_to(folder)) for file in weights[:MAX_LISTED])
+        raise InputError(f"{name} holds {len(weights)} files of weights ({listed}); give the path of one of them")
+    return _from_file(weights[0], name if weights[0].parent == folder else str(weights[0]), options)
+
+
+def _from_saelens_directory(folder: Path, name: str, options: _LoadOptions) -> SaeSource:
+    import sae_lens
+
+    from tl_distill_floor.sources.sae_formats.files import read_config
+    from tl_distill_floor.sources.sae_formats.saelens import check_config, text_habits
+
+    _refuse_format(name, options.sae_format)
+    config = read_config(folder / CONFIG_FILE)
+    check_architecture(str(config.get("architecture", "standard")), name)
+    check_config(config, name, folder / WEIGHTS_FILE)
+    sae = _load(sae_lens.SAE.load_from_disk, str(folder), name=name, options=options)
+    for key, value in text_habits(folder).items():
+        if key not in sae.cfg.metadata:
+            sae.cfg.metadata[key] = value
+    return checked_source(sae, name)
 
 
 def _from_file(path: Path, name: str, options: _LoadOptions) -> SaeSource:
-    from tl_distill_floor.sources.sae_state_dicts import build_sae, infer_weights, read_state_file
+    from tl_distill_floor.sources.sae_formats.building import build_sae
+    from tl_distill_floor.sources.sae_formats.files import read_sae_file
+    from tl_distill_floor.sources.sae_formats.key_map import parse_format
+    from tl_distill_floor.sources.sae_formats.registry import read_weights
 
-    has_config = path.with_name(CONFIG_FILE).is_file()
-    if path.name == WEIGHTS_FILE and has_config:
-        return _from_directory(path.parent, name, options)
+    key_map = parse_format(options.sae_format)
+    if path.name == WEIGHTS_FILE and path.with_name(CONFIG_FILE).is_file() and not key_map.explains_weights:
+        return _from_saelens_directory(path.parent, name, options)
     if path.suffix not in STATE_FILE_SUFFIXES:
-        raise InputError(f"{name} is not a .pt or .safetensors file; give one, or a SAELens directory")
-    settings = _read_config(path.parent) if has_config else {}
-    weights = infer_weights(read_state_file(path), source=name, d_in=options.d_in, settings=settings)
-    return _checked_source(_load(build_sae, weights, _paper_metadata(name), name=name, options=options), name)
+        raise InputError(f"{name} is not a .pt, .safetensors or .npz file; give one, or a SAELens directory")
+    file = read_sae_file(path, name)
+    try:
+        weights = read_weights(file, key_map, options.d_in)
+    except InputError:
+        raise
+    except (TypeError, ValueError, OverflowError, RuntimeError) as error:  # foreign settings can be of any type
+        raise load_error(name, error) from error
+    layer = weights.metadata.get("layer")
+    if layer is not None and options.layer not in (None, layer):
+        raise InputError(
+            f"{name} reads layer {layer}, not layer {options.layer}; set --layer {layer}, or another --sae"
+        )
+    return checked_source(_load(build_sae, weights, name=name, options=options), name)
+
+
+def _refuse_format(name: str, sae_format: str | None) -> None:
+    """Raise an InputError if a format is given for an SAE whose configuration says what it is."""
+    if sae_format not in (None, "saelens"):
+        raise InputError(f"{name} says itself what its weights mean; leave out --sae-format")
 
 
 def _from_memory(sae: object) -> SaeSource:
     import sae_lens
 
-    from tl_distill_floor.sources.sae_state_dicts import inference_form
+    from tl_distill_floor.sources.sae_formats.building import inference_form
 
     if not isinstance(sae, sae_lens.SAE):
         raise InputError(
@@ -248,24 +288,7 @@ def _from_memory(sae: object) -> SaeSource:
             " release:sae_id, or a path"
         )
     inference_sae = inference_form(sae) if isinstance(sae, sae_lens.TrainingSAE) else sae
-    return _checked_source(inference_sae, f"in-memory ({inference_sae.cfg.architecture()})")
-
-
-def _paper_metadata(name: str) -> dict[str, str]:
-    """Return the metadata of one of the paper's SAEs, whose files hold none; empty for any other SAE."""
-    match = re.fullmatch(r"(.+):sae_layer(\d\d)_\w+\.pt", name)
-    if match is None or match[1] not in PAPER_REPOSITORIES:
-        return {}
-    return {"model_name": PAPER_MODEL, "hook_name": f"blocks.{int(match[2])}.hook_resid_post"}
-
-
-def _read_config(folder: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8")))
-    except (OSError, TypeError, ValueError) as error:
-        raise InputError(
-            f"{folder / CONFIG_FILE} is not a complete JSON object; download or save the SAE again"
-        ) from error
+    return checked_source(inference_sae, f"in-memory ({inference_sae.cfg.architecture()})")
 
 
 def _load(load: Callable[..., Any], *args: object, name: str, options: _LoadOptions) -> Any:
@@ -276,65 +299,3 @@ def _load(load: Callable[..., Any], *args: object, name: str, options: _LoadOpti
             return load(*args, device=options.device, dtype=options.dtype).eval().requires_grad_(False)
     except Exception as error:  # a foreign file or the network can raise anything
         raise load_error(name, error) from error
-
-
-# Checks of every SAE
-
-
-def _checked_source(sae: SaeModule, name: str, entry: SaeEntry | None = None) -> SaeSource:
-    from tl_distill_floor.sources.sae_state_dicts import with_plain_decoder
-
-    architecture, metadata = sae.cfg.architecture(), _read_metadata(sae)
-    _check_architecture(architecture, name)
-    _check_settings(sae, metadata, name)
-    return SaeSource(
-        sae=with_plain_decoder(sae),
-        name=name,
-        architecture=architecture,
-        hook_name=metadata.get("hook_name"),
-        model_name=metadata.get("model_name"),
-        model_kwargs=dict(metadata.get("model_from_pretrained_kwargs") or {}),
-        context_size=metadata.get("context_size"),
-        prepend_bos=metadata.get("prepend_bos"),
-        expected_l0=entry.expected_l0 if entry and entry.expected_l0 else metadata.get("l0"),
-        neuronpedia_id=metadata.get("neuronpedia_id") or (entry.neuronpedia_id if entry else None),
-    )
-
-
-def _read_metadata(sae: SaeModule) -> dict[str, Any]:
-    """Return the metadata of an SAE as a dictionary, since its attributes are None if missing or misspelt."""
-    metadata = dict(sae.cfg.metadata.to_dict())
-    for name, expected in METADATA_TYPES.items():
-        value = metadata.get(name)
-        if value is not None and not isinstance(value, expected):
-            raise InputError(
-                f"{name} in the SAE's configuration is {value!r:.80}, which is not of the expected type; correct it,"
-                " or give another --sae"
-            )
-    return metadata
-
-
-def _check_architecture(architecture: str, name: str) -> None:
-    if architecture in SUPPORTED_ARCHITECTURES:
-        return
-    reasons = [reason for kind, reason in UNSUPPORTED_ARCHITECTURES.items() if kind in architecture]
-    if reasons:
-        raise InputError(f"{name} is of the architecture {architecture}, and {reasons[0]}")
-    raise InputError(
-        f"{name} is of the unknown architecture {architecture!r}; give one of {', '.join(SUPPORTED_ARCHITECTURES)}"
-    )
-
-
-def _check_settings(sae: SaeModule, metadata: Mapping[str, Any], name: str) -> None:
-    import torch
-
-    normalisation = sae.cfg.normalize_activations
-    if normalisation != "none":
-        advice = NORMALISATION_ADVICE.get(normalisation, "give an SAE trained without it")
-        raise InputError(f"{name} has normalize_activations={normalisation!r}; {advice}")
-    head = metadata.get("hook_head_index")
-    if head is not None:
-        raise InputError(f"{name} reads only attention head {head} (hook_head_index); give an SAE of all heads")
-    not_finite = [key for key, tensor in sae.state_dict().items() if not bool(torch.isfinite(tensor).all())]
-    if not_finite:
-        raise InputError(f"{name} holds NaN or Inf in {', '.join(not_finite)}; give one saved before training diverged")

@@ -7,10 +7,11 @@ import io
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tl_distill_floor.annotations import Dtype, HookedModel, TeacherLike
+from tl_distill_floor.annotations import Dtype, HookedModel, TeacherLike, Tokenizer
 from tl_distill_floor.errors import InputError, check_choice
 from tl_distill_floor.sources.devices import AUTO_DEVICE, TORCH_DTYPES, check_device, main_device
 from tl_distill_floor.sources.model_names import (
@@ -23,8 +24,11 @@ from tl_distill_floor.sources.model_names import (
     suggest_names,
     tiny_prose_directory,
 )
+from tl_distill_floor.sources.teacher_checks import PlainModelLoader, check_against_plain
+from tl_distill_floor.sources.torch_state import neutral_torch_state
 
 PROCESSING_OPTIONS = ("fold_ln", "center_writing_weights", "center_unembed", "fold_value_biases")
+FP32 = TORCH_DTYPES["fp32"]
 CHECKPOINT_OPTIONS = ("revision", "checkpoint_index", "checkpoint_value")
 
 
@@ -37,9 +41,21 @@ class Teacher:
     has_public_name: bool
     """Whether `name` is the public name of the model. An SAE trained on another name is then of another model."""
     loading: dict[str, Any] = field(default_factory=dict)
-    """Class, dtype, processing and checkpoint of the model: they decide what its activations are."""
+    """Class, dtype, processing and checkpoint of the model: they decide what its activations are. Of a model in memory
+    only the class is known."""
+    tokenizer: Tokenizer | None = None
+    """The model's own tokenizer, which TransformerLens has not changed; None for a model in memory."""
+    not_compared: str = ""
+    """Why the logits of a loaded model could not be compared with those of plain transformers; empty if they agree, and
+    for a model in memory, which is used as it is."""
+
+    @property
+    def is_in_memory(self) -> bool:
+        """Whether the model was given in memory, so that it is not known how it was loaded."""
+        return "dtype" not in self.loading
 
 
+@neutral_torch_state()
 def load_teacher(
     model: TeacherLike,
     *,
@@ -48,6 +64,9 @@ def load_teacher(
     model_kwargs: Mapping[str, object] | None = None,
 ) -> Teacher:
     """Load a teacher by its name or path, or wrap a model in memory.
+
+    The logits of a teacher that is loaded here are compared once, on a short text, with those of plain transformers. If
+    the checkpoint has no language-modelling head, functions that need logits refuse the teacher later.
 
     Args:
         model: one of
@@ -68,7 +87,8 @@ def load_teacher(
         The model, its name, and how it was loaded.
 
     Raises:
-        InputError: there is no such model, it cannot be loaded, or torch cannot use the device.
+        InputError: there is no such model, it cannot be loaded, torch cannot use the device, the checkpoint lacks
+            weights of the base model, or TransformerLens computes another model than transformers.
 
     Example:
         >>> teacher = load_teacher("tiny-prose")
@@ -79,6 +99,11 @@ def load_teacher(
         return model
     if isinstance(model, HookedModel):
         check_device(str(next(model.parameters()).device), 'move the model with model.to("cpu")')
+        if any(weight.is_inference() for weight in model.parameters()):
+            raise InputError(
+                "the model was loaded in torch.inference_mode(), outside of which its weights cannot be used; load it"
+                " again without that mode"
+            )
         name = str(getattr(model.cfg, "model_name", None) or "in-memory model")
         return Teacher(model, name, has_public_name=False, loading={"class": type(model).__name__})
     if not isinstance(model, str | Path):
@@ -157,9 +182,21 @@ def _load_bridge(
     from transformer_lens.model_bridge import TransformerBridge
 
     placement = {"device_map": device} if device == AUTO_DEVICE else {"device": device}
-    model = TransformerBridge.boot_transformers(source, dtype=getattr(torch, dtype), **placement, **boot_options)
+    loader = PlainModelLoader()
+    # TransformerLens takes any object with `from_pretrained` for the class of the model.
+    model = TransformerBridge.boot_transformers(
+        source,
+        dtype=getattr(torch, dtype),
+        model_class=loader,  # type: ignore[arg-type]
+        **placement,
+        **boot_options,
+    )
     checkpoint = {key: value for key, value in boot_options.items() if key in CHECKPOINT_OPTIONS}
-    return Teacher(model, name, has_public_name, {"class": "TransformerBridge", "dtype": dtype, **checkpoint})
+    assert loader.plain is not None
+    load = partial(_load_bridge, source, name, device, FP32, has_public_name=has_public_name, **boot_options)
+    not_compared = check_against_plain(model, loader.plain, load)
+    loading = {"class": "TransformerBridge", "dtype": dtype, **checkpoint}
+    return Teacher(model, name, has_public_name, loading, loader.tokenizer, not_compared)
 
 
 def _load_hooked_transformer(
@@ -175,19 +212,55 @@ def _load_hooked_transformer(
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="HookedTransformer", category=DeprecationWarning)
         model = HookedTransformer.from_pretrained_no_processing(official, device=device, dtype=dtype, **options)
-    return Teacher(model, name, True, {"class": "HookedTransformer", "dtype": dtype, **options})
+    loading = {"class": "HookedTransformer", "dtype": dtype, **options}
+    try:
+        loader = _load_plain(official, dtype, model.cfg, options)
+    except (OSError, ValueError, ImportError) as error:  # some models of TransformerLens have no other implementation
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        return Teacher(model, name, True, loading, None, f"transformers cannot load {official}: {reason}")
+    assert loader.plain is not None
+    load = partial(_load_hooked_transformer, official, name, device, FP32, options)
+    return Teacher(model, name, True, loading, loader.tokenizer, check_against_plain(model, loader.plain, load))
+
+
+def _load_plain(official: str, dtype: str, config: Any, options: Mapping[str, object]) -> PlainModelLoader:
+    """Load a model with transformers, keep its logits, and release its weights."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    revision = options.get("revision")
+    if getattr(config, "from_checkpoint", False):
+        # The names of revisions that TransformerLens knows.
+        prefix = "checkpoint-" if official.startswith("stanford-crfm") else "step"
+        revision = f"{prefix}{config.checkpoint_value}"
+    of_hub = {} if revision is None else {"revision": revision}
+    loader = PlainModelLoader()
+    model, report = AutoModelForCausalLM.from_pretrained(
+        official, dtype=getattr(torch, dtype), attn_implementation="eager", output_loading_info=True, **of_hub
+    )
+    loader.inspect(model, report, AutoTokenizer.from_pretrained(official, **of_hub))
+    return loader
 
 
 def _load_gguf(path: Path, name: str, device: str, dtype: str) -> Teacher:
     import torch
+    from transformer_lens.model_bridge import TransformerBridge
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    folder, file = str(path.parent), path.name
+    folder, file, loader = str(path.parent), path.name, PlainModelLoader()
     with contextlib.redirect_stderr(io.StringIO()):  # transformers has no option to hide this progress bar
         tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file)
-        model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=getattr(torch, dtype))
-    public = name == SMOLLM2
-    return _load_bridge(name, name, device, dtype, has_public_name=public, hf_model=model, tokenizer=tokenizer)
+        plain, report = AutoModelForCausalLM.from_pretrained(
+            folder, gguf_file=file, dtype=getattr(torch, dtype), output_loading_info=True
+        )
+    loader.inspect(plain, report, tokenizer)
+    model = TransformerBridge.boot_transformers(
+        name, dtype=getattr(torch, dtype), device=device, hf_model=plain, tokenizer=tokenizer
+    )
+    assert loader.plain is not None
+    not_compared = check_against_plain(model, loader.plain, partial(_load_gguf, path, name, device, FP32))
+    loading = {"class": "TransformerBridge", "dtype": dtype}
+    return Teacher(model, name, name == SMOLLM2, loading, loader.tokenizer, not_compared)
 
 
 def _packaged_smollm2() -> Path | None:

@@ -1,8 +1,9 @@
-"""Load text as token sequences: from files, datasets, token ids, SAELens stores and cached activations."""
+"""Load text as token sequences: from files, datasets, objects in memory, SAELens stores and cached activations."""
 
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,25 @@ from torch import Tensor
 from tl_distill_floor.annotations import TextLike, Tokenizer, TokenStore
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.sources.cached_activations import (
+    CachedActivations,
     CachedSequence,
     is_cached_activations,
     open_cached_activations,
 )
-from tl_distill_floor.sources.documents import open_documents
+from tl_distill_floor.sources.documents import Chat, Document, DocumentSource, open_documents
+from tl_distill_floor.sources.items import FIRST_ITEMS
+from tl_distill_floor.sources.packing import DEFAULT_CONTEXT_SIZE, DEFAULT_PACKING, Packing, pack
+from tl_distill_floor.sources.token_rows import (
+    IDS_EXPECTED,
+    MASK_ADVICE,
+    TokenRow,
+    infer_padding,
+    pad_right,
+    without_padding,
+)
 
-DEFAULT_CONTEXT_SIZE = 256
-IDS_EXPECTED = "token ids must be integers [batch, position]"
+ROWS_SEEN = 1000
+"""Rows of an array from which is inferred how it is padded."""
 
 
 @dataclass(frozen=True)
@@ -33,37 +45,61 @@ class TextSource:
     context_size: int
     """Tokens per sequence."""
     read: Callable[[], Iterator[Int[Tensor, " position"]]]
-    """Iterate over the token ids of the sequences; raises an InputError for cached activations."""
-    read_cached: Callable[[str], Iterator[CachedSequence]] | None = None
-    """Iterate over the (token ids, activations) that were cached at a hook point; None if nothing was cached."""
+    """Iterate over the token ids of the sequences; raises an InputError for cached activations. Positions after the
+    last token of a row that was padded have the id `token_rows.NO_TOKEN_ID`."""
+    cached: CachedActivations | None = None
+    """Cached activations; None for text."""
+
+    @property
+    def read_cached(self) -> Callable[[str], Iterator[CachedSequence]] | None:
+        """Function that iterates over the sequences cached at a hook point; None for text."""
+        return self.cached.read if self.cached else None
 
 
 def load_text(
-    text: TextLike | None, tokenizer: Tokenizer | None, *, context_size: int | None = None, prepend_bos: bool = True
+    text: TextLike | None,
+    tokenizer: Tokenizer | None,
+    *,
+    context_size: int | None = None,
+    prepend_bos: bool = True,
+    packing: Packing = DEFAULT_PACKING,
 ) -> TextSource:
     """Load a text and pack it into token sequences of one length.
 
-    Documents follow one another in a sequence, with a beginning-of-sequence token between them, as SAELens packs them.
+    Documents follow one another in a sequence, as SAELens packs them, with a beginning-of-sequence token between them;
+    with an end-of-sequence token where the tokenizer has no other.
+
+    A stream that can be read only once is kept in memory as far as it is read.
 
     Args:
         text: one of
 
             - None, the embedded text;
-            - a `.txt` or `.jsonl` file (also `.gz`);
-            - a Hugging Face dataset, `owner/name` or `owner/name:config`;
+            - a `.txt`, `.jsonl`, `.json` or `.csv` file (also `.gz`), a `.parquet` or an `.arrow` file;
+            - a directory that `save_to_disk` of `datasets` wrote, with `:split` if it has several splits;
+            - the name of a Hugging Face dataset, `owner/name`, `owner/name:config` or `owner/name:config:split`;
+            - one text, or texts, rows or token ids in memory: a `datasets` dataset (also streamed), a data frame, a
+              list, a generator, a data loader;
+            - what a tokenizer returns, with its `attention_mask`;
             - token ids [batch, position];
             - a SAELens `ActivationsStore`;
             - a directory that SAELens's `CacheActivationsRunner` wrote.
+
+            A row holds a `text`, or else `messages`, which the tokenizer's chat template joins, or else `input_ids`.
+            A string is a path if such a file exists, otherwise the name of a dataset if it has the form of one,
+            otherwise a text.
         tokenizer: tokenizer of the teacher; not needed for token ids, stores and cached activations.
-        context_size: tokens per sequence, the beginning-of-sequence token included; 256 if None. Token ids, stores
-            and cached activations keep their own length.
+        context_size: tokens per sequence, the beginning-of-sequence token included; 256 if None. Stores, cached
+            activations, and token ids in rows of one length keep their own length. Token ids in rows of unequal
+            lengths are documents.
         prepend_bos: whether every sequence begins with the beginning-of-sequence token.
+        packing: how documents are put into sequences.
 
     Returns:
         The sequences, each [position].
 
     Raises:
-        InputError: there is no such text, it cannot be read, or it needs a tokenizer.
+        InputError: there is no such text, it cannot be read, it needs a tokenizer, or it can be read in two ways.
 
     Example:
         >>> text = load_text("prose.txt", teacher.model.tokenizer, context_size=128)  # doctest: +SKIP
@@ -72,11 +108,18 @@ def load_text(
     """
     if isinstance(text, TokenStore):
         return _from_store(text)
-    if text is not None and not isinstance(text, str | Path):
-        return _from_token_ids(text)
-    if text is not None and is_cached_activations(Path(text)):
+    if isinstance(text, str | Path) and is_cached_activations(Path(text)):
         return _from_cached_activations(Path(text))
+    if hasattr(text, "dtype") and hasattr(text, "ndim"):
+        values: Any = text
+        if getattr(values.dtype, "kind", "") not in ("U", "O"):
+            return _from_token_ids(values, tokenizer)
+        text = values.tolist()
     documents = open_documents(text)
+    first = list(islice(documents.read(), FIRST_ITEMS)) if documents.holds_rows else []
+    rows = [document for document in first if isinstance(document, TokenRow)]
+    if rows and len({len(row.ids) for row in rows}) == 1:
+        return _from_rows(documents, rows, tokenizer)
     if tokenizer is None:
         raise InputError(
             f"{documents.name} needs a tokenizer, and the model has none; give token ids [batch, position]"
@@ -84,19 +127,14 @@ def load_text(
     size = context_size or DEFAULT_CONTEXT_SIZE
 
     def read() -> Iterator[Tensor]:
-        from sae_lens.tokenization_and_batching import concat_and_batch_sequences
-
-        bos = tokenizer.bos_token_id
-        ids = (torch.tensor(tokenize(tokenizer, document)) for document in documents.read())
-        sequences: Iterator[Tensor] = concat_and_batch_sequences(
-            (document_ids for document_ids in ids if len(document_ids)),
-            size,
-            begin_batch_token_id=bos if prepend_bos else None,
-            sequence_separator_token_id=bos,
+        padding = infer_padding(rows, tokenizer)
+        ids = (
+            without_padding(document, padding) if isinstance(document, TokenRow) else _token_ids(document, tokenizer)
+            for document in documents.read()
         )
-        return sequences
+        return pack(documents.name, ids, tokenizer, size, prepend_bos, packing)
 
-    return TextSource(documents.name, documents.fingerprint, size, read)
+    return TextSource(documents.name, packing.fingerprint(documents.fingerprint), size, read)
 
 
 def tokenize(tokenizer: Tokenizer, document: str) -> list[int]:
@@ -105,15 +143,69 @@ def tokenize(tokenizer: Tokenizer, document: str) -> list[int]:
     return ids
 
 
-def _from_token_ids(values: object) -> TextSource:
+def _token_ids(document: str | Chat, tokenizer: Any) -> Int[Tensor, " token"]:
+    """Return the token ids of a text, or of a conversation in the form of the tokenizer's chat template."""
+    text = _apply_chat_template(document, tokenizer) if isinstance(document, Chat) else document
+    return torch.tensor(tokenize(tokenizer, text), dtype=torch.long)
+
+
+def _apply_chat_template(chat: Chat, tokenizer: Any) -> str:
+    """Return a conversation as one text.
+
+    Raises:
+        InputError: the tokenizer has no chat template, or the conversation does not fit it.
+    """
+    if not getattr(tokenizer, "chat_template", None):
+        raise InputError(
+            f"{chat.location} holds a conversation, and the teacher's tokenizer has no chat template; give rows with a"
+            " text"
+        )
+    try:
+        return str(tokenizer.apply_chat_template([dict(message) for message in chat.messages], tokenize=False))
+    except Exception as error:  # templates raise errors of their own for roles that they do not know
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(
+            f"{chat.location} does not fit the tokenizer's chat template ({reason}); give rows with a text"
+        ) from error
+
+
+def _from_token_ids(values: object, tokenizer: Tokenizer | None) -> TextSource:
+    """Return the rows of an array of token ids."""
     try:
         ids = torch.as_tensor(values)
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"{IDS_EXPECTED} ({error})") from error
     if ids.ndim != 2 or not ids.numel() or ids.is_floating_point():
         raise InputError(f"{IDS_EXPECTED}, got {ids.dtype} {tuple(ids.shape)}")
-    digest = hashlib.sha256(ids.cpu().contiguous().numpy().tobytes()).hexdigest()[:16]
-    return TextSource("token ids", digest, ids.shape[1], lambda: iter(ids.long()))
+    ids = ids.detach().cpu()
+    digest = hashlib.sha256(ids.contiguous().numpy().tobytes()).hexdigest()[:16]
+    if int(ids.min()) < 0:
+        raise InputError(f"{IDS_EXPECTED} that are not negative, got {int(ids.min())}; {MASK_ADVICE}")
+    ids = ids.long()
+
+    def read() -> Iterator[Document]:
+        return map(TokenRow, ids)
+
+    return _from_rows(DocumentSource("token ids", digest, read), [TokenRow(row) for row in ids[:ROWS_SEEN]], tokenizer)
+
+
+def _from_rows(documents: DocumentSource, first: list[TokenRow], tokenizer: Tokenizer | None) -> TextSource:
+    """Return rows of token ids, each a sequence of its own, with their padding behind the tokens."""
+    size, padding = len(first[0].ids), infer_padding(first, tokenizer)
+
+    def read() -> Iterator[Tensor]:
+        for number, row in enumerate(documents.read(), start=1):
+            if not isinstance(row, TokenRow) or len(row.ids) != size:
+                content = f"{len(row.ids)} token ids" if isinstance(row, TokenRow) else "text"
+                raise InputError(
+                    f"row {number} of {documents.name} holds {content}, the rows before it {size} token ids each; give"
+                    " rows of one length"
+                )
+            ids = without_padding(row, padding)
+            if len(ids):
+                yield pad_right(ids, size)
+
+    return TextSource(documents.name, documents.fingerprint, size, read)
 
 
 def _from_store(store: TokenStore) -> TextSource:
@@ -138,4 +230,4 @@ def _from_cached_activations(path: Path) -> TextSource:
     def read() -> Iterator[Tensor]:
         raise InputError(f"{path} holds cached activations, not text; leave out the teacher to measure them")
 
-    return TextSource(cached.name, cached.fingerprint, cached.context_size, read, cached.read)
+    return TextSource(cached.name, cached.fingerprint, cached.context_size, read, cached)

@@ -44,8 +44,6 @@ def lock_directory(
                     unfinished.unlink()
             yield
     finally:
-        if directory in created and [path.name for path in directory.glob("*")] == [LOCK_FILE]:
-            (directory / LOCK_FILE).unlink()
         for path in created:
             with contextlib.suppress(OSError):  # it is not empty
                 path.rmdir()
@@ -55,13 +53,19 @@ def lock_directory(
 def _acquire(directory: Path, named: Path, advice: str) -> Iterator[None]:
     from filelock import FileLock, Timeout
 
-    lock = FileLock(directory / LOCK_FILE, timeout=0)
+    file = directory / LOCK_FILE
+    lock = FileLock(file, timeout=0)
     with report_io_errors(named, advice):
         try:
             lock.acquire()
+            while not file.exists():  # the process before this one removed the file that was just locked
+                lock.release()
+                lock.acquire()
         except Timeout as error:
             raise InputError(f"another command is at work in {named}; wait until it ends, or {advice}") from error
     try:
         yield
     finally:
+        with contextlib.suppress(OSError):  # some systems do not remove an open file
+            file.unlink(missing_ok=True)
         lock.release()

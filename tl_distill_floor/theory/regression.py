@@ -14,6 +14,9 @@ MIN_POINTS = 3
 SMALLEST_VARIATION = 1e-20
 """An x whose Σ (x − mean)² is at most this share of Σ x² is constant up to rounding; its slope is 0."""
 
+SMALLEST_RISE = 1e-9
+"""A slope that changes the loss by at most this share of it is 0 up to rounding."""
+
 
 class PredictedLoss(NamedTuple):
     """A predicted loss with its prediction interval."""
@@ -46,6 +49,12 @@ class LinearFit:
     x: tuple[float, ...]
     residual: float
     """Residual standard error √(SSR / (n − 2)), in the unit of the losses."""
+
+    @property
+    def rises(self) -> bool:
+        """Whether the loss rises with x, by more than rounding. It must, if x is a predicted floor."""
+        change = self.slope * (max(self.x) - min(self.x))
+        return change > SMALLEST_RISE * (abs(self.baseline) + abs(change))
 
     def at(self, x: float, level: float = 0.95) -> PredictedLoss:
         """Predict the loss of a new student at `x`, with a two-sided prediction interval.

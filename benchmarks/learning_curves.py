@@ -1,0 +1,113 @@
+"""Measure how often the 95 % interval of a learning curve's floor covers the true floor, on simulated trainings.
+
+    python benchmarks/learning_curves.py            # coverage of each kind of curve
+    python benchmarks/learning_curves.py --students # floors of the students in students_tiny_prose.json
+
+A training follows L(t) = L∞ + A · t^-b, where t is the sum of the learning rates up to a step. Each kind adds to the
+one before: "plain" has a constant learning rate; "warm-up" a linear rise over the first 2 % of the steps; "decay" a
+linear fall to 0 over the last fifth, and an excess loss in proportion to the learning rate, which the decay removes;
+"averaged" the loss of a power-law average over the steps. Points, exponents (0.2 to 1.2) and relative noise (0 to 1 %)
+are those of the trainings that `distill` runs.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Literal, NamedTuple, get_args
+
+import numpy as np
+
+from tl_distill_floor.distilling.config import DistillConfig
+from tl_distill_floor.theory.learning_curve import fit_learning_curve
+
+Kind = Literal["plain", "warm-up", "decay", "averaged"]
+N_STEPS, AVERAGE_POWER = 800, 16
+FLOORS = (0.0, 0.02, 0.05, 0.2, 0.5, 1.0)
+NOISES = (0.0, 5e-4, 1e-3, 3e-3, 1e-2)
+STUDENTS = Path(__file__).parent / "students_tiny_prose.json"
+
+
+class Curve(NamedTuple):
+    """A simulated learning curve."""
+
+    n_tokens: np.ndarray
+    losses: np.ndarray
+    floor: float
+    """The loss at which the training would saturate."""
+
+
+def simulate(kind: Kind, seed: int) -> Curve:
+    """Simulate the learning curve of one training.
+
+    Args:
+        kind: what the training has; see the module's docstring.
+        seed: seed of the floor, the amplitude, the exponent, the excess loss and the noise.
+    """
+    random, level = np.random.default_rng(seed), get_args(Kind).index(kind)
+    steps = np.arange(1, N_STEPS + 1)
+    floor, exponent = float(random.choice(FLOORS)), random.uniform(0.2, 1.2)
+    amplitude = 10 ** random.uniform(-1.5, 0.3) * max(floor, 0.3)
+    noise, excess = random.choice(NOISES), random.uniform(0, 0.05)
+    lr = np.ones(N_STEPS)
+    if level >= 1:
+        lr *= np.minimum(1.0, steps / (0.02 * N_STEPS))
+    if level >= 2:
+        lr *= np.minimum(1.0, (N_STEPS - steps + 1) / (0.2 * N_STEPS))
+    losses = floor + amplitude * (np.cumsum(lr) / N_STEPS) ** -exponent
+    if level >= 2:
+        losses = losses * (1 + excess * lr)
+    if level >= 3:
+        for i in range(1, N_STEPS):
+            share = 1 - (1 - 1 / (i + 1)) ** (AVERAGE_POWER + 1)
+            losses[i] = losses[i - 1] * (1 - share) + losses[i] * share
+    points = np.array(DistillConfig().evaluation_steps(N_STEPS))
+    noisy = losses[points - 1] * (1 + noise * random.standard_normal(len(points)))
+    return Curve(points * 4096.0, noisy, floor)
+
+
+def print_coverage(n_curves: int) -> None:
+    """Print how often the interval covers the true floor, for each kind of curve."""
+    print("| kind | covered | floor known | covered, of those | width of the interval, of the last loss |")
+    print("| --- | --- | --- | --- | --- |")
+    for kind in get_args(Kind):
+        covered, known, widths = [], [], []
+        for seed in range(n_curves):
+            curve = simulate(kind, seed)
+            fit = fit_learning_curve(curve.n_tokens, curve.losses)
+            covered.append(fit.interval[0] - 1e-9 <= curve.floor <= fit.interval[1] + 1e-9)
+            known.append(fit.interval != (0.0, curve.losses[-1]))
+            widths.append((fit.interval[1] - fit.interval[0]) / curve.losses[-1])
+        is_known = np.array(known)
+        print(
+            f"| {kind} | {np.mean(covered):.1%} | {is_known.mean():.0%} | {np.array(covered)[is_known].mean():.1%} |"
+            f" {np.median(np.array(widths)[is_known]):.2f} |"
+        )
+
+
+def print_students() -> None:
+    """Print the stored floor of every student, and the floor that the fit gives now."""
+    print("| student | reached | stored floor (95 %), status | floor now (95 %), status |")
+    print("| --- | --- | --- | --- |")
+    for student in json.loads(STUDENTS.read_text())["students"]:
+        fit = fit_learning_curve(student["tokens"], student["losses"])
+        old, (low, high) = student["interval"], fit.interval
+        known = fit.interval != (0.0, student["losses"][-1])
+        now = f"{fit.floor:.4f} ({low:.4f} to {high:.4f})" if known else "not known"
+        before = f"{student['floor']:.4f} ({old[0]:.4f} to {old[1]:.4f}), {student['status']}"
+        print(f"| {student['name']} | {student['losses'][-1]:.4f} | {before} | {now}, {fit.status} |")
+
+
+def main() -> None:
+    """Parse the options and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
+    parser.add_argument("--students", action="store_true", help="print the floors of the stored students")
+    parser.add_argument("--curves", type=int, default=1000, help="simulated curves of each kind")
+    arguments = parser.parse_args()
+    if arguments.students:
+        print_students()
+    else:
+        print_coverage(arguments.curves)
+
+
+if __name__ == "__main__":
+    main()

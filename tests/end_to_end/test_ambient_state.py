@@ -1,0 +1,184 @@
+"""Settings of the caller's process change no result: torch's and NumPy's modes, the terminal, the home directory."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.helpers.models import CONTEXT
+from tl_distill_floor import InputError, build_student, distill, load_sae, load_teacher, predict_floor, train_sae
+from tl_distill_floor.predicting import toy
+from tl_distill_floor.sources.torch_state import neutral_torch_state
+
+
+@contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """Set torch's default dtype during the context."""
+    previous = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(previous)
+
+
+@contextmanager
+def deterministic_algorithms() -> Iterator[None]:
+    """Ask torch for deterministic algorithms during the context."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+@contextmanager
+def matmul_precision(precision: str) -> Iterator[None]:
+    """Set the precision of matrix products during the context."""
+    previous = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(previous)
+
+
+STATES: dict[str, Callable[[], AbstractContextManager[Any]]] = {
+    "float64": lambda: default_dtype(torch.float64),
+    "bfloat16": lambda: default_dtype(torch.bfloat16),
+    "autocast": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
+    "inference mode": torch.inference_mode,
+    "no gradients": torch.no_grad,
+    "deterministic algorithms": deterministic_algorithms,
+    "matmul precision": lambda: matmul_precision("medium"),
+    "default device": lambda: torch.device("meta"),
+    "NumPy errors": lambda: np.errstate(all="raise"),
+}
+
+
+def settings() -> tuple[Any, ...]:
+    """Return the settings that the caller may have made."""
+    return (
+        torch.get_default_dtype(),
+        torch.is_autocast_enabled("cpu"),
+        torch.is_inference_mode_enabled(),
+        torch.is_grad_enabled(),
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+        torch.get_float32_matmul_precision(),
+        torch.get_default_device(),
+        np.geterr(),
+    )
+
+
+def predicted(bridge: Any, sae: Any, ids: torch.Tensor) -> list[np.ndarray]:
+    """Return the numbers of a prediction, and of a toy model."""
+    floor = predict_floor(bridge, sae, ids, widths=[4, 8], steps=8, force=True)
+    toys = toy.train(6, 0.9, [2], n_seeds=1, steps=3, n_fresh=64)
+    return [floor.expected, floor.stats.cost, floor.stats.sum_act, np.asarray(toys.floor)]
+
+
+@pytest.fixture(scope="module")
+def baseline(bridge: Any, sae: Any, ids: torch.Tensor) -> list[np.ndarray]:
+    """Return the numbers in a process without special settings."""
+    return predicted(bridge, sae, ids)
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_a_prediction_does_not_depend_on_the_state(
+    state: str, baseline: list[np.ndarray], bridge: Any, sae: Any, ids: torch.Tensor
+) -> None:
+    with STATES[state]():
+        before = settings()
+        numbers = predicted(bridge, sae, ids)
+        assert settings() == before
+    for number, expected in zip(numbers, baseline, strict=True):
+        assert (number == expected).all()
+
+
+@pytest.mark.parametrize("state", ["float64", "autocast", "inference mode", "default device"])
+def test_trained_weights_do_not_depend_on_the_state(state: str, teacher_dir: Path, tmp_path: Path) -> None:
+    ids = torch.randint(1, 300, (90, CONTEXT), generator=torch.Generator().manual_seed(0))
+
+    def train(name: str) -> list[torch.Tensor]:
+        teacher = load_teacher(teacher_dir)
+        out = train_sae(teacher, ids, layer=1, out=tmp_path / name, d_sae=16, k=2, context_size=CONTEXT, n_tokens=8192)
+        student = build_student(teacher, 8)
+        return [*load_sae(out).sae.state_dict().values(), *(weight.detach() for weight in student.parameters())]
+
+    expected = train("as usual")
+    with STATES[state]():
+        weights = train("in another state")
+    assert len(weights) == len(expected) > 10
+    assert all(torch.equal(weight, other) for weight, other in zip(weights, expected, strict=True))
+
+
+def test_settings_are_restored_after_an_error() -> None:
+    with torch.inference_mode(), default_dtype(torch.float64), torch.autocast("cpu"):
+        before = settings()
+        with pytest.raises(KeyError), neutral_torch_state():
+            raise KeyError
+        assert settings() == before
+
+
+def test_rejects_a_model_loaded_in_inference_mode(teacher_dir: Path) -> None:
+    from transformer_lens.model_bridge import TransformerBridge
+
+    with torch.inference_mode():
+        model = TransformerBridge.boot_transformers(str(teacher_dir), device="cpu")
+        with pytest.raises(InputError, match=r"was loaded in torch\.inference_mode"):
+            distill(model, 8)
+
+
+PRINT = "from tl_distill_floor.cli.streams import use_tolerant_streams\nuse_tolerant_streams()\n"
+
+
+def run_python(code: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run code in a new Python process."""
+    command = [sys.executable, "-c", PRINT + code]
+    return subprocess.run(command, stderr=subprocess.PIPE, text=True, timeout=120, **options)
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_characters_that_the_terminal_lacks_are_replaced(encoding: str) -> None:
+    environment = os.environ | {"PYTHONIOENCODING": encoding}
+    completed = run_python("print('α ≥ 1')", stdout=subprocess.PIPE, env=environment)
+    assert (completed.returncode, completed.stdout, completed.stderr) == (0, "? ? 1\n", "")
+
+
+def test_a_reader_that_has_gone_ends_nothing(tmp_path: Path) -> None:
+    code = "import sys\nfor _ in range(9999): print('line'); print('note', file=sys.stderr)\nopen('done', 'w').close()"
+    reader, writer = os.pipe()
+    os.close(reader)
+    completed = run_python(code, stdout=writer, cwd=tmp_path)
+    os.close(writer)
+    assert completed.returncode == 0
+    assert (tmp_path / "done").exists()
+    assert set(completed.stderr.split()) == {"note"}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="descriptors of Windows are not inherited like this")
+def test_an_output_that_was_closed_before_is_not_the_next_file(tmp_path: Path) -> None:
+    code = "file = open('data', 'w')\nprint('lost')\nfile.close()\nassert open('data').read() == ''"
+    completed = run_python(code, preexec_fn=lambda: os.close(1), cwd=tmp_path)
+    assert (completed.returncode, completed.stderr) == (0, "")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("settings", [{"PYTHONIOENCODING": "ascii"}, {"HF_HOME": "/proc/none"}, {"HOME": "/proc/none"}])
+def test_the_command_line_runs_without_a_home_or_an_encoding(settings: dict[str, str], tmp_path: Path) -> None:
+    environment = {name: os.environ[name] for name in ("PATH", "OMP_NUM_THREADS")} | settings
+    command = "-m tl_distill_floor measure --tokens 2000 --steps 0 --widths 16 --context-size 64 --out run"
+    completed = subprocess.run(
+        [sys.executable, *command.split()], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300
+    )
+    assert completed.returncode == 0, completed.stderr
+    assert "Saved in run" in completed.stdout
+    assert {path.name for path in tmp_path.iterdir()} == {"run"}

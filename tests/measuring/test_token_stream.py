@@ -1,0 +1,212 @@
+"""Which tokens of a text are counted, and padded rows, which are measured as the rows without padding."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import BatchEncoding
+
+from tests.helpers.models import CONTEXT, HOOK, VOCABULARY, WIDTH
+from tl_distill_floor import InputError, load_teacher, load_text, measure, predict_floor, train_sae
+from tl_distill_floor.measuring.hooks import activation_reader, differentiable_forward
+from tl_distill_floor.measuring.sampling import score_gradient
+from tl_distill_floor.measuring.token_stream import open_token_stream
+
+PAD = 7
+LENGTHS = (20, 9, 14, 3)
+
+
+@pytest.fixture(scope="module")
+def rows() -> list[torch.Tensor]:
+    """Return rows of unequal lengths that begin with the beginning-of-sequence token, without padding."""
+    random = torch.Generator().manual_seed(5)
+    rows = [torch.randint(10, VOCABULARY, (length,), generator=random) for length in LENGTHS]
+    return [torch.cat([torch.tensor([0]), row]) for row in rows]
+
+
+@pytest.fixture
+def padding_bridge(bridge: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Return the teacher with a tokenizer that pads with a token of its own."""
+    monkeypatch.setattr(bridge, "tokenizer", copy.deepcopy(bridge.tokenizer))
+    bridge.tokenizer.pad_token = bridge.tokenizer.convert_ids_to_tokens(PAD)
+    assert bridge.tokenizer.pad_token_id == PAD
+    return bridge
+
+
+def padded(rows: list[torch.Tensor], side: str, pad_id: int, length: int = 24) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return rows padded on one side, and their attention mask."""
+    ids, mask = torch.full((len(rows), length), pad_id), torch.zeros(len(rows), length, dtype=torch.long)
+    for number, row in enumerate(rows):
+        where = slice(0, len(row)) if side == "right" else slice(length - len(row), None)
+        ids[number, where], mask[number, where] = row, 1
+    return ids, mask
+
+
+def codes_of(bridge: Any, sae: Any, rows: list[torch.Tensor]) -> torch.Tensor:
+    """Return the SAE's codes of all tokens but the first of each row, each row run without padding."""
+    codes = []
+    with activation_reader(bridge, [HOOK]) as read:
+        for row in rows:
+            (activation,) = read(row[None])
+            codes.append(torch.relu((activation[0, 1:] - sae.b_dec) @ sae.W_enc + sae.b_enc))
+    return torch.cat(codes).detach()
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("kind", ["encoding", "dataset", "ids", "mask of another token"])
+def test_padding_takes_no_part(side: str, kind: str, padding_bridge: Any, sae: Any, rows: list[torch.Tensor]) -> None:
+    from datasets import Dataset
+
+    ids, mask = padded(rows, side, 11 if kind == "mask of another token" else PAD)
+    with_mask = {"input_ids": ids.tolist(), "attention_mask": mask.tolist()}
+    text = {"ids": ids, "dataset": Dataset.from_dict(with_mask)}.get(kind, BatchEncoding(with_mask))
+    stats, codes = measure(padding_bridge, sae, text, cost="energy", force=True), codes_of(padding_bridge, sae, rows)
+    assert stats.n_tokens == sum(LENGTHS)
+    assert (stats.firing_count == (codes > 0).sum(0).numpy()).all()
+    assert torch.allclose(torch.from_numpy(stats.sum_act), codes.double().sum(0), atol=1e-4)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_that_is_the_beginning_token_too(
+    side: str, padding_bridge: Any, sae: Any, rows: list[torch.Tensor]
+) -> None:
+    longest, model = max(map(len, rows)), padding_bridge
+    model.tokenizer.pad_token = model.tokenizer.bos_token
+    stats = measure(model, sae, padded(rows, side, 0, longest)[0], cost="energy", force=True)
+    assert (stats.firing_count == (codes_of(model, sae, rows) > 0).sum(0).numpy()).all()
+    if side == "left":
+        with pytest.raises(InputError, match="begins with token 0 more than once"):
+            measure(model, sae, padded(rows, side, 0, longest + 2)[0])
+
+
+def test_the_exact_cost_leaves_out_the_outputs_at_padding(
+    padding_bridge: Any, sae: Any, rows: list[torch.Tensor]
+) -> None:
+    ids, mask = padded(rows[:2], "left", PAD)
+    together = measure(padding_bridge, sae, {"input_ids": ids, "attention_mask": mask}, cost="ablation", force=True)
+    alone = [measure(padding_bridge, sae, row[None], cost="ablation", force=True) for row in rows[:2]]
+    expected = sum(stats.cost * stats.n_tokens for stats in alone) / sum(stats.n_tokens for stats in alone)
+    assert torch.allclose(torch.from_numpy(together.cost), torch.from_numpy(expected), rtol=1e-3, atol=1e-7)
+
+
+def test_the_fisher_cost_leaves_out_the_outputs_at_padding(
+    padding_bridge: Any, sae: Any, rows: list[torch.Tensor]
+) -> None:
+    ids, mask = padded(rows, "left", PAD)
+    stats = measure(padding_bridge, sae, {"input_ids": ids, "attention_mask": mask}, cost="fisher", force=True)
+    expected = torch.zeros(len(sae.W_dec), dtype=torch.float64)
+    with differentiable_forward(padding_bridge, [HOOK]) as run:
+        for number, row in enumerate(rows):  # each without padding, with the samples of the padded row
+            logits, (activation,) = run(row[None])
+            uniform = torch.rand(ids.shape[1], generator=torch.Generator().manual_seed(number))[: len(row)]
+            score = score_gradient(logits.detach(), uniform[None])
+            (gradient,) = torch.autograd.grad(logits, activation, score)
+            codes = torch.relu((activation.detach()[0, 1:] - sae.b_dec) @ sae.W_enc + sae.b_enc)
+            per_feature = (codes * (gradient[0, 1:] @ sae.W_dec.T)).sum(0)
+            expected += per_feature.detach().double().square() / 2
+    assert torch.allclose(torch.from_numpy(stats.cost), expected / stats.n_tokens, rtol=1e-3, atol=1e-8)
+
+
+def test_trains_an_sae_on_padded_rows(teacher_dir: Path, rows: list[torch.Tensor], tmp_path: Path) -> None:
+    ids, mask = padded(rows, "left", PAD)
+    text = {"input_ids": ids, "attention_mask": mask}
+    out = tmp_path / "sae"
+    assert train_sae(teacher_dir, text, layer=1, out=out, d_sae=16, k=2, context_size=CONTEXT, n_tokens=8192) == out
+
+
+def test_padded_rows_are_not_distilled(bridge: Any, rows: list[torch.Tensor]) -> None:
+    ids, mask = padded(rows, "left", PAD)
+    stream = open_token_stream(load_teacher(bridge), {"input_ids": ids, "attention_mask": mask}, CONTEXT, 4)
+    with pytest.raises(InputError, match="holds padded rows, which students are not trained on"):
+        stream.read_sequences(100)
+
+
+def test_rejects_padding_where_tokens_attend_to_later_ones(
+    bridge: Any, rows: list[torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids, mask = padded(rows, "right", PAD)
+    monkeypatch.setattr(bridge.cfg, "attention_dir", "bidirectional", raising=False)
+    stream = open_token_stream(load_teacher(bridge), {"input_ids": ids, "attention_mask": mask}, CONTEXT, 4)
+    with pytest.raises(InputError, match="attend to later ones"):
+        next(stream.batches(0, 100))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ({"input_ids": [[1, 2, 3]], "attention_mask": [[1, 0, 1]]}, "hides tokens between others"),
+        ({"input_ids": [[1, 2, 3]], "attention_mask": [[1, 1]]}, "the attention_mask has the shape"),
+        ({"input_ids": [[1, 2], [3, 4]], "attention_mask": [[1, 1]]}, "1 rows of attention_mask for 2 rows"),
+        ([[1, -100, 3]], "not negative, got -100"),
+        (torch.tensor([[1, -100, 3]]), "not negative, got -100"),
+        ([[1.5, 2.0]], "token ids must be integers"),
+        ([[5, 5, 5, 5, 1, 2], [5, 5, 5, 5, 5, 2]], "2 of 2 rows seem to be padded with token 5"),
+    ],
+)
+def test_rejects_rows_whose_padding_is_not_known(text: Any, message: str, tokenizer: Any) -> None:
+    with pytest.raises(InputError, match=message):
+        list(load_text(text, tokenizer).read())
+
+
+def test_counts_only_the_positions_that_the_sae_was_trained_on(bridge: Any, sae: Any, ids: torch.Tensor) -> None:
+    restricted = copy.deepcopy(sae)
+    restricted.cfg.metadata.seqpos_slice = [4, 20]
+    stats = measure(bridge, restricted, ids, cost="energy", force=True)
+    with activation_reader(bridge, [HOOK]) as read:
+        (activation,) = read(ids)
+    counted = activation[:, 4:20][ids[:, 4:20] != 0]
+    codes = torch.relu((counted - sae.b_dec) @ sae.W_enc + sae.b_enc)
+    assert stats.n_tokens == len(counted)
+    assert (stats.firing_count == (codes > 0).sum(0).numpy()).all()
+    assert "positions outside [4, 20]" in stats.settings["not_counted"]
+
+
+def test_text_is_packed_as_for_the_sae(bridge: Any, sae: Any) -> None:
+    joined = copy.deepcopy(sae)
+    joined.cfg.metadata.sequence_separator_token = None
+    joined.cfg.metadata.disable_concat_sequences = False
+    documents = ["Call me Ishmael. ", "Some years ago, "] * 60
+    stats = measure(bridge, joined, documents, cost="energy", force=True)
+    assert stats.n_masked == (stats.n_tokens + stats.n_masked) // CONTEXT
+
+
+def save_cache(path: Path, bridge: Any, ids: torch.Tensor, *, token_ids: bool = True) -> Path:
+    """Save activations as SAELens's CacheActivationsRunner does."""
+    from datasets import Array2D, Dataset, Features, Sequence, Value
+
+    with activation_reader(bridge, [HOOK]) as read:
+        (activation,) = read(ids)
+    features = {HOOK: Array2D((CONTEXT, WIDTH), "float32")}
+    columns = {HOOK: activation.numpy()}
+    if token_ids:
+        features["token_ids"], columns["token_ids"] = Sequence(Value("int32"), CONTEXT), ids.numpy()
+    Dataset.from_dict(columns, features=Features(features)).save_to_disk(path)
+    return path
+
+
+def test_cached_activations_leave_out_the_beginning_token(
+    bridge: Any, sae: Any, ids: torch.Tensor, tmp_path: Path
+) -> None:
+    assert (ids[:, 1:] == 0).any()
+    cached = measure(None, sae, save_cache(tmp_path / "with", bridge, ids), force=True)
+    expected = measure(bridge, sae, ids, cost="energy", force=True)
+    assert cached.n_tokens == expected.n_tokens
+    assert (cached.firing_count == expected.firing_count).all()
+    assert "token 0, which begins every sequence of the cached activations, is not counted" in cached.warnings[0]
+    unknown = measure(None, sae, save_cache(tmp_path / "without", bridge, ids, token_ids=False), force=True)
+    assert unknown.n_tokens == 40 * (CONTEXT - 1)
+    assert "no token ids are cached" in unknown.warnings[0]
+    different = ids.clone()
+    different[0, 0] = 5
+    others = measure(None, sae, save_cache(tmp_path / "other", bridge, different), force=True)
+    assert others.n_tokens == 40 * (CONTEXT - 1)
+    assert "sequences begin with different tokens" in others.warnings[0]
+
+
+def test_how_a_teacher_in_memory_was_loaded_is_not_known(bridge: Any, sae: Any, ids: torch.Tensor) -> None:
+    processed = copy.deepcopy(sae)
+    processed.cfg.metadata.model_from_pretrained_kwargs = {"fold_ln": True}
+    warnings = predict_floor(bridge, processed, ids, cost="energy", steps=0, force=True).stats.warnings
+    assert any("how this one was loaded is not known" in warning for warning in warnings)

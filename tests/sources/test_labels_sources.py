@@ -1,0 +1,78 @@
+"""Labelled text from files of rows, datasets and streams: each gives the same texts and labels."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from datasets import Dataset, DatasetDict
+
+from tl_distill_floor import InputError, load_labels
+
+ROWS = {
+    "text": ["Call me Ishmael.", "Emma was rich.", "Nothing."],
+    "author": ["Melville", "Austen", None],
+    "n": [1, 2, 3],
+}
+
+
+def save_table(file: Path) -> Path:
+    """Write the rows as a table of the file's kind."""
+    import pandas as pd
+
+    frame = pd.DataFrame(ROWS)
+    if file.suffix == ".parquet":
+        frame.to_parquet(file)
+    elif file.suffix == ".CSV":
+        frame.to_csv(file, index=False, encoding="utf-8-sig")
+    else:
+        rows = [{name: ROWS[name][number] for name in ROWS} for number in range(3)]
+        file.write_bytes(b"\xef\xbb\xbf" + "\n".join(map(json.dumps, rows)).encode())
+    return file
+
+
+def save_dataset(directory: Path) -> Path:
+    """Save the rows with `save_to_disk`."""
+    Dataset.from_dict(ROWS).save_to_disk(directory / "saved")
+    return directory / "saved"
+
+
+def data_frame(_directory: Path) -> Any:
+    """Return the rows as a data frame."""
+    import pandas as pd
+
+    return pd.DataFrame(ROWS)
+
+
+SOURCES: dict[str, Callable[[Path], Any]] = {
+    "Dataset": lambda _: Dataset.from_dict(ROWS),
+    "DatasetDict": lambda _: DatasetDict({"test": Dataset.from_dict(ROWS)}),
+    "streamed": lambda _: Dataset.from_dict(ROWS).to_iterable_dataset(),
+    "generator": lambda _: (dict(row) for row in Dataset.from_dict(ROWS)),
+    "data frame": data_frame,
+    "saved": save_dataset,
+    "name of a saved dataset": lambda directory: str(save_dataset(directory)),
+    "parquet": lambda directory: save_table(directory / "rows.parquet"),
+    "csv": lambda directory: save_table(directory / "rows.CSV"),
+    "jsonl": lambda directory: save_table(directory / "rows.jsonl"),
+}
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_each_source_gives_the_same_labels(source: str, tmp_path: Path) -> None:
+    labelled = load_labels(SOURCES[source](tmp_path), ["author", "n"])
+    assert labelled.texts == tuple(ROWS["text"])
+    assert [task.of_text for task in labelled.tasks] == [("Melville", "Austen", None), ("1", "2", "3")]
+
+
+def test_rejects_sources_without_labelled_rows(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="several splits: a, b"):
+        load_labels(DatasetDict({"a": Dataset.from_dict(ROWS), "b": Dataset.from_dict(ROWS)}))
+    with pytest.raises(InputError, match="row 1 has no 'label'; choose one of its labels with --label: author, n"):
+        load_labels([{name: values[0] for name, values in ROWS.items()}])
+    for missing in (tmp_path / "rows.jsonl", tmp_path / "rows.PARQUET", "no such file", "x" * 5000):
+        with pytest.raises(InputError, match="there is no labelled text at"):
+            load_labels(missing)
+    with pytest.raises(InputError, match="row 1 is str, not an object"):
+        load_labels("".join(["a"]) for _ in range(2))

@@ -1,0 +1,83 @@
+"""Plain `transformers` models of a configuration: with weights, or as shells that take almost no memory."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from accelerate import init_empty_weights
+from jaxtyping import Int
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PreTrainedConfig
+
+from tl_distill_floor.errors import InputError
+
+SEQUENCES, POSITIONS = (3, 5), (11, 13, 17, 19, 23)
+"""Candidate numbers of sequences and positions of the token ids of a check."""
+
+
+def create_model(config: PreTrainedConfig) -> nn.Module:
+    """Return a randomly initialized model in fp32 and in evaluation mode.
+
+    Raises:
+        InputError: the family has no model of this configuration.
+    """
+    with refuse_failures(config, "cannot be built"):
+        model: nn.Module = AutoModelForCausalLM.from_config(config)
+    return model.float().eval()
+
+
+def create_shell(config: PreTrainedConfig) -> nn.Module:
+    """Return a model whose weights have shapes but no values, on the meta device; its buffers have values.
+
+    Raises:
+        InputError: the family has no model of this configuration.
+    """
+    with refuse_failures(config, "cannot be built"), init_empty_weights(include_buffers=False):
+        model: nn.Module = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model.tie_weights()  # type: ignore[operator]
+    return model.eval()
+
+
+def create_zero_model(config: PreTrainedConfig) -> nn.Module:
+    """Return a model that can be run, whose weights are zero and take no memory until they are written.
+
+    Raises:
+        InputError: the family has no model of this configuration.
+    """
+    model = create_shell(config)
+    zeros: dict[int, nn.Parameter] = {}
+    for module in model.modules():
+        for name, weight in list(module.named_parameters(recurse=False)):
+            zero = nn.Parameter(torch.from_numpy(np.zeros(weight.shape, dtype=np.float32)), requires_grad=False)
+            setattr(module, name, zeros.setdefault(id(weight), zero))
+    if hasattr(model, "set_experts_implementation"):
+        model.set_experts_implementation("eager")  # type: ignore[operator]  # fused kernels hide how experts are used
+    return model
+
+
+def sample_ids(config: PreTrainedConfig) -> Int[Tensor, "sequence position"]:
+    """Return random token ids, whose numbers of sequences and positions are no size in the configuration."""
+    sizes = {value for value in vars(config).values() if isinstance(value, int)}
+    n_sequences = next((n for n in SEQUENCES if n not in sizes), SEQUENCES[0])
+    longest = int(getattr(config, "max_position_embeddings", None) or POSITIONS[-1])
+    n_positions = next((n for n in POSITIONS if n not in sizes and n <= longest), min(POSITIONS[0], longest))
+    generator = torch.Generator().manual_seed(0)
+    lowest, highest = min(1, int(config.vocab_size) - 1), int(config.vocab_size)
+    return torch.randint(lowest, highest, (n_sequences, n_positions), generator=generator)
+
+
+@contextmanager
+def refuse_failures(config: PreTrainedConfig, what: str) -> Iterator[None]:
+    """Turn any error of a family's code into an InputError that names the family and the width."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:  # the code of a family can raise anything
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        family = type(config).__name__.removesuffix("Config")
+        raise InputError(
+            f"a {family} student of width {config.hidden_size} {what} ({lines[0][:160]}); try another width or another"
+            " teacher"
+        ) from error

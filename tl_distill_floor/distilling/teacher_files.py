@@ -1,0 +1,83 @@
+"""What a student takes over from its teacher besides weights: the tokenizer and the generation settings."""
+
+import copy
+from pathlib import Path
+from typing import NamedTuple
+
+from transformers import AutoTokenizer, GenerationConfig
+
+from tl_distill_floor.annotations import Tokenizer
+from tl_distill_floor.sources.model_names import official_name
+from tl_distill_floor.sources.teachers import Teacher
+
+
+class TeacherFiles(NamedTuple):
+    """Tokenizer and generation settings that are saved with a student."""
+
+    tokenizer: Tokenizer | None
+    """The teacher's own tokenizer; None if it has none."""
+    generation_config: GenerationConfig | None
+    """The teacher's generation settings; None if it has none."""
+    warnings: tuple[str, ...]
+    """What could not be read."""
+
+
+def teacher_files(teacher: Teacher) -> TeacherFiles:
+    """Return the tokenizer and the generation settings of a teacher as they are published.
+
+    TransformerLens changes the tokenizer that it is given: it prepends the beginning-of-sequence token, and sets a
+    padding token and its side. So the tokenizer is read again from where it came from.
+
+    Args:
+        teacher: the teacher.
+
+    Returns:
+        The files. If the tokenizer cannot be read again, the changed one is returned with a warning.
+    """
+    warnings: list[str] = []
+    changed = getattr(teacher.model, "tokenizer", None)
+    own = None if changed is None else _own_tokenizer(teacher, changed)
+    if changed is not None and own is None:
+        warnings.append(
+            "the tokenizer is saved as TransformerLens changed it, because the teacher's own cannot be read again from"
+            f" {getattr(changed, 'name_or_path', '') or 'an unnamed tokenizer'}"
+        )
+    return TeacherFiles(own or changed, _generation_config(teacher), tuple(warnings))
+
+
+def _own_tokenizer(teacher: Teacher, changed: Tokenizer) -> Tokenizer | None:
+    """Read the teacher's tokenizer from its directory or repository; None if there is none with these tokens."""
+    loading = {key: str(value) for key, value in teacher.loading.items() if key == "revision"}
+    for source, options in _sources(teacher, changed):
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(source, **options, **loading)
+        except Exception:  # noqa: S112 - a tokenizer that cannot be read raises whatever its reader raises
+            continue
+        # TransformerLens may have added special tokens, but every token has its own id.
+        vocabulary = changed.get_vocab()  # type: ignore[attr-defined]
+        if all(vocabulary.get(token) == number for token, number in tokenizer.get_vocab().items()):
+            return tokenizer  # type: ignore[no-any-return]
+    return None
+
+
+def _sources(teacher: Teacher, changed: Tokenizer) -> list[tuple[str, dict[str, str]]]:
+    """Return where the tokenizer may have come from: (directory or repository, options of `from_pretrained`)."""
+    config = getattr(getattr(teacher.model, "original_model", None), "config", None)
+    names = [str(getattr(holder, "name_or_path", "") or "") for holder in (changed, config)]
+    plain: list[tuple[str, dict[str, str]]] = [(name, {}) for name in dict.fromkeys(names) if name]
+    files = [Path(teacher.name), *(file for name in names if name for file in sorted(Path(name).glob("*.gguf")))]
+    return plain + [
+        (str(file.parent), {"gguf_file": file.name}) for file in files if file.suffix == ".gguf" and file.is_file()
+    ]
+
+
+def _generation_config(teacher: Teacher) -> GenerationConfig | None:
+    """Return a copy of the teacher's generation settings; None if it has none."""
+    original = getattr(teacher.model, "original_model", None)
+    settings = getattr(original, "generation_config", None)
+    if settings is None and original is None:  # a HookedTransformer
+        try:
+            settings = GenerationConfig.from_pretrained(official_name(str(teacher.model.cfg.model_name)))
+        except (OSError, ValueError):
+            return None
+    return copy.deepcopy(settings) if isinstance(settings, GenerationConfig) else None

@@ -1,0 +1,140 @@
+"""SAEs of saprmarks/dictionary_learning: `ae.pt`, with the class in `config.json` or `cfg.json`.
+
+The classes differ in what is subtracted before the encoder: `AutoEncoder` its `bias`, the TopK classes `b_dec`,
+`AutoEncoderNew` and `JumpReluAutoEncoder` nothing. The library folds its normalisation into the biases when it saves.
+"""
+
+import re
+from typing import Any
+
+from tl_distill_floor.errors import InputError
+from tl_distill_floor.sources.sae_formats.files import SaeFile, shapes_of
+from tl_distill_floor.sources.sae_formats.formats import SaeFormat
+from tl_distill_floor.sources.sae_formats.hook_names import hook_name_at
+from tl_distill_floor.sources.sae_formats.settings import require_hook_name
+from tl_distill_floor.sources.sae_formats.weights import SaeWeights, make_weights
+
+_LINEAR = {"encoder.weight", "encoder.bias", "decoder.weight"}
+_RAW = {"W_enc", "b_enc", "W_dec", "b_dec"}
+_AUTO_ENCODER = {*_LINEAR, "bias"}
+_GATED = {"encoder.weight", "decoder.weight", "decoder_bias", "r_mag", "gate_bias", "mag_bias"}
+_TENSORS = {
+    "AutoEncoder": _AUTO_ENCODER,
+    "AutoEncoderNew": {*_LINEAR, "decoder.bias"},
+    "AutoEncoderTopK": {*_LINEAR, "b_dec"},
+    "BatchTopKSAE": {*_LINEAR, "b_dec", "threshold"},
+    "MatryoshkaBatchTopKSAE": {*_RAW, "threshold"},
+    "JumpReluAutoEncoder": {*_RAW, "threshold"},
+}
+"""Tensors of each class that can be measured."""
+_OPTIONAL = {"k", "threshold"}
+_SITE_AND_LAYER = re.compile(r"(resid_pre|resid_mid|resid_post|mlp_out|attn_out|attention_out)_layer_(\d+)")
+
+
+def _recognises(file: SaeFile) -> bool:
+    return _class_of(file) is not None
+
+
+def _class_of(file: SaeFile) -> str | None:
+    trainer = _trainer(file)
+    if "dict_class" in trainer:
+        return str(trainer["dict_class"]).strip("<>'").rpartition(".")[2]
+    if file.names == _AUTO_ENCODER:
+        return "AutoEncoder"
+    return "GatedAutoEncoder" if file.names == _GATED else None
+
+
+def _trainer(file: SaeFile) -> dict[str, Any]:
+    for config in file.configs.values():
+        trainer = config.get("trainer")
+        for settings in (trainer, config):
+            if isinstance(settings, dict) and "dict_class" in settings:
+                return settings
+    return {}
+
+
+def _read(file: SaeFile) -> SaeWeights:
+    dict_class, trainer, tensors = str(_class_of(file)), _trainer(file), file.tensors
+    if dict_class not in _TENSORS:
+        raise InputError(
+            f"{file.name} is of the class {dict_class} of dictionary_learning, whose codes cannot be measured; give one"
+            f" of {', '.join(_TENSORS)}"
+        )
+    missing, unknown = _TENSORS[dict_class] - file.names, file.names - _TENSORS[dict_class] - _OPTIONAL
+    if missing or unknown:
+        raise InputError(
+            f"{file.name} is said to be of the class {dict_class} of dictionary_learning, but holds"
+            f" ({shapes_of(tensors)}), expected {', '.join(sorted(_TENSORS[dict_class]))}; give another file"
+        )
+    linear = "encoder.weight" in tensors
+    k = tensors.get("k", trainer.get("k"))
+    metadata = _metadata(file, trainer)
+    threshold = None
+    if "threshold" in _TENSORS[dict_class]:
+        threshold = tensors["threshold"]
+        if dict_class != "JumpReluAutoEncoder":
+            if bool((threshold < 0).any()):
+                raise InputError(
+                    f"{file.name} has no threshold yet, so it cannot encode a single token; give an SAE that was"
+                    " trained longer"
+                )
+            metadata |= {} if k is None else {"l0": float(k)}
+    return make_weights(
+        file.name,
+        tensors["encoder.weight"].T if linear else tensors["W_enc"],
+        tensors["decoder.weight"].T if linear else tensors["W_dec"],
+        tensors["encoder.bias"] if linear else tensors["b_enc"],
+        next(tensors[name] for name in ("bias", "b_dec", "decoder.bias") if name in tensors),
+        subtract_b_dec=dict_class not in ("AutoEncoderNew", "JumpReluAutoEncoder"),
+        threshold=threshold,
+        k=_require_k(file, k) if dict_class == "AutoEncoderTopK" else None,
+        metadata=metadata,
+    )
+
+
+def _require_k(file: SaeFile, k: object) -> object:
+    if k is None:
+        raise InputError(f"{file.name} is an AutoEncoderTopK, but neither it nor its config.json holds k; add k there")
+    return k
+
+
+def _metadata(file: SaeFile, trainer: dict[str, Any]) -> dict[str, Any]:
+    metadata: dict[str, Any] = {}
+    layer, submodule = trainer.get("layer"), trainer.get("submodule_name")
+    buffers = [config["buffer"] for config in file.configs.values() if isinstance(config.get("buffer"), dict)]
+    buffer: dict[str, Any] = buffers[0] if buffers else {}
+    if buffer.get("io", "out") != "out":
+        raise InputError(
+            f"{file.name} reads the {buffer['io']!r:.20} of its module (io), not its output; give an SAE of an output"
+        )
+    hook_names = [_hook_name(file, text, layer) for text in (submodule, *reversed(file.location.parts[-4:-1]))]
+    stated = list(dict.fromkeys(name for name in hook_names if name is not None))
+    if len(stated) > 1 or (stated and isinstance(layer, int) and f"blocks.{layer}." not in stated[0]):
+        raise InputError(
+            f"{file.name} names {', '.join(stated)} and layer {layer} as what it reads; correct its config.json"
+        )
+    if stated:
+        metadata["hook_name"] = stated[0]
+    elif isinstance(layer, int):
+        metadata["layer"] = layer
+    if isinstance(trainer.get("lm_name"), str):
+        metadata["model_name"] = trainer["lm_name"]
+    if isinstance(buffer.get("ctx_len"), int):
+        metadata["context_size"] = buffer["ctx_len"]
+    return metadata
+
+
+def _hook_name(file: SaeFile, text: object, layer: object) -> str | None:
+    """Return the hook point that a submodule's name or a folder names; None if it names none."""
+    if not isinstance(text, str):
+        return None
+    match = _SITE_AND_LAYER.search(text)
+    if match is not None:
+        return hook_name_at(match[1], int(match[2]))
+    if isinstance(layer, int) and (named := hook_name_at(text, layer)):
+        return named
+    is_submodule = text == _trainer(file).get("submodule_name")
+    return require_hook_name(file, text) if is_submodule else None
+
+
+FORMAT = SaeFormat("dictionary-learning", _recognises, _read)

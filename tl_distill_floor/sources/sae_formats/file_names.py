@@ -1,0 +1,36 @@
+"""Names of the files that hold an SAE and its configuration."""
+
+from pathlib import PurePosixPath
+
+CONFIG_FILE, WEIGHTS_FILE, RUNNER_FILE = "cfg.json", "sae_weights.safetensors", "runner_cfg.json"
+"""Files of a SAELens directory."""
+STATE_FILE_SUFFIXES = (".pt", ".pth", ".safetensors", ".npz")
+CONFIG_FILES = (
+    "cfg.json", "config.json", "hyperparams.json", "sae_config.json", "sae_cfg.json", "sae.cfg", "config.yaml",
+    "config.yml", "cfg.yaml", "conf.yaml", "runner_cfg.json",
+)  # fmt: skip
+"""Configuration files that are read in the folder of the weights."""
+PARENT_CONFIG_FILES = ("hyperparams.json", "config.json", "cfg.json", "config.yaml")
+"""Configuration files that are also read in the parent folder."""
+_NOT_WEIGHTS = ("sparsity.safetensors", "optimizer", "scheduler", "rng_state", "training_args", "trainer_state")
+"""Beginnings of the names of files that hold no SAE."""
+
+
+def is_weights(file: str) -> bool:
+    """Return whether a file's name is that of weights."""
+    path = PurePosixPath(file)
+    return path.suffix in STATE_FILE_SUFFIXES and not path.name.startswith(_NOT_WEIGHTS)
+
+
+def own_configs(weights: str) -> tuple[str, ...]:
+    """Return the names of configuration files that are named after a file of weights, such as 25_cfg.json."""
+    stem = weights.removesuffix(PurePosixPath(weights).suffix)
+    return tuple(f"{stem}{ending}" for ending in (".json", "_cfg.json", "_config.json", ".yaml"))
+
+
+def is_config_of(file: str, weights: PurePosixPath) -> bool:
+    """Return whether a file may be the configuration of the weights, by its folder and name."""
+    path = PurePosixPath(file)
+    if path.parent == weights.parent:
+        return path.name in (*CONFIG_FILES, *own_configs(weights.name))
+    return path.parent == weights.parent.parent and path.name in PARENT_CONFIG_FILES

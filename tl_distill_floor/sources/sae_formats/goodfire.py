@@ -1,0 +1,44 @@
+"""Goodfire's SAEs of Llama 3: Llama-3.1-8B-Instruct-SAE-l19.pth and Llama-3.3-70B-Instruct-SAE-l50.pt.
+
+codes = relu(encoder_linear(x)), reconstruction = decoder_linear(codes). Model and layer are in the file's name.
+"""
+
+import re
+from typing import Any
+
+from tl_distill_floor.errors import InputError
+from tl_distill_floor.sources.sae_formats.files import SaeFile, shapes_of
+from tl_distill_floor.sources.sae_formats.formats import SaeFormat
+from tl_distill_floor.sources.sae_formats.settings import stated_metadata
+from tl_distill_floor.sources.sae_formats.weights import SaeWeights, make_weights
+
+_TENSORS = {"encoder_linear.weight", "encoder_linear.bias", "decoder_linear.weight", "decoder_linear.bias"}
+
+
+def _recognises(file: SaeFile) -> bool:
+    return file.names == _TENSORS
+
+
+def _read(file: SaeFile) -> SaeWeights:
+    if file.names != _TENSORS:
+        raise InputError(f"{file.name} holds ({shapes_of(file.tensors)}), expected {', '.join(sorted(_TENSORS))}")
+    tensors = file.tensors
+    return make_weights(
+        file.name,
+        tensors["encoder_linear.weight"].T,
+        tensors["decoder_linear.weight"].T,
+        tensors["encoder_linear.bias"],
+        tensors["decoder_linear.bias"],
+        subtract_b_dec=False,
+        metadata=_metadata(file),
+    )
+
+
+def _metadata(file: SaeFile) -> dict[str, Any]:
+    match = re.fullmatch(r"(Llama-.+)-SAE-l(\d+)\.pth?", file.location.name)
+    named = {} if match is None else {"model_name": f"meta-llama/{match[1]}"}
+    named |= {} if match is None else {"hook_name": f"blocks.{int(match[2])}.hook_resid_post"}
+    return stated_metadata(file) | named
+
+
+FORMAT = SaeFormat("goodfire", _recognises, _read)

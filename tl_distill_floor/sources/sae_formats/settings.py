@@ -1,0 +1,170 @@
+"""What the settings of an SAE say of its training, and settings that change codes but are not understood."""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from numbers import Real
+from typing import Any
+
+from torch import Tensor
+
+from tl_distill_floor.errors import InputError
+from tl_distill_floor.sources.sae_formats.files import MAX_DEPTH, SaeFile
+from tl_distill_floor.sources.sae_formats.hook_names import hook_name_of
+
+_EFFECTS = re.compile(
+    r"normali[sz]|(?:^|_)(?:unit_|layer|batch|rms)?norm(?:_|$)|layernorm|whiten|standardi[sz]|(?:^|_)(?:re)?scal(?:e|ing)"
+    r"|cent(?:er|re)|(?:^|_)(?:mean|std|median)(?:_|$)|clamp|dropout|temperature|sparsity_include_decoder_norm"
+    r"|signed|lookup|glu_encoder|input_bias|ablat|group_?max"
+)
+"""Names of settings that can change codes."""
+_HARMLESS = re.compile(
+    r"^(?:set_|force_|use_)?(?:normali[sz]e|unit|norm)_?(?:the_)?(?:sae_)?(?:w_)?dec(?:oder)?(?:_\w+)?$"
+    r"|^dec\w*_(?:exact\w*|init\w*|unit)?_?norm|^decoder_norm|(?:^|_)init|grad|(?:^|_)lr(?:_|$)|loss|mse"
+    r"|(?:^|_)l[01p](?:_|$)|sparsity_(?:penalty|coeff|weight)|penalty|optim|sched|eps$|noise|max_norm|geometric_median"
+    r"|bandwidth|(?:^|_)rope|dead|resampl"
+)
+"""Names of settings of the training, which the saved weights already show."""
+_FACTORS = re.compile(r"scal|factor|coeff|std|norm$")
+"""Names of settings that multiply something, so that 1 has no effect."""
+_NOT_SETTINGS = re.compile(r"optim|sched|rng|model_kwargs|model_from_pretrained_kwargs|activation_fn_kwargs|state_dict")
+"""Parts of a configuration that say nothing of how the SAE encodes."""
+_HOOKS = ("hook_name", "hook_point", "hook_point_in", "act_name", "hookpoint", "hook")
+_PAIRS = (
+    ("hook_name", "hook_name_out"), ("hook_point", "out_hook_point"), ("hook_point", "hook_point_out"),
+    ("hook_point_in", "hook_point_out"), ("hf_hook_point_in", "hf_hook_point_out"), ("hook_name", "out_hook_name"),
+    ("feature_input_hook", "feature_output_hook"), ("d_in", "d_out"),
+)  # fmt: skip
+"""Settings that differ for a transcoder."""
+_TRANSCODER_FLAGS = re.compile(
+    r"transcod|(?:^|_)skip_(?:conn|trans)|^skip$|use_skip|embed_skip|affine_connection|crosscoder|cross_layer"
+)
+_KINDS = ("model_kind", "architecture", "dict_class", "sae_type", "type", "trainer_class")
+_MODELS = ("model_name", "lm_name", "model", "language_model", "model_id")
+_CONTEXTS = ("context_size", "ctx_len", "context_length", "seq_len")
+_L0S = ("l0", "average_l0", "expected_l0")
+
+
+def all_settings(file: SaeFile, without: frozenset[str] = frozenset()) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield every object of settings that belongs to a file, nested ones included, with the place where it is.
+
+    The settings of the parent folder are left out: a format that knows them reads them itself.
+
+    Args:
+        file: the file with its settings.
+        without: parts of the checkpoint that hold no settings.
+    """
+    yield from nested_settings("the checkpoint", {k: v for k, v in file.stored.items() if k not in without})
+    for name, config in file.configs.items():
+        yield from nested_settings(name, config)
+
+
+def nested_settings(place: str, content: Mapping[str, Any], depth: int = 0) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the plain values of an object and of the objects in it, each with the place where it is."""
+    plain = {str(key): value for key, value in content.items() if not isinstance(value, Mapping | Tensor)}
+    if plain:
+        yield place, plain
+    for key, value in content.items():
+        if isinstance(value, Mapping) and depth < MAX_DEPTH and not _NOT_SETTINGS.search(str(key).lower()):
+            yield from nested_settings(place, value, depth + 1)
+
+
+def refuse_unknown_effects(
+    name: str, settings: Iterable[tuple[str, Mapping[str, Any]]], understood: frozenset[str]
+) -> None:
+    """Refuse an SAE with a setting that can change codes and that its format does not explain.
+
+    Args:
+        name: name of the SAE, for the message.
+        settings: objects of settings, each with the place where it is.
+        understood: names of settings that the format explains.
+
+    Raises:
+        InputError: there is such a setting.
+    """
+    for place, values in settings:
+        for key, value in values.items():
+            lower = key.lower()
+            neutral = is_neutral(value) or (bool(_FACTORS.search(lower)) and value is not True and value == 1)
+            if neutral or lower in understood or not _EFFECTS.search(lower) or _HARMLESS.search(lower):
+                continue
+            raise InputError(
+                f"{name} has {key}={value!r:.60} in {place}, which changes its codes in a way that is not understood"
+                " (normalised activations, for example); fold it into the weights and write a SAELens directory with"
+                " sae.save_model(path)"
+            )
+
+
+def is_neutral(value: object) -> bool:
+    """Return whether a setting has no effect: it is None, False, 0, empty, or a string for one of them."""
+    if isinstance(value, list | tuple | Mapping):
+        return not value
+    if isinstance(value, Real) and not isinstance(value, bool):
+        return bool(value == 0)
+    return value is None or value is False or str(value).lower() in ("", "none", "false", "null")
+
+
+def transcoder_evidence(settings: Iterable[tuple[str, Mapping[str, Any]]]) -> str | None:
+    """Return the setting that shows a transcoder or a skip connection; None if there is none."""
+    for _, values in settings:
+        for first, second in _PAIRS:
+            if values.get(first) and values.get(second) and values[first] != values[second]:
+                return f"{first}={values[first]!r:.60}, {second}={values[second]!r:.60}"
+        for key, value in values.items():
+            name = key.lower()
+            flagged = bool(_TRANSCODER_FLAGS.search(name)) and not is_neutral(value)
+            kind = str(value).lower() if name in _KINDS else ""
+            if flagged or re.search(r"transcoder|crosscoder|cross_layer|^clt$|lorsa|skip", kind):
+                return f"{key}={value!r:.60}"
+    return None
+
+
+def stated_metadata(file: SaeFile) -> dict[str, Any]:
+    """Return what the settings say of the SAE's training, by SAELens's names.
+
+    Raises:
+        InputError: the hook point is not one that TransformerLens has, or several are named.
+    """
+    metadata: dict[str, Any] = {}
+    hooks = _values(file, _HOOKS, str)
+    names = list(dict.fromkeys(require_hook_name(file, hook) for hook in hooks)) or [file.hook_name or ""]
+    if len(names) > 1:
+        raise InputError(f"{file.name} names several hook points ({', '.join(names)}); correct its configuration")
+    if names[0]:
+        metadata["hook_name"] = names[0]
+    else:
+        layers = _values(file, ("layer", "hook_layer"), int)
+        metadata |= {"layer": layers[0]} if layers else {}
+    for key, names_of_key, kind in (
+        ("model_name", _MODELS, str),
+        ("context_size", _CONTEXTS, int),
+        ("prepend_bos", ("prepend_bos",), bool),
+        ("l0", _L0S, (int, float)),
+    ):
+        values = _values(file, names_of_key, kind)
+        if values:
+            metadata[key] = values[0]
+    heads = _values(file, ("hook_head_index", "hook_point_head_index"), int)
+    return metadata | ({"hook_head_index": heads[0]} if heads else {})
+
+
+def require_hook_name(file: SaeFile, name: str) -> str:
+    """Return the TransformerLens name of a hook point, or raise an InputError if it is not understood."""
+    hook_name = file.hook_name or hook_name_of(name)
+    if hook_name is None:
+        raise InputError(
+            f"{file.name} reads {name!r:.60}, which is not a known hook point of TransformerLens; say which one it is,"
+            ' such as --sae-format \'{"hook_name": "blocks.3.hook_mlp_out"}\''
+        )
+    return hook_name
+
+
+def _values(file: SaeFile, keys: tuple[str, ...], kind: Any) -> list[Any]:
+    """Return the values of some settings, of one type, each once."""
+    values: list[Any] = []
+    for _, settings in all_settings(file):
+        for key in keys:
+            value = settings.get(key)
+            right = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+            if right and value not in ("", *values):
+                values.append(value)
+    return values

@@ -1,0 +1,53 @@
+"""One state of torch and NumPy in which everything is computed, whatever the caller has set."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import numpy as np
+
+
+@contextmanager
+def neutral_torch_state() -> Iterator[None]:
+    """Compute as in a new Python process during the context, then restore the caller's settings.
+
+    Neutral are: the default dtype and device, autocast, inference mode, grad mode, deterministic algorithms, the
+    precision of matrix products, and NumPy's treatment of floating-point errors. Each of them would change results, or
+    end a measurement with an error of torch. Every public function that computes with torch enters this context, also
+    as a decorator.
+
+    Example:
+        >>> import torch
+        >>> with torch.inference_mode(), neutral_torch_state():
+        ...     torch.is_inference_mode_enabled()
+        False
+    """
+    import torch
+
+    with ExitStack() as stack:
+        stack.enter_context(np.errstate(divide="warn", over="warn", under="ignore", invalid="warn"))
+        stack.callback(torch.set_default_dtype, torch.get_default_dtype())
+        torch.set_default_dtype(torch.float32)
+        if torch.get_default_device().type != "cpu":
+            stack.enter_context(torch.device("cpu"))
+        if torch.are_deterministic_algorithms_enabled():
+            warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+            stack.callback(torch.use_deterministic_algorithms, True, warn_only=warn_only)
+            torch.use_deterministic_algorithms(False)
+        precision = torch.get_float32_matmul_precision()
+        if precision != "highest":
+            stack.callback(torch.set_float32_matmul_precision, precision)
+            torch.set_float32_matmul_precision("highest")
+        for device_type in ("cpu", *_accelerators()):
+            if torch.is_autocast_enabled(device_type):
+                stack.enter_context(torch.autocast(device_type, enabled=False))
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.set_grad_enabled(True))
+        yield
+
+
+def _accelerators() -> list[str]:
+    """Return the type of the machine's accelerator, such as "cuda"; an empty list if it has none."""
+    import torch
+
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return [] if accelerator is None else [accelerator.type]
