@@ -15,6 +15,7 @@ import transformers
 from torch.nn.functional import kl_div
 
 from tl_distill_floor import DistillConfig, InputError, build_student, distill
+from tl_distill_floor.sources.teachers import special_token_ids
 
 pytestmark = pytest.mark.slow
 N_VOCABULARY, WIDTH, HALF = 384, 64, 32
@@ -315,10 +316,11 @@ def save_teacher(config: Any, tokenizer: Any, directory: Path) -> Any:
 
 
 @torch.no_grad()
-def mean_kl(teacher: Any, student: Any, ids: torch.Tensor) -> float:
-    """Return KL(teacher ‖ student) in nats per token, without the first position."""
+def mean_kl(teacher: Any, student: Any, ids: torch.Tensor, special_ids: list[int]) -> float:
+    """Return KL(teacher ‖ student) in nats per token, without the first position and special tokens."""
+    counted = ~torch.isin(ids[:, 1:], torch.tensor(special_ids))
     log_p, log_q = (model(ids, use_cache=False).logits[:, 1:].double().log_softmax(-1) for model in (teacher, student))
-    return float(kl_div(log_q, log_p, log_target=True, reduction="none").sum(-1).mean())
+    return float(kl_div(log_q, log_p, log_target=True, reduction="none").sum(-1)[counted].mean())
 
 
 def walk(config: Any, tokenizer: Any, directory: Path) -> Walk:
@@ -354,7 +356,7 @@ def walk(config: Any, tokenizer: Any, directory: Path) -> Walk:
     except InputError as error:
         return Walk({**refusals, "distill": str(error)}, differences, float("nan"), float("nan"))
     student = transformers.AutoModelForCausalLM.from_pretrained(result.path).eval()
-    return Walk(refusals, differences, result.loss, mean_kl(plain, student, ids[16:]))
+    return Walk(refusals, differences, result.loss, mean_kl(plain, student, ids[16:], special_token_ids(bridge)))
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -25,14 +25,14 @@ from tl_distill_floor.errors import InputError
 class Product(NamedTuple):
     """An axis that is the product of others."""
 
-    whole: int
+    full_axis: int
     factors: tuple[int, ...]
 
 
 class Piece(NamedTuple):
     """An axis that has some of the positions of another axis, in the student and in the teacher."""
 
-    whole: int
+    full_axis: int
     positions: Sequence[int]
     teacher_positions: Sequence[int]
     part: int
@@ -123,9 +123,9 @@ class AxisMaps:
         for one, other in set(student.joined) & set(teacher.joined):
             self._union(one, other)
         pieces = [
-            Piece(own.whole, own.positions, theirs.positions, own.part)
+            Piece(own.full_axis, own.positions, theirs.positions, own.part)
             for own, theirs in zip(student.pieces, teacher.pieces, strict=True)
-            if (own.whole, own.part) == (theirs.whole, theirs.part)
+            if (own.full_axis, own.part) == (theirs.full_axis, theirs.part)
         ]
         products = [product for view in student.views for product in self._split_view(*view)]
         while self._join_parts(pieces, products):
@@ -133,9 +133,9 @@ class AxisMaps:
         self._products: dict[int, list[Product]] = defaultdict(list)
         self._pieces: dict[int, list[Piece]] = defaultdict(list)
         for product in products:
-            self._products[self._find(product.whole)].append(product)
+            self._products[self._find(product.full_axis)].append(product)
         for piece in pieces:
-            self._pieces[self._find(piece.whole)].append(piece)
+            self._pieces[self._find(piece.full_axis)].append(piece)
         self._maps: dict[int, Tensor] = {}
 
     def axes_of(self, weight: Tensor) -> WeightAxes:
@@ -199,10 +199,12 @@ class AxisMaps:
         """Join the factors of equal sizes of the same class, and its pieces of equal positions; return whether any."""
         known: dict[object, tuple[int, ...]] = {}
         keyed: list[tuple[object, tuple[int, ...]]] = [
-            ((self._find(product.whole), *(self._sizes[factor] for factor in product.factors)), product.factors)
+            ((self._find(product.full_axis), *(self._sizes[factor] for factor in product.factors)), product.factors)
             for product in products
         ]
-        keyed += [((self._find(p.whole), tuple(p.positions), tuple(p.teacher_positions)), (p.part,)) for p in pieces]
+        keyed += [
+            ((self._find(p.full_axis), tuple(p.positions), tuple(p.teacher_positions)), (p.part,)) for p in pieces
+        ]
         joined = False
         for key, parts in keyed:
             for one, other in zip(known.setdefault(key, parts), parts, strict=True):

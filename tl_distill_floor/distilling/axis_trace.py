@@ -28,7 +28,7 @@ class View(NamedTuple):
 class Piece(NamedTuple):
     """An axis that has some of the positions of another axis."""
 
-    whole: int
+    full_axis: int
     positions: Sequence[int]
     part: int
 

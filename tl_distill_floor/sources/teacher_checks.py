@@ -39,7 +39,7 @@ _random_heads: WeakKeyDictionary[object, str] = WeakKeyDictionary()
 
 @dataclass(frozen=True)
 class PlainModel:
-    """What plain transformers says of a model, before TransformerLens changes its modules."""
+    """What plain transformers reports about a model, before TransformerLens changes its modules."""
 
     class_name: str
     ids: Int[Tensor, "batch position"]
@@ -107,7 +107,7 @@ def check_against_plain(model: HookedModel, plain: PlainModel, load_in_fp32: Cal
 
     Args:
         model: the teacher.
-        plain: what transformers says of the same weights.
+        plain: what transformers reports about the same weights.
         load_in_fp32: loads and checks the same teacher in fp32. Called for a teacher in another dtype whose difference
             may be rounding or not.
 

@@ -84,7 +84,7 @@ class KeyMap:
 
     @property
     def metadata(self) -> dict[str, Any]:
-        """What the map says of the SAE's training."""
+        """Settings of the SAE's training that the map states."""
         return {name: getattr(self, name) for name in _METADATA if getattr(self, name) is not None}
 
 

@@ -46,7 +46,7 @@ def read_weights(file: SaeFile, key_map: KeyMap, d_in: int | None = None) -> Sae
 
     Args:
         file: the file with what lies with it.
-        key_map: what the user says of the file; empty if nothing.
+        key_map: the user's description of the file; empty if there is none.
         d_in: width of the activations, which orients the matrices of a state dict of no published format.
 
     Raises:

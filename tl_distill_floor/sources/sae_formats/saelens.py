@@ -65,7 +65,7 @@ def _fields_of_saelens() -> frozenset[str]:
 
 
 def text_habits(folder: Path) -> dict[str, Any]:
-    """Return what a SAELens directory says of the text on which its SAE was trained, from all of its files."""
+    """Return what a SAELens directory states about the text on which its SAE was trained, from all of its files."""
     habits: dict[str, Any] = {}
     for file in (folder / RUNNER_FILE, folder / CONFIG_FILE):
         config = read_config(file) if file.is_file() else {}

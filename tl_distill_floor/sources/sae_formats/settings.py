@@ -1,4 +1,4 @@
-"""What the settings of an SAE say of its training, and settings that change codes but are not understood."""
+"""What the settings of an SAE state about its training, and settings that change codes but are not understood."""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -119,7 +119,7 @@ def transcoder_evidence(settings: Iterable[tuple[str, Mapping[str, Any]]]) -> st
 
 
 def stated_metadata(file: SaeFile) -> dict[str, Any]:
-    """Return what the settings say of the SAE's training, by SAELens's names.
+    """Return what the settings state about the SAE's training, by SAELens's names.
 
     Raises:
         InputError: the hook point is not one that TransformerLens has, or several are named.

@@ -27,7 +27,7 @@ class SaeWeights:
     signed: bool = False
     """Whether the k codes of the largest magnitude are kept with their sign (AbsTopK)."""
     metadata: dict[str, Any] = field(default_factory=dict)
-    """What the files say of the SAE's training, by SAELens's names; `layer` if a layer is named but no hook point."""
+    """The stated settings of the SAE's training, by SAELens's names; `layer` if a layer is named but no hook point."""
 
 
 def make_weights(
