@@ -113,7 +113,7 @@ def measured(
     from tests.helpers.cli import run
 
     directory = tmp_path_factory.mktemp("runs") / "tiny"
-    options = ("--text", prose_file, "--batch-size", 4, "--steps", 20, "--widths", "8,16,24", "--out", directory)
+    options = ("--text", prose_file, "--batch-size", 8, "--steps", 20, "--widths", "8,16,24", "--out", directory)
     result = run("measure", teacher_dir, "--sae", sae_dir, *options)
     assert result.exit_code == 0, result.output
     return directory, teacher_dir, prose_file

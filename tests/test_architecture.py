@@ -6,10 +6,13 @@ import sys
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
+import jaxtyping
 import pytest
+import torch
 
 import tl_distill_floor
 from tests.helpers.source_imports import imported_names
+from tl_distill_floor.measuring.hooks import check_finite, resid_post
 
 PACKAGE = "tl_distill_floor"
 DIRECTORY = Path(tl_distill_floor.__file__).parent
@@ -136,3 +139,11 @@ def test_every_public_name_has_a_docstring() -> None:
 def test_unknown_public_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="nonsense"):
         tl_distill_floor.nonsense  # noqa: B018
+
+
+def test_types_are_checked_in_the_tests() -> None:
+    """Those of functions with and without shapes of arrays in their annotations."""
+    with pytest.raises(jaxtyping.TypeCheckError, match="int"):
+        resid_post("1")
+    with pytest.raises(jaxtyping.TypeCheckError, match="activation"):
+        check_finite(torch.ones(2, dtype=torch.int64), resid_post(1))

@@ -15,6 +15,7 @@ from .measuring.config import MeasureConfig as MeasureConfig
 from .measuring.measurement import measure as measure
 from .predicting import toy as toy
 from .predicting.floors import floor_from_stats as floor_from_stats
+from .predicting.head_floor import head_floor as head_floor
 from .predicting.lost_features import lost_features as lost_features
 from .predicting.lost_features import one_feature as one_feature
 from .predicting.predict import predict_floor as predict_floor
@@ -25,6 +26,7 @@ from .probing.probe_run import probe_run as probe_run
 from .results.calibration import Calibration as Calibration
 from .results.feature_stats import FeatureStats as FeatureStats
 from .results.floor_prediction import FloorPrediction as FloorPrediction
+from .results.head_floor import HeadFloor as HeadFloor
 from .results.lost_features import LostFeatures as LostFeatures
 from .results.lost_features import OneFeature as OneFeature
 from .results.plan import Plan as Plan

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 # The choices of each option.
 CostMethod: TypeAlias = Literal["fisher", "energy", "ablation"]
 CostUnit: TypeAlias = Literal["mse", "nats"]
-Predictor: TypeAlias = Literal["theorem", "independent", "simulated"]
+Predictor: TypeAlias = Literal["theorem", "independent", "simulated", "head"]
 AllocationMethod: TypeAlias = Literal["top_k", "water_fill"]
 Dtype: TypeAlias = Literal["fp32", "bf16"]
 SaeArchitecture: TypeAlias = Literal["batchtopk", "topk"]
@@ -29,6 +29,7 @@ StudentStatus: TypeAlias = Literal["saturated", "under-trained", "diverged"]
 Pooling: TypeAlias = Literal["mean", "last"]
 LabelLevel: TypeAlias = Literal["text", "word"]
 ProbedActivation: TypeAlias = Literal["teacher", "student", "kept", "bottleneck"]
+FigureFormat: TypeAlias = Literal["svg", "png", "pdf"]
 
 
 @runtime_checkable
@@ -36,8 +37,10 @@ class HookedModel(Protocol):
     """A TransformerLens model with hook points: a HookedTransformer or a TransformerBridge."""
 
     cfg: Any
-    hook_dict: Any
     tokenizer: Any
+    if TYPE_CHECKING:
+        # `isinstance` reads every attribute of a protocol, and a TransformerBridge builds this one on each access.
+        hook_dict: Any
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run a forward pass."""

@@ -1,15 +1,21 @@
 """Test `tl-floor measure`, `saes` and `train-sae` in this process, on a tiny random teacher."""
 
+import dataclasses
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from tests.helpers.child_process import run_in_fork
 from tests.helpers.cli import refused, run
+from tl_distill_floor import FeatureStats, FloorPrediction, HeadFloor, InputError
+from tl_distill_floor.display.as_json import floor_json
+from tl_distill_floor.display.floor_tables import widths_table
+from tl_distill_floor.distilling.plan import expected_loss
+from tl_distill_floor.measuring import measurement
 
 Command = list[str]
 
@@ -20,7 +26,7 @@ def command(
 ) -> Command:
     """Return a `measure` command that takes seconds; the working directory is empty."""
     monkeypatch.chdir(tmp_path)
-    quick = ("--batch-size", 4, "--steps", 20)
+    quick = ("--batch-size", 8, "--tokens", 2048, "--steps", 20)
     return [str(arg) for arg in ("measure", teacher_dir, "--sae", sae_dir, "--text", prose_file, *quick)]
 
 
@@ -44,10 +50,45 @@ def test_measure_prints_a_table_and_saves_the_run(command: Command, tmp_path: Pa
     names = (path.name for path in (tmp_path / "runs" / "tiny-neox-layer1").iterdir())
     assert sorted(name for name in names if not name.startswith(".")) == [
         "floor.json",
+        "head.json",
         "simulated.safetensors",
         "stats.safetensors",
         "tail.safetensors",
     ]
+
+
+def test_measures_without_an_sae(teacher_dir: Path, prose_file: Path, tmp_path: Path) -> None:
+    command = ("measure", teacher_dir, "--no-sae", "--text", prose_file, "--tokens", 2048, "--steps", 100)
+    result = run(*command, "--widths", "8,16,24", "--out", tmp_path)
+    assert result.exit_code == 0, result.output
+    assert "No student of this width loses less" in result.stdout
+    head = HeadFloor.load(tmp_path)
+    assert head.widths == (8, 16, 24)
+    assert head.floor[0] > head.floor[1] > head.floor[2] == 0.0
+    printed = json.loads(run(*command, "--widths", "8,16,24", "--out", tmp_path / "again", "--json").stdout)
+    assert printed["head"] == list(head.floor)
+    assert "holds a lower bound only" in refused(run("plan", tmp_path, "--max-loss", 1))
+    assert "leave out --sae" in refused(run(*command, "--layer", 1))
+    assert "leave out --cost energy" in refused(run(*command, "--cost", "energy"))
+    assert "at least 2 steps" in refused(run(*command[:-1], 0))
+
+
+def test_a_prediction_carries_the_bound(measured: tuple[Path, Path, Path]) -> None:
+    floor = FloorPrediction.load(measured[0])
+    assert floor.head is not None
+    assert floor.bound is not None
+    assert floor.bound.tolist() == pytest.approx(floor.head.floor)
+    assert floor.bound[-1] == 0.0
+    assert "bound" in [column.header for column in widths_table(floor).renderables[0].columns]  # type: ignore[attr-defined]
+    assert floor_json(floor)["intervals"]["head"][0][0] < floor.bound[0]
+    assert "bound (head floor)" in [trace.name for trace in floor.plot().data]
+    # A planned student never loses less than its bound.
+    low_expectation = dataclasses.replace(floor, simulation=None, independent=np.zeros(len(floor.widths)))
+    assert expected_loss(low_expectation, int(floor.widths[0])).value >= floor.bound[0]
+    for predictor, error in (("head", "no head floor"), ("simulated", "no simulated floors")):
+        without = dataclasses.replace(floor, head=None, simulation=None)
+        with pytest.raises(InputError, match=error):
+            without.predicted(predictor, 8)
 
 
 def test_json_prints_one_object_and_nothing_else(command: Command) -> None:
@@ -56,7 +97,7 @@ def test_json_prints_one_object_and_nothing_else(command: Command) -> None:
     assert result.stderr == ""
     assert set(printed) >= {
         *("model", "hook", "sae", "n_tokens", "n_features", "alpha", "capacity", "critical_width", "l0", "fvu", "unit"),
-        *("widths", "theorem", "independent", "simulated", "expected", "intervals", "warnings"),
+        *("widths", "theorem", "independent", "simulated", "head", "expected", "intervals", "warnings"),
     }
     assert printed["widths"] == [2, 4, 8]
     assert printed["simulated"] == printed["expected"] != printed["independent"]
@@ -139,24 +180,24 @@ def test_a_full_disk_keeps_the_earlier_run(command: Command, tmp_path: Path, mon
     assert {p.name: p.read_bytes() for p in (tmp_path / "run").iterdir()} == before
 
 
+def kill_after_third_checkpoint() -> None:
+    """Make this process save a checkpoint after every block, and kill it after the third."""
+    save, saved = FeatureStats.save, []
+
+    def save_and_kill(stats: FeatureStats, path: Path) -> Path:
+        saved.append(save(stats, path))
+        if len(saved) == 3:
+            os.kill(os.getpid(), 9)
+        return saved[-1]
+
+    measurement.SECONDS_BETWEEN_SAVES = 0
+    FeatureStats.save = save_and_kill  # type: ignore[method-assign]
+
+
 def test_a_killed_run_resumes_to_identical_files(command: Command, tmp_path: Path) -> None:
     assert run(*command, "--out", "uninterrupted").exit_code == 0
-    code = (
-        "import os, tl_distill_floor.results.feature_stats as r\n"
-        "import tl_distill_floor.measuring.measurement as f\n"
-        "f.SECONDS_BETWEEN_SAVES = 0\n"
-        "real, saved = r.FeatureStats.save, []\n"
-        "def save(self, path):\n"
-        "    out = real(self, path)\n"
-        "    saved.append(out)\n"
-        "    if len(saved) == 3: os.kill(os.getpid(), 9)\n"
-        "    return out\n"
-        "r.FeatureStats.save = save\n"
-        "from tl_distill_floor.cli.app import main\n"
-        "main()\n"
-    )
-    killed = subprocess.run([sys.executable, "-c", code, *command, "--out", "killed"], capture_output=True, check=False)
-    assert killed.returncode == -9
+    killed = run_in_fork((*command, "--out", "killed"), before=kill_after_third_checkpoint)
+    assert killed.status == -9, killed.output
     assert "add --resume to continue it" in refused(run(*command, "--out", "killed"))
     assert run(*command, "--out", "killed", "--resume").exit_code == 0
     for name in ("stats.safetensors", "floor.json"):
@@ -193,8 +234,7 @@ def test_an_sae_is_trained_and_measured(command: Command, teacher_dir: Path, pro
     metadata = json.loads((tmp_path / "new-sae" / "cfg.json").read_text())["metadata"]
     assert metadata["hook_name"] == "blocks.1.hook_resid_post"
     assert (metadata["context_size"], metadata["prepend_bos"]) == (32, True)
-    printed = json.loads(
-        run("measure", teacher_dir, "--sae", "new-sae", "--text", prose_file, "--json", "--steps", 0, "--force").stdout
-    )
+    quick = ("--text", prose_file, "--tokens", 2048, "--steps", 0)
+    printed = json.loads(run("measure", teacher_dir, "--sae", "new-sae", *quick, "--json", "--force").stdout)
     assert printed["hook"] == "blocks.1.hook_resid_post"
     assert "exists already" in refused(run("train-sae", teacher_dir, "--layer", 1, "--out", "new-sae"))

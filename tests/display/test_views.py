@@ -17,6 +17,7 @@ from tl_distill_floor import (
     Calibration,
     FeatureStats,
     FloorPrediction,
+    HeadFloor,
     Plan,
     Probes,
     StudentResult,
@@ -68,6 +69,12 @@ def tail_loss() -> TailLoss:
     return TailLoss(np.array([0, 4]), np.array([0.5, 0.2]), losses, np.array([40, 60]), np.array([0, 1]))
 
 
+def head() -> HeadFloor:
+    """Return a head floor of three widths, the last of which is the teacher's."""
+    losses = ((1.0, 0.4, 0.0), (0.1, 0.04, 0.0), (1.1, 0.41, 0.0), (1.5, 0.6, 0.0))
+    return HeadFloor("made", "text", 16, 300, (4, 8, 16), *losses, steps=20, n_train_tokens=900, n_heldout_tokens=100)
+
+
 def calibration() -> Calibration:
     """Return a calibration with one predictor."""
     losses = (1.0, 0.7, 0.4, 0.25)
@@ -88,6 +95,7 @@ def test_every_record_has_a_table_and_a_figure(floor: FloorPrediction, probes: P
         (floor.stats, "8 of them fired"),
         (simulation(), "Bottleneck students"),
         (tail_loss(), "Tail loss"),
+        (head(), "No student of this width loses less"),
         (calibration(), "calibrated"),
         (student(), "under-trained"),
         (plan(), "Train a student of width 8"),

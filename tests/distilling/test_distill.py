@@ -13,16 +13,18 @@ import pytest
 import torch
 from accelerate import Accelerator, DistributedType
 
+from tests.helpers.models import VOCABULARY, save_family
 from tests.helpers.type_checks import without_type_checks
 from tl_distill_floor.distilling import evaluation, student_results, training_step
 from tl_distill_floor.distilling.config import DistillConfig, StudentSpec
 from tl_distill_floor.distilling.distill import distill, distill_students
-from tl_distill_floor.distilling.forward import TeacherBackbone
+from tl_distill_floor.distilling.losses import Objective
 from tl_distill_floor.distilling.matching import KeptReconstruction, Match
 from tl_distill_floor.distilling.sweep import Sweep
 from tl_distill_floor.distilling.sweep_checkpoint import SWEEP_CHECKPOINT_FILE
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.measuring.kl import forward_kl
+from tl_distill_floor.measuring.teacher_backbone import TeacherBackbone
 from tl_distill_floor.results.student import StudentResult, load_students
 from tl_distill_floor.sources.teachers import load_teacher
 from tl_distill_floor.storage.locks import LOCK_FILE
@@ -140,12 +142,21 @@ def diverge_first_student(monkeypatch: pytest.MonkeyPatch, *, from_step: int, n_
     return seen
 
 
+SPECS = [StudentSpec(8), StudentSpec(16, match=Match("blocks.1.hook_resid_post", 1), start="teacher-slice")]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(bridge: Any, ids: torch.Tensor, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Train the students of `SPECS` without an interruption, and return the run directory."""
+    directory = tmp_path_factory.mktemp("runs") / "uninterrupted"
+    distill_students(bridge, SPECS, ids, out=directory, config=QUICK)
+    return directory
+
+
 @pytest.mark.parametrize("killed_after", [1, 3, 5])
 def test_resumed_training_ends_with_the_same_weights(
-    bridge: Any, ids: torch.Tensor, tmp_path: Path, killed_after: int
+    bridge: Any, ids: torch.Tensor, uninterrupted: Path, tmp_path: Path, killed_after: int
 ) -> None:
-    specs = [StudentSpec(8), StudentSpec(16, match=Match("blocks.1.hook_resid_post", 1), start="teacher-slice")]
-    distill_students(bridge, specs, ids, out=tmp_path / "uninterrupted", config=QUICK)
 
     def kill_after(n_tokens: int, _total: int, _message: str) -> None:
         if n_tokens == killed_after * 8 * 32:
@@ -153,17 +164,17 @@ def test_resumed_training_ends_with_the_same_weights(
 
     options: dict[str, Any] = {"out": tmp_path / "killed", "config": QUICK, "checkpoint_seconds": 0.0}
     with pytest.raises(KilledError):
-        distill_students(bridge, specs, ids, progress=kill_after, **options)
+        distill_students(bridge, SPECS, ids, progress=kill_after, **options)
     with pytest.raises(InputError, match="is of an interrupted training; add --resume"):
-        distill_students(bridge, specs, ids, **options)
-    resumed = distill_students(bridge, specs, ids, resume=True, **options)
+        distill_students(bridge, SPECS, ids, **options)
+    resumed = distill_students(bridge, SPECS, ids, resume=True, **options)
 
-    for spec in specs:
-        runs = ("uninterrupted", "killed")
-        first, second = (saved_weights(tmp_path / run / "students" / spec.directory) for run in runs)
+    for spec in SPECS:
+        runs = (uninterrupted, tmp_path / "killed")
+        first, second = (saved_weights(run / "students" / spec.directory) for run in runs)
         assert first.keys() == second.keys()
         assert all(torch.equal(first[name], second[name]) for name in first)
-    assert [s.losses for s in resumed] == [s.losses for s in load_students(tmp_path / "uninterrupted")]
+    assert [s.losses for s in resumed] == [s.losses for s in load_students(uninterrupted)]
     assert not (tmp_path / "killed" / "students" / SWEEP_CHECKPOINT_FILE).exists()
 
 
@@ -282,6 +293,29 @@ def test_nan_loss_names_step_and_learning_rate_and_keeps_the_checkpoint(
     with pytest.raises(InputError, match=r"width8 at step 4 \(loss nan, learning rate 0.003\); the last .* try --lr"):
         distill(bridge, 8, ids, out=tmp_path, config=QUICK, checkpoint_seconds=0.0)
     assert (tmp_path / "students" / SWEEP_CHECKPOINT_FILE).exists()
+
+
+@pytest.mark.parametrize(
+    ("objective", "advice"),
+    [
+        (Objective(cross_entropy=0.5), "the text holds tokens of probability 0"),
+        (Objective("reverse-kl"), "use --divergence forward-kl"),
+    ],
+)
+def test_infinite_loss_is_not_blamed_on_the_learning_rate(
+    tokenizer: Any, ids: torch.Tensor, tmp_path: Path, objective: Objective, advice: str
+) -> None:
+    """A teacher whose head masks the second half of the vocabulary; students from random weights do not."""
+    from transformers import AutoModelForCausalLM
+
+    directory = save_family(tmp_path / "teacher", tokenizer, "Phi", tie_word_embeddings=False)
+    masked = AutoModelForCausalLM.from_pretrained(directory)
+    with torch.no_grad():
+        masked.lm_head.bias[VOCABULARY // 2 :] = -torch.inf
+    masked.save_pretrained(directory)
+    start = "svd" if objective.cross_entropy else "random"
+    with pytest.raises(InputError, match=f"training diverged: .*loss inf.*; {advice}"):
+        distill(directory, 16, ids, start=start, config=quick_config(objective=objective))
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")

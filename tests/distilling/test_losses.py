@@ -9,10 +9,10 @@ from torch.nn.functional import kl_div
 
 from tests.helpers.type_checks import without_type_checks
 from tl_distill_floor.distilling import losses
-from tl_distill_floor.distilling.logits import LogitMap
 from tl_distill_floor.distilling.losses import NO_LABEL, LazyLogits, Objective, chunked_losses, summed_forward_kl
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.measuring.kl import forward_kl
+from tl_distill_floor.measuring.logit_map import LogitMap
 
 
 def random_logits(seed: int, n: int = 12, vocabulary: int = 50) -> torch.Tensor:

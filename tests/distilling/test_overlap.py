@@ -64,6 +64,9 @@ def test_separator_is_bos_or_else_eos(bos: int | None, eos: int | None, expected
         class tokenizer:  # noqa: N801
             bos_token_id, eos_token_id = bos, eos
 
+        class cfg:  # noqa: N801
+            d_vocab = 10
+
     from tests.helpers.type_checks import without_type_checks
 
     with without_type_checks():

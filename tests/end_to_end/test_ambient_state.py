@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from tests.helpers.models import CONTEXT
+from tests.helpers.models import CONTEXT, VOCABULARY
 from tl_distill_floor import InputError, build_student, distill, load_sae, load_teacher, predict_floor, train_sae
+from tl_distill_floor.distilling import axis_maps
 from tl_distill_floor.predicting import toy
 from tl_distill_floor.sources.torch_state import neutral_torch_state
 
@@ -103,21 +104,38 @@ def test_a_prediction_does_not_depend_on_the_state(
         assert (number == expected).all()
 
 
+@pytest.fixture(scope="module")
+def training_ids() -> torch.Tensor:
+    """Return random token ids [90, 32] to train an SAE on."""
+    return torch.randint(1, VOCABULARY, (90, CONTEXT), generator=torch.Generator().manual_seed(0))
+
+
+def trained_weights(teacher_dir: Path, ids: torch.Tensor, out: Path) -> list[torch.Tensor]:
+    """Return the weights of an SAE that is trained, and those of a student that is built."""
+    teacher = load_teacher(teacher_dir)
+    sizes: dict[str, int] = {"d_sae": 16, "k": 2, "context_size": CONTEXT, "batch_size": 64, "n_tokens": 8192}
+    train_sae(teacher, ids, layer=1, out=out, **sizes)
+    axis_maps._KNOWN_AXES.clear()  # the weights are matched in this state, too
+    student = build_student(teacher, 8)
+    return [*load_sae(out).sae.state_dict().values(), *(weight.detach() for weight in student.parameters())]
+
+
+@pytest.fixture(scope="module")
+def baseline_weights(
+    teacher_dir: Path, training_ids: torch.Tensor, tmp_path_factory: pytest.TempPathFactory
+) -> list[torch.Tensor]:
+    """Return the weights that are trained in a process without special settings."""
+    return trained_weights(teacher_dir, training_ids, tmp_path_factory.mktemp("trained") / "sae")
+
+
 @pytest.mark.parametrize("state", ["float64", "autocast", "inference mode", "default device"])
-def test_trained_weights_do_not_depend_on_the_state(state: str, teacher_dir: Path, tmp_path: Path) -> None:
-    ids = torch.randint(1, 300, (90, CONTEXT), generator=torch.Generator().manual_seed(0))
-
-    def train(name: str) -> list[torch.Tensor]:
-        teacher = load_teacher(teacher_dir)
-        out = train_sae(teacher, ids, layer=1, out=tmp_path / name, d_sae=16, k=2, context_size=CONTEXT, n_tokens=8192)
-        student = build_student(teacher, 8)
-        return [*load_sae(out).sae.state_dict().values(), *(weight.detach() for weight in student.parameters())]
-
-    expected = train("as usual")
+def test_trained_weights_do_not_depend_on_the_state(
+    state: str, baseline_weights: list[torch.Tensor], training_ids: torch.Tensor, teacher_dir: Path, tmp_path: Path
+) -> None:
     with STATES[state]():
-        weights = train("in another state")
-    assert len(weights) == len(expected) > 10
-    assert all(torch.equal(weight, other) for weight, other in zip(weights, expected, strict=True))
+        weights = trained_weights(teacher_dir, training_ids, tmp_path / "sae")
+    assert len(weights) == len(baseline_weights) > 10
+    assert all(torch.equal(weight, other) for weight, other in zip(weights, baseline_weights, strict=True))
 
 
 def test_settings_are_restored_after_an_error() -> None:

@@ -15,7 +15,6 @@ EXPECTED_OUTPUT = {
     "distil_and_calibrate": ["width16", "follows them best", "train width"],
     "probe": ["by guessing", "word_class:", "at width 64"],
 }
-QUICK = ("predict_floor",)
 
 
 def test_every_example_is_tested() -> None:
@@ -23,10 +22,9 @@ def test_every_example_is_tested() -> None:
     assert [path.stem for path in FOLDER.glob("*.ipynb")] == ["look_at_a_floor"]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning")  # SAELens warns when a text is shorter than the training
-@pytest.mark.parametrize(
-    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in EXPECTED_OUTPUT]
-)
+@pytest.mark.parametrize("name", EXPECTED_OUTPUT)
 def test_example_prints_the_expected_words(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     runpy.run_path(str(FOLDER / f"{name}.py"), run_name="__main__")
     out = capsys.readouterr().out

@@ -15,10 +15,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from accelerate import Accelerator
-from datasets import Array2D, Dataset, Features, Sequence, Value
+from datasets import Array2D, Dataset, DatasetDict, Features, Sequence, Value
 from sae_lens.saes.sae import SAEMetadata
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -138,6 +141,16 @@ READERS = (
     Reader("text", "text.jsonl", lambda directory: documents_of(directory / "text.jsonl")),
     Reader("compressed text", "text.jsonl.gz", lambda directory: documents_of(directory / "text.jsonl.gz")),
     Reader("labels", "rows.jsonl", lambda directory: load_labels(directory / "rows.jsonl", ["length", "half"])),
+    Reader("table of labels", "rows.parquet", lambda directory: load_labels(directory / "rows.parquet", ["half"])),
+    *(
+        Reader(f"table {file}", file, lambda directory, file=file: documents_of(directory / file))
+        for file in ("table.parquet", "table.csv", "table.csv.gz", "table.json", "stream.arrow", "file.arrow")
+    ),
+    *(
+        Reader(f"saved text, {file}", f"saved/{file}", lambda directory: documents_of(directory / "saved"))
+        for file in ("state.json", "dataset_info.json", "data-00000-of-00001.arrow")
+    ),
+    Reader("saved splits", "splits/dataset_dict.json", lambda directory: documents_of(directory / "splits")),
     Reader("SAE weights", "sae/sae_weights.safetensors", lambda directory: load_sae(directory / "sae")),
     Reader("SAE configuration", "sae/cfg.json", lambda directory: load_sae(directory / "sae")),
     Reader("SAE state dict", "loose.safetensors", lambda directory: load_sae(directory / "loose.safetensors")),
@@ -189,6 +202,23 @@ def write_sae_files(directory: Path, weights: dict[str, torch.Tensor]) -> None:
     (directory / "scope2" / "hyperparams.json").write_text(json.dumps(hyperparams))
 
 
+def write_tables(directory: Path, texts: list[str]) -> None:
+    """Write texts as tables of every kind and as saved datasets, and labelled rows as a table."""
+    frame = pd.DataFrame({"text": texts, "id": range(len(texts))})
+    frame.to_csv(directory / "table.csv", index=False)
+    frame.to_csv(directory / "table.csv.gz", index=False)
+    (directory / "table.json").write_text(frame.to_json(orient="records"))
+    table = pa.Table.from_pandas(frame)
+    for name, opener in (("stream", pa.ipc.new_stream), ("file", pa.ipc.new_file)):
+        with opener(str(directory / f"{name}.arrow"), table.schema) as writer:
+            writer.write_table(table)
+    pq.write_table(table, directory / "table.parquet")
+    rows = [{"text": " ".join(row["words"]), "half": str(row["half"])} for row in labelled_rows()]
+    pq.write_table(pa.Table.from_pylist(rows), directory / "rows.parquet")
+    Dataset.from_pandas(frame).save_to_disk(directory / "saved")
+    DatasetDict({"train": Dataset.from_pandas(frame)}).save_to_disk(directory / "splits")
+
+
 @pytest.fixture(scope="module")
 def intact(distilled: Path, sae_dir: Path, teacher_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a directory with an intact file of every kind."""
@@ -214,6 +244,7 @@ def intact(distilled: Path, sae_dir: Path, teacher_dir: Path, tmp_path_factory: 
     text = "".join(json.dumps({"text": f"Call me {i}. é日"}) + "\n" for i in range(30))
     (directory / "text.jsonl").write_text(text)
     (directory / "text.jsonl.gz").write_bytes(gzip.compress(text.encode()))
+    write_tables(directory, [f"Call me {i}. é日" for i in range(30)])
     return directory
 
 

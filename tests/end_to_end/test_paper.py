@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.helpers.cli import refused, run
 from tests.helpers.hub_cache import add_to_cache, use_cache
 from tests.helpers.models import FEATURES, WIDTH, save_teacher
 from tl_distill_floor import measure
@@ -38,7 +39,8 @@ def tl_floor(*args: str, cwd: Path, hub: Path) -> subprocess.CompletedProcess[st
 
 
 def test_command_runs_offline(hub: Path, tmp_path: Path) -> None:
-    done = tl_floor("measure", "pythia-410m", "--layer", "12", cwd=tmp_path, hub=hub)
+    quick = ("--tokens", "4000", "--steps", "20")
+    done = tl_floor("measure", "pythia-410m", "--layer", "12", *quick, cwd=tmp_path, hub=hub)
     assert done.returncode == 0, done.stderr
     assert "pythia-410m, blocks.12.hook_resid_post (24 dimensions)" in done.stdout
     floor = json.loads((tmp_path / "runs" / "pythia-410m-layer12" / "floor.json").read_text())
@@ -65,14 +67,10 @@ def test_loads_the_teacher_with_the_processing_that_the_sae_was_trained_on(
     assert stats.settings["teacher"] == {"class": kind, "dtype": "float32", "center_writing_weights": True}
 
 
-def test_reports_files_that_are_not_in_the_cache(hub: Path, tmp_path: Path) -> None:
-    done = tl_floor("measure", "pythia-410m", "--layer", "11", cwd=tmp_path, hub=hub)
-    assert done.returncode == 2
-    assert "the Hub cannot be reached" in done.stderr
-    assert len(done.stderr.splitlines()) == 1, done.stderr
-    done = tl_floor("measure", "pythia-160m", "--layer", "3", cwd=tmp_path, hub=hub)
-    assert done.returncode == 2
-    assert "tl-floor train-sae pythia-160m --layer 3" in done.stderr
-    done = tl_floor("measure", "pythia-410m", "--layer", "24", cwd=tmp_path, hub=hub)
-    assert done.returncode == 2
-    assert done.stderr == "tl-floor: pythia-410m has layers 0 to 12, got layer 24; set --layer\n"
+def test_reports_files_that_are_not_in_the_cache(hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_cache(monkeypatch, hub)
+    monkeypatch.chdir(tmp_path)
+    assert "the Hub cannot be reached" in refused(run("measure", "pythia-410m", "--layer", 11))
+    assert "tl-floor train-sae pythia-160m --layer 3" in refused(run("measure", "pythia-160m", "--layer", 3))
+    error = refused(run("measure", "pythia-410m", "--layer", 24))
+    assert error == "tl-floor: pythia-410m has layers 0 to 12, got layer 24; set --layer"

@@ -7,13 +7,22 @@ from typing import Any
 import pytest
 import torch
 
-from tests.helpers.models import WIDTH
-from tl_distill_floor import InputError, load_teacher, measure
+from tests.helpers.models import HOOK, WIDTH
+from tl_distill_floor import InputError, load_sae, load_teacher, measure
+from tl_distill_floor.measuring.job import AttachedSae
 
 
 def test_rejects_ids_beyond_the_vocabulary(bridge: Any, sae: Any, ids: torch.Tensor) -> None:
     with pytest.raises(InputError, match="token id 5300, the teacher's vocabulary ends at 299"):
         measure(bridge, sae, ids + 5001)
+
+
+def test_rejects_activations_without_sequences(sae: Any) -> None:
+    """Some models flatten the tokens of a batch before a module, whose hook point then has no positions."""
+    attached = AttachedSae(load_sae(sae), HOOK, "digest")
+    assert attached.check_width(torch.zeros(2, 3, WIDTH)).shape == (2, 3, WIDTH)
+    with pytest.raises(InputError, match=r"has activations of shape \[6, 24\] without sequences"):
+        attached.check_width(torch.zeros(6, WIDTH))
 
 
 def test_rejects_activations_that_are_not_finite(teacher_dir: Path, sae: Any, ids: torch.Tensor) -> None:
@@ -46,7 +55,9 @@ def test_rejects_an_sae_of_another_layer_width_or_model(
 
 def test_looks_up_the_sae_of_a_loaded_teacher_by_its_name(ids: torch.Tensor, teacher_dir: Path) -> None:
     assert measure(load_teacher("tiny-prose"), None, ids).sae_name == "tiny-prose-sae"
-    with pytest.raises(InputError, match=r"no SAE is known for .*tiny-neox at layer 1; train one with tl-floor"):
+    with pytest.raises(
+        InputError, match=r"no SAE is known for .*tiny-neox at layer 1; train one with tl-floor.*--no-sae"
+    ):
         measure(load_teacher(teacher_dir), None, ids, layer=1)
 
 

@@ -52,6 +52,8 @@ def test_every_stage_has_a_progress_bar(bridge: Any, sae: Any, ids: Tensor) -> N
     predict_floors(bridge, [sae], ids, widths=[2, 8], steps=20, progress_bar=progress_bar)
     assert stages == [
         ("tokens", "measuring"),
+        ("tokens", "reading last hidden states"),
+        ("steps", "head floor"),
         ("steps", "simulating"),
         ("sequences", "removing features"),
         ("sequences", "measuring simulated students"),

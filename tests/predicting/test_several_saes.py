@@ -73,7 +73,20 @@ def test_several_layers_of_the_command_line(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     sae = layers_dir / "layer{layer}"
-    given = ("measure", teacher_dir, "--text", prose_file, "--batch-size", 4, "--steps", 20, "--widths", "2,8")
+    given = (
+        "measure",
+        teacher_dir,
+        "--text",
+        prose_file,
+        "--batch-size",
+        8,
+        "--tokens",
+        2048,
+        "--steps",
+        20,
+        "--widths",
+        "2,8",
+    )
     shown = run(*given, "--layer", "0,1", "--sae", sae)
     assert shown.exit_code == 0, shown.output
     for word in ("Expected floor (nats/token)", "largest", "that layer binds", "runs/tiny-neox-layer0"):
@@ -92,7 +105,20 @@ def test_comparing_saes(
     teacher_dir: Path, layers_dir: Path, sae_dir: Path, prose_file: Path, tmp_path: Path, monkeypatch: Any
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    given = ("compare", teacher_dir, "--text", prose_file, "--batch-size", 4, "--steps", 0, "--widths", "2,8")
+    given = (
+        "compare",
+        teacher_dir,
+        "--text",
+        prose_file,
+        "--batch-size",
+        8,
+        "--tokens",
+        2048,
+        "--steps",
+        0,
+        "--widths",
+        "2,8",
+    )
     result = run(*given, "--sae", sae_dir, "--sae", layers_dir / "layer1")
     assert result.exit_code == 0, result.output
     assert "The order of the SAEs by floor is the same at every width" in " ".join(result.stdout.split())

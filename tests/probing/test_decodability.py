@@ -1,14 +1,21 @@
 """Ridge regression from activations to SAE features."""
 
+import copy
 import math
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from scipy.sparse import csc_array, csr_array
 
-from tl_distill_floor.probing.decodability import EncodedText, _decodable_features, decode_features
+from tests.helpers.models import CONTEXT
+from tl_distill_floor import FloorPrediction, load_sae, load_teacher, load_text
+from tl_distill_floor.probing import decodability as module
+from tl_distill_floor.probing.decodability import EncodedText, _decodable_features, decodability, decode_features
 from tl_distill_floor.results.probes import separation
+from tl_distill_floor.sources.packing import Packing
 
 
 def test_scores_match_the_best_linear_decoder() -> None:
@@ -32,6 +39,29 @@ def test_features_that_fire_on_every_token_are_not_decoded() -> None:
     encoded = EncodedText(torch.zeros((0, 0), dtype=torch.long), np.zeros((0, 0), bool), codes, np.arange(500))
     features = _decodable_features(encoded, np.arange(500) % 5, np.array([True, True, True]), 0)
     assert features.tolist() == [1, 2]
+
+
+def test_reads_text_and_positions_as_in_the_training_of_the_sae(
+    measured: tuple[Path, Path, Path], sae: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory, teacher_dir, text = measured
+    packings: list[Packing] = []
+
+    def load_and_record(*args: Any, packing: Packing, **options: Any) -> Any:
+        packings.append(packing)
+        return load_text(*args, packing=packing, **options)
+
+    monkeypatch.setattr(module, "load_text", load_and_record)
+    floor, teacher, restricted = FloorPrediction.load(directory), load_teacher(teacher_dir), copy.deepcopy(sae)
+    restricted.cfg.metadata.seqpos_slice = [4, 20]
+    restricted.cfg.metadata.sequence_separator_token = None
+    n_test_tokens = [
+        decodability(floor, teacher, load_sae(each), [], text, n_tokens=50 * CONTEXT)[0].n_tokens
+        for each in (sae, restricted)
+    ]
+    # Ten of the fifty sequences are the test part. Each has 31 tokens after the first, or the 16 from position 4 on.
+    assert n_test_tokens == [10 * (CONTEXT - 1), 10 * 16]
+    assert packings == [Packing(), Packing(separator="none")]
 
 
 def test_separation_is_the_share_of_ordered_pairs() -> None:

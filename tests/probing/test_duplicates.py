@@ -28,6 +28,12 @@ def test_documents_are_joined_through_any_number_of_shared_texts() -> None:
     assert groups.n_shared == 2
 
 
+def test_case_punctuation_and_spaces_do_not_make_a_text_another() -> None:
+    texts = ["Call me Ishmael.", "call  me\nIshmael", "CALL ME ISHMAEL!", "Call me, Ishmael", "Call me", "...", "?!"]
+    groups = group_documents(texts, unlike_ids(7), list("abcdefg"))
+    assert groups == ((0, 0, 0, 0, 1, 2, 3), 1)
+
+
 def test_texts_are_equal_if_their_first_tokens_are() -> None:
     """Long texts that differ only where they are truncated give the same activation."""
     ids = [torch.tensor([1, 2]), torch.tensor([1, 2]), torch.tensor([1, 3])]

@@ -36,7 +36,7 @@ TWO_CLASSES = [{"text": "a", "label": i % 2} for i in range(20)]
     ("labelled", "options", "message"),
     [
         ([], {}, "holds no rows"),
-        ([{"text": "a"}], {}, "row 1 has no 'label'; choose one of its labels with --label: it has none"),
+        ([{"text": "a"}], {}, "row 1 has no 'label'; name the field that holds its label with --label"),
         ([{"text": "a", "genre": "b"}], {}, "choose one of its labels with --label: genre"),
         ([{"label": "a"}], {}, "row 1 has no text"),
         ([{"text": "a", "label": ["x"]}], {}, "1 labels 'label' for 0 words"),

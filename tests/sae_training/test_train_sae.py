@@ -35,6 +35,7 @@ def trained(teacher: Any, text: Any, out: Path, **options: Any) -> dict[str, byt
         "k": 4,
         "n_tokens": 4096 * STEPS,
         "context_size": 32,
+        "batch_size": 128,
         "checkpoint_seconds": 0.0,
     }
     train_sae(teacher, text, out=out, **(defaults | options))
@@ -209,7 +210,7 @@ def test_few_tokens_are_raised_to_the_minimum(bridge: Any, ids: torch.Tensor, tm
 
 @pytest.fixture
 def stream(bridge: Any, ids: torch.Tensor) -> TokenStream:
-    return open_token_stream(load_teacher(bridge), ids, ids.shape[1], 16)
+    return open_token_stream(load_teacher(bridge), ids, ids.shape[1], 128)
 
 
 def test_teacher_has_no_hooks_between_batches(bridge: Any, stream: TokenStream, ids: torch.Tensor) -> None:

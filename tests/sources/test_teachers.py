@@ -1,5 +1,6 @@
 """Teachers by name, from directories, files and memory; and what is rejected as a teacher."""
 
+import copy
 import json
 import shutil
 from pathlib import Path
@@ -8,9 +9,12 @@ from typing import Any
 import pytest
 import torch
 
+from tests.helpers.models import save_family
 from tests.helpers.type_checks import without_type_checks
 from tl_distill_floor import InputError, distill, load_teacher, measure
 from tl_distill_floor.measuring.hooks import activation_reader
+from tl_distill_floor.measuring.token_stream import open_token_stream
+from tl_distill_floor.sources.teachers import tokenizer_of
 
 
 def test_keeps_a_model_in_memory(bridge: Any) -> None:
@@ -22,6 +26,26 @@ def test_loads_a_hugging_face_directory(teacher_dir: Path, bridge: Any, ids: tor
     with torch.no_grad():
         assert torch.equal(teacher.model(ids), bridge(ids))
     assert teacher.loading == {"class": "TransformerBridge", "dtype": "float32"}
+
+
+def test_tokens_outside_of_the_vocabulary_separate_no_documents(tokenizer: Any, tmp_path: Path) -> None:
+    """TransformerLens gives a tokenizer without special tokens an end-of-text token that the model does not know."""
+    from transformer_lens.model_bridge import TransformerBridge
+    from transformers import PreTrainedTokenizerFast
+
+    plain = PreTrainedTokenizerFast(tokenizer_object=copy.deepcopy(tokenizer.backend_tokenizer))
+    directory = save_family(tmp_path / "teacher", plain, "Llama", vocab_size=len(plain))
+    model = TransformerBridge.boot_transformers(str(directory), device="cpu")
+    outside = len(plain)
+    assert model.tokenizer.bos_token_id == outside
+    own = tokenizer_of(model)
+    assert (own.bos_token_id, own.eos_token_id, model.tokenizer.bos_token_id) == (None, None, outside)
+    texts = ["Call me Ishmael. " * 9, "Some years ago. " * 9]
+    expected = [token for text in texts for token in plain(text)["input_ids"]]
+    for teacher in (load_teacher(model), load_teacher(directory)):
+        stream = open_token_stream(teacher, texts, 16, 2)
+        rows = torch.cat([ids for _, ids in stream.batches(0, 10**6)])
+        assert rows.flatten().tolist() == expected[: rows.numel()]
 
 
 def test_loads_weights_in_bf16(teacher_dir: Path) -> None:
@@ -118,6 +142,16 @@ def test_rejects_a_damaged_directory(teacher_dir: Path, tmp_path: Path, damage: 
     damaged.write_bytes(damaged.read_bytes()[:100])
     with pytest.raises(InputError, match="cannot load a teacher"):
         load_teacher(tmp_path)
+
+
+def test_names_an_architecture_that_is_not_supported_in_one_sentence(teacher_dir: Path, tmp_path: Path) -> None:
+    """TransformerLens lists all architectures that it supports."""
+    shutil.copytree(teacher_dir, tmp_path / "teacher")
+    config = {"model_type": "whisper", "architectures": ["WhisperForAudioClassification"], "d_model": 8}
+    (tmp_path / "teacher" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match=r"cannot load a teacher from .*architecture[^.\n]*\); give") as caught:
+        load_teacher(tmp_path / "teacher")
+    assert "GPT2LMHeadModel" not in str(caught.value)
 
 
 def test_rejects_an_unknown_dtype(teacher_dir: Path) -> None:

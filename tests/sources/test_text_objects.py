@@ -3,10 +3,12 @@
 import gzip
 import itertools
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from datasets import Dataset, DatasetDict
@@ -130,11 +132,30 @@ def test_a_string_is_a_text_unless_such_a_file_exists(tmp_path: Path, tokenizer:
 
 
 @pytest.mark.parametrize(
-    "path", ["/data/my text", "./text", "~/text", "my prose.txt", "rows.PARQUET", "C:\\texts\\a", "tests/no such/a b"]
-)
+    "path",
+    [
+        "/data/my text", "./text", "~/text", "my prose.txt", "rows.PARQUET", "C:\\texts\\a", "tests/no such/a b",
+        "hf://datasets/owner/name", "https://example.org/prose",
+    ],
+)  # fmt: skip
 def test_rejects_a_string_that_looks_like_a_path_to_no_file(path: str, tokenizer: Any) -> None:
-    with pytest.raises(InputError, match="there is no text file at"):
+    with pytest.raises(InputError, match=f"there is no text file at {re.escape(path)};"):
         load_text(path, tokenizer)
+
+
+@pytest.mark.parametrize("dtype", ["uint16", "uint32", "int16", "int64"])
+def test_token_ids_of_every_integer_type_are_read(dtype: str, tmp_path: Path, tokenizer: Any) -> None:
+    ids = np.arange(1, 1 + 3 * CONTEXT, dtype=dtype).reshape(3, CONTEXT)
+    ids.tofile(tmp_path / "ids.bin")
+    on_disk = np.memmap(tmp_path / "ids.bin", dtype=dtype, mode="r", shape=ids.shape)
+    for rows in (ids, on_disk, torch.as_tensor(ids), list(ids), [{"input_ids": row} for row in ids]):
+        assert torch.equal(sequences(rows, tokenizer), torch.as_tensor(ids).long())
+
+
+def test_spaces_before_a_list_of_json_are_skipped(tmp_path: Path, tokenizer: Any) -> None:
+    file = tmp_path / "rows.json"
+    file.write_text("\n  " + json.dumps([{"text": document} for document in DOCUMENTS], indent=2))
+    assert torch.equal(sequences(file, tokenizer), expected_rows(token_ids(tokenizer, DOCUMENTS)))
 
 
 @pytest.mark.parametrize("text", ["", "  \n"])

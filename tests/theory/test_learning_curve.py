@@ -108,6 +108,14 @@ def test_ignores_the_warm_up() -> None:
     assert fit_learning_curve(N_TOKENS, noisy) == fit_learning_curve(N_TOKENS, curve)
 
 
+def test_rounding_is_not_divergence() -> None:
+    fit = fit_learning_curve(N_TOKENS, np.where(np.arange(len(N_TOKENS)) % 2, 4e-8, 1e-9))
+    assert fit.status == "saturated"
+    assert fit.interval[0] == 0.0
+    assert fit.floor <= fit.interval[1] <= 1e-6
+    assert fit_learning_curve(N_TOKENS, np.linspace(1e-9, 1e-3, len(N_TOKENS))).status == "diverged"
+
+
 def test_rejects_different_numbers_of_losses_and_tokens() -> None:
     with pytest.raises(ValueError, match="one loss per number of tokens"):
         fit_learning_curve([1, 2], [1.0])

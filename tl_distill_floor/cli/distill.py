@@ -25,6 +25,7 @@ from tl_distill_floor.cli.options import (
     TrainingTextOption,
     default_run_directory,
     parse_widths,
+    with_format,
 )
 from tl_distill_floor.cli.output import print_json, print_result
 from tl_distill_floor.cli.processes import is_first_process, local_device
@@ -145,6 +146,15 @@ def distill(
             rich_help_panel=MATCHING,
         ),
     ] = None,
+    sae_format: Annotated[
+        str | None,
+        typer.Option(
+            help="What the keys of an --sae file mean, given as in tl-floor measure.",
+            show_default="recognised",
+            metavar="NAME_OR_JSON",
+            rich_help_panel=MATCHING,
+        ),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(help="Run directory to write.", show_default="runs/MODEL", rich_help_panel=OUTPUT),
@@ -200,7 +210,7 @@ def distill(
             match=match,
             layer=match_layer,
             weight=match_weight,
-            sae=sae,
+            sae=with_format(sae, sae_format),
             device=device,
         )
         with lock_directory(directory) if first else nullcontext():

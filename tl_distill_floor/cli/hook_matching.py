@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from tl_distill_floor.annotations import HookedModel
+from tl_distill_floor.annotations import FormattedSae, HookedModel
 from tl_distill_floor.cli.options import MatchedActivation
 from tl_distill_floor.distilling.config import StudentSpec
 from tl_distill_floor.distilling.layers import student_layer
@@ -25,7 +25,7 @@ def match_hook_points(
     match: MatchedActivation,
     layer: int | None,
     weight: float | None,
-    sae: str | None,
+    sae: str | FormattedSae | None,
     device: str,
 ) -> list[StudentSpec]:
     """Add what each student has to match.

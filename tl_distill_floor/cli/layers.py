@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tl_distill_floor.errors import InputError
+from tl_distill_floor.sources.model_names import check_model_name
 
 PLACEHOLDER = "{layer}"
 """Text in `--sae` that is replaced by a layer's number."""
@@ -25,7 +26,7 @@ def parse_layers(layer: str | None, model: str, sae: str | None) -> Sequence[int
         `sae` exists; [None], the SAE's own layer, if `layer` is None.
 
     Raises:
-        InputError: the text is not a list of integers, or no layer has a known SAE.
+        InputError: the text is not a list of integers, no layer has a known SAE, or there is no such model.
     """
     if layer is None:
         return [None]
@@ -35,6 +36,7 @@ def parse_layers(layer: str | None, model: str, sae: str | None) -> Sequence[int
         return sorted({int(number) for number in layer.split(",")})
     layers = _layers_of_files(sae) if sae is not None else _known_layers(model)
     if not layers:
+        check_model_name(model)
         raise InputError(
             f"no SAE is known for any layer of {model}; name the layers with --layer 4,8 and an SAE with --sae, its"
             f" path with {PLACEHOLDER} in place of the layer's number"

@@ -36,6 +36,7 @@ from tl_distill_floor.cli.options import (
 from tl_distill_floor.cli.output import print_json, print_result
 from tl_distill_floor.cli.processes import is_first_process, local_device
 from tl_distill_floor.cli.progress import progress_bar
+from tl_distill_floor.errors import InputError
 
 if TYPE_CHECKING:
     from tl_distill_floor.results.floor_prediction import FloorPrediction
@@ -64,6 +65,13 @@ def measure(
         ),
     ] = None,
     sae_format: SaeFormatOption = None,
+    no_sae: Annotated[
+        bool,
+        typer.Option(
+            "--no-sae",
+            help="Use no SAE: compute only the lower bound from the rank of the students' logits.",
+        ),
+    ] = False,
     text: TextOption = None,
     tokens: TokensOption = 200_000,
     cost: CostOption = "fisher",
@@ -90,6 +98,26 @@ def measure(
     """Measure a teacher's SAE features and predict the loss floor of its students."""
     from tl_distill_floor.cli.layers import parse_layers, sae_of_each_layer
 
+    if no_sae:
+        if sae is not None or layer is not None or sae_format is not None:
+            raise InputError("--no-sae computes a bound for all layers; leave out --sae, --sae-format and --layer")
+        if cost != "fisher":
+            raise InputError(f"--no-sae measures losses in nats and no feature; leave out --cost {cost}")
+        bound_and_save(
+            out or default_run_directory(model, None),
+            model,
+            text,
+            widths=parse_widths(widths),
+            steps=steps,
+            n_tokens=tokens,
+            as_json=as_json,
+            device=device,
+            dtype=dtype,
+            context_size=context_size,
+            batch_size=batch_size,
+            seed=seed,
+        )
+        return
     layers = parse_layers(layer, model, sae)
     if out is None:
         directories = [default_run_directory(model, number) for number in layers]
@@ -117,6 +145,65 @@ def measure(
         seed=seed,
     )
     print_floors(floors, directories, as_json)
+
+
+def bound_and_save(
+    directory: Path,
+    model: str,
+    text: str | None,
+    *,
+    widths: Sequence[int] | None,
+    steps: int,
+    n_tokens: int,
+    as_json: bool,
+    device: str,
+    dtype: Dtype,
+    context_size: int | None,
+    batch_size: int,
+    seed: int,
+) -> None:
+    """Compute the head floor of a teacher, save it in a run directory and print it.
+
+    Args:
+        directory: run directory.
+        model: teacher.
+        text: text to read.
+        widths: student widths.
+        steps: training steps of a measurement with an SAE, of which the head floor takes a fifth.
+        n_tokens: tokens to read.
+        as_json: print JSON, and show no progress.
+        device: torch device.
+        dtype: dtype of the teacher.
+        context_size: tokens per sequence.
+        batch_size: sequences per batch.
+        seed: random seed.
+    """
+    from tl_distill_floor.cli.run_directory import lock_for_measuring
+    from tl_distill_floor.display.head_views import head_json, head_table
+
+    with lock_for_measuring(directory, resume=False), quiet_libraries():
+        from tl_distill_floor.predicting.head_floor import head_floor, head_steps, split_tokens
+
+        n_train, n_heldout = split_tokens(n_tokens)
+        head = head_floor(
+            model,
+            text,
+            widths=widths,
+            steps=head_steps(steps),
+            n_tokens=n_train,
+            n_heldout_tokens=n_heldout,
+            context_size=context_size,
+            batch_size=batch_size,
+            device=device,
+            dtype=dtype,
+            seed=seed,
+            progress_bar=partial(progress_bar, quiet=as_json),
+        )
+        head.save(directory)
+    if as_json:
+        print_json(head_json(head))
+    else:
+        print_result(head_table(head), f"Saved in {directory}. Next: tl-floor distill {model} --out {directory}")
 
 
 def measure_and_save(

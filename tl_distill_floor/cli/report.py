@@ -1,10 +1,11 @@
 """`tl-floor report`: write one run, or a comparison of several, as an HTML page."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
+from tl_distill_floor.annotations import FigureFormat
 from tl_distill_floor.cli.errors import report_errors
 from tl_distill_floor.cli.options import OUTPUT, DebugOption, StudentsOption
 from tl_distill_floor.cli.output import print_result
@@ -24,7 +25,7 @@ def report(
     ] = None,
     top: Annotated[int, typer.Option(help="Number of lost features to list.", min=1, metavar="N")] = 20,
     figures: Annotated[
-        Literal["svg", "png", "pdf"] | None,
+        FigureFormat | None,
         typer.Option(
             help="Also save each figure in this format, in the directory figures next to the page (needs kaleido).",
             rich_help_panel=OUTPUT,

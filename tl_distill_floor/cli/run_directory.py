@@ -7,6 +7,7 @@ from pathlib import Path
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.results.floor_files import FLOOR_FILE
 from tl_distill_floor.results.floor_prediction import FloorPrediction
+from tl_distill_floor.results.head_floor import HEAD_FILE
 from tl_distill_floor.storage.locks import lock_directory
 
 PARTIAL_FILE = "partial.safetensors"
@@ -40,6 +41,11 @@ def load_floor(directory: Path) -> FloorPrediction:
         InputError: there is no such run, or a file of it is damaged.
     """
     if not (directory / FLOOR_FILE).is_file():
+        if (directory / HEAD_FILE).is_file():
+            raise InputError(
+                f"{directory} was measured without an SAE and holds a lower bound only; measure with an SAE"
+                f" (tl-floor train-sae makes one): tl-floor measure MODEL --sae SAE --out {directory}"
+            )
         runs = sorted(str(file.parent) for file in Path("runs").glob(f"*/{FLOOR_FILE}"))
         others = f", or name one of {', '.join(runs[:N_LISTED])}" if runs else ""
         raise InputError(f"there is no run at {directory}; make one with tl-floor measure --out {directory}{others}")

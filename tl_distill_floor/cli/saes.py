@@ -5,7 +5,6 @@ import dataclasses
 from tl_distill_floor.cli.errors import report_errors
 from tl_distill_floor.cli.options import DebugOption, JsonOption, LayerOption, ModelArgument
 from tl_distill_floor.cli.output import print_json, print_result
-from tl_distill_floor.errors import InputError
 
 
 @report_errors
@@ -17,7 +16,7 @@ def saes(
 ) -> None:
     """List the SAEs that are known for a model."""
     from tl_distill_floor.display.floor_tables import saes_table
-    from tl_distill_floor.sources.sae_directory import find_saes
+    from tl_distill_floor.sources.sae_directory import find_saes, raise_no_known_sae
 
     entries = find_saes(model, layer)
     if as_json:
@@ -25,8 +24,4 @@ def saes(
     elif entries:
         print_result(saes_table(model, entries), f"Next: tl-floor measure {model} --sae SAE, with one of these")
     else:
-        at_layer = "" if layer is None else f" at layer {layer}"
-        number = "N" if layer is None else layer
-        raise InputError(
-            f"no SAE is known for {model}{at_layer}; train one with tl-floor train-sae {model} --layer {number}"
-        )
+        raise_no_known_sae(model, layer)

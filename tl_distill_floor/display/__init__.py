@@ -2,6 +2,7 @@
 
 - `views`: the table and the figure of each record.
 - `floor_tables`: predictions as tables.
+- `head_views`: head floors as tables, figures and JSON.
 - `measurement_tables`: feature statistics, simulations and tail losses as tables.
 - `comparison`: several predictions as one table.
 - `lost_features`: the features that a student loses, as tables and JSON.

@@ -6,6 +6,7 @@ from typing import Any
 
 from tl_distill_floor.display.comparison import largest_floor_index
 from tl_distill_floor.results.floor_prediction import FloorPrediction
+from tl_distill_floor.results.head_floor import HeadFloor
 from tl_distill_floor.results.tail_loss import TailLoss, ratio_standard_error
 from tl_distill_floor.storage.versioned import to_json
 from tl_distill_floor.theory.power_law import PowerLaw
@@ -37,6 +38,7 @@ def floor_json(floor: FloorPrediction) -> dict[str, Any]:
         "unit": floor.unit,
         "widths": floor.widths.tolist(),
         **{name: to_json(curve) for name, curve in curves.items()},
+        "head": to_json(floor.bound),
         "additive": to_json(floor.additive),
         "structure_gain": to_json(floor.structure_gain),
         "power_law": None if floor.power_law is None else power_law_json(floor.power_law),
@@ -46,10 +48,17 @@ def floor_json(floor: FloorPrediction) -> dict[str, Any]:
             "alpha": to_json(floor.alpha_interval),
             "critical_width": to_json(floor.critical_width_interval),
             "expected": to_json(floor.interval),
+            "head": None if floor.head is None else to_json(head_intervals(floor.head)),
         },
         "growth": {"tokens": tokens.tolist(), "n_features": alive.tolist()},
         "warnings": list(floor.warnings),
     }
+
+
+def head_intervals(head: HeadFloor) -> list[tuple[float, float]]:
+    """Return the 95 % interval of the bound at each of its widths, from the number of held-out sequences."""
+    pairs = zip(head.floor, head.standard_error, strict=True)
+    return [(max(0.0, floor - 1.96 * error), floor + 1.96 * error) for floor, error in pairs]
 
 
 def power_law_json(law: PowerLaw) -> dict[str, Any]:

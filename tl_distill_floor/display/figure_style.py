@@ -9,7 +9,13 @@ from jaxtyping import Int64
 from tl_distill_floor.display.escaping import escape_control
 
 # Okabe and Ito's palette, which colour-blind readers can distinguish.
-COLOURS = {"theorem": "#d55e00", "independent": "#009e73", "simulated": "#0072b2", "calibrated": "#0072b2"}
+COLOURS = {
+    "theorem": "#d55e00",
+    "independent": "#009e73",
+    "simulated": "#0072b2",
+    "calibrated": "#0072b2",
+    "head": "#444444",
+}
 """Colour of each predictor."""
 CYCLE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#8a6d00", "#56b4e9", "#000000")
 """Colours of curves that are not predictors."""

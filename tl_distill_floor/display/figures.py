@@ -84,6 +84,9 @@ def floor_figure(floor: FloorPrediction) -> go.Figure:
             line = {"color": COLOURS[name], "width": 3 if is_expected else 1.5}
             label = f"{name} (expected)" if is_expected else name
             figure.add_scatter(x=widths, y=curve.tolist(), mode="lines+markers", line=line, name=label)
+    if floor.unit == "nats" and floor.bound is not None:
+        line = {"color": COLOURS["head"], "dash": "dot"}
+        figure.add_scatter(x=widths, y=floor.bound.tolist(), mode="lines+markers", line=line, name="bound (head floor)")
     calibration, calibrated = floor.calibration, floor.calibrated
     if calibration is not None and calibrated is not None and floor.unit == "nats":
         line = {"dash": "dash", "color": COLOURS["calibrated"]}

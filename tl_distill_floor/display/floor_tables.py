@@ -78,6 +78,8 @@ def _floors(floor: FloorPrediction) -> Table:
     loss = STUDENT_LOSS if floor.unit == "nats" else LONG_UNIT[floor.unit]
     table = plain_table(f"Loss floor ({SHORT_UNIT[floor.unit]}): {loss}")
     all_curves = {"theorem": floor.theorem, "independent": floor.independent, "simulated": floor.simulated}
+    if floor.unit == "nats":
+        all_curves["bound"] = floor.bound
     curves = {name: curve for name, curve in all_curves.items() if curve is not None}
     gains = floor.structure_gain
     for heading in ("width", "kept", *curves, "95 % interval", "of all", *([] if gains is None else ["gain"])):
@@ -107,6 +109,8 @@ def _explanation(floor: FloorPrediction) -> str:
     ]
     if floor.simulated is not None:
         sentences.append("gain: independent divided by simulated, what is saved because features fire together.")
+    if floor.bound is not None:
+        sentences.append("bound: the head floor; no student of this width loses less. The others are predictions.")
     if floor.tail is not None:
         n_tokens = int(floor.tail.n_tokens.sum())
         sentences.append(

@@ -3,10 +3,10 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeAlias
 
 import plotly.graph_objects as go
 
+from tl_distill_floor.annotations import FigureFormat
 from tl_distill_floor.display.figures import save_figure
 from tl_distill_floor.display.report_sections import comparison_figures, comparison_html, report_figures, report_html
 from tl_distill_floor.display.run_parts import load_run_parts
@@ -15,7 +15,6 @@ from tl_distill_floor.storage.atomic import write_atomically
 from tl_distill_floor.storage.locks import lock_directory
 
 REPORT_FILE, COMPARISON_FILE, FIGURES_DIRECTORY = "report.html", "comparison.html", "figures"
-FigureFormat: TypeAlias = Literal["svg", "png", "pdf"]
 
 
 @dataclass(frozen=True)

@@ -25,8 +25,7 @@
 - `optimization`: optimizers, and the running average of the weights.
 - `losses`: `Objective`, and losses computed in chunks of tokens.
 - `matching`: `Match` and hook matching.
-- `forward`: models without their unembedding.
-- `logits`: what a model does to its logits after the unembedding.
+- `forward`: students without their unembedding.
 - `layers`: corresponding layers of teacher and student.
 - `calibrate`: `calibrate`, linear fits of student losses to predictions.
 - `plan`: `plan`, which student to train.

@@ -50,6 +50,10 @@ class WeightAxes:
     """Whether the weight multiplies the residual stream, such as the scale of a norm."""
 
 
+_KNOWN_AXES: dict[tuple[object, ...], dict[str, WeightAxes]] = {}
+"""Results of `weight_axes`: students of the same sizes are built several times, with other seeds or after a resume."""
+
+
 def weight_axes(config: PreTrainedConfig, teacher: PreTrainedConfig) -> dict[str, WeightAxes]:
     """Return the axes of all weights of a student, by the weights' names.
 
@@ -60,6 +64,14 @@ def weight_axes(config: PreTrainedConfig, teacher: PreTrainedConfig) -> dict[str
     Raises:
         InputError: the family's operations depend on the width, or a weight that follows the width is not used.
     """
+    sizes = (type(config), config.to_json_string(use_diff=False), teacher.to_json_string(use_diff=False))
+    if sizes not in _KNOWN_AXES:
+        _KNOWN_AXES[sizes] = _trace_weight_axes(config, teacher)
+    return _KNOWN_AXES[sizes]
+
+
+def _trace_weight_axes(config: PreTrainedConfig, teacher: PreTrainedConfig) -> dict[str, WeightAxes]:
+    """Run a model of the student's sizes and one of the teacher's, and return the axes of the student's weights."""
     same_depth = student_config(teacher, int(teacher.hidden_size), int(config.num_hidden_layers))
     models = [create_zero_model(shape) for shape in (config, same_depth)]
     traces = []

@@ -122,9 +122,9 @@ def _fits(
     floor: FloorPrediction, widths: np.ndarray, losses: Float64[np.ndarray, " student"]
 ) -> dict[Predictor, LinearFit]:
     """Return the linear fit of every predictor that `floor` has."""
-    predictors: list[Predictor] = [
-        name for name in get_args(Predictor) if name != "simulated" or floor.simulated is not None
-    ]
+    has_head = floor.head is not None and int(widths.min()) >= floor.head.widths[0]
+    missing = {*(() if floor.simulated is not None else ("simulated",)), *(() if has_head else ("head",))}
+    predictors: list[Predictor] = [name for name in get_args(Predictor) if name not in missing]
     predictions = {name: np.array([floor.predicted(name, int(width)) for width in widths]) for name in predictors}
     return {name: fit_line(prediction, losses, widths) for name, prediction in predictions.items()}
 

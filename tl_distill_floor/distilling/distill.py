@@ -21,13 +21,13 @@ from tl_distill_floor.annotations import (
     TextLike,
 )
 from tl_distill_floor.distilling.config import DistillConfig, StudentSpec
-from tl_distill_floor.distilling.forward import teacher_backbone
 from tl_distill_floor.distilling.student_results import save_results, student_results
 from tl_distill_floor.distilling.sweep import Sweep, check_specs
 from tl_distill_floor.distilling.sweep_checkpoint import SWEEP_CHECKPOINT_FILE, load_sweep
 from tl_distill_floor.distilling.text_split import read_text_split
 from tl_distill_floor.distilling.trainer import train
 from tl_distill_floor.errors import InputError, check_choice
+from tl_distill_floor.measuring.teacher_backbone import teacher_backbone
 from tl_distill_floor.results.student import StudentResult
 from tl_distill_floor.sources.devices import check_device
 from tl_distill_floor.sources.teacher_checks import check_head

@@ -4,9 +4,9 @@ import math
 
 import torch
 
-from tl_distill_floor.distilling.forward import TeacherBackbone
 from tl_distill_floor.distilling.losses import summed_forward_kl
 from tl_distill_floor.distilling.sweep import Sweep
+from tl_distill_floor.measuring.teacher_backbone import TeacherBackbone
 from tl_distill_floor.theory.learning_curve import fit_learning_curve
 
 SEQUENCES_PER_FORWARD_PASS = 16

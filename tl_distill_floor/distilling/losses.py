@@ -11,13 +11,13 @@ from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from tl_distill_floor.annotations import Divergence
-from tl_distill_floor.distilling.logits import LogitMap
 from tl_distill_floor.errors import InputError, check_choice
 from tl_distill_floor.measuring.kl import expected_log_prob, forward_kl, kl_from_log_probs
+from tl_distill_floor.measuring.logit_map import LazyLogits
 
 LOGITS_PER_CHUNK_CPU, LOGITS_PER_CHUNK_GPU = 2**20, 2**26
 """Logits per chunk: about what the caches of a CPU hold, and enough to keep a GPU busy."""
@@ -128,26 +128,6 @@ class Objective:
         logits = student_logits.detach().requires_grad_()
         loss = self(teacher, logits, labels).sum()
         return loss.detach(), torch.autograd.grad(loss, logits)[0]
-
-
-class LazyLogits(NamedTuple):
-    """Logits of some tokens that are computed when they are needed."""
-
-    hidden: Float[Tensor, "token d"]
-    """Last hidden states."""
-    unembed: nn.Module
-    """Unembedding, from last hidden states to logits, before they are scaled or capped."""
-    logit_map: LogitMap = LogitMap()
-    """Scale and cap of the logits."""
-
-    def compute(self, rows: slice) -> Float[Tensor, "token vocabulary"]:
-        """Return the logits of some of the tokens."""
-        return self.logits_of(self.hidden[rows])
-
-    def logits_of(self, hidden: Float[Tensor, "some_token d"]) -> Float[Tensor, "some_token vocabulary"]:
-        """Return the logits of given last hidden states."""
-        unembedded: Tensor = self.unembed(hidden)
-        return self.logit_map(unembedded)
 
 
 def chunked_losses(

@@ -90,7 +90,7 @@ def expected_loss(floor: FloorPrediction, width: int) -> PredictedLoss:
 
     Returns:
         Nats per token with a calibration, otherwise the unit of `floor`. Without a calibration the interval is NaN if
-        the text of the measurement is one block.
+        the text of the measurement is one block, and no value is below the head floor.
     """
     if floor.calibration is not None:
         return floor.calibrated_at(width, TWO_SIDED_LEVEL)
@@ -98,7 +98,13 @@ def expected_loss(floor: FloorPrediction, width: int) -> PredictedLoss:
     relative = (floor.interval[:, 1] - floor.interval[:, 0]) / (2 * np.maximum(floor.expected, 1e-300))
     relative_at_width = float(np.interp(np.log(width), np.log(floor.widths), relative))
     margin = value * relative_at_width * Z_ONE_SIDED_90 / Z_TWO_SIDED_95
-    return PredictedLoss(value, max(value - margin, 0.0), value + margin)
+    return PredictedLoss(*(max(loss, _bound(floor, width)) for loss in (value, value - margin, value + margin)))
+
+
+def _bound(floor: FloorPrediction, width: int) -> float:
+    """Return the head floor at a width, below which no student's loss can be; 0 if it is not known or another unit."""
+    head = floor.head
+    return head.floor_at(width) if head is not None and floor.unit == "nats" and width >= head.widths[0] else 0.0
 
 
 def relative_speed(teacher: HookedModel, width: int, depth: int | None = None) -> float:
@@ -147,7 +153,7 @@ def _plan_of(floor: FloorPrediction, model: HookedModel, width: int, depth: int 
         speed=relative_speed(model, width, depth),
         features=floor.n_features,
         kept=floor.n_features - len(floor.lost(width)),
-        known=_known(floor),
+        known=_known(floor) + _known_bound(floor, width),
         assumed=_assumed(floor, width, has_fewer_layers=depth is not None),
     )
 
@@ -232,6 +238,12 @@ def _known(floor: FloorPrediction) -> tuple[str, ...]:
         f"students of widths {widths}: loss = {fit.slope:.3g} · {calibration.predictor} + {fit.baseline:.3g}, with a"
         f" leave-one-width-out error of {fit.loo_error:.1%}"
     )
+
+
+def _known_bound(floor: FloorPrediction, width: int) -> tuple[str, ...]:
+    """Return a statement about the head floor, if it is known."""
+    bound = _bound(floor, width)
+    return (f"no student of width {width} loses less than {bound:.3g} nats per token (head floor)",) if bound else ()
 
 
 def _assumed(floor: FloorPrediction, width: int, *, has_fewer_layers: bool) -> tuple[str, ...]:

@@ -7,13 +7,13 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from tl_distill_floor.distilling.forward import teacher_backbone
 from tl_distill_floor.distilling.losses import summed_forward_kl
 from tl_distill_floor.distilling.student_state import StudentInTraining
 from tl_distill_floor.distilling.sweep import Sweep
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.measuring.hooks import eval_mode
 from tl_distill_floor.measuring.kl import forward_kl_in_chunks
+from tl_distill_floor.measuring.teacher_backbone import teacher_backbone
 
 CHECKED_SEQUENCES = 4
 ABSOLUTE_TOLERANCE = 1e-4

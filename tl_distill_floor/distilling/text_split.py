@@ -13,7 +13,7 @@ from tl_distill_floor.distilling.losses import NO_LABEL
 from tl_distill_floor.distilling.overlap import overlap_warnings
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.measuring.token_stream import TokenStream, open_token_stream
-from tl_distill_floor.sources.teachers import Teacher, check_context
+from tl_distill_floor.sources.teachers import Teacher, check_context, tokenizer_of
 
 HELDOUT_SHARE = 0.1
 """Share of the text, at its end, that is held out if no held-out text is given."""
@@ -136,7 +136,7 @@ def read_text_split(
 
 def separator_ids(model: HookedModel) -> list[int]:
     """Return the id of the token that separates packed documents: BOS, or EOS for a tokenizer without BOS."""
-    tokenizer = getattr(model, "tokenizer", None)
+    tokenizer = tokenizer_of(model)
     ids = (getattr(tokenizer, "bos_token_id", None), getattr(tokenizer, "eos_token_id", None))
     return [int(number) for number in ids if number is not None][:1]
 

@@ -5,12 +5,13 @@ import time
 from pathlib import Path
 
 from tl_distill_floor.annotations import ProgressMessageCallback
+from tl_distill_floor.distilling.config import DistillConfig
 from tl_distill_floor.distilling.evaluation import add_curve_points
-from tl_distill_floor.distilling.forward import TeacherBackbone
 from tl_distill_floor.distilling.sweep import Sweep
 from tl_distill_floor.distilling.sweep_checkpoint import save_sweep
 from tl_distill_floor.distilling.training_step import set_matching_variance, train_step
 from tl_distill_floor.errors import InputError
+from tl_distill_floor.measuring.teacher_backbone import TeacherBackbone
 
 
 def train(
@@ -68,10 +69,16 @@ def _check_any_left(sweep: Sweep, checkpoint: Path | None) -> None:
         return
     where = ", ".join(f"{student.spec.directory} {student.diverged_at}" for student in sweep.students)
     kept = f"; the last checkpoint is in {checkpoint}" if checkpoint and checkpoint.exists() else ""
-    advice = f"try --lr {sweep.config.lr / 3:.2g}"
-    if sweep.config.objective.divergence == "reverse-kl" and "loss inf" in where:
-        advice = "the teacher gives tokens probability 0 that the student does not; use --divergence forward-kl"
-    raise InputError(f"training diverged: {where}{kept}; {advice}")
+    raise InputError(f"training diverged: {where}{kept}; {_advice(sweep.config, 'loss inf' in where)}")
+
+
+def _advice(config: DistillConfig, is_infinite: bool) -> str:
+    """Return the advice for a training that diverged, to a loss of infinity or of NaN."""
+    if is_infinite and config.objective.divergence == "reverse-kl":
+        return "the teacher gives tokens probability 0 that the student does not; use --divergence forward-kl"
+    if is_infinite and config.objective.cross_entropy:
+        return "the text holds tokens of probability 0 (logits of -inf); set --cross-entropy 0, or give other text"
+    return f"try --lr {config.lr / 3:.2g}"
 
 
 def _report_progress(sweep: Sweep, progress: ProgressMessageCallback, tokens_per_second: float) -> None:

@@ -8,9 +8,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tl_distill_floor.distilling.config import StudentSpec
-from tl_distill_floor.distilling.forward import BackboneOutput, TeacherBackbone
 from tl_distill_floor.distilling.losses import chunked_losses
 from tl_distill_floor.distilling.sweep import Sweep
+from tl_distill_floor.measuring.teacher_backbone import BackboneOutput, TeacherBackbone
 
 
 def train_step(sweep: Sweep, teacher: TeacherBackbone) -> list[float]:

@@ -14,6 +14,8 @@
 - `hooks`: activations and gradients at hook points.
 - `rerun`: a second run of a teacher with another activation at a hook point.
 - `removal`: losses when features are removed or replaced.
+- `logit_map`: what a model does to its logits after the unembedding.
+- `teacher_backbone`: a teacher without its unembedding.
 - `kl`: KL divergences between distributions over a vocabulary.
 - `strongest_contexts`: what each feature fires on, and which tokens it promotes.
 - `processes`: several processes that read one text.

@@ -15,7 +15,7 @@ from tl_distill_floor.measuring.hooks import canonical_name, resid_post
 from tl_distill_floor.measuring.token_stream import CachedActivationStream, TokenStream
 from tl_distill_floor.sources.devices import check_device, main_device
 from tl_distill_floor.sources.model_names import lookup_name, same_model
-from tl_distill_floor.sources.packing import DEFAULT_SEPARATOR, Packing
+from tl_distill_floor.sources.packing import packing_of
 from tl_distill_floor.sources.saes import SaeSource, load_sae, sae_digest
 from tl_distill_floor.sources.teachers import (
     CHECKPOINT_OPTIONS,
@@ -23,6 +23,7 @@ from tl_distill_floor.sources.teachers import (
     Teacher,
     check_context,
     load_teacher,
+    tokenizer_of,
 )
 from tl_distill_floor.sources.text import load_text
 
@@ -49,7 +50,12 @@ class AttachedSae:
         return norms
 
     def check_width(self, acts: Float[Tensor, "batch position *d_model"]) -> Float[Tensor, "batch position *d_model"]:
-        """Return the activations, or raise an InputError if the SAE reads activations of another width."""
+        """Return the activations, or raise an InputError if the SAE reads activations of another width or shape."""
+        if acts.ndim < 3:
+            raise InputError(
+                f"{self.hook_name} has activations of shape {list(acts.shape)} without sequences, which cannot be"
+                " measured; name another hook point"
+            )
         width, expected = acts[0, 0].numel(), int(self.sae.cfg.d_in)
         if width != expected:
             raise InputError(
@@ -201,7 +207,7 @@ def _cached_stream(
         )
     if len(sources) > 1:
         raise InputError("several SAEs need a teacher, not cached activations; name one, or measure them one by one")
-    return CachedActivationStream(loaded, hooks[0], batch_size, _counted_positions(sources[0]))
+    return CachedActivationStream(loaded, hooks[0], batch_size, sources[0].counted_positions)
 
 
 def _not_counted(stream: TokenStream | CachedActivationStream) -> str:
@@ -213,22 +219,6 @@ def _not_counted(stream: TokenStream | CachedActivationStream) -> str:
     return f"special token ids and first position{outside}"
 
 
-def _counted_positions(source: SaeSource) -> tuple[int | None, ...] | None:
-    """Return the arguments of the `slice` of positions that an SAE was trained on; None for all positions."""
-    positions = source.seqpos_slice
-    return (
-        None
-        if positions is None or slice(*positions) in (slice(None), slice(0, None), slice(0, None, 1))
-        else positions
-    )
-
-
-def _packing(source: SaeSource) -> Packing:
-    """Return how documents were put into sequences when an SAE was trained, so far as it is known."""
-    separator = None if source.sequence_separator == DEFAULT_SEPARATOR else source.sequence_separator
-    return Packing(separator, source.concatenates_documents is not False)
-
-
 def _stream_for(
     teacher: Teacher, sources: Sequence[SaeSource], text: TextLike | None, context_size: int | None, batch_size: int
 ) -> TokenStream:
@@ -237,17 +227,17 @@ def _stream_for(
     check_context(teacher.model, context_size)
     if len({source.prepend_bos is not False for source in sources}) > 1:
         raise InputError("some of the SAEs were trained with a beginning-of-text token; measure them one by one")
-    if len({(_packing(source), _counted_positions(source)) for source in sources}) > 1:
+    if len({(packing_of(source), source.counted_positions) for source in sources}) > 1:
         raise InputError("the SAEs were trained on text with other separators or positions; measure them one by one")
     trained_on = min(source.context_size or 256 for source in sources)
-    tokenizer = getattr(teacher.model, "tokenizer", None)
+    tokenizer = tokenizer_of(teacher.model)
     has_bos = tokenizer is not None and tokenizer.bos_token_id is not None
     prepend_bos = has_bos and sources[0].prepend_bos is not False
     size = context_size or min(trained_on, longest)
-    loaded = load_text(text, tokenizer, context_size=size, prepend_bos=prepend_bos, packing=_packing(sources[0]))
+    loaded = load_text(text, tokenizer, context_size=size, prepend_bos=prepend_bos, packing=packing_of(sources[0]))
     if loaded.context_size > longest:
         raise InputError(f"sequences of {loaded.context_size} tokens are longer than the teacher's context ({longest})")
-    return TokenStream(teacher, loaded, batch_size, prepend_bos, _counted_positions(sources[0]))
+    return TokenStream(teacher, loaded, batch_size, prepend_bos, sources[0].counted_positions)
 
 
 def _shared_model_kwargs(sources: Sequence[SaeSource]) -> dict[str, Any]:

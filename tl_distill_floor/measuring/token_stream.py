@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tl_distill_floor.annotations import HookedModel, TextLike
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.sources.cached_activations import CachedActivations
-from tl_distill_floor.sources.teachers import Teacher, check_context, special_token_ids
+from tl_distill_floor.sources.teachers import Teacher, check_context, special_token_ids, tokenizer_of
 from tl_distill_floor.sources.text import TextSource, load_text
 from tl_distill_floor.sources.token_rows import NO_TOKEN_ID
 
@@ -173,7 +173,7 @@ def open_token_stream(teacher: Teacher, text: TextLike | None, context_size: int
     Raises:
         InputError: the text cannot be loaded, or its sequences are longer than the teacher's context.
     """
-    tokenizer = getattr(teacher.model, "tokenizer", None)
+    tokenizer = tokenizer_of(teacher.model)
     has_bos = tokenizer is not None and tokenizer.bos_token_id is not None
     loaded = load_text(text, tokenizer, context_size=context_size, prepend_bos=has_bos)
     check_context(teacher.model, loaded.context_size)

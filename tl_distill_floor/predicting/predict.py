@@ -30,10 +30,12 @@ from tl_distill_floor.measuring.removal import measure_restored_loss, measure_ta
 from tl_distill_floor.predicting.bottleneck_task import held_out_sequences
 from tl_distill_floor.predicting.checks import check_alive, check_min_count, check_steps, integer_widths
 from tl_distill_floor.predicting.floors import STEPS, floor_from_stats, student_widths, widths_to_train
+from tl_distill_floor.predicting.head_floor import head_floor_of_stream, head_steps, split_tokens
 from tl_distill_floor.predicting.progress import ProgressBarFactory, no_progress_bar
 from tl_distill_floor.predicting.simulation import train_if_possible
 from tl_distill_floor.results.feature_stats import FeatureStats
 from tl_distill_floor.results.floor_prediction import FloorPrediction
+from tl_distill_floor.results.head_floor import HeadFloor
 from tl_distill_floor.results.tail_loss import TailLoss, rank_grid
 from tl_distill_floor.sources.devices import main_device
 from tl_distill_floor.sources.torch_state import neutral_torch_state
@@ -91,7 +93,8 @@ def predict_floor(
         device: torch device of what is loaded here. Models and SAEs in memory stay where they are.
         dtype: dtype of a teacher that is loaded here, "fp32" or "bf16".
         force: go on with an SAE that does not fit the activations, see `measure`.
-        steps: training steps of the bottleneck students for `simulated`; 0 trains none.
+        steps: training steps of the bottleneck students for `simulated`; 0 trains none. The logits of `bound` are
+            trained for a fifth of these steps.
         min_count: a feature is alive if it fired on at least this many tokens.
         seed: seed of the resampling, of the training, and of the choice of the held-out text.
         checkpoint: file for the unfinished measurement, see `measure`.
@@ -227,7 +230,8 @@ def predict_floors(
             progress=progress or measuring_progress,
             process_group=process_group,
         )
-    return [
+    head = _head_floor(job, config, sizes, steps, seed, make_bar) if all_stats else None
+    floors = [
         _predict_measured(
             dataclasses.replace(job, saes=(attached,)),
             stats,
@@ -240,6 +244,32 @@ def predict_floors(
         )
         for attached, stats in zip(job.saes, all_stats, strict=bool(all_stats))
     ]
+    if head is None:
+        return floors
+    return [dataclasses.replace(floor, head=head, warnings=(*floor.warnings, *head.warnings)) for floor in floors]
+
+
+def _head_floor(
+    job: MeasurementJob,
+    config: MeasureConfig,
+    widths: Int64[np.ndarray, " width"] | None,
+    steps: int,
+    seed: int,
+    make_bar: ProgressBarFactory,
+) -> HeadFloor | None:
+    """Compute the head floor of the teacher; None if losses are not in nats, or there is no teacher, or no training."""
+    if job.teacher is None or config.cost == "energy" or head_steps(steps) < 2:
+        return None
+    n_train, n_heldout = split_tokens(config.n_tokens)
+    return head_floor_of_stream(
+        job.token_stream,
+        widths,
+        steps=head_steps(steps),
+        n_tokens=n_train,
+        n_heldout_tokens=n_heldout,
+        seed=seed,
+        progress_bar=make_bar,
+    )
 
 
 def _predict_measured(

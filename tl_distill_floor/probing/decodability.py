@@ -10,7 +10,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Bool, Float32, Float64, Int64
-from sae_lens import SAE
 from scipy.linalg import eigh
 from scipy.sparse import csc_array, csr_array, vstack
 from torch import Tensor
@@ -20,12 +19,14 @@ from tl_distill_floor.distilling.layers import student_hook
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.measuring.encoding import encode_tokens
 from tl_distill_floor.measuring.hooks import activation_reader
-from tl_distill_floor.measuring.token_stream import device_of, mask_first_position, model_input
+from tl_distill_floor.measuring.token_stream import device_of, mask_positions, model_input
 from tl_distill_floor.probing.auroc import column_auroc
 from tl_distill_floor.results.floor_prediction import FloorPrediction
 from tl_distill_floor.results.probes import Decodability
 from tl_distill_floor.results.student import StudentResult
-from tl_distill_floor.sources.teachers import Teacher, load_teacher, special_token_ids
+from tl_distill_floor.sources.packing import packing_of
+from tl_distill_floor.sources.sae_source import SaeSource
+from tl_distill_floor.sources.teachers import Teacher, load_teacher, special_token_ids, tokenizer_of
 from tl_distill_floor.sources.text import TextSource, load_text
 from tl_distill_floor.sources.token_rows import NO_TOKEN_ID
 
@@ -46,7 +47,7 @@ class EncodedText(NamedTuple):
 
     ids: Int64[Tensor, "sequence position"]
     counted: Bool[np.ndarray, "sequence position"]
-    """False for special tokens and first positions."""
+    """False for special tokens, first positions, and positions that the SAE was not trained on."""
     codes: csr_array
     """SAE codes [counted token, feature]."""
     sequence: Int64[np.ndarray, " token"]
@@ -56,12 +57,11 @@ class EncodedText(NamedTuple):
 def decodability(
     floor: FloorPrediction,
     teacher: Teacher,
-    sae: SAE,
+    source: SaeSource,
     students: Sequence[StudentResult],
     text: TextLike | None = None,
     *,
     n_tokens: int = 60_000,
-    prepend_bos: bool = True,
     seed: int = 0,
     batch_size: int = 16,
     on_model_done: Callable[[str], None] = lambda _message: None,
@@ -75,11 +75,10 @@ def decodability(
     Args:
         floor: the prediction, which says which features each width keeps.
         teacher: the teacher that was measured.
-        sae: the SAE that was measured.
+        source: the SAE that was measured. As in a measurement, the text is put into sequences as in its training.
         students: saved students.
         text: see `load_text`; the embedded text if None.
         n_tokens: tokens of the text to read.
-        prepend_bos: begin each sequence with the beginning-of-sequence token, as in the SAE's training.
         seed: seed of the split of the sequences and of the sample of features.
         batch_size: sequences per forward pass.
         on_model_done: called with a short message after each model.
@@ -92,8 +91,14 @@ def decodability(
     """
     stats = floor.stats
     context_size = stats.settings.get("context_size")
-    source = load_text(text, teacher.model.tokenizer, context_size=context_size, prepend_bos=prepend_bos)
-    encoded = _encode_text(teacher.model, sae, stats.hook_name, source, n_tokens, batch_size)
+    loaded = load_text(
+        text,
+        tokenizer_of(teacher.model),
+        context_size=context_size,
+        prepend_bos=source.prepend_bos is not False,
+        packing=packing_of(source),
+    )
+    encoded = _encode_text(teacher.model, source, stats.hook_name, loaded, n_tokens, batch_size)
     part = _assign_parts(encoded, seed)
     features = _decodable_features(encoded, part, stats.alive(floor.min_count), seed)
     codes = encoded.codes[:, features].tocsc()
@@ -164,26 +169,26 @@ def decode_features(
 
 @torch.no_grad()
 def _encode_text(
-    model: HookedModel, sae: SAE, hook_name: str, source: TextSource, n_tokens: int, batch_size: int
+    model: HookedModel, source: SaeSource, hook_name: str, text: TextSource, n_tokens: int, batch_size: int
 ) -> EncodedText:
     sequences = []
-    for sequence in source.read():
+    for sequence in text.read():
         sequences.append(sequence)
-        if len(sequences) * source.context_size >= n_tokens:
+        if len(sequences) * text.context_size >= n_tokens:
             break
     if len(sequences) < N_PARTS:
         raise InputError(
-            f"decoding features needs at least {N_PARTS} sequences of {source.context_size} tokens, got"
-            f" {len(sequences)} from {source.name}; set --feature-tokens higher, or give more --text"
+            f"decoding features needs at least {N_PARTS} sequences of {text.context_size} tokens, got"
+            f" {len(sequences)} from {text.name}; set --feature-tokens higher, or give more --text"
         )
     ids = torch.stack(sequences)
     special = torch.tensor([NO_TOKEN_ID, *special_token_ids(model)], dtype=ids.dtype)
-    counted = mask_first_position(ids.shape) & ~torch.isin(ids, special)
+    counted = mask_positions(ids.shape, source.counted_positions) & ~torch.isin(ids, special)
     codes: list[csr_array] = []
     with activation_reader(model, [hook_name]) as read:
         for batch, mask in zip(torch.split(ids, batch_size), torch.split(counted, batch_size), strict=True):
             (activation,) = read(model_input(batch).to(device_of(model)))
-            batch_codes = encode_tokens(sae, activation[mask.to(activation.device)], int(model.cfg.n_heads))
+            batch_codes = encode_tokens(source.sae, activation[mask.to(activation.device)], int(model.cfg.n_heads))
             codes.append(csr_array(batch_codes.cpu().numpy()))
     return EncodedText(ids, counted.numpy(), vstack(codes, format="csr"), counted.nonzero()[:, 0].numpy())
 

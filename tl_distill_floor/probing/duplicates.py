@@ -1,5 +1,7 @@
 """Join documents that share a text, so that no split has copies of a text on two sides."""
 
+import re
+import unicodedata
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -22,7 +24,8 @@ class DocumentGroups(NamedTuple):
 def group_documents(texts: Sequence[str], ids: Sequence[Tensor], documents: Sequence[str]) -> DocumentGroups:
     """Join documents that share a text, directly or through other documents.
 
-    Texts are equal if they differ only in white space, or if their tokens are equal: long texts are truncated.
+    Texts are equal if they differ only in case, punctuation and white space, or if their tokens are equal: long texts
+    are truncated.
 
     Args:
         texts: the texts.
@@ -34,16 +37,22 @@ def group_documents(texts: Sequence[str], ids: Sequence[Tensor], documents: Sequ
 
     Example:
         >>> import torch
-        >>> group_documents(["a b", "c", "a  b"], [torch.tensor([i]) for i in range(3)], ["x", "y", "z"]).group
+        >>> group_documents(["a b", "c", "A  b."], [torch.tensor([i]) for i in range(3)], ["x", "y", "z"]).group
         (0, 1, 0)
     """
     document = _numbers(documents)
     content = _join(
-        _numbers([" ".join(text.split()) for text in texts]), _numbers([text_ids.numpy().tobytes() for text_ids in ids])
+        _numbers([_normalised(text) for text in texts]), _numbers([text_ids.numpy().tobytes() for text_ids in ids])
     )
     pairs = np.unique(np.stack([content, document]), axis=1)
     n_shared = int((np.bincount(pairs[0]) > 1).sum())
     return DocumentGroups(tuple(_join(document, content).tolist()), n_shared)
+
+
+def _normalised(text: str) -> str:
+    """Return the words of a text in lower case; without words, its characters other than white space."""
+    folded = unicodedata.normalize("NFKC", text).casefold()
+    return " ".join(re.findall(r"\w+", folded) or folded.split())
 
 
 def _join(first: Int64[np.ndarray, " text"], second: Int64[np.ndarray, " text"]) -> Int64[np.ndarray, " text"]:

@@ -8,7 +8,7 @@ from tl_distill_floor.probing.examples import tokenize_examples
 from tl_distill_floor.probing.fitting import fit_probes, probe_result
 from tl_distill_floor.results.probes import ProbeResult
 from tl_distill_floor.sources.labels import load_labels
-from tl_distill_floor.sources.teachers import check_context, load_teacher
+from tl_distill_floor.sources.teachers import check_context, load_teacher, tokenizer_of
 from tl_distill_floor.sources.torch_state import neutral_torch_state
 
 
@@ -71,7 +71,7 @@ def probe(
         )
     examples = tokenize_examples(
         labelled_text,
-        teacher.model.tokenizer,
+        tokenizer_of(teacher.model),
         pool=config.pool,
         context_size=context_size or min(256, int(teacher.model.cfg.n_ctx)),
         per_class=config.per_class,

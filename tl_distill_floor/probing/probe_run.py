@@ -34,7 +34,7 @@ from tl_distill_floor.results.student import StudentResult
 from tl_distill_floor.sources.devices import TORCH_DTYPES
 from tl_distill_floor.sources.labels import load_labels
 from tl_distill_floor.sources.saes import SaeSource, load_sae, sae_digest
-from tl_distill_floor.sources.teachers import Teacher, load_teacher
+from tl_distill_floor.sources.teachers import Teacher, load_teacher, tokenizer_of
 from tl_distill_floor.sources.torch_state import neutral_torch_state
 
 
@@ -93,13 +93,13 @@ def probe_run(
     )
     saved_students = [student for student in students if student.path is not None and student.status != "diverged"]
     forecast_widths = _forecast_widths(floor, saved_students, widths)
-    labelled_text, prepend_bos = load_labels(labelled, labels), source.prepend_bos is not False
+    labelled_text = load_labels(labelled, labels)
     examples = tokenize_examples(
         labelled_text,
-        loaded_teacher.model.tokenizer,
+        tokenizer_of(loaded_teacher.model),
         pool=config.pool,
         context_size=int(stats.settings.get("context_size", min(256, loaded_teacher.model.cfg.n_ctx))),
-        prepend_bos=prepend_bos,
+        prepend_bos=source.prepend_bos is not False,
         per_class=config.per_class,
         seed=config.seed,
     )
@@ -111,11 +111,10 @@ def probe_run(
         features = decodability(
             floor,
             loaded_teacher,
-            source.sae,
+            source,
             saved_students,
             text,
             n_tokens=config.n_feature_tokens,
-            prepend_bos=prepend_bos,
             seed=config.seed,
             batch_size=config.batch_size,
             on_model_done=steps.advance,
@@ -131,7 +130,7 @@ def probe_run(
         results=tuple(results),
         features=tuple(features),
         settings=dataclasses.asdict(config),
-        warnings=(*examples.warnings, *_warnings(students, stats.hook_name)),
+        warnings=(*examples.warnings, *_warnings(students, stats.hook_name, source.counted_positions)),
     )
 
 
@@ -246,9 +245,11 @@ def _fit_tasks(
     return results
 
 
-def _warnings(students: Sequence[StudentResult], hook_name: str) -> list[str]:
+def _warnings(students: Sequence[StudentResult], hook_name: str, positions: tuple[int | None, ...] | None) -> list[str]:
     diverged = [student.name for student in students if student.status == "diverged"]
     warnings = [f"diverged, and not probed: {', '.join(diverged)}"] if diverged else []
     if students and not is_residual(hook_name):
         warnings.append(f"students are probed at their residual stream, the teacher at {hook_name}")
+    if positions is not None:
+        warnings.append(f"labels are probed at all positions, the SAE was trained on positions {list(positions)}")
     return warnings

@@ -21,10 +21,6 @@ from tl_distill_floor.storage.versioned import load_arrays, resolve_file, save_a
 
 STATS_FILE = "stats.safetensors"
 MAX_BLOCKS = 64
-UNIT_IN_WORDS = {
-    "mse": "squared error per token, summed over the dimensions of the hook point",
-    "nats": "nats per token",
-}
 
 
 @dataclass(frozen=True, eq=False)

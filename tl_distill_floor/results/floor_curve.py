@@ -12,6 +12,7 @@ from tl_distill_floor.annotations import Predictor
 from tl_distill_floor.errors import InputError, check_choice
 from tl_distill_floor.results.calibration import Calibration
 from tl_distill_floor.results.feature_stats import FeatureStats
+from tl_distill_floor.results.head_floor import HeadFloor
 from tl_distill_floor.results.simulation import Simulation
 from tl_distill_floor.results.tail_loss import Cost, TailLoss
 from tl_distill_floor.theory.allocation import Allocation, allocate, rank_by_cost, remaining_costs
@@ -36,6 +37,8 @@ class FloorCurve:
     """Losses of bottleneck students; None if none were trained."""
     tail: TailLoss | None
     """Loss of removing the least costly features; None if costs are not converted to losses."""
+    head: HeadFloor | None = None
+    """Lower bound from the rank of the logits; None if it was not computed."""
 
     @cached_property
     def alive(self) -> Bool[np.ndarray, " feature"]:
@@ -73,9 +76,13 @@ class FloorCurve:
         """Return the floor of one predictor at a width.
 
         Raises:
-            InputError: there is no such predictor, or nothing was simulated.
+            InputError: there is no such predictor, nothing was simulated, or the head floor was not computed.
         """
         check_choice("predictor", predictor, Predictor)
+        if predictor == "head":
+            if self.head is None:
+                raise InputError("this prediction has no head floor; measure with a teacher, in nats and with steps")
+            return self.head.floor_at(float(width))
         if predictor == "theorem":
             return self.theorem_at(width)
         if predictor == "independent":
@@ -88,11 +95,17 @@ class FloorCurve:
         if self.simulation is None:
             raise InputError("this prediction has no simulated floors; measure with codes (n_codes above 0)")
 
+    def has_head_at(self, width: Number) -> bool:
+        """Return whether there is a head floor at a width."""
+        return self.head is not None and float(width) >= self.head.widths[0]
+
     def was_calibrated(self, calibration: Calibration) -> bool:
         """Return whether a calibration was fitted to these floors, and not to earlier ones of the same run."""
         if calibration.stats != self.stats.digest():
             return False
         if ("simulated" in calibration.predictors) != (self.simulation is not None):
+            return False
+        if "head" in calibration.predictors and not self.has_head_at(min(calibration.widths)):
             return False
         return all(
             np.allclose([self.predicted(name, width) for width in calibration.widths], fit.x, rtol=1e-3)

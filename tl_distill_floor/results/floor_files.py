@@ -13,6 +13,7 @@ from jaxtyping import Float64, Int64
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.results.calibration import Calibration
 from tl_distill_floor.results.feature_stats import STATS_FILE, FeatureStats
+from tl_distill_floor.results.head_floor import HEAD_FILE, HeadFloor
 from tl_distill_floor.results.simulation import SIMULATION_FILE, Simulation
 from tl_distill_floor.results.tail_loss import TAIL_FILE, TailLoss
 from tl_distill_floor.storage.atomic import commit_together, write_atomically
@@ -71,12 +72,8 @@ class StoredFloor(NamedTuple):
 
     fields: dict[str, Any]
     """Values of `STORED_FIELDS`."""
-    stats: FeatureStats
-    """Statistics of the features."""
-    simulation: Simulation | None
-    """Losses of bottleneck students."""
-    tail: TailLoss | None
-    """Loss of removing the least costly features."""
+    records: dict[str, Any]
+    """The records that the prediction was computed from: `stats`, `simulation`, `tail` and `head`; None if missing."""
     simulated: object
     """Simulated floors as the file has them; None if nothing was simulated."""
 
@@ -88,6 +85,7 @@ def save_floor(
     stats: FeatureStats,
     simulation: Simulation | None,
     tail: TailLoss | None,
+    head: HeadFloor | None,
     calibration: Calibration | None,
     simulated: Float64[np.ndarray, " width"] | None,
     expected: Float64[np.ndarray, " width"],
@@ -100,6 +98,7 @@ def save_floor(
         stats: statistics of the features.
         simulation: losses of bottleneck students.
         tail: loss of removing the least costly features.
+        head: lower bound from the rank of the logits.
         calibration: fit to trained students.
         simulated: simulated floors at the widths.
         expected: expected floors at the widths.
@@ -116,6 +115,7 @@ def save_floor(
         "unit": stats.cost_unit,
         "stats": stats.digest(),
         "has_tail": tail is not None,
+        "has_head": head is not None,
         **{name: to_json(value) for name, value in fields.items()},
         "simulated": to_json(simulated),
         "expected": expected.tolist(),
@@ -126,6 +126,8 @@ def save_floor(
             simulation.save(directory / SIMULATION_FILE)
         if tail is not None:
             tail.save(directory / TAIL_FILE)
+        if head is not None:
+            head.save(directory / HEAD_FILE)
         if calibration is not None:
             calibration.save(directory)
         return write_atomically(directory / FLOOR_FILE, json.dumps(stored, indent=1, allow_nan=False).encode())
@@ -145,19 +147,20 @@ def load_floor(file: Path) -> StoredFloor:
         ValueError: the files do not belong together.
     """
     stored = load_json(file, "floor")
-    # The first files of this version had neither a tail loss nor a separate curve of summed costs.
-    stored = {"additive": stored.get("theorem"), "has_tail": False} | stored
+    # The first files of this version had neither a tail loss, nor a separate curve of summed costs, nor a head floor.
+    stored = {"additive": stored.get("theorem"), "has_tail": False, "has_head": False} | stored
     stats = FeatureStats.load(file.parent / STATS_FILE)
     if stored["stats"] != stats.digest():
         raise ValueError(f"it was not computed from the {STATS_FILE} in the same directory")
     simulated = stored["simulated"]
-    return StoredFloor(
-        fields={name: decode(stored[name]) for name, decode in STORED_FIELDS.items()},
-        stats=stats,
-        simulation=None if simulated is None else Simulation.load(file.parent / SIMULATION_FILE),
-        tail=TailLoss.load(file.parent / TAIL_FILE) if stored["has_tail"] else None,
-        simulated=simulated,
-    )
+    records = {
+        "stats": stats,
+        "simulation": None if simulated is None else Simulation.load(file.parent / SIMULATION_FILE),
+        "tail": TailLoss.load(file.parent / TAIL_FILE) if stored["has_tail"] else None,
+        "head": HeadFloor.load(file.parent / HEAD_FILE) if stored["has_head"] else None,
+    }
+    fields = {name: decode(stored[name]) for name, decode in STORED_FIELDS.items()}
+    return StoredFloor(fields, records, simulated)
 
 
 def check_simulated(computed: Float64[np.ndarray, " width"] | None, stored: object) -> None:

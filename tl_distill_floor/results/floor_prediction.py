@@ -16,6 +16,7 @@ from tl_distill_floor.results.calibration import CALIBRATION_FILE, Calibration
 from tl_distill_floor.results.displayable import Displayable
 from tl_distill_floor.results.feature_stats import FeatureStats
 from tl_distill_floor.results.floor_curve import FloorCurve
+from tl_distill_floor.results.head_floor import HeadFloor
 from tl_distill_floor.results.simulation import Simulation
 from tl_distill_floor.results.tail_loss import Cost, TailLoss
 from tl_distill_floor.storage.versioned import resolve_file
@@ -69,6 +70,8 @@ class FloorPrediction(Displayable):
     """Losses of bottleneck students trained on the SAE's codes; None if there were no codes."""
     tail: TailLoss | None = None
     """Measured loss of removing the least costly features; None if costs are not in nats."""
+    head: HeadFloor | None = None
+    """Lower bound from the rank of the students' logits; None if it was not computed."""
     warnings: tuple[str, ...] = ()
     """What to keep in mind when using the prediction."""
     calibration: Calibration | None = None
@@ -106,6 +109,14 @@ class FloorPrediction(Displayable):
     def expected(self) -> Float64[np.ndarray, " width"]:
         """Expected floor at each width: `simulated` if it exists, otherwise `independent`."""
         return self.independent if self.simulated is None else self.simulated
+
+    @property
+    def bound(self) -> Float64[np.ndarray, " width"] | None:
+        """Loss, in nats per token, that every student of each width exceeds, because its logits have no higher rank
+        than its width; None if the head floor was not computed."""
+        if self.head is None or not self._curve.has_head_at(int(self.widths[0])):
+            return None
+        return np.array([self.head.floor_at(int(width)) for width in self.widths])
 
     @property
     def calibrated(self) -> Float64[np.ndarray, " width"] | None:
@@ -184,14 +195,14 @@ class FloorPrediction(Displayable):
         """Return the floor of one predictor at any width.
 
         Args:
-            predictor: "theorem", "independent" or "simulated".
+            predictor: "theorem", "independent", "simulated" or "head".
             width: dimensions.
 
         Returns:
             Loss in `unit`.
 
         Raises:
-            InputError: there is no such predictor, or nothing was simulated.
+            InputError: there is no such predictor, nothing was simulated, or the head floor was not computed.
 
         Example:
             >>> floor.predicted("theorem", 96)  # doctest: +SKIP
@@ -355,7 +366,7 @@ class FloorPrediction(Displayable):
             >>> floor.save("runs/tiny")  # doctest: +SKIP
         """
         fields = {name: getattr(self, name) for name in floor_files.STORED_FIELDS}
-        records = {name: getattr(self, name) for name in ("stats", "simulation", "tail", "calibration")}
+        records = {name: getattr(self, name) for name in ("stats", "simulation", "tail", "head", "calibration")}
         return floor_files.save_floor(Path(path), fields, **records, simulated=self.simulated, expected=self.expected)
 
     @classmethod
@@ -379,7 +390,7 @@ class FloorPrediction(Displayable):
         file = resolve_file(path, floor_files.FLOOR_FILE)
         with floor_files.report_damaged_floor(file):
             stored = floor_files.load_floor(file)
-            floor = cls(stats=stored.stats, simulation=stored.simulation, tail=stored.tail, **stored.fields)
+            floor = cls(**stored.records, **stored.fields)
             floor_files.check_simulated(floor.simulated, stored.simulated)
         if with_calibration and (file.parent / CALIBRATION_FILE).exists():
             return floor.calibrated_by(Calibration.load(file.parent))
@@ -395,4 +406,4 @@ class FloorPrediction(Displayable):
     @cached_property
     def _curve(self) -> FloorCurve:
         """Floors at any width."""
-        return FloorCurve(self.stats, self.min_count, self.capacity, self.simulation, self.tail)
+        return FloorCurve(self.stats, self.min_count, self.capacity, self.simulation, self.tail, self.head)

@@ -94,7 +94,7 @@ def path_of(text: str | Path) -> Path | None:
     if exists:
         return path
     if isinstance(text, Path) or _looks_like_path(text):
-        raise InputError(f"there is no text file at {path}; give {FILE_KINDS}, or a dataset's name")
+        raise InputError(f"there is no text file at {text}; give {FILE_KINDS}, or a dataset's name")
     return None
 
 
@@ -132,7 +132,7 @@ def _open_named(text: str | Path) -> DocumentSource:
 def _looks_like_path(text: str) -> bool:
     if len(text) > LONGEST_PATH or "\n" in text.strip():
         return False
-    if re.match(r"(/|~|\.{1,2}[/\\]|[A-Za-z]:[\\/]|\\\\)", text) or text.lower().endswith(PATH_SUFFIXES):
+    if re.match(r"(/|~|\.{1,2}[/\\]|[A-Za-z]:[\\/]|\\\\|\w+://\S+$)", text) or text.lower().endswith(PATH_SUFFIXES):
         return True
     first, separator, _ = text.replace("\\", "/").partition("/")
     return bool(separator) and Path(first).is_dir() and not is_dataset_name(text)

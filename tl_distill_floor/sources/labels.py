@@ -1,8 +1,9 @@
 """Load labelled text for probes from files of rows, datasets and rows in memory.
 
 Each row is an object. Either the text has a label, `{"text": "...", "label": "..."}`, or its words have,
-`{"words": ["...", ...], "label": ["...", ...]}`, with one label per word (null for a word without a label). A row of
-words may hold `text` too, which keeps the original spaces between the words. Labels may have other field names.
+`{"words": ["...", ...], "label": ["...", ...]}`, with one label per word: null, or -100 as in transformers, for a word
+without a label. A row of words may hold `text` too, which keeps the original spaces between the words. Labels may have
+other field names.
 
 `document`, or else `id`, names the document that a row is a part of. All rows of a document are put on the same side of
 a train-test split. A row with neither field is a document of its own.
@@ -16,6 +17,8 @@ from itertools import islice
 from numbers import Integral
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from tl_distill_floor.annotations import LabelLevel, LabelsLike
 from tl_distill_floor.errors import InputError
@@ -36,6 +39,8 @@ EMBEDDED_LABELS = ("author", "word_class", "next_word_class")
 MAX_ROWS = 100_000
 LABEL_FILES = "a .jsonl, .json or .csv file (also .gz), a .parquet or an .arrow file"
 LABEL_SUFFIXES = (".jsonl", ".gz", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".txt")
+IGNORED_LABEL = -100
+"""Label of what has no label, in data that was prepared for transformers."""
 ROW_EXAMPLE = "{'text': '...', 'label': '...'}"
 FIELDS_WITHOUT_LABELS = ("text", "words", "document", "id")
 NO_SPACE_BEFORE = (*".,;:!?)]}%", "''", "'s", "'S", "n't", "N'T", "'ll", "'re", "'ve", "'m", "'d")
@@ -191,7 +196,7 @@ def _check_row(row: object, number: int) -> Mapping[str, Any]:
 
 def _parse_text(row: Mapping[str, Any], location: str) -> tuple[str, tuple[int, ...]]:
     """Return the text of a row, and the end of each word in it."""
-    words = row.get("words")
+    words = _as_list(row.get("words"))
     if isinstance(words, Sequence) and not isinstance(words, str):
         if not words or not all(isinstance(word, str) and word for word in words):
             raise InputError(f"{location}: words must be a list of strings that are not empty")
@@ -222,10 +227,11 @@ def _parse_label(row: Mapping[str, Any], name: str, n_words: int, location: str)
     """Return the label of a row's text, or the labels of its words."""
     if name not in row:
         fields = ", ".join(str(field) for field in row if field not in FIELDS_WITHOUT_LABELS)
-        raise InputError(
-            f"{location} has no {name!r}; choose one of its labels with --label: {fields or 'it has none'}"
-        )
-    value = row[name]
+        # A dataset is read without the columns that were not asked for, so it may have others.
+        advice = "name the field that holds its label with --label"
+        advice = f"choose one of its labels with --label: {fields}" if fields else advice
+        raise InputError(f"{location} has no {name!r}; {advice}")
+    value = _as_list(row[name])
     if isinstance(value, Sequence) and not isinstance(value, str):
         if len(value) != n_words:
             raise InputError(
@@ -235,10 +241,15 @@ def _parse_label(row: Mapping[str, Any], name: str, n_words: int, location: str)
     return _parse_class(value, name, location)
 
 
+def _as_list(value: object) -> object:
+    """Return an array as a list: data frames that are read from files hold arrays. Other values are unchanged."""
+    return value.tolist() if isinstance(value, np.ndarray) else value
+
+
 def _parse_class(value: object, name: str, location: str) -> Label:
-    if value is None:
+    if value is None or (isinstance(value, Integral) and value == IGNORED_LABEL):
         return None
-    if not isinstance(value, str | Integral):
+    if not isinstance(value, str | Integral | np.bool_):
         raise InputError(
             f"{location}: the label {name!r} is of type {type(value).__name__}; a label is a string or an integer"
         )

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from tl_distill_floor.annotations import Tokenizer
 from tl_distill_floor.errors import InputError
+from tl_distill_floor.sources.sae_source import SaeSource
 
 DEFAULT_CONTEXT_SIZE = 256
 NO_SEPARATOR, DEFAULT_SEPARATOR = "none", "bos"
@@ -52,6 +53,12 @@ class Packing:
 
 
 DEFAULT_PACKING = Packing()
+
+
+def packing_of(source: SaeSource) -> Packing:
+    """Return how documents were put into sequences when an SAE was trained, as far as it is known."""
+    separator = None if source.sequence_separator == DEFAULT_SEPARATOR else source.sequence_separator
+    return Packing(separator, source.concatenates_documents is not False)
 
 
 def pack(

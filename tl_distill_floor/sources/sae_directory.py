@@ -182,7 +182,8 @@ def raise_no_known_sae(model_name: str, layer: int | None) -> NoReturn:
     only = f", only {_name_layers(layers)}; set --layer," if layers else ";"
     train = f"tl-floor train-sae {model_name} --layer {'L' if layer is None else layer}"
     raise InputError(
-        f"no SAE is known for {model_name}{_at_layer(layer)}{only} train one with {train}, or give one with --sae"
+        f"no SAE is known for {model_name}{_at_layer(layer)}{only} train one with {train}, give one with --sae, or"
+        f" compute the bound that needs none with tl-floor measure {model_name} --no-sae (head_floor in Python)"
     )
 
 

@@ -45,6 +45,13 @@ class SaeSource:
     seqpos_slice: tuple[int | None, ...] | None = None
     """Arguments of the `slice` of positions that the SAE was trained on; None for all positions, or if not known."""
 
+    @property
+    def counted_positions(self) -> tuple[int | None, ...] | None:
+        """Arguments of the `slice` of positions whose tokens are counted; None for all positions."""
+        bounds = self.seqpos_slice
+        all_positions = (slice(None), slice(0, None), slice(0, None, 1))
+        return None if bounds is None or slice(*bounds) in all_positions else bounds
+
 
 def checked_source(sae: SaeModule, name: str, entry: SaeEntry | None = None) -> SaeSource:
     """Return an SAE with its metadata, or raise an InputError if measuring it would give wrong numbers.

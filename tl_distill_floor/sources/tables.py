@@ -84,6 +84,8 @@ def open_saved_dataset(path: Path, split: str | None = None) -> Table:
     if (path / SAVED_SPLITS).is_file():
         with report_damage(path):
             splits = json.loads((path / SAVED_SPLITS).read_bytes())["splits"]
+            if not isinstance(splits, list):
+                raise TypeError("its splits are not a list")
             if not all(isinstance(name, str) and Path(name).name == name for name in splits):
                 raise ValueError("it names splits outside the directory")
         name = choose_split(str(path), splits, split, f"{path}:SPLIT")
@@ -186,12 +188,15 @@ def dataset_rows(name: str) -> Iterator[dict[str, Any]]:
 def _json_rows(path: Path) -> Iterator[LocatedRow]:
     """Yield the rows of a `.json` file: a list of objects, or one object a line."""
     with report_read_errors(path), open_text(path) as file:
-        content = file.read() if file.read(1) == "[" else None
+        first = file.read(1)
+        while first.isspace():
+            first = file.read(1)
+        content = f"[{file.read()}" if first == "[" else None
     if content is None:
         yield from jsonl_rows(path)
         return
     try:
-        rows = json.loads(f"[{content}")
+        rows = json.loads(content)
     except (ValueError, RecursionError) as error:
         reason = getattr(error, "msg", "nested too deeply")
         raise InputError(f"{path} is not JSON ({reason}); give a list of objects, or one object a line") from error

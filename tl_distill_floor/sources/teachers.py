@@ -1,6 +1,7 @@
 """Load teachers from names, directories and files, or wrap models in memory."""
 
 import contextlib
+import copy
 import hashlib
 import importlib.util
 import io
@@ -14,6 +15,7 @@ from typing import Any
 from tl_distill_floor.annotations import Dtype, HookedModel, TeacherLike, Tokenizer
 from tl_distill_floor.errors import InputError, check_choice
 from tl_distill_floor.sources.devices import AUTO_DEVICE, TORCH_DTYPES, check_device, main_device
+from tl_distill_floor.sources.hub import MAX_REASON_CHARACTERS
 from tl_distill_floor.sources.model_names import (
     MODEL_CHOICES,
     SMOLLM2,
@@ -97,7 +99,7 @@ def load_teacher(
     """
     if isinstance(model, Teacher):
         return model
-    if isinstance(model, HookedModel):
+    if isinstance(model, HookedModel) and hasattr(model, "hook_dict"):
         check_device(str(next(model.parameters()).device), 'move the model with model.to("cpu")')
         if any(weight.is_inference() for weight in model.parameters()):
             raise InputError(
@@ -136,6 +138,29 @@ def weights_digest(model: HookedModel) -> str:
         # Rounded, since the order of summation depends on the number of threads.
         digest.update(f"{name} {weight.dtype} {tuple(weight.shape)} {total:.6g}".encode())
     return digest.hexdigest()[:16]
+
+
+def tokenizer_of(model: HookedModel) -> Any:
+    """Return a model's tokenizer, without beginning and end tokens outside of the model's vocabulary.
+
+    TransformerLens gives such tokens to a tokenizer that has none. The model's own tokenizer is not changed.
+
+    Args:
+        model: a model with hook points.
+
+    Returns:
+        The tokenizer; None if the model has none.
+    """
+    tokenizer = getattr(model, "tokenizer", None)
+    vocabulary = int(model.cfg.d_vocab)
+    ids = {name: getattr(tokenizer, f"{name}_id", None) for name in ("bos_token", "eos_token")}
+    outside = [name for name, token_id in ids.items() if token_id is not None and token_id >= vocabulary]
+    if not outside:
+        return tokenizer
+    own = copy.deepcopy(tokenizer)
+    for name in outside:
+        setattr(own, name, None)
+    return own
 
 
 def special_token_ids(model: HookedModel) -> list[int]:
@@ -279,5 +304,7 @@ def _report_load_errors(name: str) -> Iterator[None]:
         raise
     except Exception as error:  # damaged files raise whatever their reader raises, plain Exception included
         reason = (str(error).splitlines() or [type(error).__name__])[0]
+        if len(reason) > MAX_REASON_CHARACTERS:  # such as a list of all architectures
+            reason = reason.partition(". ")[0][:MAX_REASON_CHARACTERS]
         advice = f"give {MODEL_CHOICES}" if is_possible_name(name) else suggest_names(name)
         raise InputError(f"cannot load a teacher from {name!r} ({reason}); {advice}") from error

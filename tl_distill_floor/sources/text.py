@@ -26,6 +26,8 @@ from tl_distill_floor.sources.token_rows import (
     IDS_EXPECTED,
     MASK_ADVICE,
     TokenRow,
+    as_tensor,
+    holds_integers,
     infer_padding,
     pad_right,
     without_padding,
@@ -171,17 +173,14 @@ def _apply_chat_template(chat: Chat, tokenizer: Any) -> str:
 
 def _from_token_ids(values: object, tokenizer: Tokenizer | None) -> TextSource:
     """Return the rows of an array of token ids."""
-    try:
-        ids = torch.as_tensor(values)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise InputError(f"{IDS_EXPECTED} ({error})") from error
-    if ids.ndim != 2 or not ids.numel() or ids.is_floating_point():
+    ids = as_tensor(values)
+    if ids.ndim != 2 or not ids.numel() or not holds_integers(ids):
         raise InputError(f"{IDS_EXPECTED}, got {ids.dtype} {tuple(ids.shape)}")
     ids = ids.detach().cpu()
     digest = hashlib.sha256(ids.contiguous().numpy().tobytes()).hexdigest()[:16]
+    ids = ids.long()  # torch cannot compare unsigned integers
     if int(ids.min()) < 0:
         raise InputError(f"{IDS_EXPECTED} that are not negative, got {int(ids.min())}; {MASK_ADVICE}")
-    ids = ids.long()
 
     def read() -> Iterator[Document]:
         return map(TokenRow, ids)

@@ -7,6 +7,7 @@ of the row without padding, at the right positions.
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
@@ -55,20 +56,21 @@ def token_row(ids: object, mask: object = None, location: str = "") -> TokenRow:
         InputError: the ids are not integers [position], one is negative, or the mask has another length.
     """
     prefix = f"{location}: " if location else ""
-    tensor = _as_tensor(ids)
-    if tensor.ndim != 1 or not tensor.numel() or tensor.is_floating_point() or tensor.dtype == torch.bool:
-        raise InputError(f"{prefix}{IDS_EXPECTED}, got {tensor.dtype} {tuple(tensor.shape)} for a row")
+    given = as_tensor(ids)
+    if given.ndim != 1 or not given.numel() or not holds_integers(given):
+        raise InputError(f"{prefix}{IDS_EXPECTED}, got {given.dtype} {tuple(given.shape)} for a row")
+    tensor = given.long()  # torch cannot compare unsigned integers
     if int(tensor.min()) < 0:
         raise InputError(f"{prefix}{IDS_EXPECTED} that are not negative, got {int(tensor.min())}; {MASK_ADVICE}")
     if mask is None:
-        return TokenRow(tensor.long())
-    valid = _as_tensor(mask)
+        return TokenRow(tensor)
+    valid = as_tensor(mask)
     if valid.shape != tensor.shape:
         raise InputError(
             f"{prefix}the attention_mask has the shape {tuple(valid.shape)}, the token ids {tuple(tensor.shape)};"
             " give one value for each id"
         )
-    return TokenRow(tensor.long(), valid != 0)
+    return TokenRow(tensor, valid != 0)
 
 
 def rows_of(ids: object, mask: object = None, location: str = "") -> Iterator[TokenRow]:
@@ -171,7 +173,15 @@ def _is_row(ids: object) -> bool:
     return not (len(ids) and (isinstance(ids[0], list | tuple) or getattr(ids[0], "ndim", 0)))
 
 
-def _as_tensor(values: object) -> Tensor:
+def holds_integers(tensor: Tensor) -> bool:
+    """Return whether the values of a tensor are integers, of whatever size."""
+    return not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool)
+
+
+def as_tensor(values: object) -> Tensor:
+    """Return values as a tensor, or raise an InputError if they are not numbers of one shape."""
+    if isinstance(values, np.ndarray) and not values.flags.writeable:  # a file that is mapped into memory
+        values = values.copy()
     try:
         return torch.as_tensor(values)
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:

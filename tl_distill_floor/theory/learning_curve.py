@@ -32,6 +32,8 @@ SATURATED_WITHIN = 0.05
 """A curve is saturated if its floor is within this share of the last loss."""
 DIVERGED_ABOVE = 1.1
 """A curve has diverged if its last loss is above this multiple of its lowest."""
+ROUNDING = 1e-6
+"""Losses up to this are 0 but for rounding, nats: those of a student that equals its teacher."""
 
 
 @dataclass(frozen=True)
@@ -83,8 +85,8 @@ def fit_learning_curve(n_tokens: npt.ArrayLike, loss: npt.ArrayLike) -> Learning
     if len(n) != len(losses) or not len(n):
         raise ValueError(f"a learning curve needs one loss per number of tokens, got {len(losses)} and {len(n)}")
     lowest, last = float(np.nanmin(losses, initial=math.inf)), float(losses[-1])
-    if last == 0.0 and lowest == 0.0:
-        return LearningCurveFit(0.0, (0.0, 0.0), 0.0, 0.0, "saturated")
+    if last <= ROUNDING:
+        return LearningCurveFit(lowest, (0.0, last), 0.0, 0.0, "saturated")
     if not math.isfinite(last) or last > DIVERGED_ABOVE * lowest:
         return LearningCurveFit(lowest, (0.0, lowest), 0.0, 0.0, "diverged")
     after_warm_up = n >= WARM_UP_SHARE * n[-1]

@@ -117,12 +117,47 @@ def test_heeds_the_hook_point_model_and_context_that_its_settings_name(tmp_path,
 
 
 @pytest.mark.parametrize(
+    ("setting", "hook_name"),
+    [
+        ({"submodule": "blocks.1.hook_mlp_out"}, "blocks.1.hook_mlp_out"),
+        ({"reads": "gpt_neox.layers.1.mlp"}, "blocks.1.hook_mlp_out"),
+        ({"hook_point": "hook_resid_pre", "hook_point_layer": 2}, "blocks.2.hook_resid_pre"),
+        ({"site": "mlp_out", "layer": 0}, "blocks.0.hook_mlp_out"),
+        ({"kind_of_activation": "attn_out", "layer_idx": 1}, "blocks.1.hook_attn_out"),
+        ({"note": "z", "split": "v1.5", "layer": 1}, None),
+    ],
+)
+def test_hook_points_count_under_every_name(setting, hook_name, tmp_path, state):
+    content = {"state_dict": state, "cfg": RELU | SUBTRACTS | {"a": setting}}
+    assert load_sae(save_tensors(tmp_path / "sae.pt", content)).hook_name == hook_name
+    content["cfg"] |= {"hook_name": "blocks.2.hook_attn_out"}
+    file = save_tensors(tmp_path / "sae.pt", content)
+    if hook_name is None:
+        assert load_sae(file).hook_name == "blocks.2.hook_attn_out"
+    else:
+        assert "names several hook points" in refusal(file)
+
+
+def test_threshold_among_the_settings_belongs_to_a_jumprelu(tmp_path, state, x):
+    file, jumprelu = save_tensors(tmp_path / "sae.pt", state), ONLY_ADDS | {"activation": "jumprelu"}
+    for name in ("threshold", "jumprelu_threshold", "theta"):
+        write_json(tmp_path / "cfg.json", jumprelu | {name: 0.7})
+        pre = x @ state["W_enc"] + state["b_enc"]
+        torch.testing.assert_close(load_sae(file).sae.encode(x), pre * (pre > 0.7))
+        for activation in ({}, {"activation": "relu"}):
+            write_json(tmp_path / "cfg.json", ONLY_ADDS | activation | {name: 0.7})
+            assert "is a bare state dict" in refusal(file)
+    write_json(tmp_path / "cfg.json", ONLY_ADDS | RELU | {"threshold": 0.0, "dead_threshold": 1e-6})
+    assert load_sae(file).architecture == "standard"
+
+
+@pytest.mark.parametrize(
     "setting",
     [
         {"normalize_activations": "layer_norm"}, {"norm_factor": 3.0}, {"input_unit_norm": True}, {"rescale": 2.5},
         {"use_layernorm": True}, {"scaling_factor": 0.1}, {"standardize_inputs": True}, {"whitening": "zca"},
         {"normalise": 1}, {"runtime_normalization": "l2"}, {"center_inputs": True}, {"activation_mean": [1.0]},
-        {"rescale_acts_by_decoder_norm": True},
+        {"rescale_acts_by_decoder_norm": True}, {"gain": 2.0}, {"input_multiplier": 3.0}, {"act_coefficient": 0.5},
     ],
 )  # fmt: skip
 def test_settings_that_change_codes_are_refused_by_name(setting, tmp_path, state):

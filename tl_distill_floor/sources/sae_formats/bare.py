@@ -22,6 +22,7 @@ _COUNTERS = re.compile(r"freq|count|fired|since|dead|alive|stat|usage|steps?$|no
 _FACTORS = re.compile(r"(?:^|[._])(?:mean|std|scale|scaling(?:_factor)?|norm_?(?:factor|scale|coeff)\w*)$|whiten")
 _ACTIVATIONS = ("activation", "activation_fn", "activation_fn_str", "act_fn", "architecture", "sae_type")
 _K_NAMES = ("k", "topk", "top_k")
+_THRESHOLD_SETTING = re.compile(r"(?:jump_?relu_?|activation_)?(?:thresholds?|theta)")
 _MAP_ROLES = ("b_enc", "b_dec", "b_pre", "threshold", "k")
 _SUBTRACTS = ("apply_b_dec_to_input", "subtract_b_dec", "apply_decoder_bias_to_pre_encoder")
 
@@ -93,15 +94,16 @@ def _activation(
     stated = {str(settings[name]).lower().replace("_", "") for name in _ACTIVATIONS if settings.get(name)}
     stated -= {"standard"} if len(stated) > 1 else set()
     kind = next(iter(stated), None)
-    threshold = tensors.get("threshold")
-    if threshold is not None and "log" in names["threshold"].lower():
-        threshold = threshold.exp()
+    threshold = tensors.get("threshold", _threshold_setting(settings))
+    if "threshold" in tensors and "log" in names["threshold"].lower():
+        threshold = tensors["threshold"].exp()
     k = tensors.get("k", next((settings[name] for name in _K_NAMES if settings.get(name) is not None), None))
     if len(stated) > 1 or kind not in (None, "relu", "standard", "vanilla", "jumprelu", "topk", "abstopk"):
         raise ambiguity_error(file, f"its activation is named {' and '.join(sorted(stated))!r:.60}", key_map)
     if kind in ("relu", "standard", "vanilla") and threshold is None and k is None:
         return None, None, False
-    if kind in ("jumprelu", None) and threshold is not None and k is None and not bool((threshold < 0).any()):
+    is_jumprelu = kind == "jumprelu" or (kind is None and "threshold" in tensors)
+    if is_jumprelu and threshold is not None and k is None and not bool((threshold < 0).any()):
         return threshold, None, False
     if kind in ("topk", "abstopk") and k is not None:
         return None, k, kind == "abstopk"
@@ -114,6 +116,12 @@ def _activation(
     else:
         reason = f"its activation is named {kind!r:.40}, and the file does not hold what this needs, or holds more"
     raise ambiguity_error(file, reason, key_map)
+
+
+def _threshold_setting(settings: Mapping[str, Any]) -> Tensor | None:
+    """Return a threshold that is a number in the settings, other than 0; None if there is none."""
+    numbers = (value for key, value in settings.items() if _THRESHOLD_SETTING.fullmatch(key))
+    return next((torch.tensor(float(value)) for value in numbers if type(value) in (int, float) and value), None)
 
 
 def _subtracts(

@@ -9,12 +9,13 @@ from torch import Tensor
 
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.sources.sae_formats.files import MAX_DEPTH, SaeFile
-from tl_distill_floor.sources.sae_formats.hook_names import hook_name_of
+from tl_distill_floor.sources.sae_formats.hook_names import hook_name_at, hook_name_of
 
 _EFFECTS = re.compile(
     r"normali[sz]|(?:^|_)(?:unit_|layer|batch|rms)?norm(?:_|$)|layernorm|whiten|standardi[sz]|(?:^|_)(?:re)?scal(?:e|ing)"
     r"|cent(?:er|re)|(?:^|_)(?:mean|std|median)(?:_|$)|clamp|dropout|temperature|sparsity_include_decoder_norm"
-    r"|signed|lookup|glu_encoder|input_bias|ablat|group_?max"
+    r"|signed|lookup|glu_encoder|input_bias|ablat|group_?max|^gain$"
+    r"|(?:input|activations?|acts?|features?|codes?|latents?|data|dataset)_(?:multiplier|gain|factor|coefficient)$"
 )
 """Names of settings that can change codes."""
 _HARMLESS = re.compile(
@@ -24,11 +25,13 @@ _HARMLESS = re.compile(
     r"|bandwidth|(?:^|_)rope|dead|resampl"
 )
 """Names of settings of the training, which the saved weights already show."""
-_FACTORS = re.compile(r"scal|factor|coeff|std|norm$")
+_FACTORS = re.compile(r"scal|factor|coeff|std|norm$|multiplier|gain")
 """Names of settings that multiply something, so that 1 has no effect."""
 _NOT_SETTINGS = re.compile(r"optim|sched|rng|model_kwargs|model_from_pretrained_kwargs|activation_fn_kwargs|state_dict")
 """Parts of a configuration that say nothing of how the SAE encodes."""
-_HOOKS = ("hook_name", "hook_point", "hook_point_in", "act_name", "hookpoint", "hook")
+_HOOKS = ("hook_name", "hook_point", "hook_point_in", "act_name", "hookpoint", "hook", "site", "hook_site")
+"""Names of settings whose value must be a hook point. Those of other names are hook points if they look like one."""
+_LAYERS = ("layer", "hook_layer", "hook_point_layer", "layer_idx", "layer_index")
 _PAIRS = (
     ("hook_name", "hook_name_out"), ("hook_point", "out_hook_point"), ("hook_point", "hook_point_out"),
     ("hook_point_in", "hook_point_out"), ("hf_hook_point_in", "hf_hook_point_out"), ("hook_name", "out_hook_name"),
@@ -39,8 +42,12 @@ _TRANSCODER_FLAGS = re.compile(
     r"transcod|(?:^|_)skip_(?:conn|trans)|^skip$|use_skip|embed_skip|affine_connection|crosscoder|cross_layer"
 )
 _KINDS = ("model_kind", "architecture", "dict_class", "sae_type", "type", "trainer_class")
-_MODELS = ("model_name", "lm_name", "model", "language_model", "model_id")
-_CONTEXTS = ("context_size", "ctx_len", "context_length", "seq_len")
+_MODELS = (
+    "model_name", "lm_name", "model", "language_model", "model_id", "base_model", "model_name_or_path", "hf_model",
+    "llm_name",
+)  # fmt: skip
+_CONTEXTS = ("context_size", "ctx_len", "context_length", "context_len", "seq_len", "sequence_length", "max_seq_len")
+_PREPENDS_BOS = ("prepend_bos", "add_bos", "add_bos_token", "use_bos", "prepend_bos_token")
 _L0S = ("l0", "average_l0", "expected_l0")
 
 
@@ -125,19 +132,18 @@ def stated_metadata(file: SaeFile) -> dict[str, Any]:
         InputError: the hook point is not one that TransformerLens has, or several are named.
     """
     metadata: dict[str, Any] = {}
-    hooks = _values(file, _HOOKS, str)
-    names = list(dict.fromkeys(require_hook_name(file, hook) for hook in hooks)) or [file.hook_name or ""]
+    names = list(dict.fromkeys(_hook_names(file))) or [file.hook_name or ""]
     if len(names) > 1:
         raise InputError(f"{file.name} names several hook points ({', '.join(names)}); correct its configuration")
     if names[0]:
         metadata["hook_name"] = names[0]
     else:
-        layers = _values(file, ("layer", "hook_layer"), int)
+        layers = _values(file, _LAYERS, int)
         metadata |= {"layer": layers[0]} if layers else {}
     for key, names_of_key, kind in (
         ("model_name", _MODELS, str),
         ("context_size", _CONTEXTS, int),
-        ("prepend_bos", ("prepend_bos",), bool),
+        ("prepend_bos", _PREPENDS_BOS, bool),
         ("l0", _L0S, (int, float)),
     ):
         values = _values(file, names_of_key, kind)
@@ -156,6 +162,25 @@ def require_hook_name(file: SaeFile, name: str) -> str:
             ' such as --sae-format \'{"hook_name": "blocks.3.hook_mlp_out"}\''
         )
     return hook_name
+
+
+def _hook_names(file: SaeFile) -> Iterator[str]:
+    """Yield the hook points that the settings name, in full or as a site and a layer.
+
+    A hook point counts under whatever name it is stated, since another one would be measured in its place.
+    """
+    for _, settings in all_settings(file):
+        layers = [settings[key] for key in _LAYERS if type(settings.get(key)) is int]
+        for key, value in settings.items():
+            if not isinstance(value, str) or not value:
+                continue
+            at_layer = hook_name_at(value, layers[0]) if layers else None
+            if key in _HOOKS:
+                yield file.hook_name or at_layer or require_hook_name(file, value)
+            elif at_layer is not None and "_" in value:  # a short name such as z can mean something else
+                yield file.hook_name or at_layer
+            elif "." in value and (hook_name := hook_name_of(value)) is not None:
+                yield file.hook_name or hook_name
 
 
 def _values(file: SaeFile, keys: tuple[str, ...], kind: Any) -> list[Any]:

@@ -21,8 +21,8 @@ from tests.helpers.models import VOCABULARY
 from tl_distill_floor.distilling.config import DistillConfig
 from tl_distill_floor.distilling.distill import distill
 from tl_distill_floor.distilling.forward import Backbone
-from tl_distill_floor.distilling.logits import LogitMap, check_same_logits, measure_logit_map
 from tl_distill_floor.errors import InputError
+from tl_distill_floor.measuring.logit_map import LogitMap, check_same_logits, measure_logit_map
 
 SIZES: dict[str, Any] = {
     "vocab_size": VOCABULARY,

@@ -56,3 +56,15 @@ def test_words_are_joined_like_prose() -> None:
     text, ends = join_words(["He", "said", ",", "``", "no", "''", "(", "twice", ")", "."])
     assert text == "He said, ``no'' (twice)."
     assert [text[:end] for end in ends[:3]] == ["He", "He said", "He said,"]
+
+
+def test_reads_arrays_of_words_and_labels_and_ignores_minus_100() -> None:
+    """A data frame that pandas reads from a file has arrays in its cells; -100 is transformers' label for none."""
+    words = ["Call", "me", "Ishmael"]
+    for labels in ([-100, 1, 2], np.array([-100, 1, 2])):
+        labelled = load_labels([{"words": np.array(words), "label": labels}, {"words": words, "label": [None, 1, 2]}])
+        assert labelled.texts == ("Call me Ishmael", "Call me Ishmael")
+        assert labelled.tasks[0].of_words == ((None, "1", "2"), (None, "1", "2"))
+    assert load_labels([{"text": "a", "label": -100}, {"text": "b", "label": np.bool_(True)}]).tasks[0].of_text == (
+        None, "True",
+    )  # fmt: skip

@@ -1,8 +1,9 @@
-"""`LogitMap`: what a model does to its logits after the unembedding, measured on the model itself."""
+"""`LogitMap`: what a model does to its logits after the unembedding; `LazyLogits`: logits computed in chunks."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -45,6 +46,26 @@ class LogitMap:
         """
         scaled = unembedded if self.scale == 1.0 else unembedded * self.scale
         return scaled if self.cap is None else torch.tanh(scaled / self.cap) * self.cap
+
+
+class LazyLogits(NamedTuple):
+    """Logits of some tokens that are computed when they are needed."""
+
+    hidden: Float[Tensor, "token d"]
+    """Last hidden states."""
+    unembed: nn.Module
+    """Unembedding, from last hidden states to logits, before they are scaled or capped."""
+    logit_map: LogitMap = LogitMap()
+    """Scale and cap of the logits."""
+
+    def compute(self, rows: slice) -> Float[Tensor, "token vocabulary"]:
+        """Return the logits of some of the tokens."""
+        return self.logits_of(self.hidden[rows])
+
+    def logits_of(self, hidden: Float[Tensor, "some_token d"]) -> Float[Tensor, "some_token vocabulary"]:
+        """Return the logits of given last hidden states."""
+        unembedded: Tensor = self.unembed(hidden)
+        return self.logit_map(unembedded)
 
 
 def sample_ids(

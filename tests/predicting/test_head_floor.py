@@ -1,0 +1,214 @@
+"""Tests of the head floor against closed forms, brute-force optimisation and real students."""
+
+import copy
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import minimize
+from torch import Tensor
+
+from tests.helpers.models import CONTEXT, VOCABULARY, WIDTH
+from tl_distill_floor import HeadFloor, InputError, build_student, head_floor
+from tl_distill_floor.measuring.kl import forward_kl
+from tl_distill_floor.measuring.logit_map import LogitMap
+from tl_distill_floor.predicting import head_floor as head_floor_module
+from tl_distill_floor.predicting.head_contexts import best_logits
+from tl_distill_floor.predicting.head_floor import _train_and_evaluate
+from tl_distill_floor.predicting.head_tokens import HeadTokens, TeacherHead
+from tl_distill_floor.predicting.low_rank_head import principal_directions
+
+OPTIONS: dict[str, Any] = {"steps": 20, "n_tokens": 1000, "n_heldout_tokens": 200, "batch_size": 8}
+
+
+@pytest.fixture(scope="module")
+def head(bridge: Any, ids: Tensor) -> HeadFloor:
+    """Return the head floor of the random teacher."""
+    return head_floor(bridge, ids, widths=[4, 8, 16, 24, 30], **OPTIONS)
+
+
+def linear_teacher(weight: Tensor, bias: Tensor, n_tokens: int = 6000, cap: float | None = None) -> HeadTokens:
+    """Return a teacher without layers: Gaussian last hidden states and an unembedding."""
+    random = torch.Generator().manual_seed(5)
+    hidden = torch.randn(n_tokens, weight.shape[1], generator=random)
+    n_heldout = n_tokens // 3
+    sequence = torch.arange(n_heldout) // 10
+    return HeadTokens(TeacherHead(weight, bias, LogitMap(1.0, cap)), hidden[n_heldout:], hidden[:n_heldout], sequence)
+
+
+def test_small_gaussian_logits_have_the_floor_of_an_eigenproblem() -> None:
+    """To second order the KL is ½ Δᵀ(diag u − u uᵀ)Δ: the floor is half the sum of the smallest eigenvalues."""
+    random = torch.Generator().manual_seed(1)
+    weight = 0.1 * torch.randn(40, 8, generator=random) * torch.linspace(1.5, 0.5, 8)
+    bias = torch.randn(40, generator=random)
+    tokens = linear_teacher(weight, bias, n_tokens=15_000)
+    u = bias.double().softmax(0)
+    metric = weight.double().T @ (torch.diag(u) - torch.outer(u, u)) @ weight.double()
+    eigenvalues = torch.linalg.eigvalsh(metric)
+    widths = [2, 4, 6]
+    losses = _train_and_evaluate(tokens, widths, steps=100, seed=0, progress=None)
+    expected = [0.5 * float(eigenvalues[: 8 - width].sum()) for width in widths]
+    np.testing.assert_allclose(losses.best.mean(1), expected, rtol=0.08)
+
+
+def test_logits_of_rank_r_have_no_floor_from_width_r_on() -> None:
+    random = torch.Generator().manual_seed(2)
+    weight = torch.randn(50, 3, generator=random) @ torch.randn(3, 10, generator=random)
+    losses = _train_and_evaluate(linear_teacher(weight, torch.zeros(50)), [2, 3, 6], steps=40, seed=0, progress=None)
+    below, exact, above = losses.best.mean(1)
+    assert below > 0.05
+    assert max(exact, above) < 1e-5
+
+
+@pytest.mark.parametrize("cap", [None, 3.0])
+def test_best_logits_match_brute_force_optimisation(cap: float | None) -> None:
+    random = torch.Generator().manual_seed(3)
+    decode, bias = torch.randn(12, 3, generator=random).double(), torch.randn(12, generator=random).double()
+    log_p = (2 * torch.randn(8, 12, generator=random).double()).log_softmax(-1)
+    logit_map = LogitMap(1.0, cap)
+    result = best_logits(log_p, decode, bias, torch.zeros(8, 3).double(), logit_map, torch.float64)
+
+    def loss(z: np.ndarray, token: int) -> float:
+        logits = logit_map(torch.as_tensor(z) @ decode.T + bias)
+        return float(forward_kl(log_p[token], logits)) if cap is None else float(_kl(log_p[token], logits))
+
+    for token in range(8):
+        best = minimize(
+            loss, np.zeros(3), args=(token,), method="Nelder-Mead", options={"xatol": 1e-6, "maxiter": 4000}
+        )
+        assert float(result.kl[token]) <= best.fun + 1e-3 * (1 + best.fun)
+        assert loss(result.z[token].numpy(), token) == pytest.approx(float(result.kl[token]), abs=1e-5)
+
+
+def _kl(log_p: Tensor, logits: Tensor) -> Tensor:
+    return (log_p.exp() * (log_p - logits.log_softmax(-1))).sum()
+
+
+def test_tokens_that_never_occur_cost_nothing() -> None:
+    """A logit of −inf has probability 0 in teacher and student."""
+    random = torch.Generator().manual_seed(4)
+    weight, bias = torch.randn(20, 6, generator=random), torch.zeros(20)
+    weight[7:9], bias[7:9] = 0.0, -torch.inf
+    tokens = linear_teacher(weight, bias)
+    losses = _train_and_evaluate(tokens, [4], steps=20, seed=0, progress=None)
+    rest = [i for i in range(20) if i not in (7, 8)]
+    without = linear_teacher(weight[rest], bias[rest])
+    expected = _train_and_evaluate(without, [4], steps=20, seed=0, progress=None)
+    assert np.isfinite(losses.best).all()
+    assert losses.best.mean() == pytest.approx(expected.best.mean(), rel=0.05)
+
+
+def test_principal_coordinates_are_uncorrelated_and_decode_to_the_logits() -> None:
+    random = torch.Generator().manual_seed(6)
+    tokens = linear_teacher(torch.randn(30, 5, generator=random), torch.randn(30, generator=random))
+    directions = principal_directions(tokens.head, tokens.train)
+    coordinates = (tokens.train - directions.mean) @ directions.encode
+    np.testing.assert_allclose(torch.cov(coordinates.T, correction=0), np.eye(5), atol=1e-3)
+    logits = coordinates @ directions.decode.T + directions.bias
+    expected = tokens.train @ tokens.head.weight.T + tokens.head.bias
+    np.testing.assert_allclose(logits, expected, atol=1e-3)
+
+
+def test_falls_with_the_width_to_exactly_zero(head: HeadFloor) -> None:
+    assert head.widths == (4, 8, 16, 24, 30)
+    assert head.floor[0] > head.floor[1] > head.floor[2] > 0
+    assert head.floor[3:] == head.standard_error[3:] == (0.0, 0.0)
+    assert all(low <= high for low, high in zip(head.floor, head.encoded, strict=True))
+    assert all(error > 0 for error in head.standard_error[:3])
+
+
+def test_no_student_loses_less(bridge: Any, ids: Tensor, head: HeadFloor) -> None:
+    """Students with the teacher's own singular directions lose more than the bound of their width."""
+    with torch.no_grad():
+        teacher_logits = bridge(ids)[:, 1:]
+        for width in (8, 16):
+            logits = build_student(bridge, width).eval()(ids).logits[:, 1:]
+            assert float(forward_kl(teacher_logits, logits).mean()) > head.floor_at(width)
+
+
+def test_two_seeds_agree(bridge: Any, ids: Tensor, head: HeadFloor) -> None:
+    other = head_floor(bridge, ids, widths=[4, 8, 16], seed=1, **OPTIONS)
+    np.testing.assert_allclose(other.floor, head.floor[:3], rtol=0.03)
+
+
+def test_a_teacher_of_low_rank_is_bounded_by_its_rank(bridge: Any, ids: Tensor) -> None:
+    teacher = copy.deepcopy(bridge)
+    weight = teacher.original_model.get_output_embeddings().weight
+    random = torch.Generator().manual_seed(7)
+    factors = torch.randn(VOCABULARY, 4, generator=random), torch.randn(4, WIDTH, generator=random)
+    with torch.no_grad():
+        weight.copy_(0.3 * factors[0] @ factors[1])
+    bounds = head_floor(teacher, ids, widths=[2, 4], **OPTIONS)
+    assert bounds.floor[0] > 1e-2
+    assert bounds.floor[1] < 1e-4
+
+
+def test_interpolates_between_widths_and_inverts(head: HeadFloor) -> None:
+    for width, floor in zip(head.widths, head.floor, strict=True):
+        assert head.floor_at(width) == pytest.approx(floor)
+    assert head.floor[2] < head.floor_at(12) < head.floor[1]
+    assert 0 < head.floor_at(20) < head.floor[2]
+    for loss in (head.floor[0], 0.5 * (head.floor[1] + head.floor[2]), 0.0):
+        width = head.width_for(loss)
+        assert head.floor_at(width) <= loss + 1e-9
+        assert width == 4 or head.floor_at(width - 1) > loss
+    with pytest.raises(InputError, match="narrowest width of this head floor is 4"):
+        head.floor_at(3)
+    with pytest.raises(ValueError, match="at least 0"):
+        head.width_for(-1.0)
+
+
+def test_is_saved_loaded_and_displayed(head: HeadFloor, tmp_path: Path) -> None:
+    assert HeadFloor.load(head.save(tmp_path)) == head
+    assert "widths 4 to 30" in repr(head)
+    assert "Head floor" in head._repr_html_()
+    assert list(head.plot().data[0].x) == [4, 8, 16]
+
+
+def test_progress_counts_the_steps(bridge: Any, ids: Tensor) -> None:
+    calls: list[tuple[int, int]] = []
+    head_floor(bridge, ids, widths=[4], **OPTIONS, progress=lambda done, total: calls.append((done, total)))
+    assert calls == [(step + 1, 20) for step in range(20)]
+
+
+def test_rejects_bad_input_by_name(bridge: Any, ids: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    for options, words in (
+        ({"widths": [0]}, "widths must be integers above 0"),
+        ({"steps": 1}, "at least 2 steps"),
+        ({"n_heldout_tokens": 0}, "at least 1"),
+    ):
+        with pytest.raises(InputError, match=words):
+            head_floor(bridge, ids, **options)
+    with pytest.raises(InputError, match="needs at least 2"):
+        head_floor(bridge, ids[:1])
+    monkeypatch.setattr(head_floor_module.psutil, "virtual_memory", lambda: SimpleNamespace(available=1000))
+    with pytest.raises(InputError, match=r"GB are free; name fewer or narrower widths with --widths"):
+        head_floor(bridge, ids)
+
+
+def test_rejects_hidden_states_that_are_not_finite(bridge: Any, ids: Tensor) -> None:
+    teacher = copy.deepcopy(bridge)
+    with torch.no_grad():
+        next(p for name, p in teacher.named_parameters() if "final_layer_norm" in name or "ln_final" in name).fill_(
+            torch.nan
+        )
+    with pytest.raises(InputError, match="NaN"):
+        head_floor(teacher, ids, widths=[4], **OPTIONS)
+
+
+def test_warns_of_little_text_and_little_training(bridge: Any, ids: Tensor) -> None:
+    head = head_floor(bridge, ids[:8], widths=[16], steps=4, batch_size=4)
+    assert any("fewer than 50 per dimension" in warning for warning in head.warnings)
+    assert head.n_train_tokens + head.n_heldout_tokens <= 8 * CONTEXT
+
+
+def test_impossible_records_are_rejected(head: HeadFloor) -> None:
+    fields = {name: getattr(head, name) for name in ("floor", "standard_error", "half_steps", "encoded")}
+    shared = {"model_name": "m", "text_name": "t", "d_model": 24, "vocab_size": 9, "steps": 2, "n_train_tokens": 1}
+    for changed in ({"floor": (1.0,)}, {"widths": (8, 4, 16, 24, 30)}, {"floor": (-1.0, 0.0, 0.0, 0.0, 0.0)}):
+        values = {"widths": head.widths, **fields, **shared, "n_heldout_tokens": 1, **changed}
+        with pytest.raises(ValueError, match=r"one loss for each width|rising order|at least 0"):
+            HeadFloor(**values)

@@ -1,0 +1,346 @@
+"""`head_floor`: the least loss of any student of a width, from the rank of its logits; no SAE is needed."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import psutil
+import torch
+from jaxtyping import Float, Float64, Int64
+from torch import Tensor
+
+from tl_distill_floor.annotations import Dtype, ProgressCallback, TeacherLike, TextLike, WidthsLike
+from tl_distill_floor.errors import InputError, check_choice
+from tl_distill_floor.measuring.kl import kl_from_log_probs
+from tl_distill_floor.measuring.token_stream import TokenStream, device_of, open_token_stream
+from tl_distill_floor.predicting.checks import integer_widths
+from tl_distill_floor.predicting.floors import STEPS, student_widths
+from tl_distill_floor.predicting.head_contexts import best_logits
+from tl_distill_floor.predicting.head_tokens import MAX_HELDOUT_SHARE, HeadTokens, TeacherHead, read_head_tokens
+from tl_distill_floor.predicting.low_rank_head import (
+    LowRankHead,
+    PrincipalDirections,
+    principal_directions,
+    set_lr,
+    train_step,
+)
+from tl_distill_floor.predicting.progress import ProgressBarFactory, no_progress_bar
+from tl_distill_floor.results.head_floor import HeadFloor
+from tl_distill_floor.results.tail_loss import ratio_standard_error
+from tl_distill_floor.sources.devices import check_device
+from tl_distill_floor.sources.teachers import check_context, load_teacher
+from tl_distill_floor.sources.torch_state import neutral_torch_state
+
+HEAD_STEPS = 200
+"""Default training steps."""
+N_TOKENS, N_HELDOUT_TOKENS = 160_000, 8192
+"""Default numbers of training and of held-out tokens."""
+DEFAULT_CONTEXT_SIZE = 256
+TOKENS_PER_STEP = 1024
+LOGITS_PER_CHUNK_CPU, LOGITS_PER_CHUNK_GPU = 2**20, 2**26
+"""Logits of a chunk of held-out tokens: about what the caches of a CPU hold, and enough to keep a GPU busy."""
+MIN_TOKENS_PER_CHUNK = 64
+CHUNKS_PER_HALF_CHUNK = 4
+"""Chunks of held-out tokens of which one is evaluated after half of the steps too."""
+BYTES_PER_WEIGHT = 16
+"""Bytes of a trained weight, its gradient and the two averages of Adam, in fp32."""
+LOGIT_ARRAYS = 6
+"""Arrays of the size of a step's logits that are in memory at the same time."""
+MIN_TOKENS_PER_DIMENSION = 50
+"""Training tokens per dimension of the widest student below which a head floor warns."""
+MAX_TRAINING_LEFT = 0.03
+"""Share of the bound that the second half of the training removed, above which a head floor warns."""
+
+
+@neutral_torch_state()
+def head_floor(
+    model: TeacherLike,
+    text: TextLike | None = None,
+    *,
+    widths: WidthsLike | None = None,
+    steps: int = HEAD_STEPS,
+    n_tokens: int = N_TOKENS,
+    n_heldout_tokens: int = N_HELDOUT_TOKENS,
+    context_size: int | None = None,
+    batch_size: int = 16,
+    device: str = "cpu",
+    dtype: Dtype = "fp32",
+    seed: int = 0,
+    progress: ProgressCallback | None = None,
+    progress_bar: ProgressBarFactory | None = None,
+) -> HeadFloor:
+    """Compute a lower bound on the loss of every student of a width. No SAE is needed.
+
+    A student of width d computes its logits as U z + c, with z in d dimensions. So whatever its depth, data and
+    training, it loses at least
+
+        head(d) = min over U, c and z(context) of E KL(teacher ‖ softmax(U z + c)).
+
+    U and c are trained on a part of the text, together with a network that computes z from the teacher's last hidden
+    state. On held-out text the best z of each context is then found by Newton's method. The result is the loss of the
+    best U and c that were found, so it approaches head(d) from above as training goes on: see `training_left`.
+
+    Sources: Yang et al. 2018 (arXiv 1711.03953), section 2; Godey et al. 2024 (arXiv 2404.07647).
+
+    Args:
+        model: teacher, see `load_teacher`.
+        text: text, see `load_text`; the embedded text if None. A part of it is held out.
+        widths: [width] student widths in dimensions, integers; shares of the teacher's width if None.
+        steps: training steps of 1,024 tokens.
+        n_tokens: training tokens to read; they are repeated if `steps` needs more.
+        n_heldout_tokens: held-out tokens to read.
+        context_size: tokens per sequence; if None, 256 or the teacher's context if that is shorter.
+        batch_size: sequences per forward pass of the teacher.
+        device: torch device of a teacher that is loaded here.
+        dtype: dtype of a teacher that is loaded here, "fp32" or "bf16".
+        seed: seed of the training.
+        progress: called during the training with the steps done and the total, over all widths.
+        progress_bar: makes a progress bar for each stage; `progress` is used for the training if both are given.
+
+    Returns:
+        The bound of every width, in nats per token, with its standard error and an estimate of what training left.
+
+    Raises:
+        InputError: a width is not an integer above 0, the teacher has no head or a random one, its hidden states are
+            not finite, the text is shorter than two sequences, or the weights do not fit into memory.
+
+    Example:
+        >>> head = head_floor("tiny-prose", widths=[16, 64], steps=40, n_tokens=20_000)  # doctest: +SKIP
+        >>> head.floor, head.training_left  # doctest: +SKIP
+    """
+    check_choice("dtype", dtype, Dtype)
+    if steps < 2 or min(n_tokens, n_heldout_tokens, batch_size) < 1:
+        raise InputError(
+            "head_floor needs at least 2 steps, and n_tokens, n_heldout_tokens and batch_size of at least 1; got"
+            f" {steps}, {n_tokens}, {n_heldout_tokens} and {batch_size}"
+        )
+    sizes = None if widths is None else integer_widths(widths)
+    check_device(device)
+    teacher = load_teacher(model, device=device, dtype=dtype)
+    check_context(teacher.model, context_size)
+    stream = open_token_stream(
+        teacher, text, context_size or min(DEFAULT_CONTEXT_SIZE, int(teacher.model.cfg.n_ctx)), batch_size
+    )
+    return head_floor_of_stream(
+        stream,
+        sizes,
+        steps=steps,
+        n_tokens=n_tokens,
+        n_heldout_tokens=n_heldout_tokens,
+        seed=seed,
+        progress=progress,
+        progress_bar=progress_bar,
+    )
+
+
+def head_floor_of_stream(
+    stream: TokenStream,
+    widths: Int64[np.ndarray, " width"] | None,
+    *,
+    steps: int = HEAD_STEPS,
+    n_tokens: int = N_TOKENS,
+    n_heldout_tokens: int = N_HELDOUT_TOKENS,
+    seed: int = 0,
+    progress: ProgressCallback | None = None,
+    progress_bar: ProgressBarFactory | None = None,
+) -> HeadFloor:
+    """Compute the head floor of a teacher on a text that is already open; see `head_floor`.
+
+    Args:
+        stream: the teacher and the text.
+        widths: student widths in rising order; shares of the teacher's width if None.
+        steps: training steps.
+        n_tokens: training tokens to read.
+        n_heldout_tokens: held-out tokens to read.
+        seed: seed of the training.
+        progress: see `head_floor`.
+        progress_bar: see `head_floor`.
+
+    Raises:
+        InputError: see `head_floor`.
+    """
+    model = stream.teacher.model
+    d_model = int(model.cfg.d_model)
+    all_widths = student_widths(widths, d_model).tolist()
+    make_bar = progress_bar or no_progress_bar
+    narrower = [width for width in all_widths if width < d_model]
+    _check_memory(int(model.cfg.d_vocab), narrower, device_of(model))
+    with make_bar("tokens", "reading last hidden states") as reading:
+        tokens = read_head_tokens(stream, n_tokens, n_heldout_tokens, reading)
+    with make_bar("steps", "head floor") as training:
+        losses = _train_and_evaluate(tokens, narrower, steps, seed, progress or training)
+    return _result(stream, tokens, all_widths, losses, {"steps": steps, "seed": seed, "batch_size": stream.batch_size})
+
+
+def head_steps(steps: int) -> int:
+    """Return the training steps of the head floor that belong to those of the bottleneck students.
+
+    Example:
+        >>> head_steps(1000)
+        200
+    """
+    return round(steps * HEAD_STEPS / STEPS)
+
+
+def split_tokens(n_tokens: int) -> tuple[int, int]:
+    """Return (training tokens, held-out tokens) of a text of which `n_tokens` are read.
+
+    Example:
+        >>> split_tokens(200_000)
+        (160000, 8192)
+    """
+    n_heldout = max(1, min(N_HELDOUT_TOKENS, int(n_tokens * MAX_HELDOUT_SHARE)))
+    return max(1, min(N_TOKENS, n_tokens - n_heldout)), n_heldout
+
+
+class _Losses(NamedTuple):
+    """Held-out losses of low-rank logits, in nats."""
+
+    best: Float64[np.ndarray, "width token"]
+    """With the best z of each token."""
+    half: Float64[np.ndarray, "width token"]
+    """The same after half of the steps, on some of the tokens; NaN elsewhere."""
+    encoded: Float64[np.ndarray, "width token"]
+    """With the encoder's z."""
+
+
+def _train_and_evaluate(
+    tokens: HeadTokens, widths: Sequence[int], steps: int, seed: int, progress: ProgressCallback | None
+) -> _Losses:
+    """Train the logits of all widths on the same batches, and evaluate them after half of the steps and at the end.
+
+    Each half is a training of its own, with a learning rate that falls to 0, so that the first one is the same run with
+    half of the steps.
+    """
+    losses = _Losses(*(np.full((len(widths), len(tokens.heldout)), np.nan) for _ in range(3)))
+    if not widths:
+        return losses
+    directions = principal_directions(tokens.head, tokens.train)
+    heads = [LowRankHead(directions, width, tokens.head.logit_map.cap, seed) for width in widths]
+    first = tokens.train[:: max(1, len(tokens.train) // TOKENS_PER_STEP)].float()
+    optimizers = [low_rank.optimizer(_encoded_loss(tokens.head, directions, low_rank, first)) for low_rank in heads]
+    product_dtype = _product_dtype(tokens.train.device)
+    random = torch.Generator().manual_seed(seed)
+    order = torch.empty(0, dtype=torch.long)
+    n_halves = [steps // 2, steps - steps // 2]
+    done = 0
+    for n_steps, best, every in zip(n_halves, (losses.half, losses.best), (CHUNKS_PER_HALF_CHUNK, 1), strict=True):
+        for step in range(n_steps):
+            if len(order) < TOKENS_PER_STEP:
+                order = torch.cat([order, torch.randperm(len(tokens.train), generator=random)])
+            chosen, order = order[:TOKENS_PER_STEP], order[TOKENS_PER_STEP:]
+            hidden = tokens.train[chosen.to(tokens.train.device)].float()
+            p = tokens.head.log_probs(hidden).exp()
+            coordinates = (hidden - directions.mean) @ directions.encode
+            for low_rank, optimizer in zip(heads, optimizers, strict=True):
+                set_lr(optimizer, step, n_steps)
+                train_step(low_rank, optimizer, coordinates, p, product_dtype)
+            done += 1
+            if progress:
+                progress(done, steps)
+        for i, low_rank in enumerate(heads):
+            _evaluate(tokens, directions, low_rank, best[i], losses.encoded[i], every, product_dtype)
+    return losses
+
+
+@torch.no_grad()
+def _encoded_loss(
+    head: TeacherHead, directions: PrincipalDirections, low_rank: LowRankHead, hidden: Float[Tensor, "token d_model"]
+) -> float:
+    """Return the mean loss of some tokens, with the encoder's z."""
+    z = low_rank.encode((hidden - directions.mean) @ directions.encode)
+    log_q = low_rank.logit_map(z @ low_rank.decode.T + low_rank.bias).log_softmax(-1)
+    return max(0.0, float(kl_from_log_probs(head.log_probs(hidden), log_q).mean()))
+
+
+def _evaluate(
+    tokens: HeadTokens,
+    directions: PrincipalDirections,
+    low_rank: LowRankHead,
+    best: Float[np.ndarray, " token"],
+    encoded: Float[np.ndarray, " token"],
+    every: int,
+    dtype: torch.dtype,
+) -> None:
+    """Write the losses of the held-out tokens of every n-th chunk, with the best z and with the encoder's."""
+    limit = LOGITS_PER_CHUNK_CPU if tokens.heldout.device.type == "cpu" else LOGITS_PER_CHUNK_GPU
+    size = max(MIN_TOKENS_PER_CHUNK, limit // len(tokens.head.weight))
+    for first in range(0, len(tokens.heldout), size * every):
+        hidden = tokens.heldout[first : first + size].float()
+        with torch.no_grad():
+            z = low_rank.encode((hidden - directions.mean) @ directions.encode)
+        result = best_logits(
+            tokens.head.log_probs(hidden), low_rank.decode, low_rank.bias, z, low_rank.logit_map, dtype
+        )
+        rows = slice(first, first + len(hidden))
+        best[rows], encoded[rows] = result.kl.cpu().double().numpy(), result.start_kl.cpu().double().numpy()
+
+
+def _result(
+    stream: TokenStream, tokens: HeadTokens, widths: Sequence[int], losses: _Losses, settings: dict[str, int]
+) -> HeadFloor:
+    """Average the losses, and make the bound non-increasing over the widths: a wider student can do the same."""
+    n_wide = len(widths) - len(losses.best)
+    sequence = np.unique(tokens.heldout_sequence.numpy(), return_inverse=True)[1]
+    n_of_sequence = np.bincount(sequence)
+    sums = np.array([np.bincount(sequence, best) for best in losses.best]).reshape(-1, len(n_of_sequence))
+    errors = [*ratio_standard_error(sums, n_of_sequence).tolist(), *[0.0] * n_wide]
+
+    def non_increasing(means: Float64[np.ndarray, " narrower"]) -> tuple[float, ...]:
+        return tuple(np.minimum.accumulate(means).tolist() if len(means) else ()) + (0.0,) * n_wide
+
+    floor = losses.best.mean(1)
+    in_both = ~np.isnan(losses.half[0]) if len(losses.half) else slice(0)
+    gain = (losses.half - losses.best)[:, in_both].mean(1) if len(losses.half) else floor
+    return HeadFloor(
+        model_name=stream.teacher.name,
+        text_name=stream.text.name,
+        d_model=tokens.train.shape[1],
+        vocab_size=len(tokens.head.weight),
+        widths=tuple(widths),
+        floor=non_increasing(floor),
+        standard_error=tuple(errors),
+        half_steps=non_increasing(np.maximum(0.0, floor + gain)),
+        encoded=non_increasing(losses.encoded.mean(1)),
+        steps=settings["steps"],
+        n_train_tokens=len(tokens.train),
+        n_heldout_tokens=len(tokens.heldout),
+        settings=settings | {"context_size": stream.context_size, "text": stream.text.fingerprint},
+        warnings=tuple(_warnings(widths, floor, gain, len(tokens.train))),
+    )
+
+
+def _warnings(widths: Sequence[int], floor: np.ndarray, gain: np.ndarray, n_train: int) -> list[str]:
+    """Return what a reader of the bound should know."""
+    warnings = []
+    if n_train < MIN_TOKENS_PER_DIMENSION * max(widths):
+        warnings.append(
+            f"the head floor was trained on {n_train:,} tokens, fewer than {MIN_TOKENS_PER_DIMENSION} per dimension of"
+            " the widest student, so it may be too high; give more text"
+        )
+    left = max((g / f for f, g in zip(floor.tolist(), gain.tolist(), strict=True) if f > 0), default=0.0)
+    if left > MAX_TRAINING_LEFT:
+        warnings.append(
+            f"the second half of the training lowered the head floor by up to {left:.0%}, so more steps would lower it"
+            " further"
+        )
+    return warnings
+
+
+def _product_dtype(device: torch.device) -> torch.dtype:
+    """Return the dtype of the matrix products of the training: bf16 where the processor has units for it."""
+    if device.type == "cuda":
+        return torch.bfloat16
+    capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
+    return torch.bfloat16 if capabilities.get("amx_bf16") else torch.float32
+
+
+def _check_memory(vocab_size: int, widths: Sequence[int], device: torch.device) -> None:
+    """Raise an InputError if the weights of all widths and the logits of one step do not fit into memory."""
+    needed = vocab_size * (BYTES_PER_WEIGHT * sum(widths) + 4 * LOGIT_ARRAYS * TOKENS_PER_STEP)
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    if needed > free:
+        raise InputError(
+            f"the head floor of {len(widths)} widths with {vocab_size:,} tokens of vocabulary needs"
+            f" {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free; name fewer or narrower widths with --widths"
+        )

@@ -1,0 +1,106 @@
+"""Last hidden states of a teacher on training and held-out tokens, for the head floor."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from tl_distill_floor.annotations import ProgressCallback
+from tl_distill_floor.errors import InputError
+from tl_distill_floor.measuring.hooks import check_finite
+from tl_distill_floor.measuring.logit_map import LogitMap
+from tl_distill_floor.measuring.teacher_backbone import teacher_backbone
+from tl_distill_floor.measuring.token_stream import TokenStream, model_input
+from tl_distill_floor.sources.teacher_checks import check_head, forward_errors
+
+MAX_HELDOUT_SHARE = 1 / 8
+"""Largest share of the sequences that is held out."""
+
+
+@dataclass(frozen=True)
+class TeacherHead:
+    """The last step of a teacher: from its last hidden states to its logits."""
+
+    weight: Float[Tensor, "vocabulary d_model"]
+    """Weights of the unembedding, in fp32."""
+    bias: Float[Tensor, " vocabulary"]
+    """Bias of the unembedding; 0 if it has none."""
+    logit_map: LogitMap
+    """Scale and cap of the logits."""
+
+    def log_probs(self, hidden: Float[Tensor, "token d_model"]) -> Float[Tensor, "token vocabulary"]:
+        """Return the teacher's log-probabilities of the next token, in nats."""
+        return self.logit_map(hidden.float() @ self.weight.T + self.bias).log_softmax(-1)
+
+
+@dataclass(frozen=True)
+class HeadTokens:
+    """Last hidden states of the counted tokens of a text, in the teacher's dtype."""
+
+    head: TeacherHead
+    train: Float[Tensor, "train d_model"]
+    heldout: Float[Tensor, "heldout d_model"]
+    heldout_sequence: Int[Tensor, " heldout"]
+    """Number of the sequence that each held-out token belongs to."""
+
+
+def read_head_tokens(
+    stream: TokenStream, n_tokens: int, n_heldout_tokens: int, progress: ProgressCallback | None = None
+) -> HeadTokens:
+    """Run a teacher over a text and keep its last hidden states.
+
+    The held-out sequences are spread evenly over the text.
+
+    Args:
+        stream: the teacher and the text.
+        n_tokens: training tokens to read at most.
+        n_heldout_tokens: held-out tokens to read at most, in addition; at most an eighth of all sequences is held out.
+        progress: called after every batch with the tokens read and the total.
+
+    Raises:
+        InputError: the teacher has no head, a hidden state is not finite, or the text has fewer than two sequences.
+    """
+    model = stream.teacher.model
+    check_head(model)
+    if not isinstance(getattr(model, "unembed", None), nn.Module):
+        raise InputError("the model has no unembedding, so it gives no logits; give a language model with a head")
+    batches = [ids for _, ids in stream.batches(0, n_tokens + n_heldout_tokens)]
+    n_sequences = sum(len(ids) for ids in batches)
+    if n_sequences < 2:
+        raise InputError(
+            f"{stream.text.name} has {n_sequences} sequence(s) of {stream.context_size} tokens, and the head floor"
+            " needs at least 2, one of them held out; give more text with --text, or a smaller --context-size"
+        )
+    wanted = -(-n_heldout_tokens // stream.context_size)
+    n_heldout = max(1, min(wanted, int(n_sequences * MAX_HELDOUT_SHARE)))
+    is_heldout = torch.zeros(n_sequences, dtype=torch.bool)
+    is_heldout[((torch.arange(n_heldout) + 0.5) * n_sequences / n_heldout).long()] = True
+    total, done = n_sequences * stream.context_size, 0
+    parts: list[tuple[Tensor, Tensor, Tensor]] = []
+    with torch.no_grad(), forward_errors(model), teacher_backbone(model, None, model_input(batches[0])) as backbone:
+        head = _teacher_head(backbone.unembed, backbone.logit_map, int(model.cfg.d_model))
+        first = 0
+        for ids in batches:
+            counted = stream.counted(ids)
+            hidden = backbone(model_input(ids)).last_hidden[counted]
+            check_finite(hidden, "the input of the unembedding")
+            numbers = torch.arange(first, first + len(ids))[:, None].expand(ids.shape)[counted.cpu()]
+            parts.append((hidden, is_heldout[numbers], numbers))
+            first, done = first + len(ids), done + ids.numel()
+            if progress:
+                progress(done, total)
+    hidden, of_heldout, numbers = (torch.cat(columns) for columns in zip(*parts, strict=True))
+    if not of_heldout.any() or of_heldout.all():
+        raise InputError(f"{stream.text.name} has no tokens that count apart from special ones; give more text")
+    of_heldout_here = of_heldout.to(hidden.device)
+    return HeadTokens(head, hidden[~of_heldout_here], hidden[of_heldout_here], numbers[of_heldout])
+
+
+def _teacher_head(unembed: nn.Module, logit_map: LogitMap, d_model: int) -> TeacherHead:
+    """Return the weights of an unembedding, which is linear, as it transforms the unit vectors and 0."""
+    parameter = next(unembed.parameters())
+    unit = torch.eye(d_model, dtype=parameter.dtype, device=parameter.device)
+    bias = unembed(torch.zeros_like(unit[:1])).float()[0]
+    weight = (unembed(unit).float() - bias.where(bias.isfinite(), 0.0)).T.contiguous()
+    return TeacherHead(weight.nan_to_num(0.0, 0.0, 0.0), bias, logit_map)

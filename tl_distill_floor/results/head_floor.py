@@ -1,0 +1,159 @@
+"""`HeadFloor`: the least loss of any student of a width, from the rank of its logits alone."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, ClassVar
+
+import numpy as np
+
+from tl_distill_floor.errors import InputError
+from tl_distill_floor.results.record_files import JsonRecord
+from tl_distill_floor.theory.capacity import Number
+
+HEAD_FILE = "head.json"
+
+
+@dataclass(frozen=True, repr=False)
+class HeadFloor(JsonRecord):
+    """A lower bound on the loss of every student of a width: its logits have no higher rank than its width.
+
+    Losses are KL(teacher ‖ student) on held-out text, in nats per token.
+
+    Sources: Yang et al. 2018 (arXiv 1711.03953), section 2, the softmax bottleneck; Godey et al. 2024
+    (arXiv 2404.07647).
+
+    Example:
+        >>> head = head_floor("tiny-prose", widths=[16, 64])  # doctest: +SKIP
+        >>> head.floor, head.width_for(max_loss=0.1)  # doctest: +SKIP
+    """
+
+    FILE_NAME: ClassVar[str] = HEAD_FILE
+    KIND: ClassVar[str] = "head"
+    COMMAND: ClassVar[str] = "tl-floor measure"
+
+    model_name: str
+    """Name of the teacher."""
+    text_name: str
+    """Name of the text."""
+    d_model: int
+    """Width of the teacher, in dimensions."""
+    vocab_size: int
+    """Tokens of the vocabulary."""
+    widths: tuple[int, ...]
+    """Student widths in rising order."""
+    floor: tuple[float, ...]
+    """Held-out loss of the best logits of each rank that were found; 0 at the teacher's width and above."""
+    standard_error: tuple[float, ...]
+    """Standard error of `floor` that comes from the number of held-out sequences."""
+    half_steps: tuple[float, ...]
+    """`floor` after half of the training steps; the difference shows how much more training could lower it."""
+    encoded: tuple[float, ...]
+    """Held-out loss if the low-rank coordinates are computed by a small network from the teacher's last hidden state,
+    and not chosen for each context; an upper bound on `floor`."""
+    steps: int
+    """Training steps."""
+    n_train_tokens: int
+    """Tokens that the logits were trained on."""
+    n_heldout_tokens: int
+    """Held-out tokens that the losses were measured on."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Options of the computation."""
+    warnings: tuple[str, ...] = ()
+    """What to keep in mind when using the bound."""
+
+    def __post_init__(self) -> None:
+        """Raise a ValueError if a field has an impossible value."""
+        columns = (self.floor, self.standard_error, self.half_steps, self.encoded)
+        if not self.widths or any(len(column) != len(self.widths) for column in columns):
+            raise ValueError("floor, standard_error, half_steps and encoded need one loss for each width")
+        if min(self.widths) < 1 or list(self.widths) != sorted(set(self.widths)):
+            raise ValueError("widths must be integers above 0, each once, in rising order")
+        if min(min(column) for column in columns) < 0:
+            raise ValueError("losses must be at least 0")
+
+    @property
+    def training_left(self) -> tuple[float, ...]:
+        """Loss that the second half of the training steps removed at each width: about what more training would."""
+        return tuple(max(0.0, half - full) for half, full in zip(self.half_steps, self.floor, strict=True))
+
+    def floor_at(self, width: Number) -> float:
+        """Return the bound at any width from the narrowest one that was computed.
+
+        Between the computed widths the log floor is interpolated over log width by a monotone cubic. Above the widest
+        of them it falls linearly to 0 at the teacher's width.
+
+        Args:
+            width: dimensions.
+
+        Returns:
+            Nats per token.
+
+        Raises:
+            InputError: the width is below the narrowest computed one.
+
+        Example:
+            >>> head.floor_at(96)  # doctest: +SKIP
+        """
+        width = float(width)
+        if width >= self.d_model:
+            return 0.0
+        if width < self.widths[0]:
+            raise InputError(f"the narrowest width of this head floor is {self.widths[0]}, got {width:g}; add --widths")
+        widest = self._positive[-1] if self._positive else self.widths[0]
+        if not self._positive:
+            return 0.0
+        if width <= widest:
+            return math.exp(self._log_floor(math.log(width)))
+        return self.floor[self.widths.index(widest)] * (self.d_model - width) / (self.d_model - widest)
+
+    def width_for(self, max_loss: Number) -> int:
+        """Return the narrowest width whose bound is at most `max_loss`. Every narrower student loses more.
+
+        Args:
+            max_loss: nats per token, at least 0.
+
+        Returns:
+            Width in dimensions, at least the narrowest width that was computed.
+
+        Raises:
+            ValueError: `max_loss` is negative or NaN.
+
+        Example:
+            >>> head.width_for(max_loss=0.1)  # doctest: +SKIP
+        """
+        if not max_loss >= 0:
+            raise ValueError(f"max_loss must be at least 0, in nats per token, got {max_loss}")
+        too_narrow, wide_enough = self.widths[0] - 1, max(self.d_model, self.widths[0])
+        while wide_enough - too_narrow > 1:
+            middle = (too_narrow + wide_enough) // 2
+            if self.floor_at(middle) <= max_loss:
+                wide_enough = middle
+            else:
+                too_narrow = middle
+        return wide_enough
+
+    def __repr__(self) -> str:
+        """Return the teacher, the widths and the range of the bounds in one line."""
+        return (
+            f"HeadFloor({self.model_name}: widths {self.widths[0]:,} to {self.widths[-1]:,}, at least"
+            f" {self.floor[0]:.4g} to {self.floor[-1]:.4g} nats per token)"
+        )
+
+    @property
+    def _positive(self) -> tuple[int, ...]:
+        """Widths below the teacher's whose bound is above 0."""
+        return tuple(w for w, loss in zip(self.widths, self.floor, strict=True) if loss > 0 and w < self.d_model)
+
+    @cached_property
+    def _log_floor(self) -> Callable[[float], float]:
+        """Log of the bound over log width, between the computed widths."""
+        from scipy.interpolate import PchipInterpolator
+
+        positive = self._positive
+        log_floor = np.log(self.floor[: len(positive)])
+        if len(positive) == 1:
+            return lambda _: float(log_floor[0])
+        interpolator = PchipInterpolator(np.log(positive), log_floor)
+        return lambda log_width: float(interpolator(log_width))
