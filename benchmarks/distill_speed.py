@@ -26,7 +26,6 @@ from tl_distill_floor.cli.libraries import quiet_libraries
 from tl_distill_floor.cli.memory import tune_allocator
 from tl_distill_floor.distilling.build import build_student
 from tl_distill_floor.distilling.config import DistillConfig, StudentSpec
-from tl_distill_floor.distilling.forward import teacher_backbone
 from tl_distill_floor.distilling.losses import LazyLogits, Objective, chunked_losses
 from tl_distill_floor.distilling.optimization import create_optimizers
 from tl_distill_floor.distilling.student_module import StudentModule
@@ -34,6 +33,7 @@ from tl_distill_floor.distilling.sweep import Sweep
 from tl_distill_floor.distilling.text_split import read_text_split
 from tl_distill_floor.distilling.training_step import train_step
 from tl_distill_floor.measuring.kl import forward_kl
+from tl_distill_floor.measuring.teacher_backbone import teacher_backbone
 from tl_distill_floor.sources.teachers import load_teacher
 from tl_distill_floor.storage.atomic import write_atomically
 

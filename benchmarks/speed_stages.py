@@ -19,13 +19,13 @@ from tl_distill_floor.annotations import CostMethod
 from tl_distill_floor.display.report_sections import report_figures, report_html
 from tl_distill_floor.display.run_parts import RunParts
 from tl_distill_floor.distilling.config import DistillConfig, StudentSpec
-from tl_distill_floor.distilling.forward import teacher_backbone
 from tl_distill_floor.distilling.sweep import Sweep
 from tl_distill_floor.distilling.text_split import read_text_split
 from tl_distill_floor.distilling.training_step import train_step
 from tl_distill_floor.measuring.batch_sums import CODES_AT_ONCE, LEAST_AT_ONCE
 from tl_distill_floor.measuring.hooks import differentiable_forward, get_hook_point
 from tl_distill_floor.measuring.strongest_contexts import LOGITS_AT_ONCE, find_promoted_tokens
+from tl_distill_floor.measuring.teacher_backbone import teacher_backbone
 from tl_distill_floor.predicting import bottleneck
 from tl_distill_floor.predicting.progress import StepCounter
 from tl_distill_floor.predicting.simulation import TOKENS_PER_STEP

@@ -1,0 +1,140 @@
+"""The teachers of the atlas: architecture, tokenizer, text, training, and the widths of their students."""
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from transformers import GPT2Config, GPTNeoXConfig, LlamaConfig, PretrainedConfig
+
+Family = Literal["gpt_neox", "llama", "gpt2"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one teacher, its SAEs and its students are made. Texts are named by their source in the corpus."""
+
+    family: Family
+    n_layers: int
+    d_model: int
+    vocab_size: int
+    tied: bool
+    """Whether the unembedding is the transposed embedding."""
+    sources: tuple[str, ...]
+    student_widths: tuple[int, ...]
+    context_size: int = 256
+    """Tokens per sequence."""
+    batch_size: int = 16
+    """Sequences per training step of the teacher."""
+    epochs: float = 4.0
+    """Passes over the training text."""
+    lr: float = 3e-3
+    student_tokens: int = 6_500_000
+    """Training tokens of every student."""
+    sae_tokens: int = 2_000_000
+    """Training tokens of every SAE."""
+
+    @property
+    def layers(self) -> tuple[int, int]:
+        """Layers whose residual stream has an SAE: the middle and the last one."""
+        return self.n_layers // 2 - 1, self.n_layers - 1
+
+    def config(self) -> PretrainedConfig:
+        """Return the Hugging Face configuration of the teacher."""
+        if self.family == "gpt_neox":
+            return GPTNeoXConfig(
+                vocab_size=self.vocab_size,
+                hidden_size=self.d_model,
+                intermediate_size=4 * self.d_model,
+                num_hidden_layers=self.n_layers,
+                num_attention_heads=self.d_model // 32,
+                max_position_embeddings=self.context_size,
+                bos_token_id=0,
+                eos_token_id=0,
+                tie_word_embeddings=self.tied,
+                rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.25},
+            )
+        if self.family == "llama":
+            return LlamaConfig(
+                vocab_size=self.vocab_size,
+                hidden_size=self.d_model,
+                intermediate_size=8 * self.d_model // 3,
+                num_hidden_layers=self.n_layers,
+                num_attention_heads=self.d_model // 32,
+                num_key_value_heads=self.d_model // 64,
+                max_position_embeddings=self.context_size,
+                bos_token_id=0,
+                eos_token_id=0,
+                tie_word_embeddings=self.tied,
+            )
+        return GPT2Config(
+            vocab_size=self.vocab_size,
+            n_embd=self.d_model,
+            n_layer=self.n_layers,
+            n_head=self.d_model // 32,
+            n_positions=self.context_size,
+            bos_token_id=0,
+            eos_token_id=0,
+            tie_word_embeddings=self.tied,
+            resid_pdrop=0.0,
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
+        )
+
+
+RECIPES: dict[str, Recipe] = {
+    "tiny-prose": Recipe(
+        family="gpt_neox",
+        n_layers=4,
+        d_model=256,
+        vocab_size=4096,
+        tied=False,
+        sources=("sotu", "moby", "austen"),
+        student_widths=(16, 32, 64, 96, 128, 192),
+        epochs=2.0,
+    ),
+    "gpt2-novels": Recipe(
+        family="gpt2",
+        n_layers=2,
+        d_model=128,
+        vocab_size=1000,
+        tied=True,
+        sources=("austen", "moby"),
+        student_widths=(8, 16, 24, 32, 48, 64, 96),
+    ),
+    "llama-speeches": Recipe(
+        family="llama",
+        n_layers=4,
+        d_model=128,
+        vocab_size=2048,
+        tied=True,
+        sources=("sotu",),
+        student_widths=(8, 16, 32, 48, 64, 96),
+        student_tokens=4_000_000,
+    ),
+    "neox-novels": Recipe(
+        family="gpt_neox",
+        n_layers=3,
+        d_model=160,
+        vocab_size=8000,
+        tied=False,
+        sources=("austen", "moby"),
+        student_widths=(10, 20, 40, 60, 80, 120),
+        epochs=3.0,
+    ),
+    "llama-prose": Recipe(
+        family="llama",
+        n_layers=8,
+        d_model=512,
+        vocab_size=8000,
+        tied=False,
+        sources=("sotu", "moby", "austen"),
+        student_widths=(32, 64, 128, 192, 256, 384),
+        batch_size=32,
+        lr=1e-3,
+    ),
+}
+"""The teachers by name. `llama-prose` needs a GPU."""
+
+
+def short(recipe: Recipe) -> Recipe:
+    """Return a recipe of the same architecture with little training, to rehearse every step."""
+    return replace(recipe, epochs=0.02, student_tokens=40_000, sae_tokens=20_000)
