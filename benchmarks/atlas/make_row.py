@@ -5,7 +5,7 @@
 
 OUT is a working directory; every step that is finished there is skipped, and an interrupted one continues. The
 results are written to `NAME.json` next to this script (or to `--result`). With `--existing`, the embedded teacher and
-SAE and the students of `students_tiny_prose.json` are used, and only the predictions are computed.
+SAE and the students of `students_tiny_prose.json` are used; only the SAE of the last layer is trained.
 """
 
 import json
@@ -17,7 +17,7 @@ from typing import Annotated
 
 import typer
 from recipes import RECIPES, Recipe, short
-from train_teacher import train_teacher
+from train_teacher import save_texts, train_teacher
 
 from tl_distill_floor import DistillConfig, StudentSpec, distill_students, predict_floors, train_sae
 from tl_distill_floor.annotations import ProgressMessageCallback
@@ -27,14 +27,14 @@ STUDENT_FIELDS = ("name", "width", "depth", "n_parameters", "tokens", "losses", 
 """Fields of a student that the atlas keeps."""
 
 
-def train_saes(recipe: Recipe, teacher: Path, out: Path, device: str) -> list[Path]:
-    """Train an SAE after the middle and after the last layer; return their directories."""
-    directories = [out / f"sae-layer{layer}" for layer in recipe.layers]
-    for layer, directory in zip(recipe.layers, directories, strict=True):
+def train_saes(recipe: Recipe, layers: Sequence[int], teacher: str, text: Path, out: Path, device: str) -> list[Path]:
+    """Train an SAE after each of the layers; return their directories."""
+    directories = [out / f"sae-layer{layer}" for layer in layers]
+    for layer, directory in zip(layers, directories, strict=True):
         if not directory.exists():
             train_sae(
-                str(teacher),
-                str(teacher / "train.jsonl.gz"),
+                teacher,
+                str(text),
                 layer=layer,
                 out=directory,
                 n_tokens=recipe.sae_tokens,
@@ -135,15 +135,17 @@ def main(
     recipe = short(RECIPES[name]) if rehearse else RECIPES[name]
     if existing:
         made = existing_row()
-        predictions = predict(name, ["tiny-prose-sae"], None, recipe.student_widths, device)
+        text = save_texts(recipe, corpus, out)["train"]
+        (last,) = train_saes(recipe, recipe.layers[1:], name, text, out, device)
+        predictions = predict(name, ["tiny-prose-sae", str(last)], None, recipe.student_widths, device)
     else:
         teacher = out / name
         if not (teacher / "training.json").exists():
             train_teacher(recipe, corpus, teacher, device)
         students = train_students(recipe, teacher, out, device)
-        saes = train_saes(recipe, teacher, out, device)
-        text = str(teacher / "heldout.jsonl.gz")
-        predictions = predict(str(teacher), [str(sae) for sae in saes], text, recipe.student_widths, device)
+        saes = train_saes(recipe, recipe.layers, str(teacher), teacher / "train.jsonl.gz", out, device)
+        heldout = str(teacher / "heldout.jsonl.gz")
+        predictions = predict(str(teacher), [str(sae) for sae in saes], heldout, recipe.student_widths, device)
         made = {
             "training": json.loads((teacher / "training.json").read_text()),
             "students": [student_row(student) for student in students],

@@ -90,6 +90,7 @@ RECIPES: dict[str, Recipe] = {
         sources=("sotu", "moby", "austen"),
         student_widths=(16, 32, 64, 96, 128, 192),
         epochs=2.0,
+        sae_tokens=800_000,
     ),
     "gpt2-novels": Recipe(
         family="gpt2",

@@ -158,6 +158,18 @@ class Training:
         self.step, self.seconds, self.curve = state["step"], state["seconds"], state["curve"]
 
 
+def save_texts(recipe: Recipe, corpus: Path, out: Path) -> dict[str, Path]:
+    """Write the documents of a recipe's sources; return the path of each split."""
+    files = {split: out / f"{split}.jsonl.gz" for split in ("train", "heldout")}
+    for split, path in files.items():
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with gzip.open(path, "wt", encoding="utf-8") as file:
+                documents = read_texts(corpus / f"{split}.jsonl.gz", recipe.sources)
+                file.writelines(json.dumps({"text": text}) + "\n" for text in documents)
+    return files
+
+
 def train_teacher(recipe: Recipe, corpus: Path, out: Path, device: str = "cpu", seed: int = 0) -> None:
     """Train the tokenizer and the model, and save both in `out` together with their text."""
     out.mkdir(parents=True, exist_ok=True)
@@ -168,9 +180,7 @@ def train_teacher(recipe: Recipe, corpus: Path, out: Path, device: str = "cpu", 
     print(f"{rows['train'].numel():,} training tokens, {rows['heldout'].numel():,} held out", flush=True)
     print(f"{training.n_steps:,} steps, {training.model.num_parameters():,} parameters", flush=True)
     training.run()
-    for split, documents in texts.items():
-        with gzip.open(out / f"{split}.jsonl.gz", "wt", encoding="utf-8") as file:
-            file.writelines(json.dumps({"text": text}) + "\n" for text in documents)
+    save_texts(recipe, corpus, out)
     training.model.to(torch.bfloat16).save_pretrained(out)
     tokenizer.save_pretrained(out)
     report = {

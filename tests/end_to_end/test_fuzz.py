@@ -27,7 +27,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from tests.helpers.probes import labelled_rows
-from tl_distill_floor import Calibration, FeatureStats, FloorPrediction, Probes, StudentResult
+from tl_distill_floor import Calibration, FeatureStats, FloorPrediction, HeadFloor, Probes, StudentResult
 from tl_distill_floor.display.report_sections import report_html
 from tl_distill_floor.display.run_parts import load_run_parts
 from tl_distill_floor.distilling.config import DistillConfig, StudentSpec
@@ -81,6 +81,12 @@ def read_cached_activations(directory: Path) -> Any:
     return list(text.read_cached("blocks.1.hook_resid_post"))
 
 
+def read_head_floor(run: Path) -> Any:
+    """Load a head floor, and use it."""
+    head = HeadFloor.load(run)
+    return head.width_for(0.5 * head.floor[0]), head._repr_html_(), head.plot()
+
+
 @cache
 def make_sweep() -> Sweep:
     """Return a training of a student, into which a checkpoint can be loaded."""
@@ -129,6 +135,7 @@ READERS = (
     Reader("statistics", "stats.safetensors", FeatureStats.load),
     Reader("simulation", "simulated.safetensors", Simulation.load),
     Reader("tail loss", "tail.safetensors", TailLoss.load),
+    Reader("head floor", "head.json", read_head_floor),
     Reader("prediction", "floor.json", FloorPrediction.load),
     Reader("lost features", "stats.safetensors", lambda run: lost_features(FloorPrediction.load(run), 8, 3)),
     Reader("calibration", "calibration.json", Calibration.load),

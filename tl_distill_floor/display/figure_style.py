@@ -1,5 +1,6 @@
 """Colours, layout and text of all figures."""
 
+import math
 from html import escape
 
 import numpy as np
@@ -51,3 +52,26 @@ def error_bars(values: np.ndarray, low: np.ndarray, high: np.ndarray) -> dict[st
         "array": np.nan_to_num(np.abs(high - values)).tolist(),
         "arrayminus": np.nan_to_num(np.abs(values - low)).tolist(),
     }
+
+
+def add_loss_axis_switch(figure: go.Figure, lowest: float, highest: float) -> go.Figure:
+    """Make the vertical axis logarithmic, and add buttons that switch between a logarithmic and a linear axis.
+
+    Args:
+        figure: the figure, which is changed.
+        lowest: smallest loss that the logarithmic axis shows, above 0.
+        highest: largest loss that it shows.
+
+    Returns:
+        The figure.
+    """
+    bounds = [math.log10(lowest), math.log10(1.5 * highest)]
+    logarithmic = {"yaxis.type": "log", "yaxis.range": bounds, "yaxis.autorange": False, "yaxis.dtick": 1}
+    linear = {"yaxis.type": "linear", "yaxis.autorange": True, "yaxis.dtick": None}
+    buttons = [
+        {"label": label, "method": "relayout", "args": [change]}
+        for label, change in (("log", logarithmic), ("linear", linear))
+    ]
+    figure.update_yaxes(type="log", range=bounds, dtick=1)
+    menu = {"type": "buttons", "direction": "right", "buttons": buttons, "x": 1.0, "y": 1.12, "xanchor": "right"}
+    return figure.update_layout(updatemenus=[menu])

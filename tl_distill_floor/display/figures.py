@@ -11,6 +11,7 @@ from tl_distill_floor.display.feature_figures import sorted_costs_figure
 from tl_distill_floor.display.figure_style import (
     COLOURS,
     CYCLE,
+    add_loss_axis_switch,
     apply_style,
     error_bars,
     escape_markup,
@@ -21,6 +22,8 @@ from tl_distill_floor.errors import InputError
 from tl_distill_floor.results.floor_prediction import FloorPrediction
 from tl_distill_floor.storage.atomic import write_atomically
 
+SMALLEST_SHOWN_SHARE = 1e-4
+"""Smallest loss of a logarithmic axis, as a share of the largest."""
 N_BINS = 60
 """Points of a curve that is a mean over features of neighbouring rank."""
 SUFFIXES = (".svg", ".png", ".pdf", ".html")
@@ -50,7 +53,8 @@ def save_figure(figure: go.Figure, path: str | Path) -> Path:
         if file.suffix == ".html":
             content = figure.to_html().encode()
         else:
-            content = figure.to_image(file.suffix.removeprefix("."), width=800, height=500, scale=2)
+            without_buttons = go.Figure(figure).update_layout(updatemenus=[])
+            content = without_buttons.to_image(file.suffix.removeprefix("."), width=800, height=500, scale=2)
     except Exception as error:  # kaleido and its browser raise errors of many types
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(
@@ -62,14 +66,17 @@ def save_figure(figure: go.Figure, path: str | Path) -> Path:
 def floor_figure(floor: FloorPrediction) -> go.Figure:
     """Return the floor against the student width, with d* and the teacher's width.
 
-    Trained students and the calibrated prediction are shown if there is a calibration and the unit is nats.
+    Trained students and the calibrated prediction are shown if there is a calibration and the unit is nats. The loss
+    axis is logarithmic; buttons switch it.
     """
     widths = floor.widths.tolist()
     figure = go.Figure()
+    highest = float(max(floor.independent.max(), floor.expected.max(), floor.theorem.max(), 1e-300))
+    lowest = SMALLEST_SHOWN_SHARE * highest
     if np.isfinite(floor.interval).all():
         figure.add_scatter(
             x=widths + widths[::-1],
-            y=[*floor.interval[:, 1].tolist(), *floor.interval[::-1, 0].tolist()],
+            y=np.maximum([*floor.interval[:, 1], *floor.interval[::-1, 0]], lowest).tolist(),
             mode="lines",
             fill="toself",
             fillcolor="rgba(0, 114, 178, 0.15)",
@@ -101,7 +108,8 @@ def floor_figure(floor: FloorPrediction) -> go.Figure:
     )
     figure.add_vline(floor.stats.d_model, line_dash="dot", annotation_text="teacher", annotation_position="top left")
     title = f"Loss floor of students of {escape_markup(floor.stats.model_name)}"
-    return apply_style(figure, title, "student width (dimensions)", LONG_UNIT[floor.unit])
+    apply_style(figure, title, "student width (dimensions)", LONG_UNIT[floor.unit])
+    return add_loss_axis_switch(figure, lowest, highest)
 
 
 def costs_figure(floor: FloorPrediction) -> go.Figure:

@@ -7,7 +7,7 @@ import plotly.graph_objects as go
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from tl_distill_floor.display.figure_style import COLOURS, apply_style, error_bars, escape_markup
+from tl_distill_floor.display.figure_style import COLOURS, add_loss_axis_switch, apply_style, error_bars, escape_markup
 from tl_distill_floor.display.tables import key_value_table, plain_table, warning_lines
 from tl_distill_floor.display.units import LONG_UNIT, STUDENT_LOSS
 from tl_distill_floor.results.head_floor import HeadFloor
@@ -49,9 +49,9 @@ def head_figure(head: HeadFloor) -> go.Figure:
         name="head floor",
     )
     figure.add_vline(head.d_model, line_dash="dot", annotation_text="teacher", annotation_position="top left")
-    figure.update_yaxes(type="log")
     title = f"Lower bound on the loss of students of {escape_markup(head.model_name)}"
-    return apply_style(figure, title, "student width (dimensions)", LONG_UNIT["nats"])
+    apply_style(figure, title, "student width (dimensions)", LONG_UNIT["nats"])
+    return add_loss_axis_switch(figure, 0.5 * float(floor.min()), float(floor.max())) if len(floor) else figure
 
 
 def head_json(head: HeadFloor) -> dict[str, Any]:

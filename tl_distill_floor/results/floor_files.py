@@ -74,8 +74,8 @@ class StoredFloor(NamedTuple):
     """Values of `STORED_FIELDS`."""
     records: dict[str, Any]
     """The records that the prediction was computed from: `stats`, `simulation`, `tail` and `head`; None if missing."""
-    simulated: object
-    """Simulated floors as the file has them; None if nothing was simulated."""
+    curves: dict[str, object]
+    """`simulated` and `bound` as the file has them; None for a record that is missing."""
 
 
 def save_floor(
@@ -89,6 +89,7 @@ def save_floor(
     calibration: Calibration | None,
     simulated: Float64[np.ndarray, " width"] | None,
     expected: Float64[np.ndarray, " width"],
+    bound: Float64[np.ndarray, " width"] | None,
 ) -> Path:
     """Write `floor.json` and the files of its records into a directory: all of them, or none.
 
@@ -102,6 +103,7 @@ def save_floor(
         calibration: fit to trained students.
         simulated: simulated floors at the widths.
         expected: expected floors at the widths.
+        bound: head floors at the widths.
 
     Returns:
         Path of `floor.json`.
@@ -119,6 +121,7 @@ def save_floor(
         **{name: to_json(value) for name, value in fields.items()},
         "simulated": to_json(simulated),
         "expected": expected.tolist(),
+        "bound": to_json(bound),
     }
     with commit_together():
         stats.save(directory / STATS_FILE)
@@ -148,7 +151,7 @@ def load_floor(file: Path) -> StoredFloor:
     """
     stored = load_json(file, "floor")
     # The first files of this version had neither a tail loss, nor a separate curve of summed costs, nor a head floor.
-    stored = {"additive": stored.get("theorem"), "has_tail": False, "has_head": False} | stored
+    stored = {"additive": stored.get("theorem"), "has_tail": False, "has_head": False, "bound": None} | stored
     stats = FeatureStats.load(file.parent / STATS_FILE)
     if stored["stats"] != stats.digest():
         raise ValueError(f"it was not computed from the {STATS_FILE} in the same directory")
@@ -160,18 +163,19 @@ def load_floor(file: Path) -> StoredFloor:
         "head": HeadFloor.load(file.parent / HEAD_FILE) if stored["has_head"] else None,
     }
     fields = {name: decode(stored[name]) for name, decode in STORED_FIELDS.items()}
-    return StoredFloor(fields, records, simulated)
+    return StoredFloor(fields, records, {"simulated": simulated, "bound": stored["bound"]})
 
 
-def check_simulated(computed: Float64[np.ndarray, " width"] | None, stored: object) -> None:
-    """Raise a ValueError if the simulated floors of the file do not follow from the simulation that was loaded.
+def check_curve(computed: Float64[np.ndarray, " width"] | None, stored: object, file_name: str) -> None:
+    """Raise a ValueError if the floors in `floor.json` do not follow from the record that was loaded.
 
     Args:
-        computed: simulated floors at the widths, from the loaded simulation.
-        stored: simulated floors as the file has them.
+        computed: floors at the widths, from the loaded record.
+        stored: the same floors as `floor.json` has them.
+        file_name: name of the record's file.
     """
     if computed is not None and not np.allclose(computed, _floats(stored), rtol=1e-3):
-        raise ValueError(f"it was not computed from the {SIMULATION_FILE} in the same directory")
+        raise ValueError(f"it was not computed from the {file_name} in the same directory")
 
 
 @contextlib.contextmanager

@@ -16,8 +16,8 @@ from tl_distill_floor.results.calibration import CALIBRATION_FILE, Calibration
 from tl_distill_floor.results.displayable import Displayable
 from tl_distill_floor.results.feature_stats import FeatureStats
 from tl_distill_floor.results.floor_curve import FloorCurve
-from tl_distill_floor.results.head_floor import HeadFloor
-from tl_distill_floor.results.simulation import Simulation
+from tl_distill_floor.results.head_floor import HEAD_FILE, HeadFloor
+from tl_distill_floor.results.simulation import SIMULATION_FILE, Simulation
 from tl_distill_floor.results.tail_loss import Cost, TailLoss
 from tl_distill_floor.storage.versioned import resolve_file
 from tl_distill_floor.theory.allocation import rank_by_cost
@@ -367,7 +367,9 @@ class FloorPrediction(Displayable):
         """
         fields = {name: getattr(self, name) for name in floor_files.STORED_FIELDS}
         records = {name: getattr(self, name) for name in ("stats", "simulation", "tail", "head", "calibration")}
-        return floor_files.save_floor(Path(path), fields, **records, simulated=self.simulated, expected=self.expected)
+        return floor_files.save_floor(
+            Path(path), fields, **records, simulated=self.simulated, expected=self.expected, bound=self.bound
+        )
 
     @classmethod
     def load(cls, path: str | Path, *, with_calibration: bool = True) -> "FloorPrediction":
@@ -391,7 +393,8 @@ class FloorPrediction(Displayable):
         with floor_files.report_damaged_floor(file):
             stored = floor_files.load_floor(file)
             floor = cls(**stored.records, **stored.fields)
-            floor_files.check_simulated(floor.simulated, stored.simulated)
+            floor_files.check_curve(floor.simulated, stored.curves["simulated"], SIMULATION_FILE)
+            floor_files.check_curve(floor.bound, stored.curves["bound"], HEAD_FILE)
         if with_calibration and (file.parent / CALIBRATION_FILE).exists():
             return floor.calibrated_by(Calibration.load(file.parent))
         return floor

@@ -70,8 +70,12 @@ class HeadFloor(JsonRecord):
             raise ValueError("floor, standard_error, half_steps and encoded need one loss for each width")
         if min(self.widths) < 1 or list(self.widths) != sorted(set(self.widths)):
             raise ValueError("widths must be integers above 0, each once, in rising order")
-        if min(min(column) for column in columns) < 0:
-            raise ValueError("losses must be at least 0")
+        if min(min(column) for column in columns) < 0 or (np.diff(self.floor) > 0).any():
+            raise ValueError("losses must be at least 0, and floor must not rise with the width")
+        if min(self.d_model, self.vocab_size, self.steps, self.n_train_tokens, self.n_heldout_tokens) < 1:
+            raise ValueError("d_model, vocab_size, steps and numbers of tokens must be above 0")
+        if any(loss > 0 for width, loss in zip(self.widths, self.floor, strict=True) if width >= self.d_model):
+            raise ValueError("the floor must be 0 at the teacher's width and above")
 
     @property
     def training_left(self) -> tuple[float, ...]:
