@@ -67,6 +67,10 @@ def test_measures_without_an_sae(teacher_dir: Path, prose_file: Path, tmp_path: 
     assert head.floor[0] > head.floor[1] > head.floor[2] == 0.0
     printed = json.loads(run(*command, "--widths", "8,16,24", "--out", tmp_path / "again", "--json").stdout)
     assert printed["head"] == list(head.floor)
+    assert run("report", tmp_path).exit_code == 0
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert f"loses at least {head.floor[1]:.3g} nats per token" in page
+    assert "No student of this width loses less" in page
     assert "holds a lower bound only" in refused(run("plan", tmp_path, "--max-loss", 1))
     assert "leave out --sae" in refused(run(*command, "--layer", 1))
     assert "leave out --cost energy" in refused(run(*command, "--cost", "energy"))

@@ -73,5 +73,7 @@ def add_loss_axis_switch(figure: go.Figure, lowest: float, highest: float) -> go
         for label, change in (("log", logarithmic), ("linear", linear))
     ]
     figure.update_yaxes(type="log", range=bounds, dtick=1)
-    menu = {"type": "buttons", "direction": "right", "buttons": buttons, "x": 1.0, "y": 1.12, "xanchor": "right"}
+    # Below the axis at the right: plotly's own tools are at the top.
+    place = {"x": 1.0, "y": -0.1, "xanchor": "right", "yanchor": "top"}
+    menu = {"type": "buttons", "direction": "right", "buttons": buttons, **place}
     return figure.update_layout(updatemenus=[menu])

@@ -17,6 +17,7 @@ from tl_distill_floor.display.figures import (
     growth_figure,
 )
 from tl_distill_floor.display.floor_tables import measured_table, widths_table
+from tl_distill_floor.display.head_views import head_figure, head_table
 from tl_distill_floor.display.lost_features import lost_summary
 from tl_distill_floor.display.probe_figures import decodability_figure, retention_figure
 from tl_distill_floor.display.probe_tables import probes_table
@@ -42,7 +43,7 @@ CITATION = """@article{sarkar2026geometric,
   journal = {arXiv preprint arXiv:2604.04037}
 }"""
 SECTION_FIGURES = {
-    "floors": ("floors", "costs", "capacities"),
+    "floors": ("floors", "head-floor", "costs", "capacities"),
     "students": ("learning-curves", "predicted-and-reached"),
     "probes": ("retention", "decodability"),
     "method": ("growth",),
@@ -57,7 +58,7 @@ def report_html(parts: RunParts) -> str:
     Raises:
         ValueError: the run has neither a prediction nor students nor probes.
     """
-    if parts.floor is None and not parts.students and parts.probes is None:
+    if parts.floor is None and parts.head is None and not parts.students and parts.probes is None:
         raise ValueError(f"{parts.name} has nothing to report")
     figures = report_figures(parts)
     sections = [
@@ -108,6 +109,8 @@ def report_figures(parts: RunParts) -> dict[str, go.Figure]:
     if floor is not None:
         figures["floors"], figures["costs"] = floor_figure(floor), costs_figure(floor)
         figures["capacities"], figures["growth"] = capacities_figure(floor), growth_figure(floor)
+    if parts.head is not None:
+        figures["head-floor"] = head_figure(parts.head)
     if parts.students:
         figures["learning-curves"] = learning_figure(parts.students)
     if floor is not None and floor.calibration is not None:
@@ -128,7 +131,14 @@ def comparison_figures(runs: Sequence[RunParts]) -> dict[str, go.Figure]:
 
 def report_summary(parts: RunParts) -> str:
     """Return the main result of a run in a few sentences, for the middle one of its widths."""
-    floor = parts.floor
+    floor, head = parts.floor, parts.head
+    if floor is None and head is not None:
+        middle = len(head.widths) // 2
+        return (
+            f"A student of {head.model_name} that is {head.widths[middle]:,} of {head.d_model:,} dimensions wide loses"
+            f" at least {head.floor[middle]:.3g} {LONG_UNIT['nats']}. How much more was not predicted, since the"
+            " teacher was measured without an SAE."
+        )
     if floor is None:
         return "This run has no prediction; its other parts follow."
     stats, middle = floor.stats, len(floor.widths) // 2
@@ -158,6 +168,8 @@ def _floors_section(parts: RunParts) -> Section:
     notes = [f"! Not read: {reason}" for reason in parts.unreadable]
     if parts.floor is None:
         missing = "This run has no prediction; make one with tl-floor measure."
+        if parts.head is not None:
+            return Section("floors", "Lower bound", page_views(*notes, head_table(parts.head), missing))
         return Section("floors", "Loss floors", page_views(*notes, missing))
     views = page_views(*notes, widths_table(parts.floor), warning_lines(parts.floor.warnings))
     return Section("floors", "Loss floors", views)
@@ -229,6 +241,8 @@ def _page_feature(at: FeatureAtWidth) -> PageFeature:
 def _teacher_name(parts: RunParts) -> str:
     if parts.floor is not None:
         return parts.floor.stats.model_name
+    if parts.head is not None:
+        return parts.head.model_name
     if parts.students:
         return parts.students[0].teacher
     return parts.name if parts.probes is None else parts.probes.teacher

@@ -10,6 +10,7 @@ from tl_distill_floor.predicting.lost_features import lost_features
 from tl_distill_floor.results.calibration import CALIBRATION_FILE, Calibration
 from tl_distill_floor.results.floor_files import FLOOR_FILE
 from tl_distill_floor.results.floor_prediction import FloorPrediction
+from tl_distill_floor.results.head_floor import HEAD_FILE, HeadFloor
 from tl_distill_floor.results.lost_features import LostFeatures
 from tl_distill_floor.results.probes import PROBES_FILE, Probes
 from tl_distill_floor.results.student import StudentResult, student_files
@@ -24,7 +25,7 @@ class RunParts:
     name: str
     """The directory."""
     floor: FloorPrediction | None = None
-    """The prediction, with its calibration if there is one."""
+    """The prediction, with its calibration and its head floor if there are any."""
     students: tuple[StudentResult, ...] = ()
     """Students in rising order of width."""
     probes: Probes | None = None
@@ -32,6 +33,8 @@ class RunParts:
     """Features that a student of one width loses; None without a prediction."""
     unreadable: tuple[str, ...] = ()
     """For each part that is damaged or of another prediction, one sentence that says why it was left out."""
+    head: HeadFloor | None = None
+    """The head floor of a run without a prediction."""
 
 
 def load_run_parts(
@@ -63,14 +66,15 @@ def load_run_parts(
         floor = floor.calibrated_by(calibration)
         if floor.calibration is None:
             unreadable.append(f"{directory / CALIBRATION_FILE} is of another prediction; run tl-floor calibrate again")
+    head = None if floor is not None else load_part(HeadFloor.load, directory / HEAD_FILE)
     loaded = [load_part(StudentResult.load, file) for file in student_files(students or directory)]
     results = sorted((r for r in loaded if r is not None), key=lambda result: (result.width, result.name))
     probes = load_part(Probes.load, directory / PROBES_FILE)
     if floor is not None and probes is not None and probes.stats != floor.stats.digest():
         unreadable.append(f"{directory / PROBES_FILE} is of another prediction; run tl-floor probe again")
         probes = None
-    if floor is None and not results and probes is None:
+    if floor is None and head is None and not results and probes is None:
         reasons = f" ({'; '.join(unreadable)})" if unreadable else ""
         raise InputError(f"there is no run at {directory}; make one with tl-floor measure --out {directory}{reasons}")
     lost = None if floor is None else lost_features(floor, width, top)
-    return RunParts(str(directory), floor, tuple(results), probes, lost, tuple(unreadable))
+    return RunParts(str(directory), floor, tuple(results), probes, lost, tuple(unreadable), head)
