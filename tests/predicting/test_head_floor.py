@@ -12,7 +12,7 @@ from scipy.optimize import minimize
 from torch import Tensor
 
 from tests.helpers.models import CONTEXT, VOCABULARY, WIDTH
-from tl_distill_floor import HeadFloor, InputError, build_student, head_floor
+from tl_distill_floor import HeadFloor, InputError, build_student, head_floor, predict_floor
 from tl_distill_floor.measuring.kl import forward_kl
 from tl_distill_floor.measuring.logit_map import LogitMap
 from tl_distill_floor.predicting import head_floor as head_floor_module
@@ -212,3 +212,20 @@ def test_impossible_records_are_rejected(head: HeadFloor) -> None:
         values = {"widths": head.widths, **fields, **shared, "n_heldout_tokens": 1, **changed}
         with pytest.raises(ValueError, match=r"one loss for each width|rising order|at least 0"):
             HeadFloor(**values)
+
+
+def test_a_prediction_without_a_head_floor_says_why(bridge: Any, sae: Any, ids: Tensor) -> None:
+    """One sequence is enough for a prediction, but not for the head floor, which holds sequences out."""
+    floor = predict_floor(bridge, sae, ids[:1], widths=[4, 8], steps=20)
+    assert floor.bound is None
+    assert any("the head floor was not computed" in warning for warning in floor.warnings)
+    assert predict_floor(bridge, sae, ids[:8], widths=[4, 8], steps=20, head=False).head is None
+
+
+def test_large_vocabularies_are_evaluated_on_fewer_tokens(
+    bridge: Any, ids: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(head_floor_module, "MIN_HELDOUT_TOKENS", 32)
+    monkeypatch.setattr(head_floor_module, "MAX_HELDOUT_LOGITS", 70 * VOCABULARY)
+    head = head_floor(bridge, ids, widths=[4], steps=2, batch_size=8)
+    assert 60 < head.n_heldout_tokens < 96

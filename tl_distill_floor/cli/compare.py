@@ -80,6 +80,7 @@ def compare(
         n_tokens=tokens,
         widths=parse_widths(widths),
         steps=steps,
+        head=False,  # it does not depend on the SAE
         min_count=1,
         resume=resume,
         quiet=as_json,

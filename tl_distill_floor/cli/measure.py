@@ -78,6 +78,9 @@ def measure(
     samples: Annotated[int, typer.Option(help="Outputs that fisher samples at each position.", min=1, metavar="N")] = 1,
     widths: WidthsOption = None,
     steps: StepsOption = 1000,
+    head: Annotated[
+        bool, typer.Option(help="Compute the head floor too, the bound below which no student's loss can be.")
+    ] = True,
     min_count: Annotated[
         int, typer.Option(help="A feature is alive if it fires on at least this many tokens.", min=1, metavar="N")
     ] = 1,
@@ -134,6 +137,7 @@ def measure(
         n_tokens=tokens,
         widths=parse_widths(widths),
         steps=steps,
+        head=head,
         min_count=min_count,
         resume=resume,
         quiet=as_json,
@@ -182,16 +186,14 @@ def bound_and_save(
     from tl_distill_floor.display.head_views import head_json, head_table
 
     with lock_for_measuring(directory, resume=False), quiet_libraries():
-        from tl_distill_floor.predicting.head_floor import head_floor, head_steps, split_tokens
+        from tl_distill_floor.predicting.head_floor import N_TOKENS, head_floor, head_steps
 
-        n_train, n_heldout = split_tokens(n_tokens)
         head = head_floor(
             model,
             text,
             widths=widths,
             steps=head_steps(steps),
-            n_tokens=n_train,
-            n_heldout_tokens=n_heldout,
+            n_tokens=min(n_tokens, N_TOKENS),
             context_size=context_size,
             batch_size=batch_size,
             device=device,
@@ -218,6 +220,7 @@ def measure_and_save(
     n_tokens: int,
     widths: Sequence[int] | None,
     steps: int,
+    head: bool,
     min_count: int,
     resume: bool,
     quiet: bool,
@@ -243,6 +246,7 @@ def measure_and_save(
         n_tokens: tokens to read.
         widths: student widths.
         steps: training steps of the bottleneck students.
+        head: compute the head floor too.
         min_count: tokens on which an alive feature fires at least.
         resume: continue an interrupted measurement.
         quiet: show no progress.
@@ -279,6 +283,7 @@ def measure_and_save(
             n_codes=0 if steps == 0 else N_CODES,
             widths=widths,
             steps=steps,
+            head=head,
             min_count=min_count,
             checkpoints=checkpoints,
             resume=resume,

@@ -16,7 +16,7 @@ from tl_distill_floor.measuring.token_stream import TokenStream, device_of, open
 from tl_distill_floor.predicting.checks import integer_widths
 from tl_distill_floor.predicting.floors import STEPS, student_widths
 from tl_distill_floor.predicting.head_contexts import best_logits
-from tl_distill_floor.predicting.head_tokens import MAX_HELDOUT_SHARE, HeadTokens, TeacherHead, read_head_tokens
+from tl_distill_floor.predicting.head_tokens import HeadTokens, TeacherHead, read_head_tokens
 from tl_distill_floor.predicting.low_rank_head import (
     LowRankHead,
     PrincipalDirections,
@@ -33,8 +33,10 @@ from tl_distill_floor.sources.torch_state import neutral_torch_state
 
 HEAD_STEPS = 200
 """Default training steps."""
-N_TOKENS, N_HELDOUT_TOKENS = 160_000, 8192
-"""Default numbers of training and of held-out tokens."""
+N_TOKENS, N_HELDOUT_TOKENS = 170_000, 8192
+"""Default numbers of tokens and, of these, of held-out tokens, at most."""
+MIN_HELDOUT_TOKENS, MAX_HELDOUT_LOGITS = 1024, 2**27
+"""Limits of the default number of held-out tokens, and of its product with the vocabulary."""
 DEFAULT_CONTEXT_SIZE = 256
 TOKENS_PER_STEP = 1024
 LOGITS_PER_CHUNK_CPU, LOGITS_PER_CHUNK_GPU = 2**20, 2**26
@@ -60,7 +62,7 @@ def head_floor(
     widths: WidthsLike | None = None,
     steps: int = HEAD_STEPS,
     n_tokens: int = N_TOKENS,
-    n_heldout_tokens: int = N_HELDOUT_TOKENS,
+    n_heldout_tokens: int | None = None,
     context_size: int | None = None,
     batch_size: int = 16,
     device: str = "cpu",
@@ -87,8 +89,9 @@ def head_floor(
         text: text, see `load_text`; the embedded text if None. A part of it is held out.
         widths: [width] student widths in dimensions, integers; shares of the teacher's width if None.
         steps: training steps of 1,024 tokens.
-        n_tokens: training tokens to read; they are repeated if `steps` needs more.
-        n_heldout_tokens: held-out tokens to read.
+        n_tokens: tokens to read. Those that are not held out are trained on, several times if `steps` needs more.
+        n_heldout_tokens: tokens of these to hold out, at most an eighth. If None, 8,192; fewer for vocabularies of more
+            than 16,384 tokens.
         context_size: tokens per sequence; if None, 256 or the teacher's context if that is shorter.
         batch_size: sequences per forward pass of the teacher.
         device: torch device of a teacher that is loaded here.
@@ -109,7 +112,7 @@ def head_floor(
         >>> head.floor, head.training_left  # doctest: +SKIP
     """
     check_choice("dtype", dtype, Dtype)
-    if steps < 2 or min(n_tokens, n_heldout_tokens, batch_size) < 1:
+    if steps < 2 or min(n_tokens, n_heldout_tokens or 1, batch_size) < 1 or n_heldout_tokens == 0:
         raise InputError(
             "head_floor needs at least 2 steps, and n_tokens, n_heldout_tokens and batch_size of at least 1; got"
             f" {steps}, {n_tokens}, {n_heldout_tokens} and {batch_size}"
@@ -139,7 +142,7 @@ def head_floor_of_stream(
     *,
     steps: int = HEAD_STEPS,
     n_tokens: int = N_TOKENS,
-    n_heldout_tokens: int = N_HELDOUT_TOKENS,
+    n_heldout_tokens: int | None = None,
     seed: int = 0,
     progress: ProgressCallback | None = None,
     progress_bar: ProgressBarFactory | None = None,
@@ -150,8 +153,8 @@ def head_floor_of_stream(
         stream: the teacher and the text.
         widths: student widths in rising order; shares of the teacher's width if None.
         steps: training steps.
-        n_tokens: training tokens to read.
-        n_heldout_tokens: held-out tokens to read.
+        n_tokens: tokens to read.
+        n_heldout_tokens: tokens of these to hold out; see `head_floor`.
         seed: seed of the training.
         progress: see `head_floor`.
         progress_bar: see `head_floor`.
@@ -165,6 +168,8 @@ def head_floor_of_stream(
     make_bar = progress_bar or no_progress_bar
     narrower = [width for width in all_widths if width < d_model]
     _check_memory(int(model.cfg.d_vocab), narrower, device_of(model))
+    by_vocabulary = max(MIN_HELDOUT_TOKENS, min(N_HELDOUT_TOKENS, MAX_HELDOUT_LOGITS // int(model.cfg.d_vocab)))
+    n_heldout_tokens = by_vocabulary if n_heldout_tokens is None else n_heldout_tokens
     with make_bar("tokens", "reading last hidden states") as reading:
         tokens = read_head_tokens(stream, n_tokens, n_heldout_tokens, reading)
     with make_bar("steps", "head floor") as training:
@@ -180,17 +185,6 @@ def head_steps(steps: int) -> int:
         200
     """
     return round(steps * HEAD_STEPS / STEPS)
-
-
-def split_tokens(n_tokens: int) -> tuple[int, int]:
-    """Return (training tokens, held-out tokens) of a text of which `n_tokens` are read.
-
-    Example:
-        >>> split_tokens(200_000)
-        (160000, 8192)
-    """
-    n_heldout = max(1, min(N_HELDOUT_TOKENS, int(n_tokens * MAX_HELDOUT_SHARE)))
-    return max(1, min(N_TOKENS, n_tokens - n_heldout)), n_heldout
 
 
 class _Losses(NamedTuple):

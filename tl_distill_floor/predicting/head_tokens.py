@@ -54,8 +54,8 @@ def read_head_tokens(
 
     Args:
         stream: the teacher and the text.
-        n_tokens: training tokens to read at most.
-        n_heldout_tokens: held-out tokens to read at most, in addition; at most an eighth of all sequences is held out.
+        n_tokens: tokens to read at most.
+        n_heldout_tokens: tokens of them to hold out at most; at most an eighth of all sequences is held out.
         progress: called after every batch with the tokens read and the total.
 
     Raises:
@@ -65,7 +65,7 @@ def read_head_tokens(
     check_head(model)
     if not isinstance(getattr(model, "unembed", None), nn.Module):
         raise InputError("the model has no unembedding, so it gives no logits; give a language model with a head")
-    batches = [ids for _, ids in stream.batches(0, n_tokens + n_heldout_tokens)]
+    batches = [ids for _, ids in stream.batches(0, n_tokens)]
     n_sequences = sum(len(ids) for ids in batches)
     if n_sequences < 2:
         raise InputError(

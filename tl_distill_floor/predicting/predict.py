@@ -30,7 +30,7 @@ from tl_distill_floor.measuring.removal import measure_restored_loss, measure_ta
 from tl_distill_floor.predicting.bottleneck_task import held_out_sequences
 from tl_distill_floor.predicting.checks import check_alive, check_min_count, check_steps, integer_widths
 from tl_distill_floor.predicting.floors import STEPS, floor_from_stats, student_widths, widths_to_train
-from tl_distill_floor.predicting.head_floor import head_floor_of_stream, head_steps, split_tokens
+from tl_distill_floor.predicting.head_floor import N_TOKENS, head_floor_of_stream, head_steps
 from tl_distill_floor.predicting.progress import ProgressBarFactory, no_progress_bar
 from tl_distill_floor.predicting.simulation import train_if_possible
 from tl_distill_floor.results.feature_stats import FeatureStats
@@ -66,6 +66,7 @@ def predict_floor(
     dtype: Dtype = "fp32",
     force: bool = False,
     steps: int = STEPS,
+    head: bool = True,
     min_count: int = 1,
     seed: int = 0,
     checkpoint: str | Path | None = None,
@@ -95,6 +96,7 @@ def predict_floor(
         force: go on with an SAE that does not fit the activations, see `measure`.
         steps: training steps of the bottleneck students for `simulated`; 0 trains none. The logits of `bound` are
             trained for a fifth of these steps.
+        head: whether to compute `bound`, the head floor, if losses are in nats. It costs about as much as `simulated`.
         min_count: a feature is alive if it fired on at least this many tokens.
         seed: seed of the resampling, of the training, and of the choice of the held-out text.
         checkpoint: file for the unfinished measurement, see `measure`.
@@ -128,6 +130,7 @@ def predict_floor(
         dtype=dtype,
         force=force,
         steps=steps,
+        head=head,
         min_count=min_count,
         seed=seed,
         checkpoints=[None if checkpoint is None else Path(checkpoint)],
@@ -156,6 +159,7 @@ def predict_floors(
     dtype: Dtype = "fp32",
     force: bool = False,
     steps: int = STEPS,
+    head: bool = True,
     min_count: int = 1,
     seed: int = 0,
     checkpoints: Sequence[Path | None] | None = None,
@@ -185,6 +189,7 @@ def predict_floors(
         dtype: see `predict_floor`.
         force: see `predict_floor`.
         steps: see `predict_floor`.
+        head: see `predict_floor`.
         min_count: see `predict_floor`.
         seed: see `predict_floor`.
         checkpoints: for each SAE a file for the unfinished measurement, or None.
@@ -230,7 +235,8 @@ def predict_floors(
             progress=progress or measuring_progress,
             process_group=process_group,
         )
-    head = _head_floor(job, config, sizes, steps, seed, make_bar) if all_stats else None
+    wants_head = head and bool(all_stats) and job.teacher is not None and cost != "energy" and head_steps(steps) > 1
+    bound, bound_warnings = _head_floor(job, config, sizes, steps, seed, make_bar) if wants_head else (None, ())
     floors = [
         _predict_measured(
             dataclasses.replace(job, saes=(attached,)),
@@ -244,9 +250,7 @@ def predict_floors(
         )
         for attached, stats in zip(job.saes, all_stats, strict=bool(all_stats))
     ]
-    if head is None:
-        return floors
-    return [dataclasses.replace(floor, head=head, warnings=(*floor.warnings, *head.warnings)) for floor in floors]
+    return [dataclasses.replace(f, head=bound, warnings=(*f.warnings, *bound_warnings)) for f in floors]
 
 
 def _head_floor(
@@ -256,20 +260,23 @@ def _head_floor(
     steps: int,
     seed: int,
     make_bar: ProgressBarFactory,
-) -> HeadFloor | None:
-    """Compute the head floor of the teacher; None if losses are not in nats, or there is no teacher, or no training."""
-    if job.teacher is None or config.cost == "energy" or head_steps(steps) < 2:
-        return None
-    n_train, n_heldout = split_tokens(config.n_tokens)
-    return head_floor_of_stream(
-        job.token_stream,
-        widths,
-        steps=head_steps(steps),
-        n_tokens=n_train,
-        n_heldout_tokens=n_heldout,
-        seed=seed,
-        progress_bar=make_bar,
-    )
+) -> tuple[HeadFloor | None, tuple[str, ...]]:
+    """Return (head floor of the teacher, its warnings); if it cannot be computed, (None, the reason).
+
+    The rest of the prediction does not depend on it.
+    """
+    try:
+        bound = head_floor_of_stream(
+            job.token_stream,
+            widths,
+            steps=head_steps(steps),
+            n_tokens=min(config.n_tokens, N_TOKENS),
+            seed=seed,
+            progress_bar=make_bar,
+        )
+    except InputError as error:
+        return None, (f"the head floor was not computed: {error}",)
+    return bound, bound.warnings
 
 
 def _predict_measured(
