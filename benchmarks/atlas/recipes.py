@@ -133,7 +133,7 @@ RECIPES: dict[str, Recipe] = {
         lr=1e-3,
     ),
 }
-"""The teachers by name. `llama-prose` needs a GPU."""
+"""The teachers by name. `llama-prose` is meant for a GPU."""
 
 
 def short(recipe: Recipe) -> Recipe:

@@ -95,7 +95,7 @@ def test_every_record_has_a_table_and_a_figure(floor: FloorPrediction, probes: P
         (floor.stats, "8 of them fired"),
         (simulation(), "Bottleneck students"),
         (tail_loss(), "Tail loss"),
-        (head(), "No student of this width loses less"),
+        (head(), "A student loses at least what the best logits of its rank lose"),
         (calibration(), "calibrated"),
         (student(), "under-trained"),
         (plan(), "Train a student of width 8"),

@@ -8,9 +8,9 @@ from torch import nn
 from torch.nn.functional import kl_div
 
 from tests.helpers.type_checks import without_type_checks
-from tl_distill_floor.distilling import losses
 from tl_distill_floor.distilling.losses import NO_LABEL, LazyLogits, Objective, chunked_losses, summed_forward_kl
 from tl_distill_floor.errors import InputError
+from tl_distill_floor.measuring import logit_map
 from tl_distill_floor.measuring.kl import forward_kl
 from tl_distill_floor.measuring.logit_map import LogitMap
 
@@ -108,8 +108,8 @@ def test_temperature_and_cross_entropy_match_hand_computed_values() -> None:
 )
 def test_chunked_losses_match_autograd_on_full_logits(objective: Objective, monkeypatch: pytest.MonkeyPatch) -> None:
     """Losses and gradients with respect to hidden states and unembeddings, of two students together."""
-    monkeypatch.setattr(losses, "LOGITS_PER_CHUNK_CPU", 150)  # three tokens of 50
-    monkeypatch.setattr(losses, "MIN_TOKENS_PER_CHUNK", 1)
+    monkeypatch.setattr(logit_map, "LOGITS_PER_CHUNK_CPU", 150)  # three tokens of 50
+    monkeypatch.setattr(logit_map, "MIN_TOKENS_PER_CHUNK", 1)
     torch.manual_seed(0)
     teacher = LazyLogits(torch.randn(10, 8), nn.Linear(8, 50))
     students = [LazyLogits(torch.randn(10, d, requires_grad=True), nn.Linear(d, 50, bias=d == 4)) for d in (4, 6)]
@@ -129,8 +129,8 @@ def test_chunked_losses_match_autograd_on_full_logits(objective: Objective, monk
 
 
 def test_summed_kl_matches_full_logits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(losses, "LOGITS_PER_CHUNK_CPU", 150)
-    monkeypatch.setattr(losses, "MIN_TOKENS_PER_CHUNK", 1)
+    monkeypatch.setattr(logit_map, "LOGITS_PER_CHUNK_CPU", 150)
+    monkeypatch.setattr(logit_map, "MIN_TOKENS_PER_CHUNK", 1)
     teacher, student = (LazyLogits(torch.randn(10, d), nn.Linear(d, 50)) for d in (8, 4))
     full = forward_kl(teacher.unembed(teacher.hidden), student.unembed(student.hidden)).sum().detach()
     assert summed_forward_kl(teacher, [student, student]).tolist() == pytest.approx([float(full)] * 2, rel=1e-5)

@@ -164,7 +164,7 @@ def test_interpolates_between_widths_and_inverts(head: HeadFloor) -> None:
 def test_is_saved_loaded_and_displayed(head: HeadFloor, tmp_path: Path) -> None:
     assert HeadFloor.load(head.save(tmp_path)) == head
     assert "widths 4 to 30" in repr(head)
-    assert "Head floor" in head._repr_html_()
+    assert "Least loss of a student" in head._repr_html_()
     assert list(head.plot().data[0].x) == [4, 8, 16]
 
 
@@ -185,7 +185,7 @@ def test_rejects_bad_input_by_name(bridge: Any, ids: Tensor, monkeypatch: pytest
     with pytest.raises(InputError, match="needs at least 2"):
         head_floor(bridge, ids[:1])
     monkeypatch.setattr(head_floor_module.psutil, "virtual_memory", lambda: SimpleNamespace(available=1000))
-    with pytest.raises(InputError, match=r"GB are free; name fewer or narrower widths with --widths"):
+    with pytest.raises(InputError, match=r"GB are free; name fewer or narrower widths with --widths, or read"):
         head_floor(bridge, ids)
 
 

@@ -18,6 +18,9 @@ from tl_distill_floor.measuring.job import prepare_job
 from tl_distill_floor.measuring.measurement import measure_job
 from tl_distill_floor.predicting.predict import predict_floors
 
+QUICK = ("--batch-size", 8, "--tokens", 2048, "--widths", "2,8")
+"""Options of a measurement that takes seconds."""
+
 
 @pytest.fixture(scope="module")
 def other_sae(sae: Any) -> Any:
@@ -73,20 +76,7 @@ def test_several_layers_of_the_command_line(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     sae = layers_dir / "layer{layer}"
-    given = (
-        "measure",
-        teacher_dir,
-        "--text",
-        prose_file,
-        "--batch-size",
-        8,
-        "--tokens",
-        2048,
-        "--steps",
-        20,
-        "--widths",
-        "2,8",
-    )
+    given = ("measure", teacher_dir, "--text", prose_file, *QUICK, "--steps", 20)
     shown = run(*given, "--layer", "0,1", "--sae", sae)
     assert shown.exit_code == 0, shown.output
     for word in ("Expected floor (nats/token)", "largest", "that layer binds", "runs/tiny-neox-layer0"):
@@ -105,20 +95,7 @@ def test_comparing_saes(
     teacher_dir: Path, layers_dir: Path, sae_dir: Path, prose_file: Path, tmp_path: Path, monkeypatch: Any
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    given = (
-        "compare",
-        teacher_dir,
-        "--text",
-        prose_file,
-        "--batch-size",
-        8,
-        "--tokens",
-        2048,
-        "--steps",
-        0,
-        "--widths",
-        "2,8",
-    )
+    given = ("compare", teacher_dir, "--text", prose_file, *QUICK, "--steps", 0)
     result = run(*given, "--sae", sae_dir, "--sae", layers_dir / "layer1")
     assert result.exit_code == 0, result.output
     assert "The order of the SAEs by floor is the same at every width" in " ".join(result.stdout.split())

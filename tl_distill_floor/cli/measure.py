@@ -69,7 +69,7 @@ def measure(
         bool,
         typer.Option(
             "--no-sae",
-            help="Use no SAE: compute only the lower bound from the rank of the students' logits.",
+            help="Use no SAE: estimate only the least loss that the rank of a student's logits allows.",
         ),
     ] = False,
     text: TextOption = None,
@@ -79,7 +79,7 @@ def measure(
     widths: WidthsOption = None,
     steps: StepsOption = 1000,
     head: Annotated[
-        bool, typer.Option(help="Compute the head floor too, the bound below which no student's loss can be.")
+        bool, typer.Option(help="Compute the head floor too, an estimate of the least loss of any student.")
     ] = True,
     min_count: Annotated[
         int, typer.Option(help="A feature is alive if it fires on at least this many tokens.", min=1, metavar="N")
@@ -103,7 +103,7 @@ def measure(
 
     if no_sae:
         if sae is not None or layer is not None or sae_format is not None:
-            raise InputError("--no-sae computes a bound for all layers; leave out --sae, --sae-format and --layer")
+            raise InputError("--no-sae measures no layer; leave out --sae, --sae-format and --layer")
         if cost != "fisher":
             raise InputError(f"--no-sae measures losses in nats and no feature; leave out --cost {cost}")
         bound_and_save(

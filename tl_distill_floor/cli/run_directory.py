@@ -43,7 +43,7 @@ def load_floor(directory: Path) -> FloorPrediction:
     if not (directory / FLOOR_FILE).is_file():
         if (directory / HEAD_FILE).is_file():
             raise InputError(
-                f"{directory} was measured without an SAE and holds a lower bound only; measure with an SAE"
+                f"{directory} was measured without an SAE and holds a head floor only; measure with an SAE"
                 f" (tl-floor train-sae makes one): tl-floor measure MODEL --sae SAE --out {directory}"
             )
         runs = sorted(str(file.parent) for file in Path("runs").glob(f"*/{FLOOR_FILE}"))

@@ -110,7 +110,9 @@ def _explanation(floor: FloorPrediction) -> str:
     if floor.simulated is not None:
         sentences.append("gain: independent divided by simulated, what is saved because features fire together.")
     if floor.bound is not None:
-        sentences.append("bound: the head floor; no student of this width loses less. The others are predictions.")
+        sentences.append(
+            "bound: the head floor, the least that a student of this width can lose, estimated from above."
+        )
     if floor.tail is not None:
         n_tokens = int(floor.tail.n_tokens.sum())
         sentences.append(

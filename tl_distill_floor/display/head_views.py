@@ -12,7 +12,10 @@ from tl_distill_floor.display.tables import key_value_table, plain_table, warnin
 from tl_distill_floor.display.units import LONG_UNIT, STUDENT_LOSS
 from tl_distill_floor.results.head_floor import HeadFloor
 
-BOUND = "No student of this width loses less, whatever its depth, data or training: its logits have at most this rank."
+BOUND = (
+    "A student loses at least what the best logits of its rank lose, whatever its depth, data or training. The head"
+    " floor estimates that loss from above: more steps would lower it."
+)
 
 
 def head_table(head: HeadFloor) -> RenderableType:
@@ -27,8 +30,8 @@ def head_table(head: HeadFloor) -> RenderableType:
             ("training", f"{head.steps:,} steps"),
         ]
     )
-    table = plain_table(f"Head floor (nats/token): {STUDENT_LOSS}")
-    for heading in ("width", "at least", "standard error", "after half of the steps"):
+    table = plain_table(f"Least loss of a student (nats/token): {STUDENT_LOSS}")
+    for heading in ("width", "head floor", "standard error", "after half of the steps"):
         table.add_column(heading, justify="right")
     for width, floor, error, half in zip(head.widths, head.floor, head.standard_error, head.half_steps, strict=True):
         table.add_row(f"{width:,}", f"{floor:.4g}", f"{error:.2g}", f"{half:.4g}")
@@ -49,7 +52,7 @@ def head_figure(head: HeadFloor) -> go.Figure:
         name="head floor",
     )
     figure.add_vline(head.d_model, line_dash="dot", annotation_text="teacher", annotation_position="top left")
-    title = f"Lower bound on the loss of students of {escape_markup(head.model_name)}"
+    title = f"Estimated least loss of students of {escape_markup(head.model_name)}"
     apply_style(figure, title, "student width (dimensions)", LONG_UNIT["nats"])
     return add_loss_axis_switch(figure, 0.5 * float(floor.min()), float(floor.max())) if len(floor) else figure
 

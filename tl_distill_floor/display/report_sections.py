@@ -136,7 +136,7 @@ def report_summary(parts: RunParts) -> str:
         middle = len(head.widths) // 2
         return (
             f"A student of {head.model_name} that is {head.widths[middle]:,} of {head.d_model:,} dimensions wide loses"
-            f" at least {head.floor[middle]:.3g} {LONG_UNIT['nats']}. How much more was not predicted, since the"
+            f" at least about {head.floor[middle]:.3g} {LONG_UNIT['nats']}. How much more was not predicted, since the"
             " teacher was measured without an SAE."
         )
     if floor is None:

@@ -17,12 +17,8 @@ from torch.nn.functional import cross_entropy
 from tl_distill_floor.annotations import Divergence
 from tl_distill_floor.errors import InputError, check_choice
 from tl_distill_floor.measuring.kl import expected_log_prob, forward_kl, kl_from_log_probs
-from tl_distill_floor.measuring.logit_map import LazyLogits
+from tl_distill_floor.measuring.logit_map import LazyLogits, tokens_per_chunk
 
-LOGITS_PER_CHUNK_CPU, LOGITS_PER_CHUNK_GPU = 2**20, 2**26
-"""Logits per chunk: about what the caches of a CPU hold, and enough to keep a GPU busy."""
-MIN_TOKENS_PER_CHUNK = 256
-"""Tokens per chunk for the largest vocabularies; each chunk reads the full unembedding."""
 NO_LABEL = -100
 """Label of a position that no token follows."""
 
@@ -182,9 +178,8 @@ def _chunks(teacher: LazyLogits) -> list[slice]:
     vocabulary = max(
         (len(weight) if weight.ndim == 1 else max(weight.shape)) for weight in teacher.unembed.parameters()
     )
-    chunk_size = LOGITS_PER_CHUNK_CPU if teacher.hidden.device.type == "cpu" else LOGITS_PER_CHUNK_GPU
-    tokens_per_chunk = max(MIN_TOKENS_PER_CHUNK, chunk_size // vocabulary)
-    return [slice(first, min(first + tokens_per_chunk, n_tokens)) for first in range(0, n_tokens, tokens_per_chunk)]
+    size = tokens_per_chunk(vocabulary, teacher.hidden.device)
+    return [slice(first, min(first + size, n_tokens)) for first in range(0, n_tokens, size)]
 
 
 class _GradientAccumulator:

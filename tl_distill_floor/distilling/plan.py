@@ -13,7 +13,7 @@ from tl_distill_floor.distilling.student_config import check_depth, hugging_face
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.results.floor_prediction import FloorPrediction
 from tl_distill_floor.results.plan import Plan
-from tl_distill_floor.sources.teachers import load_teacher
+from tl_distill_floor.sources.teachers import choose_context_size, load_teacher
 from tl_distill_floor.sources.torch_state import neutral_torch_state
 from tl_distill_floor.theory.regression import PredictedLoss
 
@@ -102,7 +102,7 @@ def expected_loss(floor: FloorPrediction, width: int) -> PredictedLoss:
 
 
 def _bound(floor: FloorPrediction, width: int) -> float:
-    """Return the head floor at a width, below which no student's loss can be; 0 if it is not known or another unit."""
+    """Return the head floor at a width; 0 if it is not known, or losses are in another unit."""
     head = floor.head
     return head.floor_at(width) if head is not None and floor.unit == "nats" and width >= head.widths[0] else 0.0
 
@@ -121,7 +121,7 @@ def relative_speed(teacher: HookedModel, width: int, depth: int | None = None) -
     device = next(teacher.parameters()).device
     shapes = ((_teacher_width(teacher), None), (width, depth))
     models = [build_student(teacher, w, depth=layers, start="random").to(device) for w, layers in shapes]
-    length = min(256, int(teacher.cfg.n_ctx))
+    length = choose_context_size(teacher)
     ids = torch.zeros((max(1, TIMED_TOKENS // length), length), dtype=torch.long, device=device)
     seconds: list[list[float]] = [[], []]
     with torch.no_grad():
@@ -243,7 +243,9 @@ def _known(floor: FloorPrediction) -> tuple[str, ...]:
 def _known_bound(floor: FloorPrediction, width: int) -> tuple[str, ...]:
     """Return a statement about the head floor, if it is known."""
     bound = _bound(floor, width)
-    return (f"no student of width {width} loses less than {bound:.3g} nats per token (head floor)",) if bound else ()
+    return (
+        (f"a student of width {width} loses at least about {bound:.3g} nats per token (head floor)",) if bound else ()
+    )
 
 
 def _assumed(floor: FloorPrediction, width: int, *, has_fewer_layers: bool) -> tuple[str, ...]:

@@ -13,12 +13,10 @@ from tl_distill_floor.distilling.losses import NO_LABEL
 from tl_distill_floor.distilling.overlap import overlap_warnings
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.measuring.token_stream import TokenStream, open_token_stream
-from tl_distill_floor.sources.teachers import Teacher, check_context, tokenizer_of
+from tl_distill_floor.sources.teachers import Teacher, choose_context_size, tokenizer_of
 
 HELDOUT_SHARE = 0.1
 """Share of the text, at its end, that is held out if no held-out text is given."""
-DEFAULT_CONTEXT_SIZE = 256
-"""Tokens per sequence, if the teacher's context allows."""
 SEQUENCES_PER_READ = 256
 
 
@@ -100,9 +98,7 @@ def read_text_split(
     Raises:
         InputError: a text cannot be read, or has too few sequences.
     """
-    check_context(teacher.model, context_size)
-    context_size = context_size or min(DEFAULT_CONTEXT_SIZE, int(teacher.model.cfg.n_ctx))
-    stream = open_token_stream(teacher, text, context_size, SEQUENCES_PER_READ)
+    stream = open_token_stream(teacher, text, choose_context_size(teacher.model, context_size), SEQUENCES_PER_READ)
     if heldout is None:
         heldout_stream = stream
         train_ids, heldout_ids = _split_sequences(stream, config)

@@ -17,6 +17,10 @@ SAMPLE_SEQUENCES, SAMPLE_TOKENS = 4, 16
 PROBE_VALUES = (1e-3, 0.1, 1.0, 5.0, 20.0, 100.0, 1e3, 1e6)
 """Absolute values that replace the output of the unembedding, to measure the map: from no effect of a cap to its limit.
 The first gives the scale, the last the cap."""
+LOGITS_PER_CHUNK_CPU, LOGITS_PER_CHUNK_GPU = 2**20, 2**26
+"""Logits per chunk: about what the caches of a CPU hold, and enough to keep a GPU busy."""
+MIN_TOKENS_PER_CHUNK = 256
+"""Tokens per chunk for the largest vocabularies; each chunk reads the full unembedding."""
 MEASURED_TOLERANCE = 0.01
 """Relative difference within which a measured scale or cap is taken to be a value of the configuration."""
 TOLERANCES = {torch.float32: 1e-4, torch.float64: 1e-6}
@@ -66,6 +70,17 @@ class LazyLogits(NamedTuple):
         """Return the logits of given last hidden states."""
         unembedded: Tensor = self.unembed(hidden)
         return self.logit_map(unembedded)
+
+
+def tokens_per_chunk(vocabulary: int, device: torch.device) -> int:
+    """Return the number of tokens whose logits are computed at a time.
+
+    Args:
+        vocabulary: tokens of the vocabulary.
+        device: device of the logits.
+    """
+    n_logits = LOGITS_PER_CHUNK_CPU if device.type == "cpu" else LOGITS_PER_CHUNK_GPU
+    return max(MIN_TOKENS_PER_CHUNK, n_logits // vocabulary)
 
 
 def sample_ids(

@@ -8,7 +8,7 @@
 - `bottleneck_task`: the codes that bottleneck students are trained on and evaluated on.
 - `bottleneck`: the model and the training of bottleneck students.
 - `lost_features`: `lost_features` and `one_feature`, the features that a student loses.
-- `head_floor`: `head_floor`, the least loss of any student of a width; it needs no SAE.
+- `head_floor`: `head_floor`, an estimate of the least loss of any student of a width; it needs no SAE.
 - `head_tokens`: the teacher's last hidden states and unembedding.
 - `low_rank_head`: logits of low rank, and their training.
 - `head_contexts`: the best low-rank logits of each context.

@@ -12,7 +12,7 @@ from tl_distill_floor.measuring.logit_map import LogitMap
 
 NEWTON_STEPS, CG_STEPS = 8, 8
 """Steps of Newton's method at most, and steps of conjugate gradients for each."""
-HALVINGS, SHRINK = 4, 0.25
+MAX_SHORTENINGS, SHRINK = 4, 0.25
 """How often a step that raises the loss is shortened, and by which factor."""
 FIRST_DAMPING, DAMPING_AFTER_SUCCESS, DAMPING_AFTER_FAILURE = 1e-3, 0.3, 10.0
 SMALLEST_GAIN = 1e-3
@@ -149,7 +149,7 @@ def _line_search(
     moved = z + direction
     candidate = evaluate(moved, slice(None))
     length = 1.0
-    for _ in range(HALVINGS):
+    for _ in range(MAX_SHORTENINGS):
         (worse,) = torch.where(~(candidate.kl <= point.kl + ROUNDING))
         if not len(worse):
             break

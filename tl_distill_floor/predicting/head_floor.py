@@ -1,4 +1,4 @@
-"""`head_floor`: the least loss of any student of a width, from the rank of its logits; no SAE is needed."""
+"""`head_floor`: estimate the least loss of any student of a width, from the rank of its logits; no SAE is needed."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -9,10 +9,11 @@ import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
-from tl_distill_floor.annotations import Dtype, ProgressCallback, TeacherLike, TextLike, WidthsLike
+from tl_distill_floor.annotations import Dtype, HookedModel, ProgressCallback, TeacherLike, TextLike, WidthsLike
 from tl_distill_floor.errors import InputError, check_choice
 from tl_distill_floor.measuring.kl import kl_from_log_probs
-from tl_distill_floor.measuring.token_stream import TokenStream, device_of, open_token_stream
+from tl_distill_floor.measuring.logit_map import tokens_per_chunk
+from tl_distill_floor.measuring.token_stream import TokenStream, open_token_stream
 from tl_distill_floor.predicting.checks import integer_widths
 from tl_distill_floor.predicting.floors import STEPS, student_widths
 from tl_distill_floor.predicting.head_contexts import best_logits
@@ -28,30 +29,28 @@ from tl_distill_floor.predicting.progress import ProgressBarFactory, no_progress
 from tl_distill_floor.results.head_floor import HeadFloor
 from tl_distill_floor.results.tail_loss import ratio_standard_error
 from tl_distill_floor.sources.devices import check_device
-from tl_distill_floor.sources.teachers import check_context, load_teacher
+from tl_distill_floor.sources.teachers import choose_context_size, load_teacher
 from tl_distill_floor.sources.torch_state import neutral_torch_state
 
 HEAD_STEPS = 200
 """Default training steps."""
-N_TOKENS, N_HELDOUT_TOKENS = 170_000, 8192
+N_TOKENS, N_HELDOUT_TOKENS = 168_192, 8192
 """Default numbers of tokens and, of these, of held-out tokens, at most."""
 MIN_HELDOUT_TOKENS, MAX_HELDOUT_LOGITS = 1024, 2**27
 """Limits of the default number of held-out tokens, and of its product with the vocabulary."""
-DEFAULT_CONTEXT_SIZE = 256
 TOKENS_PER_STEP = 1024
-LOGITS_PER_CHUNK_CPU, LOGITS_PER_CHUNK_GPU = 2**20, 2**26
-"""Logits of a chunk of held-out tokens: about what the caches of a CPU hold, and enough to keep a GPU busy."""
-MIN_TOKENS_PER_CHUNK = 64
 CHUNKS_PER_HALF_CHUNK = 4
 """Chunks of held-out tokens of which one is evaluated after half of the steps too."""
 BYTES_PER_WEIGHT = 16
 """Bytes of a trained weight, its gradient and the two averages of Adam, in fp32."""
+HIDDEN_COPIES = 2
+"""Copies of the last hidden states: batches, and the tensors that they are joined to."""
 LOGIT_ARRAYS = 6
 """Arrays of the size of a step's logits that are in memory at the same time."""
 MIN_TOKENS_PER_DIMENSION = 50
 """Training tokens per dimension of the widest student below which a head floor warns."""
 MAX_TRAINING_LEFT = 0.03
-"""Share of the bound that the second half of the training removed, above which a head floor warns."""
+"""Share of the head floor that the second half of the training removed, above which a head floor warns."""
 
 
 @neutral_torch_state()
@@ -71,7 +70,7 @@ def head_floor(
     progress: ProgressCallback | None = None,
     progress_bar: ProgressBarFactory | None = None,
 ) -> HeadFloor:
-    """Compute a lower bound on the loss of every student of a width. No SAE is needed.
+    """Estimate the least loss of any student of a width from the rank of its logits. No SAE is needed.
 
     A student of width d computes its logits as U z + c, with z in d dimensions. So whatever its depth, data and
     training, it loses at least
@@ -80,7 +79,7 @@ def head_floor(
 
     U and c are trained on a part of the text, together with a network that computes z from the teacher's last hidden
     state. On held-out text the best z of each context is then found by Newton's method. The result is the loss of the
-    best U and c that were found, so it approaches head(d) from above as training goes on: see `training_left`.
+    best U and c that were found. It approaches head(d) from above as training goes on: see `training_left`.
 
     Sources: Yang et al. 2018 (arXiv 1711.03953), section 2; Godey et al. 2024 (arXiv 2404.07647).
 
@@ -101,7 +100,7 @@ def head_floor(
         progress_bar: makes a progress bar for each stage; `progress` is used for the training if both are given.
 
     Returns:
-        The bound of every width, in nats per token, with its standard error and an estimate of what training left.
+        The head floor of every width, in nats per token, with its standard error and an estimate of what training left.
 
     Raises:
         InputError: a width is not an integer above 0, the teacher has no head or a random one, its hidden states are
@@ -120,10 +119,7 @@ def head_floor(
     sizes = None if widths is None else integer_widths(widths)
     check_device(device)
     teacher = load_teacher(model, device=device, dtype=dtype)
-    check_context(teacher.model, context_size)
-    stream = open_token_stream(
-        teacher, text, context_size or min(DEFAULT_CONTEXT_SIZE, int(teacher.model.cfg.n_ctx)), batch_size
-    )
+    stream = open_token_stream(teacher, text, choose_context_size(teacher.model, context_size), batch_size)
     return head_floor_of_stream(
         stream,
         sizes,
@@ -167,7 +163,7 @@ def head_floor_of_stream(
     all_widths = student_widths(widths, d_model).tolist()
     make_bar = progress_bar or no_progress_bar
     narrower = [width for width in all_widths if width < d_model]
-    _check_memory(int(model.cfg.d_vocab), narrower, device_of(model))
+    _check_memory(model, narrower, n_tokens)
     by_vocabulary = max(MIN_HELDOUT_TOKENS, min(N_HELDOUT_TOKENS, MAX_HELDOUT_LOGITS // int(model.cfg.d_vocab)))
     n_heldout_tokens = by_vocabulary if n_heldout_tokens is None else n_heldout_tokens
     with make_bar("tokens", "reading last hidden states") as reading:
@@ -257,8 +253,7 @@ def _evaluate(
     dtype: torch.dtype,
 ) -> None:
     """Write the losses of the held-out tokens of every n-th chunk, with the best z and with the encoder's."""
-    limit = LOGITS_PER_CHUNK_CPU if tokens.heldout.device.type == "cpu" else LOGITS_PER_CHUNK_GPU
-    size = max(MIN_TOKENS_PER_CHUNK, limit // len(tokens.head.weight))
+    size = tokens_per_chunk(len(tokens.head.weight), tokens.heldout.device)
     for first in range(0, len(tokens.heldout), size * every):
         hidden = tokens.heldout[first : first + size].float()
         with torch.no_grad():
@@ -273,7 +268,7 @@ def _evaluate(
 def _result(
     stream: TokenStream, tokens: HeadTokens, widths: Sequence[int], losses: _Losses, settings: dict[str, int]
 ) -> HeadFloor:
-    """Average the losses, and make the bound non-increasing over the widths: a wider student can do the same."""
+    """Average the losses, and make them non-increasing over the widths: a wider student can do the same."""
     n_wide = len(widths) - len(losses.best)
     sequence = np.unique(tokens.heldout_sequence.numpy(), return_inverse=True)[1]
     n_of_sequence = np.bincount(sequence)
@@ -300,14 +295,21 @@ def _result(
         n_train_tokens=len(tokens.train),
         n_heldout_tokens=len(tokens.heldout),
         settings=settings | {"context_size": stream.context_size, "text": stream.text.fingerprint},
-        warnings=tuple(_warnings(widths, floor, gain, len(tokens.train))),
+        warnings=tuple(_warnings(widths[: len(floor)], floor, gain, len(tokens.train))),
     )
 
 
 def _warnings(widths: Sequence[int], floor: np.ndarray, gain: np.ndarray, n_train: int) -> list[str]:
-    """Return what a reader of the bound should know."""
+    """Return what a reader of the head floor should know.
+
+    Args:
+        widths: widths below the teacher's, rising.
+        floor: head floor at each of them.
+        gain: what the second half of the training removed.
+        n_train: training tokens.
+    """
     warnings = []
-    if n_train < MIN_TOKENS_PER_DIMENSION * max(widths):
+    if n_train < MIN_TOKENS_PER_DIMENSION * max(widths, default=0):
         warnings.append(
             f"the head floor was trained on {n_train:,} tokens, fewer than {MIN_TOKENS_PER_DIMENSION} per dimension of"
             " the widest student, so it may be too high; give more text"
@@ -322,19 +324,24 @@ def _warnings(widths: Sequence[int], floor: np.ndarray, gain: np.ndarray, n_trai
 
 
 def _product_dtype(device: torch.device) -> torch.dtype:
-    """Return the dtype of the matrix products of the training: bf16 where the processor has units for it."""
+    """Return the dtype of the large matrix products: bf16 where the processor has units for it."""
     if device.type == "cuda":
         return torch.bfloat16
     capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
     return torch.bfloat16 if capabilities.get("amx_bf16") else torch.float32
 
 
-def _check_memory(vocab_size: int, widths: Sequence[int], device: torch.device) -> None:
-    """Raise an InputError if the weights of all widths and the logits of one step do not fit into memory."""
-    needed = vocab_size * (BYTES_PER_WEIGHT * sum(widths) + 4 * LOGIT_ARRAYS * TOKENS_PER_STEP)
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+def _check_memory(model: HookedModel, widths: Sequence[int], n_tokens: int) -> None:
+    """Raise an InputError if hidden states, the weights of all widths and a step's logits do not fit into memory."""
+    weight = next(iter(model.parameters()))
+    vocabulary, d_model = int(model.cfg.d_vocab), int(model.cfg.d_model)
+    hidden = HIDDEN_COPIES * n_tokens * d_model * weight.element_size()
+    needed = hidden + vocabulary * (BYTES_PER_WEIGHT * sum(widths) + 4 * LOGIT_ARRAYS * TOKENS_PER_STEP)
+    is_cuda = weight.device.type == "cuda"
+    free = torch.cuda.mem_get_info(weight.device)[0] if is_cuda else psutil.virtual_memory().available
     if needed > free:
         raise InputError(
-            f"the head floor of {len(widths)} widths with {vocab_size:,} tokens of vocabulary needs"
-            f" {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free; name fewer or narrower widths with --widths"
+            f"the head floor of {len(widths)} widths with {vocabulary:,} tokens of vocabulary needs"
+            f" {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free; name fewer or narrower widths with --widths, or"
+            " read fewer --tokens"
         )

@@ -52,16 +52,15 @@ def principal_directions(
         hidden: last hidden states.
         n_metric_tokens: tokens that G is averaged over.
     """
-    mean = hidden.double().mean(0)
-    covariance = torch.cov(hidden.T.double(), correction=0)
-    step = max(1, len(hidden) // n_metric_tokens)
+    mean, covariance = _mean_and_covariance(hidden)
+    sampled = hidden[:: max(1, len(hidden) // n_metric_tokens)]
     mean_p = torch.zeros(len(head.weight), device=hidden.device)
     outer = torch.zeros_like(covariance)
-    for chunk in torch.split(hidden[::step], START_TOKENS_PER_CHUNK):
+    for chunk in torch.split(sampled, START_TOKENS_PER_CHUNK):
         p = head.log_probs(chunk).exp()
-        mean_p += p.sum(0) / len(hidden[::step])
+        mean_p += p.sum(0) / len(sampled)
         expected = (p @ head.weight).double()
-        outer += expected.T @ expected / len(hidden[::step])
+        outer += expected.T @ expected / len(sampled)
     metric = ((head.weight.T * mean_p) @ head.weight).double() - outer
     values, vectors = torch.linalg.eigh(metric)
     values = values.clamp(min=float(values.max()) * SMALLEST_EIGENVALUE + 1e-30)
@@ -77,6 +76,19 @@ def principal_directions(
         decode=scale * (head.weight @ (inverse_root @ components * deviations).float()),
         bias=scale * (head.weight @ mean.float() + head.bias),
     )
+
+
+def _mean_and_covariance(
+    hidden: Float[Tensor, "token d_model"],
+) -> tuple[Float[Tensor, " d_model"], Float[Tensor, "d_model d_model"]]:
+    """Return mean and covariance in double precision, without a copy of all hidden states."""
+    chunks = torch.split(hidden, START_TOKENS_PER_CHUNK)
+    mean = torch.stack([chunk.double().sum(0) for chunk in chunks]).sum(0) / len(hidden)
+    covariance = torch.zeros((len(mean), len(mean)), dtype=mean.dtype, device=mean.device)
+    for chunk in chunks:
+        centred = chunk.double() - mean
+        covariance += centred.T @ centred / len(hidden)
+    return mean, covariance
 
 
 class LowRankHead(nn.Module):
@@ -97,7 +109,7 @@ class LowRankHead(nn.Module):
         d_model, device = len(directions.mean), directions.mean.device
         n_hidden = HIDDEN_FACTOR * d_model
         random = torch.Generator().manual_seed(seed)
-        self.width, self.logit_map = width, LogitMap(1.0, cap)
+        self.logit_map = LogitMap(1.0, cap)
         self.decode = nn.Parameter(directions.decode[:, :width].clone())
         self.bias = nn.Parameter(directions.bias.clone())
         self.linear = nn.Parameter(torch.eye(d_model, width, device=device))

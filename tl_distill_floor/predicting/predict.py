@@ -96,7 +96,7 @@ def predict_floor(
         force: go on with an SAE that does not fit the activations, see `measure`.
         steps: training steps of the bottleneck students for `simulated`; 0 trains none. The logits of `bound` are
             trained for a fifth of these steps.
-        head: whether to compute `bound`, the head floor, if losses are in nats. It costs about as much as `simulated`.
+        head: whether to compute `bound`, the head floor, if losses are in nats; see `head_floor`.
         min_count: a feature is alive if it fired on at least this many tokens.
         seed: seed of the resampling, of the training, and of the choice of the held-out text.
         checkpoint: file for the unfinished measurement, see `measure`.

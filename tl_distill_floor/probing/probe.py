@@ -8,7 +8,7 @@ from tl_distill_floor.probing.examples import tokenize_examples
 from tl_distill_floor.probing.fitting import fit_probes, probe_result
 from tl_distill_floor.results.probes import ProbeResult
 from tl_distill_floor.sources.labels import load_labels
-from tl_distill_floor.sources.teachers import check_context, load_teacher, tokenizer_of
+from tl_distill_floor.sources.teachers import choose_context_size, load_teacher, tokenizer_of
 from tl_distill_floor.sources.torch_state import neutral_torch_state
 
 
@@ -62,7 +62,7 @@ def probe(
     """
     config = ProbeConfig(pool=pool, per_class=per_class, n_splits=n_splits, seed=seed, batch_size=batch_size)
     teacher = load_teacher(model, device=device, dtype=dtype)
-    check_context(teacher.model, context_size)
+    context_size = choose_context_size(teacher.model, context_size)
     names = None if label is None and labelled is not None else [label or "author"]
     labelled_text = load_labels(labelled, names)
     if len(labelled_text.tasks) > 1:
@@ -73,7 +73,7 @@ def probe(
         labelled_text,
         tokenizer_of(teacher.model),
         pool=config.pool,
-        context_size=context_size or min(256, int(teacher.model.cfg.n_ctx)),
+        context_size=context_size,
         per_class=config.per_class,
         seed=config.seed,
     )

@@ -34,7 +34,7 @@ from tl_distill_floor.results.student import StudentResult
 from tl_distill_floor.sources.devices import TORCH_DTYPES
 from tl_distill_floor.sources.labels import load_labels
 from tl_distill_floor.sources.saes import SaeSource, load_sae, sae_digest
-from tl_distill_floor.sources.teachers import Teacher, load_teacher, tokenizer_of
+from tl_distill_floor.sources.teachers import Teacher, choose_context_size, load_teacher, tokenizer_of
 from tl_distill_floor.sources.torch_state import neutral_torch_state
 
 
@@ -98,7 +98,7 @@ def probe_run(
         labelled_text,
         tokenizer_of(loaded_teacher.model),
         pool=config.pool,
-        context_size=int(stats.settings.get("context_size", min(256, loaded_teacher.model.cfg.n_ctx))),
+        context_size=int(stats.settings.get("context_size", choose_context_size(loaded_teacher.model))),
         prepend_bos=source.prepend_bos is not False,
         per_class=config.per_class,
         seed=config.seed,

@@ -6,7 +6,7 @@
 - `contexts`: `FeatureContexts`, the text on which each feature fires most strongly.
 - `simulation`: `Simulation`, the losses of bottleneck students.
 - `tail_loss`: `TailLoss`, the loss when the least costly features are removed.
-- `head_floor`: `HeadFloor`, a lower bound on the loss of every width.
+- `head_floor`: `HeadFloor`, an estimate of the least loss of any student of a width.
 - `floor_prediction`: `FloorPrediction`, the floor of every student width.
 - `floor_curve`: `FloorCurve`, interpolation of floors over widths.
 - `floor_files`: the files of a floor prediction.

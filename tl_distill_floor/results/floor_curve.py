@@ -38,7 +38,7 @@ class FloorCurve:
     tail: TailLoss | None
     """Loss of removing the least costly features; None if costs are not converted to losses."""
     head: HeadFloor | None = None
-    """Lower bound from the rank of the logits; None if it was not computed."""
+    """Least loss that the rank of the logits allows; None if it was not computed."""
 
     @cached_property
     def alive(self) -> Bool[np.ndarray, " feature"]:

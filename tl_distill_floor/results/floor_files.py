@@ -99,7 +99,7 @@ def save_floor(
         stats: statistics of the features.
         simulation: losses of bottleneck students.
         tail: loss of removing the least costly features.
-        head: lower bound from the rank of the logits.
+        head: least loss that the rank of the logits allows.
         calibration: fit to trained students.
         simulated: simulated floors at the widths.
         expected: expected floors at the widths.

@@ -71,7 +71,7 @@ class FloorPrediction(Displayable):
     tail: TailLoss | None = None
     """Measured loss of removing the least costly features; None if costs are not in nats."""
     head: HeadFloor | None = None
-    """Lower bound from the rank of the students' logits; None if it was not computed."""
+    """Least loss that the rank of the students' logits allows; None if it was not computed."""
     warnings: tuple[str, ...] = ()
     """What to keep in mind when using the prediction."""
     calibration: Calibration | None = None
@@ -112,8 +112,8 @@ class FloorPrediction(Displayable):
 
     @property
     def bound(self) -> Float64[np.ndarray, " width"] | None:
-        """Loss, in nats per token, that every student of each width exceeds, because its logits have no higher rank
-        than its width; None if the head floor was not computed."""
+        """Head floor at each width, nats per token: an estimate, from above, of the least loss of any student, whose
+        logits have no higher rank than its width; None if it was not computed."""
         if self.head is None or not self._curve.has_head_at(int(self.widths[0])):
             return None
         return np.array([self.head.floor_at(int(width)) for width in self.widths])

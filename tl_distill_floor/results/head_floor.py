@@ -1,4 +1,4 @@
-"""`HeadFloor`: the least loss of any student of a width, from the rank of its logits alone."""
+"""`HeadFloor`: an estimate of the least loss of any student of a width, from the rank of its logits alone."""
 
 import math
 from collections.abc import Callable
@@ -17,7 +17,7 @@ HEAD_FILE = "head.json"
 
 @dataclass(frozen=True, repr=False)
 class HeadFloor(JsonRecord):
-    """A lower bound on the loss of every student of a width: its logits have no higher rank than its width.
+    """An estimate, from above, of the least loss of any student of a width: its logits have no higher rank than that.
 
     Losses are KL(teacher ‖ student) on held-out text, in nats per token.
 
@@ -61,7 +61,7 @@ class HeadFloor(JsonRecord):
     settings: dict[str, Any] = field(default_factory=dict)
     """Options of the computation."""
     warnings: tuple[str, ...] = ()
-    """What to keep in mind when using the bound."""
+    """What to keep in mind when using the head floor."""
 
     def __post_init__(self) -> None:
         """Raise a ValueError if a field has an impossible value."""
@@ -83,7 +83,7 @@ class HeadFloor(JsonRecord):
         return tuple(max(0.0, half - full) for half, full in zip(self.half_steps, self.floor, strict=True))
 
     def floor_at(self, width: Number) -> float:
-        """Return the bound at any width from the narrowest one that was computed.
+        """Return the head floor at any width from the narrowest one that was computed.
 
         Between the computed widths the log floor is interpolated over log width by a monotone cubic. Above the widest
         of them it falls linearly to 0 at the teacher's width.
@@ -113,7 +113,7 @@ class HeadFloor(JsonRecord):
         return self.floor[self.widths.index(widest)] * (self.d_model - width) / (self.d_model - widest)
 
     def width_for(self, max_loss: Number) -> int:
-        """Return the narrowest width whose bound is at most `max_loss`. Every narrower student loses more.
+        """Return the narrowest width whose head floor is at most `max_loss`.
 
         Args:
             max_loss: nats per token, at least 0.
@@ -141,18 +141,18 @@ class HeadFloor(JsonRecord):
     def __repr__(self) -> str:
         """Return the teacher, the widths and the range of the bounds in one line."""
         return (
-            f"HeadFloor({self.model_name}: widths {self.widths[0]:,} to {self.widths[-1]:,}, at least"
+            f"HeadFloor({self.model_name}: widths {self.widths[0]:,} to {self.widths[-1]:,}, least loss"
             f" {self.floor[0]:.4g} to {self.floor[-1]:.4g} nats per token)"
         )
 
     @property
     def _positive(self) -> tuple[int, ...]:
-        """Widths below the teacher's whose bound is above 0."""
+        """Widths below the teacher's whose head floor is above 0."""
         return tuple(w for w, loss in zip(self.widths, self.floor, strict=True) if loss > 0 and w < self.d_model)
 
     @cached_property
     def _log_floor(self) -> Callable[[float], float]:
-        """Log of the bound over log width, between the computed widths."""
+        """Log of the head floor over log width, between the computed widths."""
         from scipy.interpolate import PchipInterpolator
 
         positive = self._positive

@@ -183,7 +183,7 @@ def raise_no_known_sae(model_name: str, layer: int | None) -> NoReturn:
     train = f"tl-floor train-sae {model_name} --layer {'L' if layer is None else layer}"
     raise InputError(
         f"no SAE is known for {model_name}{_at_layer(layer)}{only} train one with {train}, give one with --sae, or"
-        f" compute the bound that needs none with tl-floor measure {model_name} --no-sae (head_floor in Python)"
+        f" estimate the least loss without one: tl-floor measure {model_name} --no-sae (head_floor in Python)"
     )
 
 

@@ -26,6 +26,7 @@ from tl_distill_floor.sources.model_names import (
     suggest_names,
     tiny_prose_directory,
 )
+from tl_distill_floor.sources.packing import DEFAULT_CONTEXT_SIZE
 from tl_distill_floor.sources.teacher_checks import PlainModelLoader, check_against_plain
 from tl_distill_floor.sources.torch_state import neutral_torch_state
 
@@ -126,6 +127,16 @@ def check_context(model: HookedModel, context_size: int | None) -> None:
         raise InputError(
             f"the teacher reads sequences of 2 to {longest} tokens, got {context_size}; set --context-size"
         )
+
+
+def choose_context_size(model: HookedModel, context_size: int | None = None) -> int:
+    """Return a context size that was given, or by default 256 tokens, or the teacher's context if that is shorter.
+
+    Raises:
+        InputError: see `check_context`.
+    """
+    check_context(model, context_size)
+    return context_size or min(DEFAULT_CONTEXT_SIZE, int(model.cfg.n_ctx))
 
 
 def weights_digest(model: HookedModel) -> str:
