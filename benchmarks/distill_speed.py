@@ -22,6 +22,7 @@ import torch
 from accelerate import Accelerator
 from timing import peak_memory_mb, reset_peak_memory, time_in_turn
 
+from tl_distill_floor.annotations import StudentStart
 from tl_distill_floor.cli.libraries import quiet_libraries
 from tl_distill_floor.cli.memory import tune_allocator
 from tl_distill_floor.distilling.build import build_student
@@ -34,6 +35,7 @@ from tl_distill_floor.distilling.text_split import read_text_split
 from tl_distill_floor.distilling.training_step import train_step
 from tl_distill_floor.measuring.kl import forward_kl
 from tl_distill_floor.measuring.teacher_backbone import teacher_backbone
+from tl_distill_floor.measuring.token_stream import device_of
 from tl_distill_floor.sources.teachers import load_teacher
 from tl_distill_floor.storage.atomic import write_atomically
 
@@ -107,13 +109,17 @@ def compare_rates(dtype: str, n_rounds: int) -> dict[str, Any]:
     }
 
 
-def make_plain_step(teacher: Any, width: int, config: DistillConfig) -> Callable[[torch.Tensor], None]:
+def make_plain_step(
+    teacher: Any, width: int, config: DistillConfig, start: StudentStart = "svd"
+) -> Callable[[torch.Tensor], None]:
     """Return a function that trains a student on a batch of token ids as the plain loop does."""
-    student = build_student(teacher, width)
+    device = device_of(teacher)
+    student = build_student(teacher, width, start=start).to(device)
     optimizers = create_optimizers(StudentModule(student, StudentSpec(width), int(teacher.cfg.d_model)), config)
 
     def step(ids: torch.Tensor) -> None:
-        with torch.autocast("cpu", torch.bfloat16) if config.dtype == "bf16" else nullcontext():
+        ids = ids.to(device)
+        with torch.autocast(device.type, torch.bfloat16) if config.dtype == "bf16" else nullcontext():
             with torch.no_grad():
                 teacher_logits = teacher(ids)
             loss = forward_kl(teacher_logits, student(ids).logits).mean()

@@ -1,7 +1,7 @@
 """The stages that `speed.py` times: our function, the least work that it has to do, and other tools' functions."""
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from distill_speed import make_plain_step
-from speed_workloads import Workload
+from speed_workloads import BATCH_SIZE, Workload
 from synthetic_data import CONTEXT, prediction_with_contexts, random_codes
 
 from tl_distill_floor import independent_floor, load_sae, load_teacher, load_text, measure, probe
-from tl_distill_floor.annotations import CostMethod
+from tl_distill_floor.annotations import CostMethod, Dtype, StudentStart
 from tl_distill_floor.display.report_sections import report_figures, report_html
 from tl_distill_floor.display.run_parts import RunParts
 from tl_distill_floor.distilling.config import DistillConfig, StudentSpec
@@ -24,14 +24,13 @@ from tl_distill_floor.distilling.text_split import read_text_split
 from tl_distill_floor.distilling.training_step import train_step
 from tl_distill_floor.measuring.batch_sums import CODES_AT_ONCE, LEAST_AT_ONCE
 from tl_distill_floor.measuring.hooks import differentiable_forward, get_hook_point
-from tl_distill_floor.measuring.strongest_contexts import LOGITS_AT_ONCE, find_promoted_tokens
+from tl_distill_floor.measuring.promoted_tokens import LOGITS_AT_ONCE, find_promoted_tokens
 from tl_distill_floor.measuring.teacher_backbone import teacher_backbone
+from tl_distill_floor.measuring.token_stream import device_of
 from tl_distill_floor.predicting import bottleneck
 from tl_distill_floor.predicting.progress import StepCounter
 from tl_distill_floor.predicting.simulation import TOKENS_PER_STEP
-
-BATCH_SIZE = 16
-"""Sequences per batch."""
+from tl_distill_floor.sources.teachers import Teacher
 
 
 class Stage(NamedTuple):
@@ -74,8 +73,9 @@ def measure_energy(workload: Workload) -> Stage:
     peers = {
         "SAELens run_evals": run_evals,
         "SAELens ActivationsStore": run_activations_store,
-        "transformers + torch": run_plain_transformers,
     }
+    if workload.plain is not None:
+        peers["transformers + torch"] = run_plain_transformers
     return _measurement(
         workload,
         "energy",
@@ -104,12 +104,14 @@ def _measurement(
 ) -> Stage:
     """Return the stage that measures one kind of cost."""
     model, sae, ids = workload.model, workload.sae, workload.ids
-    ours = partial(measure, model, sae, ids, cost=cost, n_tokens=ids.numel(), batch_size=BATCH_SIZE)
+    # `force`, since a random SAE does not fit the activations.
+    options = {"cost": cost, "n_tokens": ids.numel(), "batch_size": workload.batch_size, "force": True}
+    ours = partial(measure, model, sae, ids, **options)
     return Stage("tokens/s", ids.numel(), ours, partial(limit, workload), limit_is, peers)
 
 
 def promoted(workload: Workload) -> Stage:
-    """Return the stage that finds the tokens that each feature promotes; it runs once per measurement."""
+    """Return the stage that finds the tokens that each feature promotes; a prediction does so for a few features."""
     model, decoder = workload.model, workload.sae.W_dec
     weight = next(model.unembed.parameters()).detach()
     unembedding = weight.T if weight.shape[0] == model.cfg.d_vocab else weight
@@ -150,9 +152,9 @@ def for_each_activation(
     handle = get_hook_point(workload.model, workload.hook_name).register_forward_hook(catch)
     try:
         with torch.no_grad():
-            for batch in ids.split(BATCH_SIZE):
+            for batch in ids.split(workload.batch_size):
                 try:
-                    workload.model(batch)
+                    workload.model(batch.to(workload.device))
                 except StopError:
                     function(workload, caught.pop())
     finally:
@@ -160,8 +162,9 @@ def for_each_activation(
 
 
 def encode(workload: Workload, acts: torch.Tensor) -> None:
-    """Encode as many tokens at a time as the package does: the codes of a full batch do not fit in the cache."""
-    n_tokens = max(LEAST_AT_ONCE, CODES_AT_ONCE // workload.sae.cfg.d_sae)
+    """Encode as many tokens at a time as the package does: the codes of a full batch do not fit in a CPU's cache."""
+    codes_at_once = CODES_AT_ONCE if acts.device.type == "cpu" else CODES_AT_ONCE * 32
+    n_tokens = max(LEAST_AT_ONCE, codes_at_once // workload.sae.cfg.d_sae)
     for chunk in acts.flatten(0, 1).split(n_tokens):
         workload.sae.encode(chunk)
 
@@ -169,7 +172,7 @@ def encode(workload: Workload, acts: torch.Tensor) -> None:
 def forward_backward_and_encode(workload: Workload) -> None:
     """Run the forward pass, a backward pass to the hook point, and the SAE's encoder."""
     with differentiable_forward(workload.model, [workload.hook_name]) as run:
-        for batch in workload.ids.split(BATCH_SIZE):
+        for batch in workload.batches():
             logits, acts = run(batch)
             torch.autograd.grad(logits, acts, torch.ones_like(logits))
             with torch.no_grad():
@@ -183,8 +186,8 @@ def run_evals(workload: Workload) -> None:
     from sae_lens.training.activation_scaler import ActivationScaler
 
     config = EvalConfig(
-        batch_size_prompts=BATCH_SIZE,
-        n_eval_sparsity_variance_batches=len(workload.ids) // BATCH_SIZE,
+        batch_size_prompts=workload.batch_size,
+        n_eval_sparsity_variance_batches=len(workload.ids) // workload.batch_size,
         compute_sparsity_metrics=True,
         compute_variance_metrics=True,
         compute_featurewise_density_statistics=True,
@@ -200,24 +203,25 @@ def _activations_store(workload: Workload) -> Any:
     rows = Dataset.from_dict({"input_ids": workload.ids.numpy()}).with_format("numpy")
     return ActivationsStore.from_sae(
         workload.model, workload.sae, rows, streaming=False, context_size=CONTEXT, total_tokens=1,
-        store_batch_size_prompts=BATCH_SIZE,
+        store_batch_size_prompts=workload.batch_size, device=str(workload.device),
     )  # fmt: skip
 
 
 def run_activations_store(workload: Workload) -> None:
     """Add up the codes of activations from SAELens's store."""
-    store, sums = _activations_store(workload), DenseSums(workload.sae.cfg.d_sae)
+    store, sums = _activations_store(workload), DenseSums(workload.sae.cfg.d_sae, workload.device)
     with torch.no_grad():
-        for _ in range(len(workload.ids) // BATCH_SIZE):
+        for _ in range(len(workload.ids) // workload.batch_size):
             acts = store.get_activations(store.get_batch_tokens())
             sums.add(workload.sae.encode(acts.flatten(0, -2)))
 
 
 def run_plain_transformers(workload: Workload) -> None:
     """Add up the codes of a hidden state of transformers, which computes all layers."""
-    layer, sums = int(workload.hook_name.split(".")[1]), DenseSums(workload.sae.cfg.d_sae)
+    layer = int(workload.hook_name.split(".")[1])
+    sums = DenseSums(workload.sae.cfg.d_sae, workload.device)
     with torch.no_grad():
-        for batch in workload.ids.split(BATCH_SIZE):
+        for batch in workload.batches():
             hidden = workload.plain.base_model(batch, output_hidden_states=True).hidden_states[layer + 1]
             sums.add(workload.sae.encode(hidden.flatten(0, 1)))
 
@@ -225,8 +229,8 @@ def run_plain_transformers(workload: Workload) -> None:
 class DenseSums:
     """Firing counts, sums and sums of squares of dense codes, as a short script would compute them."""
 
-    def __init__(self, n_features: int) -> None:
-        self.count, self.sum, self.square = (torch.zeros(n_features) for _ in range(3))
+    def __init__(self, n_features: int, device: torch.device) -> None:
+        self.count, self.sum, self.square = (torch.zeros(n_features, device=device) for _ in range(3))
 
     def add(self, codes: torch.Tensor) -> None:
         """Add codes [token, feature]."""
@@ -235,10 +239,12 @@ class DenseSums:
         self.square += codes.square().sum(0)
 
 
-def simulate(n_features: int, width: int, l0: int, steps: int) -> Stage:
+def simulate(
+    n_features: int, width: int, l0: int, steps: int, device: str = "cpu", n_tokens: int = 8 * TOKENS_PER_STEP
+) -> Stage:
     """Return the stage that trains a bottleneck student on random codes."""
-    codes = random_codes(n_features, l0, 8 * TOKENS_PER_STEP)
-    weight, amplitude = torch.ones(n_features), torch.ones(n_features)
+    codes = random_codes(n_features, l0, n_tokens)
+    weight, amplitude = (torch.ones(n_features, device=device) for _ in range(2))
     ours = partial(
         bottleneck.train, codes, weight, amplitude, [width],
         steps=steps, batch_size=TOKENS_PER_STEP, seed=0, report=StepCounter(None, 1),
@@ -254,7 +260,7 @@ def simulate(n_features: int, width: int, l0: int, steps: int) -> Stage:
 
     def dense() -> None:
         student = bottleneck.BottleneckTrainer(width, weight, amplitude, 0, 1.0)
-        x = torch.zeros(batch.n_tokens, n_features)
+        x = torch.zeros(batch.n_tokens, n_features, device=device)
         x[batch.token, batch.feature] = batch.value
         for _ in range(n_steps):
             gradient = dense_gradient(student.model, x, weight)
@@ -299,27 +305,41 @@ def allocate(n_features: int = 10**6, n_widths: int = 100) -> Stage:
 
 def distil(width: int = 64, steps: int = 4) -> Stage:
     """Return the stage that trains a student of tiny-prose."""
+    return distil_students(load_teacher("tiny-prose"), [width], "fp32", "svd")(steps)
+
+
+def distil_students(
+    teacher: Teacher, widths: Sequence[int], dtype: Dtype, start: StudentStart, batch_size: int = BATCH_SIZE
+) -> Callable[[int], Stage]:
+    """Build students, and return the function from a number of steps to the stage that trains them together.
+
+    The limit trains them one after the other. A token counts once for each student.
+    """
     from accelerate import Accelerator
 
-    config = DistillConfig(n_tokens=10**6, n_heldout_tokens=CONTEXT)
-    teacher = load_teacher("tiny-prose")
-    ids = torch.randint(1, 4000, (64, CONTEXT), generator=torch.Generator().manual_seed(0))
+    config = DistillConfig(n_tokens=10**9, n_heldout_tokens=CONTEXT, dtype=dtype, batch_size=batch_size)
+    ids = torch.randint(1, 4000, (4 * batch_size, CONTEXT), generator=torch.Generator().manual_seed(0))
     split = read_text_split(teacher, ids[:-1], ids[-1:], config)
-    sweep = Sweep(teacher, [StudentSpec(width)], split, config, Accelerator(cpu=True))
-    plain_step = make_plain_step(teacher.model, width, config)
+    accelerator = Accelerator(cpu=device_of(teacher.model).type == "cpu", mixed_precision="no")
+    sweep = Sweep(teacher, [StudentSpec(width, start=start) for width in widths], split, config, accelerator)
+    plain_steps = [make_plain_step(teacher.model, width, config, start) for width in widths]
 
-    def ours() -> None:
-        with teacher_backbone(teacher.model) as backbone:
-            for _ in range(steps):
-                train_step(sweep, backbone)
-                sweep.step += 1
+    def stage(steps: int) -> Stage:
+        def ours() -> None:
+            with teacher_backbone(teacher.model) as backbone:
+                for _ in range(steps):
+                    train_step(sweep, backbone)
+                    sweep.step += 1
 
-    def limit() -> None:
-        for _ in range(steps):
-            plain_step(split.batch(0, config))
+        def limit() -> None:
+            for plain_step in plain_steps:
+                for step in range(steps):
+                    plain_step(split.batch(step, config))
 
-    n_tokens = steps * config.batch_size * CONTEXT
-    return Stage("tokens/s", n_tokens, ours, limit, "a plain loop: full logits and the textbook KL")
+        n_tokens = steps * config.batch_size * CONTEXT * len(widths)
+        return Stage("tokens/s", n_tokens, ours, limit, "a plain loop: full logits and the textbook KL")
+
+    return stage
 
 
 def train_probes(workload: Workload, n_splits: int) -> Stage:
@@ -331,7 +351,7 @@ def train_probes(workload: Workload, n_splits: int) -> Stage:
     from sklearn.linear_model import LogisticRegression
 
     def ours() -> None:
-        probe(workload.model, workload.hook_name, n_splits=n_splits, batch_size=BATCH_SIZE)
+        probe(workload.model, workload.hook_name, n_splits=n_splits, batch_size=workload.batch_size)
 
     fits: list[tuple[dict[str, Any], np.ndarray, np.ndarray]] = []
     batches: list[torch.Tensor] = []

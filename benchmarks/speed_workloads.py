@@ -1,11 +1,16 @@
 """The teachers, SAEs and token ids on which `speed.py` times the stages of a measurement."""
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
 from synthetic_data import random_ids, random_sae
 
 from tl_distill_floor import load_sae, load_teacher
+from tl_distill_floor.measuring.token_stream import device_of
+
+BATCH_SIZE = 16
+"""Sequences per batch, as on the command line."""
 
 
 class Workload(NamedTuple):
@@ -14,11 +19,23 @@ class Workload(NamedTuple):
     model: Any
     """The teacher, a TransformerLens model."""
     plain: Any
-    """A transformers model of the same class and size, with random weights."""
+    """A transformers model of the same class and size, with random weights; None if it is not compared."""
     sae: Any
     hook_name: str
     ids: torch.Tensor
-    """Token ids [sequence, position]."""
+    """Token ids [sequence, position], on the CPU."""
+    batch_size: int = BATCH_SIZE
+    """Sequences per batch."""
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the teacher."""
+        return device_of(self.model)
+
+    def batches(self) -> Iterator[torch.Tensor]:
+        """Yield the token ids of each batch, on the teacher's device."""
+        for batch in self.ids.split(self.batch_size):
+            yield batch.to(self.device)
 
 
 def tiny_prose(n_tokens: int) -> Workload:

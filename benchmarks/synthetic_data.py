@@ -1,5 +1,6 @@
 """Synthetic token ids, SAEs, codes and statistics of any size, for the speed and growth benchmarks."""
 
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -22,21 +23,26 @@ def random_ids(n_tokens: int) -> torch.Tensor:
 
 
 def random_sae(model: Any, d_sae: int, hook_name: str, l0: int = 40) -> Any:
-    """Return a random JumpReLU SAE whose threshold lets about `l0` features per token fire."""
+    """Return a random JumpReLU SAE on the model's device, whose threshold lets about `l0` features per token fire."""
     from sae_lens import JumpReLUSAE, JumpReLUSAEConfig
     from sae_lens.saes.sae import SAEMetadata
 
+    device = next(model.parameters()).device
     d_in, metadata = model.cfg.d_model, SAEMetadata(hook_name=hook_name, context_size=CONTEXT, prepend_bos=False)
-    sae = JumpReLUSAE(JumpReLUSAEConfig(d_in=d_in, d_sae=d_sae, normalize_activations="none", metadata=metadata))
+    config = JumpReLUSAEConfig(
+        d_in=d_in, d_sae=d_sae, normalize_activations="none", metadata=metadata, device=str(device)
+    )
+    sae = JumpReLUSAE(config).to(device)
     torch.manual_seed(0)
     with torch.no_grad(), activation_reader(model, [hook_name]) as read:
-        sae.W_enc.copy_(torch.randn(d_in, d_sae) / d_in**0.5)
+        sae.W_enc.copy_(torch.randn(d_in, d_sae, device=device) / d_in**0.5)
         sae.W_dec.copy_(sae.W_enc.T)
-        pre_activation = read(random_ids(CONTEXT))[0].flatten(0, 1)[1::8] @ sae.W_enc
+        pre_activation = read(random_ids(CONTEXT).to(device))[0].flatten(0, 1)[1::8].float() @ sae.W_enc
         sae.threshold.fill_(float(pre_activation.flatten().topk(len(pre_activation) * l0).values[-1]))
     return sae
 
 
+@lru_cache(maxsize=1)
 def random_codes(n_features: int, l0: int, n_tokens: int) -> Codes:
     """Return codes with `l0` features per token, whose firing rates decrease as i^-½."""
     random = np.random.default_rng(0)

@@ -20,6 +20,7 @@ from .predicting.lost_features import lost_features as lost_features
 from .predicting.lost_features import one_feature as one_feature
 from .predicting.predict import predict_floor as predict_floor
 from .predicting.predict import predict_floors as predict_floors
+from .predicting.promoted_tokens import add_promoted_tokens as add_promoted_tokens
 from .probing.config import ProbeConfig as ProbeConfig
 from .probing.probe import probe as probe
 from .probing.probe_run import probe_run as probe_run
@@ -32,6 +33,7 @@ from .results.lost_features import OneFeature as OneFeature
 from .results.plan import Plan as Plan
 from .results.probes import ProbeResult as ProbeResult
 from .results.probes import Probes as Probes
+from .results.promoted_tokens import PromotedTokens as PromotedTokens
 from .results.student import StudentResult as StudentResult
 from .sae_training.config import SaeTrainingConfig as SaeTrainingConfig
 from .sae_training.train_sae import train_sae as train_sae

@@ -90,7 +90,9 @@ class SaeModule(Protocol):
     """A SAELens SAE: an encoder, a decoder and a configuration."""
 
     cfg: Any
-    W_dec: Any
+    if TYPE_CHECKING:
+        # Weights of a module are resolved in __getattr__, which isinstance does not see since Python 3.12.
+        W_dec: Any
     device: Any
     dtype: Any
 
@@ -111,7 +113,13 @@ class SaeModule(Protocol):
 class Tokenizer(Protocol):
     """A Hugging Face tokenizer."""
 
-    bos_token_id: Any
+    if TYPE_CHECKING:
+        # transformers resolves it in __getattr__, which isinstance does not see since Python 3.12.
+        bos_token_id: Any
+
+    def decode(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the text of token ids."""
+        ...
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Tokenize text."""

@@ -1,110 +1,112 @@
-"""Judge predictors on teachers that they were not fitted to.
+"""Judge predictors of a student's loss on teachers that they were not fitted to.
 
     python benchmarks/atlas/judge.py
 
-Reads the rows of the atlas (`*.json` next to this script). The loss of a student is L∞ of its learning curve where the
-curve shows it; other students are left out. Every predictor is fitted to all teachers but one, and predicts the
-students of that one. Errors are relative to the student's loss.
+Reads the rows of the atlas (`*.json` next to this script). The loss of a student is L∞ of its learning curve; students
+whose L∞ is not known within a factor of 3 are left out. Every predictor is fitted to all teachers but one, and predicts
+the students of that one. Errors are relative to the student's loss. The intervals are those of a new teacher.
 """
 
-import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import typer
+from jaxtyping import Float64
 from rich.console import Console
 from rich.table import Table
+from students import Student, read_students
 
-from tl_distill_floor.theory.learning_curve import fit_learning_curve
+from tl_distill_floor.theory.random_intercept import RandomInterceptFit, fit_random_intercept
 
-
-class Student(NamedTuple):
-    """A student of the atlas, and what was predicted at its width. Losses are in nats per token."""
-
-    teacher: str
-    width: int
-    n_parameters: int
-    reached: float
-    loss: float
-    interval: tuple[float, float]
-    predictions: dict[str, float]
-
-
-def read_students(directory: Path) -> list[Student]:
-    """Return all students of the atlas whose floor is known."""
-    students = []
-    for file in sorted(directory.glob("*.json")):
-        row = json.loads(file.read_text(encoding="utf-8"))
-        predicted = row["predictions"]
-        layers = [layer for layer in predicted["layers"].values() if layer["simulated"] is not None]
-        for student in row["students"]:
-            if student["width"] not in predicted["widths"]:
-                continue
-            i = predicted["widths"].index(student["width"])
-            fit = fit_learning_curve(student["tokens"], student["losses"])
-            last = student["losses"][-1]
-            known = fit.status != "under-trained" or fit.interval != (0.0, last)
-            if not known or fit.floor <= 0:
-                print(f"left out: {row['teacher']}, width {student['width']}: its floor is not known")
-                continue
-            predictions = {
-                "head": predicted["head"][i],
-                "head, encoded": predicted["head_encoded"][i],
-                "theorem, middle layer": layers[0]["theorem"][i],
-                "independent, middle layer": layers[0]["independent"][i],
-                "simulated, middle layer": layers[0]["simulated"][i],
-                "simulated, last layer": layers[-1]["simulated"][i],
-                "simulated, largest": max(layer["simulated"][i] for layer in layers),
-                "1/width": row["recipe"]["d_model"] / student["width"] - 1,
-                "1/parameters": row["training"]["parameters"] / student["n_parameters"] - 1,
-            }
-            students.append(
-                Student(
-                    row["teacher"],
-                    student["width"],
-                    student["n_parameters"],
-                    last,
-                    fit.floor,
-                    fit.interval,
-                    predictions,
-                )
-            )
-    return students
+LEVELS = (0.5, 0.8, 0.95)
+"""Probabilities of the prediction intervals that are checked."""
+SMALLEST = 1e-6
+"""Predictions below this are replaced by it, nats: their logarithm is needed."""
+Terms = Callable[[Student, float], list[float]]
+TERMS: dict[str, Terms] = {
+    "none": lambda _, x: [np.log(x)],
+    "C · x": lambda _, x: [1.0, np.log(x)],
+    "a · x^b": lambda _, x: [1.0, np.log(x)],
+    "a · x^b · layers^c": lambda student, x: [1.0, np.log(x), np.log(student.n_layers)],
+    "a · x^b · vocabulary^c": lambda student, x: [1.0, np.log(x), np.log(student.vocabulary)],
+    "a · x^b, tied": lambda student, x: [1.0, np.log(x), float(student.is_tied)],
+}
+"""The terms of the logarithm of the loss, by form. The first two have a coefficient of 1 for log x."""
 
 
-def factor(x: np.ndarray, loss: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-    """Fit loss = C · x, by the mean of log(loss / x)."""
-    c = np.exp(np.mean(np.log(loss / np.maximum(x, 1e-9))))
-    return lambda new: c * new
+class Judged(NamedTuple):
+    """How a predictor did on teachers that were left out."""
+
+    predictor: str
+    form: str
+    median_error: float
+    largest_error: float
+    log_error: float
+    """Root mean square of log(predicted / loss)."""
+    r2: float
+    """R² of the logarithms."""
+    coverage: tuple[float, ...]
+    """Share of the losses inside the interval of each of `LEVELS`."""
+    factor: float
+    """Median ratio of the upper to the lower end of the 80 % intervals."""
 
 
-def as_it_is(_x: np.ndarray, _loss: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-    """Fit nothing."""
-    return lambda new: new
+def fit_form(form: str, predictor: str, students: Sequence[Student]) -> RandomInterceptFit:
+    """Fit a form to students.
+
+    Args:
+        form: a key of `TERMS`.
+        predictor: a key of a student's predictions.
+        students: the students.
+    """
+    x, y = terms_of(form, predictor, students), np.log([student.loss for student in students])
+    groups = [student.teacher for student in students]
+    if form == "none":
+        return fit_random_intercept(x, y, groups, fixed=True)
+    if form == "C · x":
+        intercept = fit_random_intercept(x[:, :1], y - x[:, 1], groups)
+        covariance = ((intercept.covariance[0][0], 0.0), (0.0, 0.0))
+        return replace(intercept, coefficients=(intercept.coefficients[0], 1.0), covariance=covariance)
+    return fit_random_intercept(x, y, groups)
 
 
-def power(x: np.ndarray, loss: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-    """Fit log loss = a + b · log x."""
-    b, a = np.polyfit(np.log(np.maximum(x, 1e-9)), np.log(loss), 1)
-    return lambda new: np.exp(a) * np.maximum(new, 1e-9) ** b
+def terms_of(form: str, predictor: str, students: Sequence[Student]) -> Float64[np.ndarray, "student term"]:
+    """Return the terms of each student."""
+    return np.array([TERMS[form](student, max(student.predictions[predictor], SMALLEST)) for student in students])
 
 
-def linear(x: np.ndarray, loss: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-    """Fit loss = C · x + B, weighted by 1 / loss, so that relative errors count."""
-    c, b = np.polyfit(x, loss, 1, w=1 / loss)
-    return lambda new: c * new + b
+def judge(form: str, predictor: str, students: Sequence[Student]) -> Judged:
+    """Predict the students of each teacher from the others."""
+    loss = np.array([student.loss for student in students])
+    value, low, high = np.empty(len(loss)), np.empty((3, len(loss))), np.empty((3, len(loss)))
+    for teacher in {student.teacher for student in students}:
+        left_out = np.array([student.teacher == teacher for student in students])
+        fit = fit_form(form, predictor, [student for student in students if student.teacher != teacher])
+        x = terms_of(form, predictor, [student for student in students if student.teacher == teacher])
+        for i, level in enumerate(LEVELS):
+            predicted = fit.predict(x, level)
+            value[left_out], low[i, left_out], high[i, left_out] = (np.exp(part) for part in predicted)
+    errors, log_errors = np.abs(value - loss) / loss, np.log(value / loss)
+    return Judged(
+        predictor,
+        form,
+        float(np.median(errors)),
+        float(errors.max()),
+        float(np.sqrt((log_errors**2).mean())),
+        float(1 - (log_errors**2).mean() / np.log(loss).var()),
+        tuple(float(((low[i] <= loss) & (loss <= high[i])).mean()) for i in range(len(LEVELS))),
+        float(np.median(high[1] / low[1])),
+    )
 
 
-FITS = {"as it is": as_it_is, "factor": factor, "factor and baseline": linear, "power": power}
-
-
-def main(directory: Path = Path(__file__).parent) -> None:
-    """Print the students, and the errors of each predictor on teachers that were left out."""
-    students = read_students(directory)
-    console = Console(width=120)
-    table = Table("teacher", "width", "reached", "L∞ (95 %)", "head", "L∞ / head", "encoded", "simulated, largest")
+def students_table(students: Sequence[Student]) -> Table:
+    """Return a table of the students."""
+    table = Table(
+        "teacher", "width", "reached", "L∞ (95 %)", "head", "L∞ / head", "simulated: middle", "last", box=None
+    )
     for s in students:
         low, high = s.interval
         table.add_row(
@@ -114,27 +116,30 @@ def main(directory: Path = Path(__file__).parent) -> None:
             f"{s.loss:.3f} ({low:.3f} to {high:.3f})",
             f"{s.predictions['head']:.4f}",
             f"{s.loss / s.predictions['head']:.2f}",
-            f"{s.predictions['head, encoded']:.4f}",
-            f"{s.predictions['simulated, largest']:.4f}",
+            f"{s.predictions['simulated, middle layer']:.4f}",
+            f"{s.predictions['simulated, last layer']:.4f}",
         )
-    console.print(table)
-    teachers = sorted({s.teacher for s in students})
-    loss = np.array([s.loss for s in students])
+    return table
+
+
+def main(directory: Path = Path(__file__).parent, most: int = 40) -> None:
+    """Print the students, and the errors of each predictor on teachers that were left out."""
+    students, left_out = read_students(directory)
+    console = Console(width=130)
+    console.print(students_table(students), *left_out, sep="\n")
     below = [s for s in students if s.interval[1] < s.predictions["head"]]
-    console.print(f"{len(students)} students of {len(teachers)} teachers; {len(below)} below the head floor")
-    errors = Table("predictor", "fit", "median error", "largest error", "R² (log)")
-    for name in students[0].predictions:
-        x = np.array([s.predictions[name] for s in students])
-        for fit_name, fit in FITS.items():
-            predicted = np.full(len(students), np.nan)
-            for teacher in teachers:
-                left_out = np.array([s.teacher == teacher for s in students])
-                predicted[left_out] = fit(x[~left_out], loss[~left_out])(x[left_out])
-            error = np.abs(predicted - loss) / loss
-            positive = np.maximum(predicted, 1e-9)
-            r2 = 1 - np.var(np.log(positive) - np.log(loss)) / np.var(np.log(loss))
-            errors.add_row(name, fit_name, f"{np.median(error):.0%}", f"{error.max():.0%}", f"{r2:.3f}")
-    console.print(errors)
+    n_teachers = len({s.teacher for s in students})
+    console.print(f"{len(students)} students of {n_teachers} teachers; {len(below)} below the head floor")
+    rows = [judge(form, predictor, students) for predictor in students[0].predictions for form in TERMS]
+    coverage = [f"{level:.0%}" for level in LEVELS]
+    table = Table(
+        "predictor", "form", "median error", "largest", "log error", "R² (log)", *coverage, "high/low of 80 %", box=None
+    )
+    for row in sorted(rows, key=lambda row: row.log_error)[:most]:
+        errors = (f"{row.median_error:.0%}", f"{row.largest_error:.0%}", f"{row.log_error:.3f}", f"{row.r2:.3f}")
+        covered = (f"{share:.0%}" for share in row.coverage)
+        table.add_row(row.predictor, row.form, *errors, *covered, f"{row.factor:.2f}")
+    console.print(table)
 
 
 if __name__ == "__main__":

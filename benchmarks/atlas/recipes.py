@@ -29,6 +29,10 @@ class Recipe:
     lr: float = 3e-3
     student_tokens: int = 6_500_000
     """Training tokens of every student."""
+    student_batch_size: int = 8
+    """Sequences per training step of the students."""
+    generated_tokens: int = 0
+    """Tokens that the teacher generates for its students, in addition to the text of the sources."""
     sae_tokens: int = 2_000_000
     """Training tokens of every SAE."""
 
@@ -121,21 +125,43 @@ RECIPES: dict[str, Recipe] = {
         student_widths=(10, 20, 40, 60, 80, 120),
         epochs=3.0,
     ),
+    "neox-speeches": Recipe(
+        family="gpt_neox",
+        n_layers=2,
+        d_model=512,
+        vocab_size=1500,
+        tied=False,
+        sources=("sotu",),
+        student_widths=(32, 64, 128, 192, 256, 384),
+        epochs=3.0,
+        lr=2e-3,
+    ),
+    "gpt2-prose": Recipe(
+        family="gpt2",
+        n_layers=6,
+        d_model=256,
+        vocab_size=3000,
+        tied=True,
+        sources=("sotu", "moby", "austen"),
+        student_widths=(16, 32, 64, 96, 128, 192),
+        epochs=3.0,
+    ),
     "llama-prose": Recipe(
         family="llama",
         n_layers=8,
-        d_model=512,
-        vocab_size=8000,
+        d_model=384,
+        vocab_size=6000,
         tied=False,
         sources=("sotu", "moby", "austen"),
-        student_widths=(32, 64, 128, 192, 256, 384),
+        student_widths=(24, 48, 96, 144, 192, 288),
         batch_size=32,
-        lr=1e-3,
+        epochs=3.0,
+        lr=2e-3,
     ),
 }
-"""The teachers by name. `llama-prose` is meant for a GPU."""
+"""The teachers by name. The last three are meant for a GPU."""
 
 
 def short(recipe: Recipe) -> Recipe:
     """Return a recipe of the same architecture with little training, to rehearse every step."""
-    return replace(recipe, epochs=0.02, student_tokens=40_000, sae_tokens=20_000)
+    return replace(recipe, epochs=0.05, student_tokens=40_000, sae_tokens=400_000)

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from rich.console import Console
 
 from tests.helpers.cli import refused, run
 from tests.helpers.records import stats_of
-from tl_distill_floor import FloorPrediction, floor_from_stats
+from tl_distill_floor import FloorPrediction, PromotedTokens, floor_from_stats
 from tl_distill_floor.display.escaping import escape_control
 from tl_distill_floor.display.lost_features import ContextCell
 from tl_distill_floor.predicting.lost_features import one_feature, survives_from
@@ -180,7 +181,75 @@ def test_a_run_without_contexts_says_so(saved: FloorPrediction, monkeypatch: pyt
         assert "This run has no contexts; measure again" in result.stdout
         assert "neuronpedia" not in result.stdout
     printed = json.loads(run("lost", "runs/bare", "--width", 4, "--json").stdout)["features"][0]
-    assert (printed["contexts"], printed["promoted"], printed["neuronpedia"]) == ([], [], None)
+    assert (printed["contexts"], printed["promoted"], printed["neuronpedia"]) == ([], None, None)
+
+
+NOT_COMPUTED = "were not computed; add --promoted (in Python, call add_promoted_tokens)."
+
+
+@pytest.fixture
+def forgetful(measured: tuple[Path, Path, Path], tmp_path: Path) -> Path:
+    """Copy the measured run without the tokens that its features promote."""
+    directory = tmp_path / "run"
+    shutil.copytree(measured[0], directory, ignore=shutil.ignore_patterns("promoted.json"))
+    return directory
+
+
+def test_promoted_tokens_are_shown_without_the_teacher_if_the_run_has_them(measured: tuple[Path, Path, Path]) -> None:
+    for options in ((), ("--width", 16), ("--feature", PromotedTokens.load(measured[0]).tokens.popitem()[0])):
+        result = run("lost", measured[0], *options)
+        assert result.exit_code == 0, result.output
+        assert NOT_COMPUTED not in " ".join(result.stdout.split())
+    assert all(f["promoted"] for f in json.loads(run("lost", measured[0], "--json").stdout)["features"])
+
+
+def test_missing_promoted_tokens_are_named_and_computed_on_request(
+    forgetful: Path, measured: tuple[Path, Path, Path]
+) -> None:
+    n = len(json.loads(run("lost", forgetful, "--top", 7, "--json").stdout)["features"])
+    assert n == 7
+    assert f"promoted tokens of 7 of these features {NOT_COMPUTED}" in " ".join(
+        run("lost", forgetful, "--top", 7).stdout.split()
+    )
+    lost = json.loads(run("lost", forgetful, "--top", 7, "--promoted", "--json").stdout)
+    assert [feature["promoted"] for feature in lost["features"]] == [
+        list(PromotedTokens.load(measured[0]).tokens[feature["feature"]]) for feature in lost["features"]
+    ]
+    assert sorted(PromotedTokens.load(forgetful).tokens) == sorted(feature["feature"] for feature in lost["features"])
+    again = run("lost", forgetful, "--top", 7)  # from the run directory
+    assert NOT_COMPUTED not in " ".join(again.stdout.split())
+    one = FloorPrediction.load(forgetful).ranked_features[0]
+    assert f"promoted tokens of this feature {NOT_COMPUTED}" in " ".join(
+        run("lost", forgetful, "--feature", one).stdout.split()
+    )
+    assert "promotes" in run("lost", forgetful, "--feature", one, "--promoted").stdout
+    assert len(PromotedTokens.load(forgetful).tokens) == 8
+
+
+def test_promoted_loads_the_named_sae(forgetful: Path, sae_dir: Path) -> None:
+    moved = shutil.copytree(sae_dir, forgetful.parent / "moved")
+    floor = FloorPrediction.load(forgetful)
+    replace(floor, stats=replace(floor.stats, sae_name="/nowhere/sae")).save(forgetful)
+    result = run("lost", forgetful, "--promoted")
+    assert "tl-floor: the promoted tokens of 20 features were not computed: there is no file or folder" in result.stderr
+    assert NOT_COMPUTED in " ".join(result.stdout.split())
+    result = run("lost", forgetful, "--promoted", "--sae", moved)
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert NOT_COMPUTED not in " ".join(result.stdout.split())
+    assert "add --promoted" in refused(run("lost", forgetful, "--sae", moved))
+
+
+def test_a_missing_teacher_is_one_sentence_and_the_features_are_shown(forgetful: Path) -> None:
+    floor = FloorPrediction.load(forgetful)
+    replace(floor, stats=replace(floor.stats, model_name="/nowhere/teacher")).save(forgetful)
+    for options in ((), ("--json",), ("--feature", floor.ranked_features[0])):
+        result = run("lost", forgetful, "--promoted", *options)
+        assert result.exit_code == 0, result.output
+        (sentence,) = result.stderr.splitlines()
+        assert "were not computed: cannot load a teacher from '/nowhere/teacher'" in sentence
+        assert "or call add_promoted_tokens in Python with the teacher and the SAE in memory" in sentence
+    assert json.loads(run("lost", forgetful, "--promoted", "--json").stdout)["features"][0]["promoted"] is None
+    assert not (forgetful / "promoted.json").exists()
 
 
 @pytest.mark.parametrize(

@@ -51,6 +51,7 @@ def test_measure_prints_a_table_and_saves_the_run(command: Command, tmp_path: Pa
     assert sorted(name for name in names if not name.startswith(".")) == [
         "floor.json",
         "head.json",
+        "promoted.json",
         "simulated.safetensors",
         "stats.safetensors",
         "tail.safetensors",

@@ -17,6 +17,7 @@ from tl_distill_floor import (
     FloorPrediction,
     InputError,
     Probes,
+    PromotedTokens,
     StudentResult,
     floor_from_stats,
     write_comparison,
@@ -79,6 +80,24 @@ def test_page_contains_every_part(complete: Path, probes: Probes) -> None:
     assert "\x1b" not in page
     assert "http://" not in page.split("<script>")[0]
     assert page.count("<script>") == 2
+
+
+def test_page_shows_promoted_tokens_and_names_missing_ones(measured: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    directory = tmp_path / "run"
+    shutil.copytree(measured[0], directory, ignore=shutil.ignore_patterns("promoted.json"))
+    write_report(directory, top=3)
+    page = (directory / "report.html").read_text(encoding="utf-8")
+    note = "The promoted tokens of 3 of these features were not computed; add --promoted"
+    assert note in " ".join(page.split())
+    assert "<p>promotes" not in page
+    result = run("report", directory, "--top", 3, "--promoted")
+    assert result.exit_code == 0, result.output
+    page = (directory / "report.html").read_text(encoding="utf-8")
+    assert "were not computed" not in page
+    assert page.count("<p>promotes") == 3
+    tokens, of_measurement = PromotedTokens.load(directory).tokens, PromotedTokens.load(measured[0]).tokens
+    assert len(tokens) == 3
+    assert all(tokens[feature] == of_measurement[feature] for feature in tokens)
 
 
 def test_comparison_of_two_runs(complete: Path, measured: tuple[Path, Path, Path], tmp_path: Path) -> None:

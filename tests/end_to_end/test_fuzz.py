@@ -138,6 +138,7 @@ READERS = (
     Reader("head floor", "head.json", read_head_floor),
     Reader("prediction", "floor.json", FloorPrediction.load),
     Reader("lost features", "stats.safetensors", lambda run: lost_features(FloorPrediction.load(run), 8, 3)),
+    Reader("promoted tokens", "promoted.json", FloorPrediction.load),
     Reader("calibration", "calibration.json", Calibration.load),
     Reader("student", "students/width8/student.json", lambda run: StudentResult.load(run / "students/width8")),
     Reader("probes", "probes.json", Probes.load),

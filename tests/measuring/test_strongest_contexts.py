@@ -1,4 +1,4 @@
-"""Strongest contexts and promoted tokens, compared with searches one feature at a time."""
+"""Strongest contexts, compared with searches one feature at a time."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,14 +11,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.helpers.models import FEATURES, VOCABULARY, WIDTH
 from tests.helpers.records import stats_of
 from tl_distill_floor import FeatureStats, InputError
-from tl_distill_floor.measuring import strongest_contexts
 from tl_distill_floor.measuring.strongest_contexts import (
     batch_contexts,
-    describe_contexts,
-    find_promoted_tokens,
     token_decoder,
 )
 from tl_distill_floor.results.contexts import AFTER, BEFORE, N_CONTEXTS, PEAK, WINDOW, FeatureContexts
@@ -222,44 +218,6 @@ def test_rejects_damaged_contexts(tmp_path: Path) -> None:
         FeatureStats.load(stats.save(tmp_path / "x.safetensors"))
 
 
-@pytest.fixture(scope="module")
-def hooked_transformer() -> Any:
-    """Create a HookedTransformer with one layer and random weights."""
-    pytest.importorskip("transformer_lens.HookedTransformer")
-    from transformer_lens import HookedTransformer, HookedTransformerConfig
-
-    config = HookedTransformerConfig(
-        n_layers=1, d_model=16, n_ctx=8, d_head=8, d_vocab=40, act_fn="gelu", normalization_type="LN", seed=3
-    )
-    model = HookedTransformer(config)
-    random = torch.Generator().manual_seed(5)
-    with torch.no_grad():
-        for parameter in (model.ln_final.w, model.ln_final.b, model.unembed.b_U):
-            parameter.copy_(torch.randn(parameter.shape, generator=random))
-    return model
-
-
-def expected_tokens(rows: torch.Tensor, weight: torch.Tensor, W_U: torch.Tensor, n: int) -> list[list[int]]:
-    """Return the promoted tokens for a LayerNorm with a weight and an unembedding [d_model, token]; biases cancel."""
-    rows = rows.double()
-    centered = rows - rows.mean(-1, keepdim=True)
-    normed = centered / centered.square().mean(-1, keepdim=True).sqrt() * weight.double()
-    return (normed @ W_U.double()).argsort(dim=1, descending=True)[:, :n].tolist()
-
-
-def test_promoted_tokens_of_hooked_transformer_match_hand_computation(
-    hooked_transformer: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    rows = torch.randn(7, 16, generator=torch.Generator().manual_seed(0)) * torch.logspace(-6, 6, 7)[:, None]
-    promoted = find_promoted_tokens(hooked_transformer, rows)
-    assert promoted.tolist() == expected_tokens(
-        rows, hooked_transformer.ln_final.w.detach(), hooked_transformer.unembed.W_U.detach(), 6
-    )
-    monkeypatch.setattr(strongest_contexts, "LOGITS_AT_ONCE", 100)  # two rows at a time
-    np.testing.assert_array_equal(find_promoted_tokens(hooked_transformer, rows), promoted)
-    np.testing.assert_array_equal(find_promoted_tokens(hooked_transformer, rows, 2), promoted[:, :2])
-
-
 def test_merge_keeps_promoted_tokens_of_features_that_fired_in_either_text() -> None:
     one = random_contexts().with_promoted(np.array([[5, 6], [-1, -1], [7, 8]], dtype=np.int32))
     other = replace(one, promoted=np.array([[5, 6], [3, 4], [-1, -1]], dtype=np.int32))
@@ -272,53 +230,6 @@ def test_merge_with_empty_contexts_keeps_strings() -> None:
     for merged in (one.merge(empty), empty.merge(one)):
         assert merged.has_strings
         assert merged.text(0, 0) == one.text(0, 0)
-
-
-def test_promoted_tokens_are_computed_only_for_features_that_fired(bridge: Any, sae: Any) -> None:
-    promoted_by_all = find_promoted_tokens(bridge, sae.W_dec)
-    contexts = FeatureContexts.empty(FEATURES)
-    contexts.activation[[2, 5], 0], contexts.sequence[[2, 5], 0] = 1.0, 0
-    promoted = describe_contexts(contexts, bridge, sae.W_dec, "blocks.1.hook_resid_post").promoted
-    assert np.flatnonzero((promoted >= 0).any(1)).tolist() == [2, 5]
-    assert promoted[[2, 5]].tolist() == promoted_by_all[[2, 5]].tolist()
-
-
-def test_promoted_tokens_of_bridge_match_hand_computation(bridge: Any, sae: Any) -> None:
-    model = bridge.original_model
-    weight, W_U = model.gpt_neox.final_layer_norm.weight.detach(), bridge.unembed.W_U.detach()
-    promoted = find_promoted_tokens(bridge, sae.W_dec)
-    assert promoted.shape == (FEATURES, 6)
-    assert promoted.tolist() == expected_tokens(sae.W_dec.detach(), weight, W_U, 6)
-
-
-def test_row_of_zeros_promotes_no_token(hooked_transformer: Any) -> None:
-    promoted = find_promoted_tokens(hooked_transformer, torch.stack([torch.zeros(16), torch.ones(16).cumsum(0)]))
-    assert (promoted[0] == -1).all()
-    assert (promoted[1] >= 0).all()
-
-
-def test_promoted_tokens_are_unknown_outside_the_residual_stream(
-    hooked_transformer: Any, bridge: Any, sae: Any
-) -> None:
-    assert find_promoted_tokens(hooked_transformer, torch.ones(7, 24)).shape == (7, 0)
-    assert find_promoted_tokens(hooked_transformer, torch.ones(7, 2, 8)).shape == (7, 0)
-    contexts = FeatureContexts.empty(FEATURES)
-    assert describe_contexts(contexts, bridge, sae.W_dec, "blocks.1.hook_resid_post").promoted.shape == (FEATURES, 6)
-    assert describe_contexts(contexts, bridge, sae.W_dec, "blocks.1.hook_mlp_out").promoted.shape == (FEATURES, 6)
-    # The concatenated heads have the width of the residual stream here, but are not added to it.
-    assert describe_contexts(contexts, bridge, sae.W_dec, "blocks.1.attn.hook_z").promoted.shape == (FEATURES, 0)
-
-
-def test_find_promoted_tokens_does_not_change_the_model(hooked_transformer: Any) -> None:
-    hooked_transformer.train()
-    before = {name: parameter.clone() for name, parameter in hooked_transformer.named_parameters()}
-    find_promoted_tokens(hooked_transformer, torch.ones(3, 16, requires_grad=True))
-    assert all(module.training for module in hooked_transformer.modules())
-    assert not any(point.fwd_hooks or point._forward_hooks for point in hooked_transformer.hook_dict.values())
-    for name, parameter in hooked_transformer.named_parameters():
-        assert torch.equal(parameter, before[name])
-        assert parameter.grad is None
-        assert parameter.requires_grad
 
 
 def test_strings_match_the_tokenizer(bridge: Any, sae: Any, tokenizer: Any) -> None:
@@ -342,12 +253,3 @@ def test_words_of_a_sentencepiece_vocabulary_keep_their_space() -> None:
 
     decode = token_decoder(SentencePieceTokenizer())
     assert "".join(decode(token) for token in (0, 1, 2)) == " there,"
-
-
-def test_every_promoted_token_of_the_bridge_has_a_string(bridge: Any, sae: Any) -> None:
-    contexts = FeatureContexts.empty(FEATURES)
-    contexts.activation[:, 0], contexts.sequence[:, 0] = 1.0, 0
-    described = describe_contexts(contexts, bridge, sae.W_dec, "blocks.1.hook_resid_post")
-    assert all(len(described.promoted_tokens(feature)) == 6 for feature in range(FEATURES))
-    assert described.token_id.max() < VOCABULARY
-    assert sae.W_dec.shape[1] == WIDTH

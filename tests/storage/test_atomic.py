@@ -3,12 +3,15 @@
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.storage.atomic import atomic_directory, commit_together, remove_file, write_atomically
 from tl_distill_floor.storage.io_errors import report_io_errors
 from tl_distill_floor.storage.locks import LOCK_FILE, lock_directory
+from tl_distill_floor.storage.versioned import save_arrays
 
 
 def fail_as_a_full_disk(_fd: int) -> None:
@@ -23,6 +26,21 @@ def test_a_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.M
         write_atomically(target, b"new")
     assert target.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_function_can_write_the_content(tmp_path: Path) -> None:
+    target = write_atomically(tmp_path / "a.bin", lambda partial: partial.write_bytes(b"new"))
+    assert target.read_bytes() == b"new"
+    assert target.stat().st_mode & 0o777 == write_atomically(tmp_path / "b", b"").stat().st_mode & 0o777
+
+    def fail_halfway(partial: Path) -> None:
+        partial.write_bytes(b"ha")
+        fail_as_a_full_disk(0)
+
+    with pytest.raises(InputError, match="No space left"):
+        write_atomically(target, fail_halfway)
+    assert target.read_bytes() == b"new"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.bin", "b"]
 
 
 def test_files_written_together_are_renamed_together(tmp_path: Path) -> None:
@@ -112,3 +130,16 @@ def test_only_errors_of_the_operating_system_are_reported_as_failed_writes(tmp_p
         report_io_errors(tmp_path),
     ):
         raise RuntimeError("No space left on device (os error 28)")  # as the tokenizers library raises it
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077])
+def test_files_have_the_permissions_of_the_umask(tmp_path: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        file = save_arrays(tmp_path / "a.safetensors", "kind", {"x": np.zeros(3)}, {})
+        with atomic_directory(tmp_path / "directory") as partial:
+            save_file({"x": np.zeros(3)}, partial / "model.safetensors")
+    finally:
+        os.umask(before)
+    for path in (file, tmp_path / "directory" / "model.safetensors"):
+        assert path.stat().st_mode & 0o777 == 0o666 & ~umask

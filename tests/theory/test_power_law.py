@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from tests.helpers.records import stats_of
 from tl_distill_floor.results.feature_stats import FeatureStats
+from tl_distill_floor.theory import power_law
 from tl_distill_floor.theory.power_law import PowerLaw, fit_power_law, power_law_with_intervals
 
 
@@ -18,6 +19,35 @@ def power_law_of(stats: FeatureStats, min_count: int = 1, n_bootstrap: int = 100
     alive, blocks = stats.alive(min_count), stats.blocks
     sums = (blocks.cost[:, alive], blocks.firing_count[:, alive])
     return power_law_with_intervals(stats.cost[alive], *sums, min_count=min_count, n_bootstrap=n_bootstrap)
+
+
+def test_intervals_do_not_depend_on_the_parts_of_the_features(monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(0)
+    counts = random.poisson(3.0, (8, 500))
+    costs = counts * np.arange(1, 501) ** -1.2
+    law = power_law_of(stats_of(None, blocks=(np.full(8, 100), counts, costs)), min_count=20)
+    assert law is not None
+    monkeypatch.setattr(power_law, "FEATURES_PER_PART", 7)
+    in_parts = power_law_of(stats_of(None, blocks=(np.full(8, 100), counts, costs)), min_count=20)
+    assert in_parts is not None
+    assert in_parts.slope_interval == pytest.approx(law.slope_interval, rel=1e-9)
+
+
+def test_features_of_cost_zero_are_left_out() -> None:
+    random = np.random.default_rng(0)
+    counts = random.poisson(3.0, (8, 500))
+    costs = counts * np.arange(1, 501) ** -1.2
+    stats = stats_of(None, blocks=(np.full(8, 100), counts, costs))
+    alive = stats.alive(24)
+    assert 100 < alive.sum() < 400
+    law = power_law_with_intervals(
+        np.where(alive, stats.cost, 0.0), stats.blocks.cost, stats.blocks.firing_count, min_count=24
+    )
+    only_alive = power_law_of(stats, min_count=24)
+    assert law is not None
+    assert only_alive is not None
+    assert law.slope == only_alive.slope
+    assert law.slope_interval == pytest.approx(only_alive.slope_interval, rel=1e-9)
 
 
 def broken_power_law(n: int, cliff: float, slope: float, beyond: float) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Callable
 from itertools import pairwise
 
 import numpy as np
@@ -175,6 +176,46 @@ def test_grouped_features_have_the_floor_of_single_ones(
         patch.setattr(water_filling, "MAX_UNGROUPED", 1000)
         grouped = independent_floor(cost, rate, widths)
     assert grouped == pytest.approx(single, rel=1e-3, abs=1e-5 * np.sort(cost)[:-1].sum())
+
+
+def test_groups_are_those_of_sorted_bins(monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(1)
+    cost, rate = random.lognormal(0, 3, 5000), 1.0 / (1.0 + np.exp(random.normal(6.0, 2.0, 5000)))
+    cost[::7] = 0.0
+    log_odds = np.log(rate / (1 - rate))
+    cost_bin = np.floor(np.log(np.where(cost > 0, cost, 1.0)) * water_filling.LOG_COST_BINS)
+    pairs = list(zip(np.floor(log_odds * water_filling.LOG_ODDS_BINS), np.where(cost > 0, cost_bin, 1e9), strict=True))
+    expected = [[i for i, pair in enumerate(pairs) if pair == one] for one in sorted(set(pairs))]
+    for max_cells in (water_filling.MAX_CELLS, 1):
+        monkeypatch.setattr(water_filling, "MAX_CELLS", max_cells)
+        groups = water_filling.group_similar(cost, rate)
+        assert groups.n.tolist() == [len(members) for members in expected]
+        assert groups.cost == pytest.approx([cost[members].mean() for members in expected])
+        mean_log_odds = np.array([log_odds[members].mean() for members in expected])
+        assert groups.rate == pytest.approx(1.0 / (1.0 + np.exp(-mean_log_odds)))
+
+
+def test_costs_of_all_magnitudes_are_grouped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(water_filling, "MAX_UNGROUPED", 4)
+    cost, rate = [1e-300, 1e300, 1e300, 0.0, 1.0, 5e-324], [1e-300, 1e-12, 1e-12, 0.5, 1 - 1e-12, 0.1]
+    assert independent_floor(cost, rate, [6.0]).tolist() == [0.0]
+    assert water_filling.group_similar(np.array(cost), np.array(rate)).n.tolist() == [1, 2, 1, 1, 1]
+
+
+def test_one_width_takes_a_few_sorts() -> None:
+    random = np.random.default_rng(0)
+    cost, rate = random.lognormal(0, 3, 1_000_000), np.exp(random.uniform(np.log(1e-5), np.log(0.3), 1_000_000))
+
+    def seconds(function: Callable[[], object]) -> float:
+        times = []
+        for _ in range(5):
+            started = time.process_time()
+            function()
+            times.append(time.process_time() - started)
+        return min(times)
+
+    # It took 5 to 6 sorts on an AVX-512 machine. Grouping the features by sorting them took 12 to 16.
+    assert seconds(lambda: independent_floor(cost, rate, [300])) < 10 * seconds(lambda: np.sort(cost))
 
 
 def test_floors_match_the_allocations() -> None:

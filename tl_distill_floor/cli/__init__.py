@@ -8,6 +8,7 @@ One module per command: `measure`, `compare`, `saes`, `train_sae`, `toy`, `lost`
 - `layers`: which layers `measure` measures.
 - `hook_matching`: what `distill` matches.
 - `run_directory`: a run's directory, its lock, and an interrupted measurement.
+- `promoted_tokens`: the tokens that the shown features promote, computed on request.
 - `output`: tables and JSON on stdout.
 - `progress`: progress bars and log lines on stderr.
 - `errors`: an error as one sentence and an exit status.

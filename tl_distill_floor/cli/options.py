@@ -66,6 +66,14 @@ StepsOption = Annotated[
         help="Training steps of the bottleneck students behind the simulated floor; 0 skips them.", min=0, metavar="N"
     ),
 ]
+PromotedOption = Annotated[
+    bool,
+    typer.Option(
+        "--promoted",
+        help="Load the teacher and the SAE if the run lacks the tokens that a shown feature promotes, and keep these in"
+        " the run.",
+    ),
+]
 StudentsOption = Annotated[
     Path | None, typer.Option(help="Run directory in which the students were distilled.", show_default="RUN")
 ]

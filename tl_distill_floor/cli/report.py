@@ -7,7 +7,7 @@ import typer
 
 from tl_distill_floor.annotations import FigureFormat
 from tl_distill_floor.cli.errors import report_errors
-from tl_distill_floor.cli.options import OUTPUT, DebugOption, StudentsOption
+from tl_distill_floor.cli.options import OUTPUT, DebugOption, PromotedOption, StudentsOption
 from tl_distill_floor.cli.output import print_result
 from tl_distill_floor.errors import InputError
 
@@ -24,6 +24,7 @@ def report(
         ),
     ] = None,
     top: Annotated[int, typer.Option(help="Number of lost features to list.", min=1, metavar="N")] = 20,
+    promoted: PromotedOption = False,
     figures: Annotated[
         FigureFormat | None,
         typer.Option(
@@ -43,14 +44,28 @@ def report(
 
     if compare != (len(runs) > 1):
         raise InputError(f"{len(runs)} runs given; one makes a report, two or more a comparison with --compare")
-    if compare and (width is not None or students is not None):
-        raise InputError("--width and --students belong to the report of one run; leave them out with --compare")
+    if compare and (width is not None or students is not None or promoted):
+        raise InputError(
+            "--width, --students and --promoted belong to the report of one run; leave them out with --compare"
+        )
     if compare:
         written = write_comparison(runs, out, figures=figures)
     else:
+        if promoted:
+            _compute_promoted_tokens(runs[0], width, top)
         written = write_report(runs[0], out, students=students, width=width, top=top, figures=figures)
     for reason in written.unreadable:
         print_result(Text(f"! left out: {reason}", style="yellow"))
     print_result(f"Saved {written.path} ({written.path.stat().st_size / 1e6:.1f} MB)")
     for figure in written.figures:
         print_result(Text(f"Saved {figure}", style="dim"))
+
+
+def _compute_promoted_tokens(run: Path, width: int | None, top: int) -> None:
+    """Compute the tokens that the lost features of the report promote, and save them in the run directory."""
+    from tl_distill_floor.cli.promoted_tokens import compute_and_save_promoted_tokens
+    from tl_distill_floor.cli.run_directory import load_floor
+    from tl_distill_floor.predicting.lost_features import lost_features
+
+    floor = load_floor(run)
+    compute_and_save_promoted_tokens(run, floor, lost_features(floor, width, top).lost[:top])

@@ -1,6 +1,6 @@
 """The features that a student loses, and one feature over several widths, as rich tables and as JSON values."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from rich.cells import cell_len
@@ -33,7 +33,7 @@ def lost_table(lost_features: LostFeatures) -> RenderableType:
         "rank: by cost; dims: dimensions allocated by water-filling; lost: share of the feature's own cost.",
         style="dim",
     )
-    return Group(summary, Text(), title, _feature_rows(shown), note, *_footnotes(shown[0]))
+    return Group(summary, Text(), title, _feature_rows(shown), note, *_footnotes(shown))
 
 
 def lost_summary(lost_features: LostFeatures) -> str:
@@ -47,6 +47,15 @@ def lost_summary(lost_features: LostFeatures) -> str:
     )
 
 
+def promoted_note(features: Sequence[FeatureAtWidth]) -> str | None:
+    """Return what to type for the promoted tokens of features that lack them; None if no feature does."""
+    n = len({feature.feature for feature in features if feature.promoted is None})
+    if not n:
+        return None
+    subject = "this feature" if n == 1 else f"{n:,} of these features"
+    return f"The promoted tokens of {subject} were not computed; add --promoted (in Python, call add_promoted_tokens)."
+
+
 def feature_table(one_feature: OneFeature) -> RenderableType:
     """Return everything that is known about one feature."""
     first = one_feature.at[0]
@@ -56,12 +65,14 @@ def feature_table(one_feature: OneFeature) -> RenderableType:
         ("cost", f"{first.cost:.4g} ({LONG_UNIT[one_feature.unit]}){_share_of(first.cost, one_feature.total_cost)}"),
         ("fires on", f"{_percent(first.firing_rate)} of the tokens"),
         ("survives", _survival(one_feature)),
-        ("promotes", _join_tokens(first.promoted)),
+        ("promotes", _join_tokens(first.promoted or ())),
         ("address", first.neuronpedia or ""),
     ]
     contexts = _context_table(first) if first.contexts else NO_CONTEXTS
     properties = key_value_table((name, value) for name, value in rows if value)
-    return Group(properties, Text(), _width_table(one_feature), Text(), contexts)
+    note = promoted_note(one_feature.at)
+    notes = [] if note is None else [Text(note, style="dim")]
+    return Group(properties, Text(), _width_table(one_feature), Text(), contexts, *notes)
 
 
 def lost_json(lost_features: LostFeatures) -> dict[str, Any]:
@@ -89,7 +100,7 @@ class ContextCell(NamedTuple):
     """A table cell with a context on one line, cut so that its peak stays visible, above the promoted tokens."""
 
     context: FeatureContext | None
-    promoted: tuple[str, ...]
+    promoted: tuple[str, ...] | None
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Text]:
         """Yield the lines of the cell."""
@@ -125,9 +136,12 @@ def _feature_rows(features: tuple[FeatureAtWidth, ...]) -> Table:
     return table
 
 
-def _footnotes(feature: FeatureAtWidth) -> list[Text]:
-    """Return a note on missing contexts and the address of a feature, as far as they apply."""
+def _footnotes(features: Sequence[FeatureAtWidth]) -> list[Text]:
+    """Return notes on missing contexts and promoted tokens, and the address of a feature, as far as they apply."""
+    feature, note = features[0], promoted_note(features)
     notes = [] if feature.contexts else [NO_CONTEXTS]
+    if note is not None:
+        notes.append(Text(note, style="dim"))
     if feature.neuronpedia:
         notes.append(Text(f"Feature {feature.feature} on Neuronpedia: {feature.neuronpedia}", style="dim"))
     return notes
@@ -212,7 +226,7 @@ def _feature_json(feature: FeatureAtWidth) -> dict[str, Any]:
     contexts = [context._asdict() for context in feature.contexts]
     return {name: getattr(feature, name) for name in names} | {
         "contexts": contexts,
-        "promoted": list(feature.promoted),
+        "promoted": None if feature.promoted is None else list(feature.promoted),
     }
 
 

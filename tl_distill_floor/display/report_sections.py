@@ -18,7 +18,7 @@ from tl_distill_floor.display.figures import (
 )
 from tl_distill_floor.display.floor_tables import measured_table, widths_table
 from tl_distill_floor.display.head_views import head_figure, head_table
-from tl_distill_floor.display.lost_features import lost_summary
+from tl_distill_floor.display.lost_features import lost_summary, promoted_note
 from tl_distill_floor.display.probe_figures import decodability_figure, retention_figure
 from tl_distill_floor.display.probe_tables import probes_table
 from tl_distill_floor.display.report_page import (
@@ -202,7 +202,9 @@ def _lost_section(parts: RunParts) -> Section:
     if parts.lost is None:
         return Section("lost", "Lost features", page_views(NEEDS_PREDICTION))
     features = tuple(_page_feature(feature) for feature in parts.lost.shown)
-    return Section("lost", "Lost features", page_views(lost_summary(parts.lost)), features=features)
+    note = promoted_note(parts.lost.shown)
+    views = page_views(lost_summary(parts.lost), *([] if note is None else [note]))
+    return Section("lost", "Lost features", views, features=features)
 
 
 def _method_section(parts: RunParts) -> Section:
@@ -234,7 +236,7 @@ def _page_feature(at: FeatureAtWidth) -> PageFeature:
         (escape_control(context.before), escape_control(context.peak), escape_control(context.after))
         for context in at.contexts
     )
-    promoted = " · ".join(escape_control(token) for token in at.promoted)
+    promoted = " · ".join(escape_control(token) for token in at.promoted or ())
     return PageFeature(at.feature, at.neuronpedia, numbers, contexts, promoted)
 
 

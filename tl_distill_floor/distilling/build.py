@@ -55,8 +55,8 @@ def build_student(
     model = load_teacher(teacher).model
     config = student_config(hugging_face_config(model), width, depth)
     check_teacher(model, start)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with torch.random.fork_rng(devices=[]):  # the weights are made on the CPU
+        torch.default_generator.manual_seed(seed)
         student = create_model(config)
     if start != "random":
         inherit_weights(model, student, start)

@@ -180,7 +180,11 @@ def _accelerator(teacher: TeacherLike, device: str) -> Accelerator:
     target = next(model.parameters()).device if isinstance(model, HookedModel) else torch.device(device)
     if target.type == "cuda" and target.index is not None:
         torch.cuda.set_device(target)
-    accelerator = Accelerator(cpu=target.type == "cpu", mixed_precision="no")
+    other_device = f"this process already uses accelerate on another device than {target.type}; start another process"
+    try:
+        accelerator = Accelerator(cpu=target.type == "cpu", mixed_precision="no")
+    except ValueError as error:  # accelerate was started on a GPU, and the teacher is on the CPU
+        raise InputError(other_device) from error
     sharding = accelerator.distributed_type.value
     if sharding in SHARDED:
         raise InputError(
@@ -188,10 +192,7 @@ def _accelerator(teacher: TeacherLike, device: str) -> Accelerator:
             " with --multi_gpu"
         )
     if accelerator.device.type != target.type:
-        raise InputError(
-            f"this process already uses accelerate on {accelerator.device.type}, and the teacher is on {target.type};"
-            " start another process"
-        )
+        raise InputError(other_device)
     return accelerator
 
 

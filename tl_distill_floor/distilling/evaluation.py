@@ -5,6 +5,7 @@ import math
 import torch
 
 from tl_distill_floor.distilling.losses import summed_forward_kl
+from tl_distill_floor.distilling.student_module import counted_positions
 from tl_distill_floor.distilling.sweep import Sweep
 from tl_distill_floor.measuring.teacher_backbone import TeacherBackbone
 from tl_distill_floor.theory.learning_curve import fit_learning_curve
@@ -45,12 +46,13 @@ def heldout_losses(sweep: Sweep, teacher: TeacherBackbone) -> list[float]:
     active, accelerator = sweep.active, sweep.accelerator
     summed, n_counted = torch.zeros(len(active), dtype=torch.float64), 0
     of_this_process = sweep.split.heldout[accelerator.process_index :: accelerator.num_processes]
-    for ids in torch.split(of_this_process.to(accelerator.device), SEQUENCES_PER_FORWARD_PASS):
+    for ids in torch.split(of_this_process, SEQUENCES_PER_FORWARD_PASS):
         counted = sweep.split.stream.counted(ids)
+        positions, ids_there = counted_positions(counted, accelerator.device), ids.to(accelerator.device)
         backbones = [student.averaged_backbone for student in active]
         summed += summed_forward_kl(
-            teacher.logits(teacher(ids).last_hidden[counted]),
-            [backbone.logits(backbone(ids).last_hidden[counted]) for backbone in backbones],
+            teacher.logits(teacher(ids_there).last_hidden[positions]),
+            [backbone.logits(backbone(ids_there).last_hidden[positions]) for backbone in backbones],
         )
         n_counted += int(counted.sum())
     sums = torch.cat([summed, torch.tensor([float(n_counted)], dtype=torch.float64)]).to(accelerator.device)

@@ -159,17 +159,17 @@ def chunked_losses(
 
 @torch.no_grad()
 def summed_forward_kl(teacher: LazyLogits, students: Sequence[LazyLogits]) -> Float[Tensor, " student"]:
-    """Return KL(teacher ‖ student) of every student, summed over the tokens, in nats, at temperature 1.
+    """Return KL(teacher ‖ student) of every student on the CPU, summed over the tokens, in nats, at temperature 1.
 
     Args:
         teacher: the teacher's logits.
         students: the students' logits at the same tokens.
     """
-    summed = torch.zeros(len(students), dtype=torch.float64)
+    summed = torch.zeros(len(students), dtype=torch.float64, device=teacher.hidden.device)
     for rows in _chunks(teacher):
         logits = teacher.compute(rows)
-        summed += torch.stack([forward_kl(logits, student.compute(rows)).cpu().double().sum() for student in students])
-    return summed
+        summed += torch.stack([forward_kl(logits, student.compute(rows)).double().sum() for student in students])
+    return summed.cpu()
 
 
 def _chunks(teacher: LazyLogits) -> list[slice]:

@@ -87,10 +87,11 @@ class KeptReconstruction:
 
     @torch.no_grad()
     def __call__(self, activation: Float[Tensor, "token d_model"]) -> Float[Tensor, "token d_model"]:
-        """Return the target of some tokens."""
-        codes = self._sae.encode(activation.to(self._sae.dtype)).float() * self._kept  # type: ignore[attr-defined]
+        """Return the target of some tokens, on their device."""
+        read = activation.to(self._kept.device, self._sae.dtype)  # type: ignore[attr-defined]
+        codes = self._sae.encode(read).float() * self._kept  # type: ignore[attr-defined]
         target: Tensor = codes @ self._decoder() @ self._root
-        return target
+        return target.to(activation.device)
 
     def _decoder(self) -> Float[Tensor, "feature d_model"]:
         decoder: Tensor = self._sae.W_dec.detach().float()  # type: ignore[attr-defined]
@@ -134,8 +135,8 @@ class ActivationMatcher(nn.Module):
 
     def __init__(self, width: int, d_target: int, seed: int = 0) -> None:
         super().__init__()
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
+        with torch.random.fork_rng(devices=[]):  # the weights are made on the CPU
+            torch.default_generator.manual_seed(seed)
             self.projection = nn.Linear(width, d_target)
         self._variance = 1.0
 

@@ -64,8 +64,9 @@ def leading_directions(
     for name in sorted(embeddings):
         rows = weights[name].float().movedim(axes[name].residual[0], -1)
         gram += rows.T @ rows
-    directions: Tensor = torch.linalg.svd(gram)[0][:, :width]
-    return directions
+    # On the CPU, so that the signs of the directions, and with them a student, do not depend on the device.
+    directions: Tensor = torch.linalg.svd(gram.cpu())[0][:, :width]
+    return directions.to(gram.device)
 
 
 @torch.no_grad()

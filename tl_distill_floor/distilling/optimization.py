@@ -46,15 +46,20 @@ def running_average(student: nn.Module) -> AveragedModel:
     Args:
         student: the student; call `update_parameters` of the copy with it after every step.
     """
-    averaged = AveragedModel(student, multi_avg_fn=_update_power_average)
+
+    def update(weights: Tensors, current: Tensors, _n_averaged: Tensor | int) -> None:
+        # The number of steps that is passed is on the weights' device; reading it would wait for a GPU.
+        _update_power_average(weights, current, int(averaged.n_averaged))
+
+    averaged = AveragedModel(student, multi_avg_fn=update)
     averaged.requires_grad_(False)
     return averaged
 
 
 @torch.no_grad()
-def _update_power_average(averaged: Tensors, current: Tensors, n_averaged: Tensor | int) -> None:
+def _update_power_average(averaged: Tensors, current: Tensors, n_averaged: int) -> None:
     """Add the weights of the current step to the averages of `n_averaged` steps."""
-    step = int(n_averaged) + 1
+    step = n_averaged + 1
     share = 1.0 - (1.0 - 1.0 / step) ** (AVERAGE_POWER + 1.0)
     # Not lerp: the difference of two weights of −inf, which mask tokens, is NaN.
     torch._foreach_mul_(averaged, 1.0 - share)

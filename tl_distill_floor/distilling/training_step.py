@@ -4,13 +4,15 @@ import math
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_distill_floor.distilling.config import StudentSpec
 from tl_distill_floor.distilling.losses import chunked_losses
+from tl_distill_floor.distilling.student_module import TokenPositions, counted_positions
 from tl_distill_floor.distilling.sweep import Sweep
 from tl_distill_floor.measuring.teacher_backbone import BackboneOutput, TeacherBackbone
+from tl_distill_floor.measuring.token_stream import copy_to_device
 
 
 def train_step(sweep: Sweep, teacher: TeacherBackbone) -> list[float]:
@@ -26,7 +28,7 @@ def train_step(sweep: Sweep, teacher: TeacherBackbone) -> list[float]:
         The training loss of every active student, nats per token.
     """
     config, accelerator, active = sweep.config, sweep.accelerator, sweep.active
-    ids = sweep.split.batch(sweep.step, config).to(accelerator.device)
+    ids = sweep.split.batch(sweep.step, config)
     n_counted = int(sweep.split.stream.counted(ids).sum())
     # DDP averages gradients over the processes, while losses are sums divided by the tokens of the full batch.
     scale = accelerator.num_processes / n_counted
@@ -52,20 +54,24 @@ def summed_losses(
     Args:
         sweep: the students.
         teacher: the teacher without its unembedding.
-        ids: token ids.
+        ids: token ids, on the CPU: what is computed from them there does not wait for a GPU.
     """
-    counted, active = sweep.split.stream.counted(ids), sweep.active
+    active, device = sweep.active, sweep.accelerator.device
+    counted = sweep.split.stream.counted(ids)
+    labels = copy_to_device(sweep.split.labels(ids)[counted], device)
+    positions = counted_positions(counted, device)
+    ids = copy_to_device(ids, device)
     with _autocast(sweep):
         teacher_output = teacher(ids)
-        targets = _matching_targets([student.spec for student in active], teacher_output, counted)
+        targets = _matching_targets([student.spec for student in active], teacher_output, positions)
         outputs = [
-            student.distributed_module(ids, counted, target) for student, target in zip(active, targets, strict=True)
+            student.distributed_module(ids, positions, target) for student, target in zip(active, targets, strict=True)
         ]
         backbones = [student.module.backbone for student in active]
         losses = chunked_losses(
-            teacher.logits(teacher_output.last_hidden[counted]),
+            teacher.logits(teacher_output.last_hidden[positions]),
             [backbone.logits(hidden) for backbone, (hidden, _) in zip(backbones, outputs, strict=True)],
-            sweep.split.labels(ids)[counted],
+            labels,
             sweep.config.objective,
         )
     share = sweep.step / sweep.n_steps
@@ -87,8 +93,9 @@ def set_matching_variance(sweep: Sweep, teacher: TeacherBackbone) -> None:
     matching = [student for student in sweep.students if student.module.matcher is not None]
     if not matching:
         return
-    ids = sweep.split.batch(0, sweep.config).to(sweep.accelerator.device)
-    targets = _matching_targets([student.spec for student in matching], teacher(ids), sweep.split.stream.counted(ids))
+    ids, device = sweep.split.batch(0, sweep.config), sweep.accelerator.device
+    positions = counted_positions(sweep.split.stream.counted(ids), device)
+    targets = _matching_targets([student.spec for student in matching], teacher(ids.to(device)), positions)
     for student, target in zip(matching, targets, strict=True):
         assert student.module.matcher is not None
         assert target is not None
@@ -96,12 +103,12 @@ def set_matching_variance(sweep: Sweep, teacher: TeacherBackbone) -> None:
 
 
 def _matching_targets(
-    specs: list[StudentSpec], teacher: BackboneOutput, counted: Bool[Tensor, "sequence position"]
+    specs: list[StudentSpec], teacher: BackboneOutput, positions: TokenPositions
 ) -> list[Float[Tensor, "token d_target"] | None]:
     """Return the target of each student's hook matching at the counted tokens; None without hook matching."""
     if teacher.matched is None:
         return [None] * len(specs)
-    activation = teacher.matched[counted].flatten(1)
+    activation = teacher.matched[positions].flatten(1)
     # Students often share a target, which is computed once.
     shared = {spec.target for spec in specs if spec.match}
     targets = {target: activation if target is None else target(activation) for target in shared}

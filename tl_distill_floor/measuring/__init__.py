@@ -17,7 +17,9 @@
 - `logit_map`: what a model does to its logits after the unembedding.
 - `teacher_backbone`: a teacher without its unembedding.
 - `kl`: KL divergences between distributions over a vocabulary.
-- `strongest_contexts`: what each feature fires on, and which tokens it promotes.
+- `strongest_contexts`: what each feature fires on.
+- `promoted_tokens`: which tokens a feature promotes.
+- `reloading`: the teacher and the SAE of a measurement, loaded again.
 - `processes`: several processes that read one text.
 - `sparse_rows`: torch's compressed sparse rows.
 """

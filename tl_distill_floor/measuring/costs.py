@@ -84,7 +84,7 @@ def ablation(batch: ActivationBatch, codes: ActiveCodes, attached: AttachedSae) 
         [feature], nats summed over tokens.
     """
     decoder, features = attached.sae.W_dec.detach(), torch.unique(codes.feature)
-    cost = torch.zeros(len(decoder), dtype=torch.float64, device=decoder.device)
+    cost = torch.zeros(len(decoder), dtype=torch.float64)
     for feature, losses in zip(features.tolist(), ablate_features(batch, codes, decoder, features), strict=True):
         cost[feature] = losses.sum()
     return cost

@@ -235,7 +235,7 @@ class _Measurement:
             warnings.append("cached activations have no outputs: costs are energy, in squared error, not nats")
         contexts = stats.contexts
         if contexts is not None and self.job.teacher is not None:
-            contexts = describe_contexts(contexts, self.job.model, self.attached.sae.W_dec, self.attached.hook_name)
+            contexts = describe_contexts(contexts, self.job.model)
         return dataclasses.replace(stats, contexts=contexts, warnings=tuple(warnings))
 
     def _check_same_measurement(self, stats: FeatureStats, file: Path) -> None:

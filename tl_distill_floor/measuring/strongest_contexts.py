@@ -1,4 +1,4 @@
-"""Find the strongest contexts of each feature, and the tokens that it promotes."""
+"""Find the strongest contexts of each feature."""
 
 from collections.abc import Callable
 from typing import Protocol, runtime_checkable
@@ -9,14 +9,8 @@ from jaxtyping import Float, Float32, Int, Int32, Int64
 from torch import Tensor
 
 from tl_distill_floor.annotations import HookedModel
-from tl_distill_floor.measuring.hooks import canonical_name
 from tl_distill_floor.results.contexts import AFTER, BEFORE, N_CONTEXTS, NO_TOKEN, WINDOW, FeatureContexts
 
-N_PROMOTED = 6
-LOGITS_AT_ONCE = 2**23
-"""Logits held at a time: 32 MiB in fp32."""
-RESIDUAL_POINTS = ("hook_in", "hook_out", "hook_resid_mid", "mlp.hook_out", "attn.hook_out")
-"""Hook points of a block whose activation is the residual stream, or is added to it."""
 ENTRY_BITS = 31
 MOST_ENTRIES = 2**ENTRY_BITS - 1
 
@@ -72,65 +66,15 @@ def batch_contexts(
     return FeatureContexts.from_arrays(activation, numbers, windows)
 
 
-def describe_contexts(
-    contexts: FeatureContexts, model: HookedModel, W_dec: Float[Tensor, "feature *d_model"], hook_name: str
-) -> FeatureContexts:
-    """Add the tokens that each feature promotes, and the strings of all tokens if the model has a tokenizer.
+def describe_contexts(contexts: FeatureContexts, model: HookedModel) -> FeatureContexts:
+    """Add the strings of all tokens if the model has a tokenizer.
 
     Args:
         contexts: the strongest contexts of each feature.
         model: a HookedTransformer or TransformerBridge.
-        W_dec: the SAE's decoder.
-        hook_name: the SAE's hook point. Promoted tokens are known for the residual stream and what is added to it.
     """
-    if canonical_name(hook_name).split(".", 2)[-1] in RESIDUAL_POINTS:
-        fired = contexts.activation[:, 0] > 0  # only these: the product with the vocabulary is large
-        promoted_by_fired = find_promoted_tokens(model, W_dec.detach()[torch.from_numpy(fired)])
-        promoted = np.full((len(fired), promoted_by_fired.shape[1]), NO_TOKEN, dtype=np.int32)
-        promoted[fired] = promoted_by_fired
-        contexts = contexts.with_promoted(promoted)
     tokenizer = getattr(model, "tokenizer", None)
     return contexts if tokenizer is None else contexts.with_strings(token_decoder(tokenizer))
-
-
-@torch.no_grad()
-def find_promoted_tokens(
-    model: HookedModel, W_dec: Float[Tensor, "feature *d_model"], n: int = N_PROMOTED
-) -> Int32[np.ndarray, "feature promoted"]:
-    """Find the tokens whose logits each decoder row increases most.
-
-    The change of the logits for a row w is unembed(ln_final(c · w)) − unembed(ln_final(0)), with c · w of root mean
-    square 1: the direct path from the residual stream, without the layers between. The model is not changed.
-
-    Args:
-        model: a HookedTransformer or TransformerBridge.
-        W_dec: decoder rows, in the residual stream.
-        n: tokens per feature.
-
-    Returns:
-        [feature, n] token ids, the largest increase first; -1 for a row of zeros. [feature, 0] if the width of the rows
-        is not that of the residual stream, or if the model has no final norm or no unembedding.
-    """
-    rows = W_dec.detach()
-    ln_final, unembed = (getattr(model, name, None) for name in ("ln_final", "unembed"))
-    if ln_final is None or unembed is None or rows.shape[1:] != (int(model.cfg.d_model),):
-        return np.zeros((len(rows), 0), dtype=np.int32)
-
-    def to_logits(residual: Float[Tensor, "1 row d_model"]) -> Float[Tensor, "row token"]:
-        logits: Tensor = unembed(ln_final(residual))[0].float()
-        return logits
-
-    weight = next(unembed.parameters())
-    logits_of_zero = to_logits(weight.new_zeros(1, 1, rows.shape[1]))[0]
-    promoted = []
-    for rows_of_chunk in torch.split(rows, max(1, LOGITS_AT_ONCE // len(logits_of_zero))):
-        chunk = rows_of_chunk.to(weight)
-        size = chunk.float().square().mean(-1, keepdim=True).sqrt()
-        normalized = torch.where(size > 0, chunk.float() / size, 0.0).to(chunk)
-        increase = to_logits(normalized[None]).sub_(logits_of_zero)
-        top = increase.topk(min(n, len(logits_of_zero)), dim=1).indices
-        promoted.append(torch.where(size > 0, top, NO_TOKEN).int().cpu().numpy())
-    return np.concatenate(promoted)
 
 
 def token_decoder(tokenizer: TokenDecoder) -> Callable[[int], str]:

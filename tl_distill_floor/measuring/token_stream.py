@@ -55,10 +55,16 @@ class TokenStream:
             InputError: a token id is outside the teacher's vocabulary, or a row is padded and the teacher's tokens
                 attend to later ones.
         """
+        device = device_of(self.teacher.model)
+        for number, ids in self._batches_on_cpu(start, n_tokens):
+            yield number, copy_to_device(ids, device)
+
+    def _batches_on_cpu(self, start: int, n_tokens: int) -> Iterator[tuple[int, Int[Tensor, "batch position"]]]:
+        """Yield the batches of `batches` on the CPU."""
         first, last = start // self.context_size, -(-n_tokens // self.context_size)
         groups = _groups(islice(self.text.read(), first, last), self.batch_size)
         for number, group in zip(count(first, self.batch_size), groups, strict=False):
-            yield number, self._check_vocabulary(torch.stack(group)).to(device_of(self.teacher.model))
+            yield number, self._check_vocabulary(torch.stack(group))
 
     def read_sequences(self, n_tokens: int, *, padded: bool = False) -> Int[Tensor, "sequence position"]:
         """Return the first sequences of the text on the CPU: enough for `n_tokens`, or all.
@@ -70,7 +76,7 @@ class TokenStream:
         Raises:
             InputError: see `batches`; also if a position is without a token and `padded` is False.
         """
-        batches = [ids.cpu() for _, ids in self.batches(0, n_tokens)]
+        batches = [ids for _, ids in self._batches_on_cpu(0, n_tokens)]
         if not padded and any(bool((ids == NO_TOKEN_ID).any()) for ids in batches):
             raise InputError(
                 f"{self.text.name} holds padded rows, which students are not trained on; give text, or rows without"
@@ -216,6 +222,18 @@ def device_of(model: HookedModel | nn.Module) -> torch.device:
     """Return the device of a model's first parameter."""
     first: Tensor = next(model.parameters())
     return first.device
+
+
+def copy_to_device(values: Tensor, device: torch.device) -> Tensor:
+    """Return a tensor on a device. A copy from the CPU to a GPU does not wait for earlier work of the GPU.
+
+    Args:
+        values: the tensor, which must not be changed before the copy is used.
+        device: the device.
+    """
+    if device.type == "cuda" and values.device.type == "cpu":
+        return values.pin_memory().to(device, non_blocking=True)
+    return values.to(device)
 
 
 def _groups(rows: Iterator[Row], size: int) -> Iterator[list[Row]]:

@@ -8,6 +8,7 @@
 - `bottleneck_task`: the codes that bottleneck students are trained on and evaluated on.
 - `bottleneck`: the model and the training of bottleneck students.
 - `lost_features`: `lost_features` and `one_feature`, the features that a student loses.
+- `promoted_tokens`: `add_promoted_tokens`, the tokens that shown features promote.
 - `head_floor`: `head_floor`, an estimate of the least loss of any student of a width; it needs no SAE.
 - `head_tokens`: the teacher's last hidden states and unembedding.
 - `low_rank_head`: logits of low rank, and their training.

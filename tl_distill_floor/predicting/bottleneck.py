@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.nn.functional import embedding_bag
 
 from tl_distill_floor.measuring.sparse_rows import quiet_sparse
+from tl_distill_floor.measuring.token_stream import copy_to_device
 from tl_distill_floor.predicting.progress import StepCounter
 from tl_distill_floor.predicting.toy import INITIAL_SCALE
 from tl_distill_floor.results.codes import Codes
@@ -49,6 +50,8 @@ class SparseBatch(NamedTuple):
     value: Float[Tensor, " entry"]
     token_weight: Float[Tensor, " token"]
     """Weight of each token when tokens are averaged."""
+    start_on_cpu: Int64[np.ndarray, " rows"]
+    """`row_start`, which can be read without waiting for a GPU."""
 
     @classmethod
     def from_codes(cls, codes: Codes) -> "SparseBatch":
@@ -65,18 +68,34 @@ class SparseBatch(NamedTuple):
         token_weight: Float64[np.ndarray, " token"],
     ) -> "SparseBatch":
         """Convert arrays to tensors."""
-        arrays = (row_start, feature.astype(np.int64), value, token_weight.astype(np.float32))
-        return cls(*(torch.from_numpy(array) for array in arrays))
+        return cls(
+            torch.from_numpy(row_start),
+            torch.from_numpy(feature.astype(np.int64)),
+            torch.from_numpy(value),
+            torch.from_numpy(token_weight.astype(np.float32)),
+            row_start,
+        )
 
     def to(self, device: torch.device) -> "SparseBatch":
         """Move the batch to a device."""
-        return SparseBatch(*(tensor.to(device) for tensor in self))
+        return SparseBatch(
+            copy_to_device(self.row_start, device),
+            copy_to_device(self.feature, device),
+            copy_to_device(self.value, device),
+            copy_to_device(self.token_weight, device),
+            self.start_on_cpu,
+        )
 
     def select_range(self, first: int, last: int) -> "SparseBatch":
         """Return the tokens from `first` up to, but without, `last`."""
-        start, end = int(self.row_start[first]), int(self.row_start[last])
-        row_start = self.row_start[first : last + 1] - start
-        return SparseBatch(row_start, self.feature[start:end], self.value[start:end], self.token_weight[first:last])
+        start, end, tokens = int(self.start_on_cpu[first]), int(self.start_on_cpu[last]), slice(first, last + 1)
+        return SparseBatch(
+            self.row_start[tokens] - start,
+            self.feature[start:end],
+            self.value[start:end],
+            self.token_weight[first:last],
+            self.start_on_cpu[tokens] - start,
+        )
 
     @property
     def n_tokens(self) -> int:
@@ -86,7 +105,9 @@ class SparseBatch(NamedTuple):
     @property
     def token(self) -> Int[Tensor, " entry"]:
         """Token of each entry."""
-        return torch.arange(self.n_tokens, device=self.feature.device).repeat_interleave(self.row_start.diff())
+        tokens = torch.arange(self.n_tokens, device=self.feature.device)
+        # With the size, a GPU need not be asked for it.
+        return tokens.repeat_interleave(self.row_start.diff(), output_size=len(self.feature))
 
 
 class Bottleneck(NamedTuple):
@@ -134,6 +155,10 @@ class EntriesByFeature(NamedTuple):
         columns = rows.tocsc()
         return cls(*(torch.from_numpy(a).long() for a in (columns.indptr, columns.indices, columns.data)))
 
+    def to(self, device: torch.device) -> "EntriesByFeature":
+        """Move the entries to a device."""
+        return EntriesByFeature(*(copy_to_device(tensor, device) for tensor in self))
+
     def weighted_sum(
         self, value: Float[Tensor, " entry"], hidden: Float[Tensor, "token width"]
     ) -> Float[Tensor, "feature width"]:
@@ -168,7 +193,7 @@ def loss_gradient(
     z = torch.sparse.sampled_addmm(pattern, hidden, model.W.T, beta=0.0).values() + model.b[codes.feature]
     error = (z.relu() - codes.value).mul_(weight[codes.feature]).mul_(2.0 * codes.token_weight[token]).mul_(z > 0)
 
-    n_active = int(codes.row_start[n_decoded])
+    n_active = int(codes.start_on_cpu[n_decoded])
     inactive = model.output(hidden[:n_decoded])
     inactive[token[:n_active], codes.feature[:n_active]] = 0.0
     inactive.mul_(weight).mul_(codes.token_weight[:n_decoded, None] * (2.0 * n_tokens / n_decoded))
@@ -318,7 +343,7 @@ def _batches(
                 row_start, codes.feature[entries], codes.value[entries], token_weight[sampled]
             )
             by_feature = EntriesByFeature.from_batch(batch, codes.n_features)
-            yield batch.to(device), EntriesByFeature(*(tensor.to(device) for tensor in by_feature))
+            yield batch.to(device), by_feature.to(device)
 
 
 def _rate_share(step: int, steps: int, warm_up: float) -> float:

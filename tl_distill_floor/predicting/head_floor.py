@@ -331,14 +331,21 @@ def _product_dtype(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if capabilities.get("amx_bf16") else torch.float32
 
 
+def _free_memory(device: torch.device) -> int:
+    """Return the bytes that can still be allocated on a device, with those that torch has reserved but does not use."""
+    if device.type != "cuda":
+        return int(psutil.virtual_memory().available)
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return int(torch.cuda.mem_get_info(device)[0] + unused)
+
+
 def _check_memory(model: HookedModel, widths: Sequence[int], n_tokens: int) -> None:
     """Raise an InputError if hidden states, the weights of all widths and a step's logits do not fit into memory."""
     weight = next(iter(model.parameters()))
     vocabulary, d_model = int(model.cfg.d_vocab), int(model.cfg.d_model)
     hidden = HIDDEN_COPIES * n_tokens * d_model * weight.element_size()
     needed = hidden + vocabulary * (BYTES_PER_WEIGHT * sum(widths) + 4 * LOGIT_ARRAYS * TOKENS_PER_STEP)
-    is_cuda = weight.device.type == "cuda"
-    free = torch.cuda.mem_get_info(weight.device)[0] if is_cuda else psutil.virtual_memory().available
+    free = _free_memory(weight.device)
     if needed > free:
         raise InputError(
             f"the head floor of {len(widths)} widths with {vocabulary:,} tokens of vocabulary needs"

@@ -12,12 +12,14 @@ from tl_distill_floor.results.lost_features import FeatureAtWidth, FeatureContex
 from tl_distill_floor.sources.torch_state import neutral_torch_state
 
 NEURONPEDIA = "https://www.neuronpedia.org"
+N_SHOWN = 20
+"""Number of lost features that are described by default."""
 N_SCANNED = 12
 """Number of widths between 1 and the widest at which `survives_from` looks, in addition to those of the prediction."""
 
 
 @neutral_torch_state()
-def lost_features(floor: FloorPrediction, width: int | None = None, top: int = 20) -> LostFeatures:
+def lost_features(floor: FloorPrediction, width: int | None = None, top: int = N_SHOWN) -> LostFeatures:
     """Describe the features that a student of one width is expected to lose.
 
     Args:
@@ -26,7 +28,8 @@ def lost_features(floor: FloorPrediction, width: int | None = None, top: int = 2
         top: number of features to describe, the most costly first.
 
     Returns:
-        LostFeatures: `.lost`, the indices of all lost features, and `.shown`, descriptions of the first `top`.
+        LostFeatures: `.lost`, the indices of all lost features, and `.shown`, descriptions of the first `top`. The
+        tokens that a feature promotes are None where the prediction lacks them; see `add_promoted_tokens`.
 
     Raises:
         InputError: `width` or `top` is below 1.
@@ -145,11 +148,29 @@ def features_at(
             lost_share=float(share[feature]),
             kept=bool(kept[feature]),
             contexts=_contexts(stats, feature),
-            promoted=() if stats.contexts is None else tuple(stats.contexts.promoted_tokens(feature)),
+            promoted=promoted_by(floor, feature),
             neuronpedia=stats.neuronpedia_id and f"{NEURONPEDIA}/{stats.neuronpedia_id}/{feature}",
         )
         for feature in features.tolist()
     )
+
+
+def features_shown_by_default(floor: FloorPrediction) -> list[int]:
+    """Return the `N_SHOWN` most costly features that each width of a prediction loses, each once."""
+    return sorted({feature for width in floor.widths.tolist() for feature in floor.lost(width)[:N_SHOWN].tolist()})
+
+
+def promoted_by(floor: FloorPrediction, feature: int) -> tuple[str, ...] | None:
+    """Return the tokens that a feature promotes; None if they were not computed.
+
+    Args:
+        floor: a prediction. In older files the contexts hold the tokens of every feature that fired.
+        feature: index in the SAE.
+    """
+    contexts = floor.stats.contexts
+    if contexts is not None and (tokens := contexts.promoted_tokens(feature)):
+        return tuple(tokens)
+    return None if floor.promoted is None else floor.promoted.tokens.get(feature)
 
 
 def _bisect(floor: FloorPrediction, feature: int, losing: int, keeping: int) -> int:

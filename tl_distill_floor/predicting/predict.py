@@ -31,7 +31,9 @@ from tl_distill_floor.predicting.bottleneck_task import held_out_sequences
 from tl_distill_floor.predicting.checks import check_alive, check_min_count, check_steps, integer_widths
 from tl_distill_floor.predicting.floors import STEPS, floor_from_stats, student_widths, widths_to_train
 from tl_distill_floor.predicting.head_floor import N_TOKENS, head_floor_of_stream, head_steps
+from tl_distill_floor.predicting.lost_features import features_shown_by_default
 from tl_distill_floor.predicting.progress import ProgressBarFactory, no_progress_bar
+from tl_distill_floor.predicting.promoted_tokens import compute_promoted_tokens
 from tl_distill_floor.predicting.simulation import train_if_possible
 from tl_distill_floor.results.feature_stats import FeatureStats
 from tl_distill_floor.results.floor_prediction import FloorPrediction
@@ -326,7 +328,10 @@ def _predict_measured(
         tail=tail,
         seed=seed,
     )
-    return dataclasses.replace(floor, warnings=(*floor.warnings, *training_warnings))
+    floor = dataclasses.replace(floor, warnings=(*floor.warnings, *training_warnings))
+    if job.teacher is None:
+        return floor
+    return compute_promoted_tokens(floor, features_shown_by_default(floor), job.model, job.saes[0].sae.W_dec)
 
 
 def _measure_tail(

@@ -9,7 +9,6 @@ import numpy as np
 from jaxtyping import Float32
 
 from tl_distill_floor.annotations import (
-    Dtype,
     LabelsLike,
     ProbedActivation,
     ProgressMessageCallback,
@@ -18,8 +17,9 @@ from tl_distill_floor.annotations import (
     TextLike,
     WidthsLike,
 )
-from tl_distill_floor.distilling.layers import is_residual, layer_of, student_hook
+from tl_distill_floor.distilling.layers import is_residual, student_hook
 from tl_distill_floor.errors import InputError
+from tl_distill_floor.measuring.reloading import load_measured_sae, measured_dtype
 from tl_distill_floor.measuring.token_stream import device_of
 from tl_distill_floor.predicting.bottleneck_task import HiddenStates
 from tl_distill_floor.probing.activations import collect_activations
@@ -31,9 +31,8 @@ from tl_distill_floor.probing.forecasts import bottleneck_states, teacher_views
 from tl_distill_floor.results.floor_prediction import FloorPrediction
 from tl_distill_floor.results.probes import Decodability, ProbeResult, Probes
 from tl_distill_floor.results.student import StudentResult
-from tl_distill_floor.sources.devices import TORCH_DTYPES
 from tl_distill_floor.sources.labels import load_labels
-from tl_distill_floor.sources.saes import SaeSource, load_sae, sae_digest
+from tl_distill_floor.sources.saes import SaeSource
 from tl_distill_floor.sources.teachers import Teacher, choose_context_size, load_teacher, tokenizer_of
 from tl_distill_floor.sources.torch_state import neutral_torch_state
 
@@ -87,9 +86,9 @@ def probe_run(
         >>> probes.plot()  # doctest: +SKIP
     """
     config, stats = config or ProbeConfig(), floor.stats
-    source = _load_measured_sae(floor, sae, device)
+    source = load_measured_sae(stats, sae, device)
     loaded_teacher = load_teacher(
-        teacher or stats.model_name, device=device, dtype=_measured_dtype(floor), model_kwargs=source.model_kwargs
+        teacher or stats.model_name, device=device, dtype=measured_dtype(stats), model_kwargs=source.model_kwargs
     )
     saved_students = [student for student in students if student.path is not None and student.status != "diverged"]
     forecast_widths = _forecast_widths(floor, saved_students, widths)
@@ -168,24 +167,6 @@ def _count_steps(run: _ProbedRun, n_students: int, n_widths: int) -> int:
     n_probes = len(run.examples.tasks) * (1 + n_students + n_forecasts)
     n_decoded_models = 1 + n_students if run.config.n_feature_tokens else 0
     return n_probes + int(run.trains_bottlenecks) + n_decoded_models
-
-
-def _load_measured_sae(floor: FloorPrediction, sae: SaeLike | None, device: str) -> SaeSource:
-    """Load the SAE, and raise an InputError if it is not the one that was measured."""
-    stats = floor.stats
-    source = load_sae(sae, model_name=stats.model_name, layer=layer_of(stats.hook_name), device=device)
-    measured = stats.settings.get("sae")
-    if measured is not None and measured != sae_digest(source.sae):
-        raise InputError(
-            f"the prediction was made with the SAE {stats.sae_name}, and this SAE is another; name that with --sae"
-        )
-    return source
-
-
-def _measured_dtype(floor: FloorPrediction) -> Dtype:
-    """Return the dtype in which the teacher was measured."""
-    loading = floor.stats.settings.get("teacher")
-    return "bf16" if isinstance(loading, dict) and loading.get("dtype") == TORCH_DTYPES["bf16"] else "fp32"
 
 
 def _forecast_widths(floor: FloorPrediction, students: Sequence[StudentResult], widths: WidthsLike | None) -> list[int]:

@@ -4,6 +4,7 @@
 - `feature_sums`: sums over tokens that can be merged.
 - `codes`: `Codes`, SAE codes of a sample of tokens.
 - `contexts`: `FeatureContexts`, the text on which each feature fires most strongly.
+- `promoted_tokens`: `PromotedTokens`, the tokens that some features promote.
 - `simulation`: `Simulation`, the losses of bottleneck students.
 - `tail_loss`: `TailLoss`, the loss when the least costly features are removed.
 - `head_floor`: `HeadFloor`, an estimate of the least loss of any student of a width.

@@ -27,7 +27,7 @@ DTYPES = dict.fromkeys(("window", "promoted", "token_id"), "int32") | {
 
 @dataclass(frozen=True, eq=False)
 class FeatureContexts:
-    """The strongest contexts of each feature, at most one from each sequence, and the tokens that it promotes."""
+    """The strongest contexts of each feature, at most one from each sequence."""
 
     activation: Float32[np.ndarray, "feature context"]
     """Absolute activation in falling order; 0 if the feature fired in fewer sequences."""
@@ -38,7 +38,8 @@ class FeatureContexts:
     promoted: Int32[np.ndarray, "feature promoted"]
     """Ids of the tokens whose logits the feature's decoder row raises most, in falling order.
 
-    [feature, 0] if they were not computed. A row is -1 if its decoder row is zero or the feature never fired."""
+    Only older files hold them; otherwise [feature, 0], and `PromotedTokens` has those of the features that are shown. A
+    row is -1 if its decoder row is zero or the feature never fired."""
     token_id: Int32[np.ndarray, " used"]
     """Ids of the tokens whose strings are stored, in rising order; empty before `with_strings`."""
     token_start: Int64[np.ndarray, " bounds"]
@@ -225,7 +226,7 @@ class FeatureContexts:
             feature: index of the feature.
 
         Returns:
-            Strings; empty if promoted tokens were not computed.
+            Strings; empty if the contexts hold none.
 
         Example:
             >>> contexts.promoted_tokens(0)  # doctest: +SKIP

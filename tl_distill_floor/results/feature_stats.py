@@ -177,7 +177,7 @@ class FeatureStats(Displayable):
         arrays = [self.firing_count, self.sum_cost, self.blocks.cost, self.blocks.firing_count]
         hashed = hashlib.sha256()
         for array in (*arrays, *prefix_arrays("codes", self.codes).values()):
-            hashed.update(array.tobytes())
+            hashed.update(np.ascontiguousarray(array).data)
         return hashed.hexdigest()[:16]
 
     def alive(self, min_count: int = 1) -> Bool[np.ndarray, " feature"]:
@@ -202,8 +202,11 @@ class FeatureStats(Displayable):
         Returns:
             Numbers of tokens [block], and how many features were alive after that many [block].
         """
-        alive = np.cumsum(self.blocks.firing_count, axis=0) >= min_count
-        return np.cumsum(self.blocks.n_tokens), alive.sum(axis=1, dtype=np.int64)
+        count, n_alive = np.zeros_like(self.firing_count), []
+        for of_block in self.blocks.firing_count:
+            count += of_block
+            n_alive.append(int((count >= min_count).sum()))
+        return np.cumsum(self.blocks.n_tokens), np.array(n_alive, dtype=np.int64)
 
     def merge(self, other: "FeatureStats") -> "FeatureStats":
         """Merge with the statistics of another text, or of a later part of the same text.

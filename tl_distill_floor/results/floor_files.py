@@ -14,6 +14,7 @@ from tl_distill_floor.errors import InputError
 from tl_distill_floor.results.calibration import Calibration
 from tl_distill_floor.results.feature_stats import STATS_FILE, FeatureStats
 from tl_distill_floor.results.head_floor import HEAD_FILE, HeadFloor
+from tl_distill_floor.results.promoted_tokens import PROMOTED_FILE, PromotedTokens
 from tl_distill_floor.results.simulation import SIMULATION_FILE, Simulation
 from tl_distill_floor.results.tail_loss import TAIL_FILE, TailLoss
 from tl_distill_floor.storage.atomic import commit_together, write_atomically
@@ -73,7 +74,8 @@ class StoredFloor(NamedTuple):
     fields: dict[str, Any]
     """Values of `STORED_FIELDS`."""
     records: dict[str, Any]
-    """The records that the prediction was computed from: `stats`, `simulation`, `tail` and `head`; None if missing."""
+    """The records that the prediction was computed from: `stats`, `simulation`, `tail` and `head`; None if missing. And
+    the `promoted` tokens."""
     curves: dict[str, object]
     """`simulated` and `bound` as the file has them; None for a record that is missing."""
 
@@ -87,6 +89,7 @@ def save_floor(
     tail: TailLoss | None,
     head: HeadFloor | None,
     calibration: Calibration | None,
+    promoted: PromotedTokens | None,
     simulated: Float64[np.ndarray, " width"] | None,
     expected: Float64[np.ndarray, " width"],
     bound: Float64[np.ndarray, " width"] | None,
@@ -101,6 +104,7 @@ def save_floor(
         tail: loss of removing the least costly features.
         head: least loss that the rank of the logits allows.
         calibration: fit to trained students.
+        promoted: tokens that some features promote.
         simulated: simulated floors at the widths.
         expected: expected floors at the widths.
         bound: head floors at the widths.
@@ -133,6 +137,8 @@ def save_floor(
             head.save(directory / HEAD_FILE)
         if calibration is not None:
             calibration.save(directory)
+        if promoted is not None:
+            promoted.save(directory)
         return write_atomically(directory / FLOOR_FILE, json.dumps(stored, indent=1, allow_nan=False).encode())
 
 
@@ -161,9 +167,18 @@ def load_floor(file: Path) -> StoredFloor:
         "simulation": None if simulated is None else Simulation.load(file.parent / SIMULATION_FILE),
         "tail": TailLoss.load(file.parent / TAIL_FILE) if stored["has_tail"] else None,
         "head": HeadFloor.load(file.parent / HEAD_FILE) if stored["has_head"] else None,
+        "promoted": _load_promoted(file.parent, stored["stats"]),
     }
     fields = {name: decode(stored[name]) for name, decode in STORED_FIELDS.items()}
     return StoredFloor(fields, records, {"simulated": simulated, "bound": stored["bound"]})
+
+
+def _load_promoted(directory: Path, stats: str) -> PromotedTokens | None:
+    """Return the promoted tokens in a directory; None if there are none, or if they are of other statistics."""
+    if not (directory / PROMOTED_FILE).exists():
+        return None
+    promoted = PromotedTokens.load(directory)
+    return promoted if promoted.stats == stats else None
 
 
 def check_curve(computed: Float64[np.ndarray, " width"] | None, stored: object, file_name: str) -> None:

@@ -17,6 +17,7 @@ from tl_distill_floor.results.displayable import Displayable
 from tl_distill_floor.results.feature_stats import FeatureStats
 from tl_distill_floor.results.floor_curve import FloorCurve
 from tl_distill_floor.results.head_floor import HEAD_FILE, HeadFloor
+from tl_distill_floor.results.promoted_tokens import PromotedTokens
 from tl_distill_floor.results.simulation import SIMULATION_FILE, Simulation
 from tl_distill_floor.results.tail_loss import Cost, TailLoss
 from tl_distill_floor.storage.versioned import resolve_file
@@ -76,6 +77,8 @@ class FloorPrediction(Displayable):
     """What to keep in mind when using the prediction."""
     calibration: Calibration | None = None
     """Fit of trained students' losses to this prediction; None if there is none."""
+    promoted: PromotedTokens | None = None
+    """Tokens that some of the features promote; see `add_promoted_tokens`. None if none were computed."""
 
     def __post_init__(self) -> None:
         """Raise a ValueError if a field has an impossible value."""
@@ -156,9 +159,8 @@ class FloorPrediction(Displayable):
     def power_law(self) -> PowerLaw | None:
         """Power law fitted to the sorted costs of the alive features; None if there are fewer than 10."""
         alive, blocks = self._curve.alive, self.stats.blocks
-        return power_law_with_intervals(
-            self.stats.cost[alive], blocks.cost[:, alive], blocks.firing_count[:, alive], min_count=self.min_count
-        )
+        cost = np.where(alive, self.stats.cost, 0.0)
+        return power_law_with_intervals(cost, blocks.cost, blocks.firing_count, min_count=self.min_count)
 
     def loss_of_cost(self, cost: Cost) -> Cost:
         """Convert summed costs of removed features to the loss of removing them.
@@ -351,7 +353,7 @@ class FloorPrediction(Displayable):
         return dataclasses.replace(self, calibration=calibration) if self._curve.was_calibrated(calibration) else self
 
     def save(self, path: str | Path) -> Path:
-        """Save the prediction with its statistics, simulation, tail loss and calibration.
+        """Save the prediction with its statistics and everything else that it holds.
 
         Args:
             path: a directory; it is created if it is missing.
@@ -366,7 +368,9 @@ class FloorPrediction(Displayable):
             >>> floor.save("runs/tiny")  # doctest: +SKIP
         """
         fields = {name: getattr(self, name) for name in floor_files.STORED_FIELDS}
-        records = {name: getattr(self, name) for name in ("stats", "simulation", "tail", "head", "calibration")}
+        records = {
+            name: getattr(self, name) for name in ("stats", "simulation", "tail", "head", "calibration", "promoted")
+        }
         return floor_files.save_floor(
             Path(path), fields, **records, simulated=self.simulated, expected=self.expected, bound=self.bound
         )

@@ -42,8 +42,8 @@ class FeatureAtWidth:
     """Whether the student is expected to keep the feature."""
     contexts: tuple[FeatureContext, ...]
     """Where the feature fires most strongly, in falling order of activation; empty if contexts were not kept."""
-    promoted: tuple[str, ...]
-    """Tokens whose logits the feature raises most; empty if they are not known."""
+    promoted: tuple[str, ...] | None
+    """Tokens whose logits the feature raises most; empty if it has none, None if they were not computed."""
     neuronpedia: str | None
     """Address of the feature on Neuronpedia; None if the SAE is not known there."""
 

@@ -10,7 +10,7 @@ import glob
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from pathlib import Path
 
@@ -41,10 +41,14 @@ def commit_together() -> Iterator[list[tuple[Path, Path]]]:
                 partial.unlink(missing_ok=True)
 
 
-def write_atomically(path: Path, data: bytes) -> Path:
-    """Write `data` to `path`, which afterwards holds all of it or its previous content.
+def write_atomically(path: Path, content: bytes | Callable[[Path], object]) -> Path:
+    """Write `content` to `path`, which afterwards holds all of it or its previous content.
 
     The file gets the permissions of the user's umask.
+
+    Args:
+        path: the file.
+        content: the bytes, or a function that writes them to the path of an existing, empty file.
 
     Returns:
         `path`.
@@ -60,8 +64,13 @@ def write_atomically(path: Path, data: bytes) -> Path:
         try:
             # Created with mode 0666, which the operating system reduces by the umask; tempfile would use 0600.
             with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), "wb") as file:
-                file.write(data)
-                file.flush()
+                mode = os.fstat(file.fileno()).st_mode
+                if isinstance(content, bytes):
+                    file.write(content)
+            if not isinstance(content, bytes):
+                content(partial)
+                partial.chmod(mode)  # safetensors replaces the file by one that only its owner can read
+            with partial.open("rb+") as file:
                 os.fsync(file.fileno())
         except BaseException:
             partial.unlink(missing_ok=True)
@@ -73,6 +82,8 @@ def write_atomically(path: Path, data: bytes) -> Path:
 @contextlib.contextmanager
 def atomic_directory(directory: Path) -> Iterator[Path]:
     """Create `directory` with everything that the block writes, or not at all.
+
+    Its files get the permissions of the user's umask.
 
     Yields:
         A hidden directory to write into; it is renamed to `directory` on success.
@@ -91,8 +102,10 @@ def atomic_directory(directory: Path) -> Iterator[Path]:
             yield partial
             with report_io_errors(directory):
                 (partial / LOCK_FILE).unlink(missing_ok=True)
+                mode = partial.stat().st_mode & 0o666  # of the umask; safetensors writes files of mode 0600
                 for path in partial.rglob("*"):
                     if path.is_file():
+                        path.chmod(mode)
                         with path.open("rb+") as file:
                             os.fsync(file.fileno())
                 partial.rename(directory)

@@ -26,12 +26,14 @@ def resolve_file(path: str | Path, name: str) -> Path:
 
 def save_arrays(path: Path, kind: str, arrays: dict[str, np.ndarray], scalars: dict[str, Any]) -> Path:
     """Write one safetensors file whose header holds `kind`, the version and the scalars as JSON."""
-    from safetensors.numpy import save
+    from safetensors.numpy import save_file
 
     header = {"format": f"tl-distill-floor/{kind}", "version": VERSION, "scalars": scalars}
     contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     # One header entry: safetensors writes several in no fixed order, and equal records should give equal files.
-    return write_atomically(path, save(contiguous, metadata={HEADER: json.dumps(header)}))
+    metadata = {HEADER: json.dumps(header)}
+    # Written from the arrays: large statistics and a copy of them as bytes would need twice the memory.
+    return write_atomically(path, lambda partial: save_file(contiguous, partial, metadata=metadata))
 
 
 def load_arrays(path: Path, kind: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:

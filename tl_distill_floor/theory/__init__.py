@@ -9,6 +9,7 @@
 - `power_law`: the power law of the sorted costs, and its cliff.
 - `learning_curve`: extrapolation of a learning curve to the loss at saturation.
 - `regression`: linear fits with prediction intervals and leave-one-width-out errors.
+- `random_intercept`: linear fits over several teachers, and predictions for one that was not seen.
 - `bootstrap`: the block bootstrap.
 
 No torch is needed here.

@@ -44,7 +44,10 @@ class Curve(NamedTuple):
         position = np.interp(np.log(rate), self.log_rate, np.arange(len(self.log_rate)))
         below = np.minimum(position.astype(np.int64), len(self.log_rate) - 2)
         share = position - below
-        return np.stack([g[below] * (1.0 - share) + g[below + 1] * share for g in gradients.T])
+        gains = np.empty((len(SEGMENTS), len(rate)))
+        for gain, gradient in zip(gains, gradients.T, strict=True):
+            gain[:] = gradient[below] * (1.0 - share) + gradient[below + 1] * share
+        return gains
 
 
 def loss_curve(width: Number) -> Curve:

@@ -27,6 +27,8 @@ MIN_UNEXPLAINED, MAX_ERROR_RATIO, MIN_STEEPENING = 0.01, 0.5, 1.5
 at most the second share of that, and the exponent grows at least by the third factor."""
 RESAMPLES_PER_PART = 25
 """Number of resamples that are in memory at once."""
+FEATURES_PER_PART = 2**16
+"""Number of features of which copies of the blocks' sums are in memory at once."""
 
 
 @dataclass(frozen=True)
@@ -146,9 +148,9 @@ def power_law_with_intervals(
     is (NaN, NaN) if there is only one block.
 
     Args:
-        cost: [feature] costs of the alive features, in any one unit.
-        block_cost: [block, feature] their costs, summed over the tokens of each block.
-        block_firing_count: [block, feature] tokens of each block on which they fire.
+        cost: [feature] costs in any one unit; features of cost 0 are left out, so it is 0 for those that are not alive.
+        block_cost: [block, feature] costs, summed over the tokens of each block.
+        block_firing_count: [block, feature] tokens of each block on which the features fire.
         min_count: a feature is alive in a resample if it fires on at least this many tokens.
         n_bootstrap: number of resamples.
         seed: seed of the resampling.
@@ -170,7 +172,7 @@ def power_law_with_intervals(
     if law is None or len(block_cost) < 2 or n_bootstrap < 2:
         return law
     resamples = block_bootstrap(len(block_cost), n_bootstrap, seed)
-    profiles, counts = _resampled_profiles(block_cost, block_firing_count, min_count, resamples)
+    profiles, counts = _resampled_profiles(cost > 0, block_cost, block_firing_count, min_count, resamples)
     if len(counts) < 2:
         return law
     fits = _fit_straight(profiles, counts) if law.cliff is None else _fit_bent(profiles, counts)
@@ -268,16 +270,23 @@ def _r2(fits: _ProfileFits, variance: float) -> float:
 
 
 def _resampled_profiles(
+    has_cost: Bool[np.ndarray, " feature"],
     block_cost: Float64[np.ndarray, "block feature"],
     block_firing_count: Int64[np.ndarray, "block feature"],
     min_count: int,
     resamples: Int64[np.ndarray, "resample block"],
 ) -> tuple[Float64[np.ndarray, "resample point"], Int64[np.ndarray, " resample"]]:
-    """Return (profiles, numbers of features) of the resamples that have enough features."""
-    count, times = block_firing_count.astype(np.float64), resamples.astype(np.float64)
-    profiles, counts = [], []
+    """Return (profiles, numbers of features) of the resamples that have enough features with a cost."""
+    times, profiles, counts = resamples.astype(np.float64), [], []
+    buffer = np.empty((min(RESAMPLES_PER_PART, len(times)), len(has_cost)))
     for part in np.array_split(times, -(-len(times) // RESAMPLES_PER_PART)):
-        for costs in np.where(part @ count >= min_count, part @ block_cost, 0.0):
+        resampled = buffer[: len(part)]
+        for first in range(0, len(has_cost), FEATURES_PER_PART):
+            features = slice(first, first + FEATURES_PER_PART)
+            is_alive = part @ block_firing_count[:, features] >= min_count
+            np.matmul(part, block_cost[:, features], out=resampled[:, features])
+            resampled[:, features] *= is_alive & has_cost[features]
+        for costs in resampled:
             sorted_cost = np.sort(costs[costs > 0])[::-1]
             if len(sorted_cost) >= MIN_FEATURES:
                 profiles.append(_log_profile(sorted_cost))

@@ -23,8 +23,8 @@ LOG_ODDS_BINS, LOG_COST_BINS = 12, 20
 """Bins per unit of the log odds of the firing rate, and of the log cost, in which features are grouped."""
 MAX_UNGROUPED = 2**16
 """Above this number of features, similar features are grouped if only the summed loss is needed."""
-ZERO_COST_BIN = 2**16
-"""Bin of the features of cost 0; larger than the bin of every other cost."""
+MAX_CELLS = 2**22
+"""Above this number of pairs of a cost bin and a rate bin, the pairs that occur are found by sorting."""
 
 
 class FilledCapacity(NamedTuple):
@@ -89,12 +89,25 @@ def group_similar(cost: Float64[np.ndarray, " feature"], rate: Float64[np.ndarra
     A group has the mean cost and the geometric mean of the odds of its features. The error of a floor is quadratic in
     the size of a bin: less than 1e-3 of the floor or 1e-5 of the summed cost.
     """
-    log_odds, log_cost = np.log(rate / (1.0 - rate)), np.log(np.where(cost > 0, cost, 1.0))
-    cost_bin = np.where(cost > 0, np.floor(log_cost * LOG_COST_BINS), ZERO_COST_BIN)
-    odds_bin = np.floor(log_odds * LOG_ODDS_BINS)
-    _, group, n = np.unique(odds_bin * 2.0 * ZERO_COST_BIN + cost_bin, return_inverse=True, return_counts=True)
-    mean_cost, mean_log_odds = (np.bincount(group, values) / n for values in (cost, log_odds))
+    log_odds, has_cost = np.log(rate / (1.0 - rate)), cost > 0
+    odds_bin, n_odds_bins = _bins(log_odds * LOG_ODDS_BINS)
+    cost_bin, n_cost_bins = _bins(np.log(np.where(has_cost, cost, 1.0)) * LOG_COST_BINS)
+    cost_bin[~has_cost] = n_cost_bins  # features of cost 0 have a bin of their own
+    cell = odds_bin * (n_cost_bins + 1) + cost_bin
+    if n_odds_bins * (n_cost_bins + 1) > MAX_CELLS:
+        cell = np.unique(cell, return_inverse=True)[1]
+    n = np.bincount(cell)
+    occurs = n > 0
+    n = n[occurs]
+    mean_cost, mean_log_odds = (np.bincount(cell, values)[occurs] / n for values in (cost, log_odds))
     return FeatureGroups(mean_cost, 1.0 / (1.0 + np.exp(-mean_log_odds)), n)
+
+
+def _bins(values: Float64[np.ndarray, " feature"]) -> tuple[Int64[np.ndarray, " feature"], int]:
+    """Return the bin of each value, counted from 0, and the number of bins; a bin is one wide."""
+    rounded = np.floor(values, out=values)
+    bins = (rounded - rounded.min()).astype(np.int64)
+    return bins, int(bins.max()) + 1
 
 
 def _fill_groups(groups: FeatureGroups, width: Number) -> FilledCapacity:
@@ -106,34 +119,41 @@ def _fill_groups(groups: FeatureGroups, width: Number) -> FilledCapacity:
     gains *= groups.cost
     level = _water_level(gains, groups.n, float(width))
     above, tied = gains > level, gains == level
-    used, tied_size = (float(SEGMENTS @ (segments @ groups.n)) for segments in (above, tied))
+    used, tied_size = (float(SEGMENTS @ [row @ groups.n for row in segments]) for segments in (above, tied))
     # Segments at the level share the dimensions that are left.
     tied_share = min(max((float(width) - used) / tied_size, 0.0), 1.0) if tied_size else 0.0
-    filled = (above + tied_share * tied) * SEGMENTS[:, None]
-    lost_cost = (gains * (SEGMENTS[:, None] - filled)).sum(0)
-    return FilledCapacity(filled.sum(0), lost_cost <= SEGMENTS @ gains / 2.0, lost_cost)
+    capacity, lost_cost = np.zeros(n_groups), np.zeros(n_groups)
+    for length, gain, is_above, is_tied in zip(SEGMENTS, gains, above, tied, strict=True):
+        filled = (is_above + tied_share * is_tied) * length
+        capacity += filled
+        lost_cost += gain * (length - filled)
+    return FilledCapacity(capacity, lost_cost <= SEGMENTS @ gains / 2.0, lost_cost)
 
 
 def _water_level(gains: Float64[np.ndarray, "segment group"], n: Int64[np.ndarray, " group"], width: float) -> float:
     """Return the highest gain such that all segments of at least this gain take `width` dimensions or more."""
-    values, sizes = gains.ravel(), (SEGMENTS[:, None] * n).ravel()
-    while len(values) > SORT_BELOW:
+    values, lengths = gains, SEGMENTS[:, None]
+    # The sizes of single features are a view, since an array of all segments is large.
+    sizes = np.broadcast_to(lengths, gains.shape) if (n == 1).all() else lengths * n
+    while values.size > SORT_BELOW:
         # Sorting all gains is slower than counting: a sorted sample brackets the level first.
-        sample = values[:: len(values) // N_SAMPLED]
+        step = values.size // N_SAMPLED
+        sample = values.flat[::step]
         order = np.argsort(-sample)
-        sample_sizes = np.cumsum(sizes[:: len(values) // N_SAMPLED][order])
-        position = int(np.searchsorted(sample_sizes, width * len(sample) / len(values)))
-        high, low = (sample[order[min(max(position + step, 0), len(order) - 1)]] for step in (-100, 100))
+        sample_sizes = np.cumsum(sizes.flat[::step][order])
+        position = int(np.searchsorted(sample_sizes, width * len(sample) / values.size))
+        high, low = (sample[order[min(max(position + margin, 0), len(order) - 1)]] for margin in (-100, 100))
         above, below = values > high, values < low
-        size_above = float(sizes[above].sum())
+        size_above, size_not_below = float(sizes[above].sum()), float(sizes[~below].sum())
         if size_above >= width:
             remaining = above
-        elif float(sizes.sum() - sizes[below].sum()) < width:
-            remaining, width = below, width - float(sizes[~below].sum())
+        elif size_not_below < width:
+            remaining, width = below, width - size_not_below
         else:
             remaining, width = ~(above | below), width - size_above
         if remaining.all():
             break
         values, sizes = values[remaining], sizes[remaining]
+    values, sizes = values.ravel(), sizes.ravel()
     order = np.argsort(-values)
     return float(values[order[min(int(np.searchsorted(np.cumsum(sizes[order]), width)), len(order) - 1)]])

@@ -1,0 +1,87 @@
+"""Compute the tokens that features promote, only for the features that are shown."""
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from tl_distill_floor.annotations import HookedModel, SaeLike, TeacherLike
+from tl_distill_floor.errors import InputError
+from tl_distill_floor.measuring.promoted_tokens import promoted_strings
+from tl_distill_floor.measuring.reloading import load_measured_sae, measured_dtype
+from tl_distill_floor.predicting.lost_features import promoted_by
+from tl_distill_floor.results.floor_prediction import FloorPrediction
+from tl_distill_floor.results.promoted_tokens import PromotedTokens
+from tl_distill_floor.sources.teachers import load_teacher
+from tl_distill_floor.sources.torch_state import neutral_torch_state
+
+
+@neutral_torch_state()
+def add_promoted_tokens(
+    floor: FloorPrediction,
+    features: Int[np.ndarray, " feature"] | Sequence[int],
+    teacher: TeacherLike | None = None,
+    sae: SaeLike | None = None,
+    *,
+    device: str = "cpu",
+) -> FloorPrediction:
+    """Compute the tokens that some features promote, and add them to a prediction.
+
+    `predict_floor` computes them for the 20 most costly features that each width loses. The teacher and the SAE
+    are loaded only if the prediction lacks the tokens of a feature.
+
+    Args:
+        floor: a prediction.
+        features: [feature] indices in the SAE.
+        teacher: the teacher that was measured; see `load_teacher`. Loaded by the name in `floor` if None.
+        sae: the SAE that was measured; see `load_sae`. Loaded by the name in `floor` if None.
+        device: torch device of what is loaded here.
+
+    Returns:
+        FloorPrediction: the prediction, whose `.promoted` has the tokens of these features. `lost_features` and
+        `one_feature` show them; `floor.promoted.save(directory)` keeps them in a run directory.
+
+    Raises:
+        InputError: the SAE has no such feature, the teacher or the SAE cannot be loaded, or the SAE is not the one that
+            was measured.
+
+    Example:
+        >>> floor = add_promoted_tokens(floor, floor.lost(96)[:50])  # doctest: +SKIP
+        >>> floor.promoted.tokens[int(floor.lost(96)[0])]  # doctest: +SKIP
+    """
+    stats, n = floor.stats, len(floor.stats.firing_count)
+    wanted = [int(feature) for feature in features]
+    if wanted and not 0 <= min(wanted) <= max(wanted) < n:
+        outside = next(feature for feature in wanted if not 0 <= feature < n)
+        raise InputError(f"the SAE has features 0 to {n - 1}, got {outside}; floor.lost(width) lists some")
+    missing = [feature for feature in wanted if promoted_by(floor, feature) is None]
+    if not missing:
+        return floor
+    source = load_measured_sae(stats, stats.sae_name if sae is None else sae, device)
+    loaded = load_teacher(
+        stats.model_name if teacher is None else teacher,
+        device=device,
+        dtype=measured_dtype(stats),
+        model_kwargs=source.model_kwargs,
+    )
+    return compute_promoted_tokens(floor, missing, loaded.model, source.sae.W_dec)
+
+
+def compute_promoted_tokens(
+    floor: FloorPrediction, features: Iterable[int], model: HookedModel, W_dec: Float[Tensor, "feature *d_model"]
+) -> FloorPrediction:
+    """Return a prediction with the promoted tokens of some features.
+
+    Args:
+        floor: a prediction.
+        features: indices in the SAE.
+        model: the teacher's model.
+        W_dec: the SAE's decoder, with a row for every feature.
+    """
+    rows = sorted(set(features))
+    strings = promoted_strings(model, W_dec.detach()[rows], floor.stats.hook_name) if rows else []
+    known = PromotedTokens(floor.stats.digest(), {}) if floor.promoted is None else floor.promoted
+    promoted = known.merge(PromotedTokens(known.stats, dict(zip(rows, strings, strict=True))))
+    return dataclasses.replace(floor, promoted=promoted)
