@@ -46,7 +46,7 @@ def main() -> None:
     options = parser.parse_args()
     tune_allocator()
     first: FloorPrediction | None = None
-    print(f"{'':16}{'F':>8}{'alpha':>12}{'d*':>12}{'theorem':>12}{'independent':>12}{'expected':>12}{'codes':>10}")
+    print(f"{'':16}{'F':>8}{'alpha':>12}{'d*':>12}{'theorem':>12}{'independent':>12}{'features':>12}{'codes':>10}")
     for variant in VARIANTS:
         with quiet_libraries():
             floor = predict_with(variant, options.tokens, options.cost, options.steps)
@@ -82,7 +82,7 @@ def format_differences(first: FloorPrediction, other: FloorPrediction) -> list[s
         relative_difference(lambda floor: floor.critical_width),
         relative_difference(lambda floor: floor.theorem),
         relative_difference(lambda floor: floor.independent),
-        relative_difference(lambda floor: floor.expected),
+        relative_difference(lambda floor: floor.feature_floor),
         f"{n_codes[1] - n_codes[0]:>+10,d}",
     ]
 

@@ -22,7 +22,7 @@ from tl_distill_floor.distilling.config import DistillConfig, StudentSpec
 from tl_distill_floor.distilling.sweep import Sweep
 from tl_distill_floor.distilling.text_split import read_text_split
 from tl_distill_floor.distilling.training_step import train_step
-from tl_distill_floor.measuring.batch_sums import CODES_AT_ONCE, LEAST_AT_ONCE
+from tl_distill_floor.measuring.batch_sums import tokens_at_once
 from tl_distill_floor.measuring.hooks import differentiable_forward, get_hook_point
 from tl_distill_floor.measuring.promoted_tokens import LOGITS_AT_ONCE, find_promoted_tokens
 from tl_distill_floor.measuring.teacher_backbone import teacher_backbone
@@ -163,9 +163,7 @@ def for_each_activation(
 
 def encode(workload: Workload, acts: torch.Tensor) -> None:
     """Encode as many tokens at a time as the package does: the codes of a full batch do not fit in a CPU's cache."""
-    codes_at_once = CODES_AT_ONCE if acts.device.type == "cpu" else CODES_AT_ONCE * 32
-    n_tokens = max(LEAST_AT_ONCE, codes_at_once // workload.sae.cfg.d_sae)
-    for chunk in acts.flatten(0, 1).split(n_tokens):
+    for chunk in acts.flatten(0, 1).split(tokens_at_once(workload.sae.cfg.d_sae, acts.device)):
         workload.sae.encode(chunk)
 
 

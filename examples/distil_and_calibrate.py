@@ -20,8 +20,8 @@ teacher = load_teacher("tiny-prose")
 floor = predict_floor(teacher, "tiny-prose-sae", widths=WIDTHS, n_tokens=20_000, steps=100)
 with tempfile.TemporaryDirectory() as run:
     students = distill_students(teacher, [StudentSpec(width) for width in WIDTHS], out=run, config=QUICK)
-    for student, expected in zip(students, floor.expected, strict=True):
-        print(f"{student.name}: {student.loss:.3f} nats per token ({student.status}), expected floor {expected:.3f}")
+    for student, loss in zip(students, floor.feature_floor, strict=True):
+        print(f"{student.name}: {student.loss:.3f} nats per token ({student.status}), feature floor {loss:.3f}")
 
     # The last losses are used, because a learning curve of a few seconds does not determine a floor.
     losses = {student.width: student.loss for student in students}

@@ -12,6 +12,6 @@ sae: SAE = load_sae("tiny-prose-sae").sae  # or SAE.from_pretrained(release, sae
 floor = predict_floor(model, sae, widths=[32, 64, 128], n_tokens=50_000, steps=400)
 
 print(f"{floor.n_features:,} features, sparsity {floor.alpha:.4f}, critical width {floor.critical_width:.0f}")
-for width, loss, (low, high) in zip(floor.widths, floor.expected, floor.interval, strict=True):
+for width, loss, (low, high) in zip(floor.widths, floor.feature_floor, floor.sampling_interval, strict=True):
     print(f"width {width:4d}: floor {loss:.4f} {floor.unit} ({low:.4f} to {high:.4f}), {len(floor.lost(width)):,} lost")
 print("narrowest student that loses at most a tenth of the total:", floor.width_for(max_loss=0.1 * floor.total_loss))

@@ -50,5 +50,5 @@ with tempfile.TemporaryDirectory() as folder:
 
 floor = predict_floor(model, sae, widths=[32, 64, 128], n_tokens=20_000, steps=100)
 print(f"{floor.n_features:,} features, {floor.stats.fvu:.0%} of the variance unexplained")
-for width, loss in zip(floor.widths, floor.expected, strict=True):
+for width, loss in zip(floor.widths, floor.feature_floor, strict=True):
     print(f"width {width:4d}: a student loses at least {loss:.3f} nats per token of what this SAE explains")

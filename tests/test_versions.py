@@ -82,4 +82,4 @@ def test_everything_but_processed_teachers_works_with_transformer_lens_4(tmp_pat
     command = [sys.executable, "-c", USE_WITH_TRANSFORMER_LENS_4, str(tmp_path / "run")]
     completed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert completed.returncode == 0, completed.stderr
-    assert "Loss floor (MSE)" in completed.stdout
+    assert "Feature floor (MSE)" in completed.stdout

@@ -9,6 +9,7 @@ from .distilling.distill import distill as distill
 from .distilling.distill import distill_students as distill_students
 from .distilling.losses import Objective as Objective
 from .distilling.matching import Match as Match
+from .distilling.pilots import choose_pilots as choose_pilots
 from .distilling.plan import plan as plan
 from .errors import InputError as InputError
 from .measuring.config import MeasureConfig as MeasureConfig
@@ -30,6 +31,7 @@ from .results.floor_prediction import FloorPrediction as FloorPrediction
 from .results.head_floor import HeadFloor as HeadFloor
 from .results.lost_features import LostFeatures as LostFeatures
 from .results.lost_features import OneFeature as OneFeature
+from .results.pilots import Pilots as Pilots
 from .results.plan import Plan as Plan
 from .results.probes import ProbeResult as ProbeResult
 from .results.probes import Probes as Probes

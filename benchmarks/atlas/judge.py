@@ -102,6 +102,45 @@ def judge(form: str, predictor: str, students: Sequence[Student]) -> Judged:
     )
 
 
+def judge_pilots(form: str, predictor: str, students: Sequence[Student], n_seen: int) -> tuple[float, float, float]:
+    """Predict the students of each teacher from its narrowest ones and the other teachers.
+
+    Args:
+        form: a key of `TERMS`.
+        predictor: a key of a student's predictions.
+        students: the students.
+        n_seen: number of students of the same teacher that are seen. The others are judged from the fourth on.
+
+    Returns:
+        (median relative error, log error, median ratio of the ends of the 80 % intervals).
+    """
+    log_errors, widths = [], []
+    for teacher in {student.teacher for student in students}:
+        own = sorted((s for s in students if s.teacher == teacher), key=lambda student: student.width)
+        fit = fit_form(form, predictor, [student for student in students if student.teacher != teacher])
+        seen, judged = own[:n_seen], own[max(n_seen, 3) :]
+        x = terms_of(form, predictor, own)
+        y = np.log([student.loss for student in own])
+        predicted = fit.predict(x[-len(judged) :], 0.8, seen_x=x[: len(seen)], seen_y=y[: len(seen)])
+        log_errors += list(predicted.value - y[-len(judged) :])
+        widths += list(predicted.high - predicted.low)
+    errors = np.array(log_errors)
+    return (
+        float(np.median(np.abs(np.expm1(errors)))),
+        float(np.sqrt((errors**2).mean())),
+        float(np.exp(np.median(widths))),
+    )
+
+
+def pilots_table(form: str, predictor: str, students: Sequence[Student]) -> Table:
+    """Return a table of the errors after 0 to 3 students of the same teacher were seen."""
+    table = Table("narrow students seen", "median error", "log error", "high/low of 80 %", box=None, title=predictor)
+    for n_seen in range(4):
+        median, log_error, factor = judge_pilots(form, predictor, students, n_seen)
+        table.add_row(str(n_seen), f"{median:.0%}", f"{log_error:.3f}", f"{factor:.2f}")
+    return table
+
+
 def students_table(students: Sequence[Student]) -> Table:
     """Return a table of the students."""
     table = Table(
@@ -140,6 +179,7 @@ def main(directory: Path = Path(__file__).parent, most: int = 40) -> None:
         covered = (f"{share:.0%}" for share in row.coverage)
         table.add_row(row.predictor, row.form, *errors, *covered, f"{row.factor:.2f}")
     console.print(table)
+    console.print(pilots_table("a · x^b", "encoded + simulated, middle layer", students))
 
 
 if __name__ == "__main__":

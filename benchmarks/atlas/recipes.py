@@ -122,7 +122,7 @@ RECIPES: dict[str, Recipe] = {
         vocab_size=8000,
         tied=False,
         sources=("austen", "moby"),
-        student_widths=(10, 20, 40, 60, 80, 120),
+        student_widths=(16, 32, 64, 80, 96, 128),
         epochs=3.0,
     ),
     "neox-speeches": Recipe(

@@ -62,7 +62,8 @@ def _student(row: dict[str, Any], student: dict[str, Any], fit: LearningCurveFit
     recipe, predicted = row["recipe"], row["predictions"]
     i, width, d_model = predicted["widths"].index(student["width"]), student["width"], recipe["d_model"]
     middle, last = (layer for _, layer in sorted(predicted["layers"].items(), key=lambda item: _layer(item[0])))
-    head, simulated = predicted["head"][i], [middle["simulated"][i], last["simulated"][i]]
+    head, encoded = predicted["head"][i], predicted["head_encoded"][i]
+    simulated = [middle["simulated"][i], last["simulated"][i]]
     parts = np.array([head, *simulated])
     return Student(
         teacher=row["teacher"],
@@ -75,18 +76,20 @@ def _student(row: dict[str, Any], student: dict[str, Any], fit: LearningCurveFit
         is_tied=recipe["tied"],
         predictions={
             "head": head,
-            "head, encoded": predicted["head_encoded"][i],
+            "head, encoded": encoded,
             "theorem, middle layer": middle["theorem"][i],
             "independent, middle layer": middle["independent"][i],
             "independent, last layer": last["independent"][i],
             "simulated, middle layer": simulated[0],
             "simulated, last layer": simulated[1],
             "simulated, largest": max(simulated),
-            "head and simulated, sum": float(parts.sum()),
+            "head + simulated": float(parts.sum()),
             "head and simulated, root of squares": float(np.sqrt((parts**2).sum())),
-            "head and simulated, largest": float(parts.max()),
-            "head and simulated (middle), sum": head + simulated[0],
-            "head and simulated (last), sum": head + simulated[1],
+            "head + simulated, middle layer": head + simulated[0],
+            "head + simulated, last layer": head + simulated[1],
+            "encoded + simulated, middle layer": encoded + simulated[0],
+            "encoded + simulated, last layer": encoded + simulated[1],
+            "encoded + simulated, largest": encoded + max(simulated),
             "1/width − 1/d_model": 1 / width - 1 / d_model,
             "1/parameters": 1 / student["n_parameters"] - 1 / row["training"]["parameters"],
         },

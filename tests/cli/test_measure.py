@@ -41,7 +41,7 @@ def test_measure_prints_a_table_and_saves_the_run(command: Command, tmp_path: Pa
         "independent",
         "simulated",
         "gain",
-        "The expected floor is",
+        "The feature floor is",
         "nats",
     )
     for word in words:
@@ -102,10 +102,10 @@ def test_json_prints_one_object_and_nothing_else(command: Command) -> None:
     assert result.stderr == ""
     assert set(printed) >= {
         *("model", "hook", "sae", "n_tokens", "n_features", "alpha", "capacity", "critical_width", "l0", "fvu", "unit"),
-        *("widths", "theorem", "independent", "simulated", "head", "expected", "intervals", "warnings"),
+        *("widths", "theorem", "independent", "simulated", "head", "feature_floor", "intervals", "warnings"),
     }
     assert printed["widths"] == [2, 4, 8]
-    assert printed["simulated"] == printed["expected"] != printed["independent"]
+    assert printed["simulated"] == printed["feature_floor"] != printed["independent"]
     assert len(printed["structure_gain"]) == 3
     assert printed["critical_width"] == pytest.approx(printed["n_features"] / printed["capacity"])
 
@@ -113,7 +113,7 @@ def test_json_prints_one_object_and_nothing_else(command: Command) -> None:
 def test_zero_steps_skip_the_simulation(command: Command, tmp_path: Path) -> None:
     printed = json.loads(run(*command, "--json", "--steps", 0, "--out", "bare").stdout)
     assert printed["simulated"] is None
-    assert printed["expected"] == printed["independent"]
+    assert printed["feature_floor"] == printed["independent"]
     assert not (tmp_path / "bare" / "simulated.safetensors").exists()
 
 

@@ -41,7 +41,7 @@ def student(width: int, losses: tuple[float, ...]) -> StudentResult:
 
 def test_floor_figure_shows_interval_and_critical_width(floor: FloorPrediction) -> None:
     figure = floor.plot()
-    assert [trace.name for trace in figure.data] == ["95 % interval", "theorem", "independent (expected)"]
+    assert [trace.name for trace in figure.data] == ["sampling (95 %)", "theorem", "independent (feature floor)"]
     assert list(figure.data[1].y) == floor.theorem.tolist()
     assert f"d* = {floor.critical_width:.0f}" in figure.layout.annotations[0].text
     assert figure.layout.yaxis.title.text.startswith("squared error per token")
@@ -86,10 +86,10 @@ def test_growth_critical_widths_and_comparison(floor: FloorPrediction) -> None:
     assert (list(widths.x), list(widths.y)) == (["a", "b"], [floor.critical_width, other.critical_width])
     traces = compared_floors_figure([floor, other], ["a", "b"]).data
     assert [list(trace.x) for trace in traces] == [[1, 2, 4], [2, 8]]
-    assert list(traces[1].y) == other.expected.tolist()
-    low, high = floor.interval.T
-    np.testing.assert_allclose(traces[0].error_y.array, high - floor.expected)
-    np.testing.assert_allclose(traces[0].error_y.arrayminus, floor.expected - low)
+    assert list(traces[1].y) == other.feature_floor.tolist()
+    low, high = floor.sampling_interval.T
+    np.testing.assert_allclose(traces[0].error_y.array, high - floor.feature_floor)
+    np.testing.assert_allclose(traces[0].error_y.arrayminus, floor.feature_floor - low)
 
 
 def test_student_figures_show_curves_and_linear_fits() -> None:

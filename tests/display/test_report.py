@@ -68,7 +68,7 @@ def test_page_contains_every_part(complete: Path, probes: Probes) -> None:
     page = (complete / "report.html").read_text(encoding="utf-8")
     for words in (
         "A student of", "dimensions wide is expected to lose", "Compared with 3 trained students",
-        "Loss floor (nats/token)",
+        "Feature floor (nats/token)",
         "Learning curves", "Predicted floors and trained students", "Labels that linear probes still predict",
         "Features decoded from each model", "Cost of each feature", "Capacity of each feature",
         "Alive features against tokens", "fires on",
@@ -160,7 +160,7 @@ def test_page_names_damaged_parts(complete: Path, probes: Probes, tmp_path: Path
     assert "probes.json" in printed
     page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
     assert page.count("Not read:") == 3
-    assert "Loss floor (nats/token)" in page
+    assert "Feature floor (nats/token)" in page
     assert "width16" in page
     assert "there is no run at" in refused(run("report", tmp_path / "empty"))
     assert "the width must be at least 1" in refused(run("report", tmp_path / "run", "--width", 0))

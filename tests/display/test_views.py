@@ -91,7 +91,7 @@ def plan() -> Plan:
 
 def test_every_record_has_a_table_and_a_figure(floor: FloorPrediction, probes: Probes) -> None:
     records = [
-        (floor, "Loss floor"),
+        (floor, "Feature floor"),
         (floor.stats, "8 of them fired"),
         (simulation(), "Bottleneck students"),
         (tail_loss(), "Tail loss"),
@@ -157,14 +157,15 @@ def test_floor_json_is_valid_json() -> None:
     assert loaded["intervals"]["critical_width"] == [None, None]
     assert loaded["growth"] == {"tokens": [1000], "n_features": [8]}
     assert loaded["simulated"] is None
-    assert loaded["expected"] == loaded["independent"]
+    assert loaded["feature_floor"] == loaded["independent"]
 
 
 def test_comparison_json_names_the_largest_floor(floor: FloorPrediction) -> None:
     larger = floor_from_stats(stats_of(2 * COST, rate=0.05), [1, 2])
     loaded = json.loads(json.dumps(comparison_json([floor, larger]), allow_nan=False))
     assert loaded["largest"] == [1, 1]
-    assert [each["expected"] for each in loaded["predictions"]] == [floor.expected.tolist(), larger.expected.tolist()]
+    curves = [each["feature_floor"] for each in loaded["predictions"]]
+    assert curves == [floor.feature_floor.tolist(), larger.feature_floor.tolist()]
 
 
 def test_tables_and_text_become_html() -> None:

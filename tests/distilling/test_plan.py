@@ -93,7 +93,7 @@ def test_offers_only_widths_that_can_be_built(wide_heads: Any) -> None:
     teacher = wide_heads["mamba2"]
     floor = floor_of_width(32)
     assert plan(floor, teacher, max_width=23).width == 16
-    narrowest = plan(floor, teacher, max_loss=float(floor.expected[0]) * 1.5)
+    narrowest = plan(floor, teacher, max_loss=float(floor.feature_floor[0]) * 1.5)
     assert narrowest.width % 8 == 0
     with pytest.raises(InputError, match="no student of the teacher's family is as small as that"):
         plan(floor, teacher, max_width=7)

@@ -83,7 +83,7 @@ def predicted(bridge: Any, sae: Any, ids: torch.Tensor) -> list[np.ndarray]:
     """Return the numbers of a prediction, and of a toy model."""
     floor = predict_floor(bridge, sae, ids, widths=[4, 8], steps=8, force=True)
     toys = toy.train(6, 0.9, [2], n_seeds=1, steps=3, n_fresh=64)
-    return [floor.expected, floor.stats.cost, floor.stats.sum_act, np.asarray(toys.floor)]
+    return [floor.feature_floor, floor.stats.cost, floor.stats.sum_act, np.asarray(toys.floor)]
 
 
 @pytest.fixture(scope="module")

@@ -28,7 +28,7 @@ def assert_close(floor: FloorPrediction, reference: FloorPrediction, rel: float,
     assert abs(floor.n_features - reference.n_features) <= features
     assert 1 - floor.alpha == pytest.approx(1 - reference.alpha, rel=rel)
     assert floor.critical_width == pytest.approx(reference.critical_width, rel=rel)
-    for name in ("theorem", "independent", "expected"):
+    for name in ("theorem", "independent", "feature_floor"):
         expected = getattr(reference, name)
         assert getattr(floor, name) == pytest.approx(expected, rel=rel, abs=rel * reference.total_loss)
 
@@ -38,8 +38,8 @@ def test_prediction_with_one_seed_is_identical(
 ) -> None:
     floor = predict(bridge, sae, ids, batch_size=8)
     assert floor.stats.digest() == reference.stats.digest()
-    assert floor.expected.tolist() == reference.expected.tolist()
-    assert floor.interval.tolist() == reference.interval.tolist()
+    assert floor.feature_floor.tolist() == reference.feature_floor.tolist()
+    assert floor.sampling_interval.tolist() == reference.sampling_interval.tolist()
 
 
 @pytest.mark.parametrize("batch_size", [1, 5, 40])

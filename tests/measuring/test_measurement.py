@@ -247,8 +247,8 @@ def test_predict_floor_is_measure_then_floor_from_stats(bridge: Any, sae: Any, i
     assert floor.simulated is not None
     assert floor.simulated.tolist() == expected.simulated.tolist()
     assert floor.n_features <= FEATURES
-    assert (floor.interval[:, 0] <= floor.expected).all()
-    assert (floor.expected <= floor.interval[:, 1]).all()
+    assert (floor.sampling_interval[:, 0] <= floor.feature_floor).all()
+    assert (floor.feature_floor <= floor.sampling_interval[:, 1]).all()
 
 
 def test_rejects_sae_without_alive_features(bridge: Any, sae: Any, ids: torch.Tensor) -> None:

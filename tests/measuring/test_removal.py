@@ -130,16 +130,16 @@ def test_prediction_in_nats_uses_measured_losses(bridge: Any, sae: Any, ids: Ten
     assert (floor.lost_share(2) <= 1.0 + 1e-6).all() or floor.simulation.floor[0, 0] > floor.stats.cost.sum()
     loaded = FloorPrediction.load(floor.save(tmp_path).parent)
     np.testing.assert_array_equal(loaded.tail.loss, floor.tail.loss)
-    np.testing.assert_allclose(loaded.expected, floor.expected)
+    np.testing.assert_allclose(loaded.feature_floor, floor.feature_floor)
     assert loaded.floor_at(5) == pytest.approx(floor.floor_at(5))
 
 
-def test_expected_loss_without_students_is_the_independent_floor(bridge: Any, sae: Any, ids: Tensor) -> None:
+def test_feature_floor_without_students_is_the_independent_floor(bridge: Any, sae: Any, ids: Tensor) -> None:
     floor = predict_floor(bridge, sae, ids, widths=[2, 8], steps=0, n_codes=0)
     assert floor.simulated is None
-    assert floor.expected.tolist() == floor.independent.tolist()
-    assert (floor.interval[:, 0] < floor.expected).all()
-    assert (floor.interval[:, 1] > floor.expected).all()
+    assert floor.feature_floor.tolist() == floor.independent.tolist()
+    assert (floor.sampling_interval[:, 0] < floor.feature_floor).all()
+    assert (floor.sampling_interval[:, 1] > floor.feature_floor).all()
 
 
 def test_rejects_damaged_tail_loss(tmp_path: Path) -> None:
@@ -168,7 +168,7 @@ def test_measured_error_is_in_the_unit_of_the_floor(bridge: Any, sae: Any, ids: 
     measured = predict_floor(bridge, sae, ids, widths=[2, 8], steps=20)
     unmeasured = floor_from_stats(measured.stats, [2, 8], steps=20, tail=measured.tail)
     assert unmeasured.simulation.kl is None
-    scale = unmeasured.expected / unmeasured.simulation.floor[:, 0]
+    scale = unmeasured.feature_floor / unmeasured.simulation.floor[:, 0]
     np.testing.assert_allclose(unmeasured.measured_error(), unmeasured.simulation.standard_error * scale, rtol=1e-6)
 
 

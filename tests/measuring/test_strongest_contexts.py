@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from tests.helpers.records import stats_of
 from tl_distill_floor import FeatureStats, InputError
 from tl_distill_floor.measuring.strongest_contexts import (
+    RunningContexts,
     batch_contexts,
     token_decoder,
 )
@@ -30,6 +31,11 @@ def assert_same_contexts(contexts: FeatureContexts, expected: FeatureContexts) -
 
 def contexts_of(codes: torch.Tensor, ids: torch.Tensor, first: int = 0) -> FeatureContexts:
     """Return the contexts of [sequence, position, feature] codes; the first position is not counted."""
+    return running_contexts_of(codes, ids, first).finish()
+
+
+def running_contexts_of(codes: torch.Tensor, ids: torch.Tensor, first: int = 0) -> RunningContexts:
+    """Return the contexts of `contexts_of` as tensors."""
     counted = codes[:, 1:]
     place = torch.ones(counted.shape[:2]).nonzero()
     token, feature = counted.flatten(0, 1).nonzero(as_tuple=True)
@@ -89,6 +95,10 @@ def test_merged_batches_match_one_batch_in_any_order_of_merging(
     expected = contexts_of(codes, ids)
     assert_same_contexts(merge_from_left(parts), expected)
     assert_same_contexts(merge_from_right(parts), expected)
+    merged = RunningContexts.resume(parts[0], codes.device)
+    for (a, b), part in zip(ends[1:], parts[1:], strict=True):
+        merged = merged.merge(data.draw(st.sampled_from([part, running_contexts_of(codes[a:b], ids[a:b], a)])))
+    assert_same_contexts(merged.finish(), expected)
 
 
 def merge_from_left(parts: Sequence[FeatureContexts]) -> FeatureContexts:

@@ -256,7 +256,7 @@ def test_rejects_invalid_steps(steps: int) -> None:
 def test_widths_above_the_number_of_features_need_no_training() -> None:
     floor = floor_from_stats(stats_with(exclusive(400, 5, 1)), [5, 10], steps=10)
     assert floor.simulation is None
-    assert floor.expected.tolist() == [0, 0]
+    assert floor.feature_floor.tolist() == [0, 0]
 
 
 def test_codes_of_both_signs_are_not_simulated() -> None:

@@ -164,7 +164,7 @@ def test_interpolates_between_widths_and_inverts(head: HeadFloor) -> None:
 def test_is_saved_loaded_and_displayed(head: HeadFloor, tmp_path: Path) -> None:
     assert HeadFloor.load(head.save(tmp_path)) == head
     assert "widths 4 to 30" in repr(head)
-    assert "Least loss of a student" in head._repr_html_()
+    assert "Least and expected loss of a student" in head._repr_html_()
     assert list(head.plot().data[0].x) == [4, 8, 16]
 
 

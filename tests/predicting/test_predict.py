@@ -66,7 +66,7 @@ def test_every_stage_has_a_progress_bar(bridge: Any, sae: Any, ids: Tensor) -> N
 def test_a_prediction_matches_the_prediction_from_its_own_parts(bridge: Any, sae: Any, ids: Tensor) -> None:
     floor = predict_floor(bridge, sae, ids, widths=[2, 8], steps=20)
     computed = floor_from_stats(floor.stats, [2, 8], simulation=floor.simulation, tail=floor.tail)
-    for name in ("theorem", "independent", "expected", "interval"):
+    for name in ("theorem", "independent", "feature_floor", "sampling_interval"):
         np.testing.assert_array_equal(getattr(floor, name), getattr(computed, name))
     assert floor.warnings == computed.warnings
 

@@ -68,7 +68,7 @@ def test_the_layer_with_the_largest_floor_is_named(bridge: Any, sae: Any, other_
     floors = predict_floors(bridge, [other_sae, sae], ids, widths=[2, 8], steps=20)
     assert [floor.stats.hook_name for floor in floors] == ["blocks.0.hook_resid_post", "blocks.1.hook_resid_post"]
     for width, largest in enumerate(largest_floor_index(floors)):
-        assert floors[largest].expected[width] == max(floor.expected[width] for floor in floors)
+        assert floors[largest].feature_floor[width] == max(floor.feature_floor[width] for floor in floors)
 
 
 def test_several_layers_of_the_command_line(
@@ -79,7 +79,7 @@ def test_several_layers_of_the_command_line(
     given = ("measure", teacher_dir, "--text", prose_file, *QUICK, "--steps", 20)
     shown = run(*given, "--layer", "0,1", "--sae", sae)
     assert shown.exit_code == 0, shown.output
-    for word in ("Expected floor (nats/token)", "largest", "that layer binds", "runs/tiny-neox-layer0"):
+    for word in ("Feature floor (nats/token)", "largest", "that layer binds", "runs/tiny-neox-layer0"):
         assert word in shown.stdout.replace("\n", " ")
     assert FeatureStats.load(tmp_path / "runs" / "tiny-neox-layer0").hook_name == "blocks.0.hook_resid_post"
     printed = json.loads(run(*given, "--layer", "all", "--sae", sae, "--json", "--out", "both").stdout)

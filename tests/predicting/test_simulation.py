@@ -30,11 +30,11 @@ def floor() -> FloorPrediction:
     return floor_from_stats(stats_of(COST, rate=0.05), [1, 2, 3, 4], simulation=simulated)
 
 
-def test_expected_is_simulated_where_it_exists(floor: FloorPrediction) -> None:
+def test_feature_floor_is_simulated_where_it_exists(floor: FloorPrediction) -> None:
     assert floor.simulated is not None
-    assert floor.expected is floor.simulated
+    assert floor.feature_floor is floor.simulated
     assert floor.simulated[:2].tolist() == pytest.approx([4.5, 1.5])
-    assert floor.interval[0, 0] < 4.5 < floor.interval[0, 1]
+    assert floor.sampling_interval[0, 0] < 4.5 < floor.sampling_interval[0, 1]
 
 
 def test_structure_gain_by_hand_and_beyond_the_trained_widths(
@@ -84,7 +84,8 @@ def test_warns_if_simulated_is_above_independent() -> None:
 def test_error_of_the_simulation_widens_the_interval() -> None:
     narrow = simulation([[0.5, 1.0, 2.0, 1.0]], widths=(1,))
     wide = dataclasses.replace(narrow, standard_error=np.array([1.0]))
-    bounds = [floor_from_stats(stats_of(COST, rate=0.05), [1], simulation=s).interval[0] for s in (narrow, wide)]
+    floors = [floor_from_stats(stats_of(COST, rate=0.05), [1], simulation=s) for s in (narrow, wide)]
+    bounds = [floor.sampling_interval[0] for floor in floors]
     # The two blocks are equal, so there is no other error: 1.96 standard errors of 0.05 and of 1.
     assert (bounds[0][1] - bounds[0][0]) / 2 == pytest.approx(1.96 * 0.05)
     assert (bounds[1][1] - bounds[1][0]) / 2 == pytest.approx(1.96 * 1.0)
@@ -99,7 +100,7 @@ def test_kept_features_lose_at_most_half_of_their_variance(floor: FloorPredictio
     assert floor.lost_share(1) @ COST == pytest.approx(4.5)
 
 
-def test_width_for_follows_the_expected_floor(floor: FloorPrediction) -> None:
+def test_width_for_follows_the_feature_floor(floor: FloorPrediction) -> None:
     assert floor.width_for(4.5) == 1
     assert floor.width_for(4.4) == 2
     assert floor.width_for(0) == 4
@@ -110,7 +111,7 @@ def test_can_be_saved_and_loaded(floor: FloorPrediction, tmp_path: Path) -> None
     loaded = FloorPrediction.load(tmp_path)
     assert loaded.simulation is not None
     assert loaded.simulation.lost_cost.tolist() == floor.simulation.lost_cost.tolist()
-    assert loaded.expected.tolist() == floor.expected.tolist()
+    assert loaded.feature_floor.tolist() == floor.feature_floor.tolist()
     simulation([[1.0], [0.5]]).save(tmp_path)
     with pytest.raises(InputError, match="another number of features"):
         FloorPrediction.load(tmp_path)
@@ -124,13 +125,13 @@ def test_can_be_saved_and_loaded(floor: FloorPrediction, tmp_path: Path) -> None
 
 def test_appears_in_json_tables_and_figures(floor: FloorPrediction) -> None:
     shown = floor_json(floor)
-    assert shown["simulated"] == shown["expected"]
+    assert shown["simulated"] == shown["feature_floor"]
     assert shown["structure_gain"][:3] == pytest.approx(floor.structure_gain[:3].tolist())
     assert shown["structure_gain"][3] is None  # 0 over 0
     for heading in ("of all", "gain"):
         assert f'<th scope="col" class="number">{heading}</th>' in floor._repr_html_()
     assert "Above width 2," in floor._repr_html_()  # the teacher has 16 dimensions
-    assert [trace.name for trace in floor.plot().data][-1] == "simulated (expected)"
+    assert [trace.name for trace in floor.plot().data][-1] == "simulated (feature floor)"
 
 
 def test_rejects_invalid_simulations() -> None:

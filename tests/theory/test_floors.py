@@ -141,11 +141,11 @@ def test_width_for_returns_the_narrowest_sufficient_width(cost: np.ndarray, shar
     assert width == 1 or allocate(cost, 0.05, width - 1).floor > max_loss - tolerance
 
 
-def test_expected_is_the_independent_floor_without_codes() -> None:
+def test_feature_floor_is_the_independent_floor_without_codes() -> None:
     cost = np.array([5.0, 1.0, 9.0, 4.0, 2.0, 8.0, 7.0, 6.0])
     floor = floor_from_stats(stats_of(cost, rate=0.05), [1, 2, 8])
     allocations = [allocate(cost, 0.05, width) for width in (1, 2, 8)]
-    assert floor.expected.tolist() == floor.independent.tolist() == pytest.approx([a.floor for a in allocations])
+    assert floor.feature_floor.tolist() == floor.independent.tolist() == pytest.approx([a.floor for a in allocations])
     assert floor.simulated is None
     for width, allocation in zip((1, 2, 8), allocations, strict=True):
         assert floor.kept(width).tolist() == allocation.kept.tolist()
@@ -200,7 +200,7 @@ def test_intervals_cover_the_true_values() -> None:
     widths = [4, 8, 16]
 
     def estimates(floor: FloorPrediction) -> np.ndarray:
-        return np.array([floor.n_features, floor.alpha, floor.critical_width, *floor.expected])
+        return np.array([floor.n_features, floor.alpha, floor.critical_width, *floor.feature_floor])
 
     points = [floor_from_stats(bursty_stats(1000 + s, rate, amplitude), widths, n_bootstrap=2) for s in range(150)]
     truth = np.mean([estimates(p) for p in points], axis=0)
@@ -208,7 +208,7 @@ def test_intervals_cover_the_true_values() -> None:
     for seed in range(60):
         floor = floor_from_stats(bursty_stats(seed, rate, amplitude), widths, n_bootstrap=100)
         bounds = np.array(
-            [floor.n_features_interval, floor.alpha_interval, floor.critical_width_interval, *floor.interval]
+            [floor.n_features_interval, floor.alpha_interval, floor.critical_width_interval, *floor.sampling_interval]
         )
         hits += (bounds[:, 0] <= truth) & (truth <= bounds[:, 1])
     assert (hits / 60 >= 0.8).all(), hits / 60

@@ -18,7 +18,7 @@ def plan(
         float | None,
         typer.Option(
             help="Choose the narrowest student whose loss stays below this with 90 % confidence, in nats per token (in"
-            " the prediction's unit if the run is not calibrated)."
+            " MSE if the run has costs in MSE and is not calibrated)."
         ),
     ] = None,
     max_width: Annotated[
@@ -31,15 +31,20 @@ def plan(
     depth: Annotated[
         int | None, typer.Option(help="Layers of the student.", metavar="N", show_default="the teacher's")
     ] = None,
+    pilots: Annotated[
+        bool,
+        typer.Option("--pilots", help="Name three narrow students whose losses would narrow the interval most."),
+    ] = False,
     as_json: JsonOption = False,
     debug: DebugOption = False,  # noqa: ARG001
 ) -> None:
     """Choose a student by its loss or size, and say what its expected loss is based on."""
     from tl_distill_floor.cli.run_directory import load_floor
-    from tl_distill_floor.display.student_tables import plan_table
+    from tl_distill_floor.display.student_tables import pilots_table, plan_table
 
     floor = load_floor(run)
     with quiet_libraries():
+        from tl_distill_floor.distilling.pilots import choose_pilots
         from tl_distill_floor.distilling.plan import plan as choose_student
         from tl_distill_floor.sources.teachers import load_teacher
 
@@ -47,7 +52,11 @@ def plan(
         chosen = choose_student(
             floor, teacher, max_loss=max_loss, max_width=max_width, max_params=max_params, depth=depth
         )
+        suggested = choose_pilots(floor, teacher, width=chosen.width) if pilots else None
     if as_json:
-        print_json(dataclasses.asdict(chosen) | {"megabytes": chosen.megabytes})
+        also = {} if suggested is None else {"pilots": dataclasses.asdict(suggested)}
+        print_json(dataclasses.asdict(chosen) | {"megabytes": chosen.megabytes} | also)
     else:
         print_result(plan_table(chosen, run))
+        if suggested is not None:
+            print_result(pilots_table(suggested, chosen, run))

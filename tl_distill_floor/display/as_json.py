@@ -18,7 +18,7 @@ def floor_json(floor: FloorPrediction) -> dict[str, Any]:
     Losses are in `unit`, widths in dimensions, intervals are [low, high] of 95 %, and unknown values are null.
     """
     stats = floor.stats
-    curves = {name: getattr(floor, name) for name in ("theorem", "independent", "simulated", "expected")}
+    curves = {name: getattr(floor, name) for name in ("theorem", "independent", "simulated", "feature_floor")}
     tokens, alive = stats.growth(floor.min_count)
     return {
         "model": stats.model_name,
@@ -39,6 +39,7 @@ def floor_json(floor: FloorPrediction) -> dict[str, Any]:
         "widths": floor.widths.tolist(),
         **{name: to_json(curve) for name, curve in curves.items()},
         "head": to_json(floor.bound),
+        "expected": to_json(floor.expected),
         "additive": to_json(floor.additive),
         "structure_gain": to_json(floor.structure_gain),
         "power_law": None if floor.power_law is None else power_law_json(floor.power_law),
@@ -47,7 +48,8 @@ def floor_json(floor: FloorPrediction) -> dict[str, Any]:
             "n_features": to_json(floor.n_features_interval),
             "alpha": to_json(floor.alpha_interval),
             "critical_width": to_json(floor.critical_width_interval),
-            "expected": to_json(floor.interval),
+            "sampling_interval": to_json(floor.sampling_interval),
+            "expected": to_json(floor.expected_interval),
             "head": None if floor.head is None else to_json(head_intervals(floor.head)),
         },
         "growth": {"tokens": tokens.tolist(), "n_features": alive.tolist()},

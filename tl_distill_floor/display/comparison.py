@@ -38,7 +38,7 @@ def run_comparison_table(floors: Sequence[FloorPrediction], labels: Sequence[str
         floors: the predictions.
         labels: their names.
     """
-    table = plain_table("Expected floor")
+    table = plain_table("Feature floor")
     table.add_column("width", justify="right")
     for floor, label in zip(floors, labels, strict=True):
         table.add_column(Text(f"{label} ({SHORT_UNIT[floor.unit]})"), justify="right")
@@ -60,7 +60,7 @@ def largest_floor_index(floors: Sequence[FloorPrediction]) -> list[int]:
 
     A student of that width loses at least that much (assumption A3 of Sarkar and Deka 2026, arXiv 2604.04037).
     """
-    indices: list[int] = np.stack([floor.expected for floor in floors]).argmax(0).tolist()
+    indices: list[int] = np.stack([floor.feature_floor for floor in floors]).argmax(0).tolist()
     return indices
 
 
@@ -80,17 +80,17 @@ def _measured(floors: Sequence[FloorPrediction], labels: Sequence[str]) -> Table
 
 
 def _floors(floors: Sequence[FloorPrediction], labels: Sequence[str]) -> Table:
-    table = plain_table(f"Expected floor ({SHORT_UNIT[floors[0].unit]})")
+    table = plain_table(f"Feature floor ({SHORT_UNIT[floors[0].unit]})")
     for heading in ("width", *labels, "largest"):
         table.add_column(heading, justify="right")
     for i, (width, largest) in enumerate(zip(floors[0].widths.tolist(), largest_floor_index(floors), strict=True)):
-        table.add_row(f"{width:,}", *(f"{floor.expected[i]:.4g}" for floor in floors), labels[largest])
+        table.add_row(f"{width:,}", *(f"{floor.feature_floor[i]:.4g}" for floor in floors), labels[largest])
     return table
 
 
 def _conclusion(floors: Sequence[FloorPrediction]) -> str:
     critical_widths = [floor.critical_width for floor in floors]
-    curves = np.stack([floor.expected for floor in floors])
+    curves = np.stack([floor.feature_floor for floor in floors])
     low, high = curves.min(0), curves.max(0)
     positive = low > 0
     factor = float((high[positive] / low[positive]).max()) if positive.any() else 1.0

@@ -16,8 +16,11 @@ COLOURS = {
     "simulated": "#0072b2",
     "calibrated": "#0072b2",
     "head": "#444444",
+    "expected": "#a0447f",
 }
 """Colour of each predictor."""
+BAND = "rgba(160, 68, 127, 0.15)"
+"""Colour of the interval of the expected loss."""
 CYCLE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#8a6d00", "#56b4e9", "#000000")
 """Colours of curves that are not predictors."""
 MAX_POINTS = 400
@@ -73,7 +76,7 @@ def add_loss_axis_switch(figure: go.Figure, lowest: float, highest: float) -> go
         for label, change in (("log", logarithmic), ("linear", linear))
     ]
     figure.update_yaxes(type="log", range=bounds, dtick=1)
-    # Below the axis at the right: plotly's own tools are at the top.
-    place = {"x": 1.0, "y": -0.1, "xanchor": "right", "yanchor": "top"}
+    # Right of the figure, below the legend: plotly's own tools are at the top, the title of the axis below.
+    place = {"x": 1.02, "y": 0.0, "xanchor": "left", "yanchor": "bottom"}
     menu = {"type": "buttons", "direction": "right", "buttons": buttons, **place}
     return figure.update_layout(updatemenus=[menu])

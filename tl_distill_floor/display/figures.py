@@ -17,6 +17,7 @@ from tl_distill_floor.display.figure_style import (
     escape_markup,
     log_spaced_ranks,
 )
+from tl_distill_floor.display.head_views import SHOWN_LEVEL, add_expected
 from tl_distill_floor.display.units import LONG_UNIT
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.results.floor_prediction import FloorPrediction
@@ -71,26 +72,31 @@ def floor_figure(floor: FloorPrediction) -> go.Figure:
     """
     widths = floor.widths.tolist()
     figure = go.Figure()
-    highest = float(max(floor.independent.max(), floor.expected.max(), floor.theorem.max(), 1e-300))
+    highest = float(max(floor.independent.max(), floor.feature_floor.max(), floor.theorem.max(), 1e-300))
     lowest = SMALLEST_SHOWN_SHARE * highest
-    if np.isfinite(floor.interval).all():
+    if np.isfinite(floor.sampling_interval).all():
         figure.add_scatter(
             x=widths + widths[::-1],
-            y=np.maximum([*floor.interval[:, 1], *floor.interval[::-1, 0]], lowest).tolist(),
+            y=np.maximum([*floor.sampling_interval[:, 1], *floor.sampling_interval[::-1, 0]], lowest).tolist(),
             mode="lines",
             fill="toself",
             fillcolor="rgba(0, 114, 178, 0.15)",
             line={"width": 0},
-            name="95 % interval",
+            name="sampling (95 %)",
             hoverinfo="skip",
         )
     for name in ("theorem", "independent", "simulated"):
         curve = getattr(floor, name)
         if curve is not None:
-            is_expected = curve is floor.expected
-            line = {"color": COLOURS[name], "width": 3 if is_expected else 1.5}
-            label = f"{name} (expected)" if is_expected else name
+            is_feature_floor = curve is floor.feature_floor
+            line = {"color": COLOURS[name], "width": 3 if is_feature_floor else 1.5}
+            label = f"{name} (feature floor)" if is_feature_floor else name
             figure.add_scatter(x=widths, y=curve.tolist(), mode="lines+markers", line=line, name=label)
+    if floor.expected is not None:
+        narrower = [width for width in widths if width < floor.stats.d_model]
+        expected = [floor.expected_at(width, SHOWN_LEVEL) for width in narrower]
+        add_expected(figure, narrower, expected)
+        highest = max([highest, *(loss.high for loss in expected)])
     if floor.unit == "nats" and floor.bound is not None:
         line = {"color": COLOURS["head"], "dash": "dot"}
         figure.add_scatter(x=widths, y=floor.bound.tolist(), mode="lines+markers", line=line, name="bound (head floor)")
@@ -107,7 +113,7 @@ def floor_figure(floor: FloorPrediction) -> go.Figure:
         annotation_position="top right",
     )
     figure.add_vline(floor.stats.d_model, line_dash="dot", annotation_text="teacher", annotation_position="top left")
-    title = f"Loss floor of students of {escape_markup(floor.stats.model_name)}"
+    title = f"Predicted loss of students of {escape_markup(floor.stats.model_name)}"
     apply_style(figure, title, "student width (dimensions)", LONG_UNIT[floor.unit])
     return add_loss_axis_switch(figure, lowest, highest)
 
@@ -177,17 +183,17 @@ def critical_widths_figure(floors: Sequence[FloorPrediction], labels: Sequence[s
 
 
 def compared_floors_figure(floors: Sequence[FloorPrediction], labels: Sequence[str]) -> go.Figure:
-    """Return the expected floors of several predictions against the width."""
+    """Return the feature floors of several predictions against the width."""
     figure = go.Figure()
     for number, (floor, label) in enumerate(zip(floors, labels, strict=True)):
         figure.add_scatter(
             x=floor.widths.tolist(),
-            y=floor.expected.tolist(),
-            error_y=error_bars(floor.expected, *floor.interval.T),
+            y=floor.feature_floor.tolist(),
+            error_y=error_bars(floor.feature_floor, *floor.sampling_interval.T),
             mode="lines+markers",
             line={"color": CYCLE[number % len(CYCLE)]},
             name=escape_markup(label),
         )
     units = {floor.unit for floor in floors}
     unit = LONG_UNIT[floors[0].unit] if len(units) == 1 else "each in its own unit"
-    return apply_style(figure, "Expected floors", "student width (dimensions)", unit)
+    return apply_style(figure, "Feature floors", "student width (dimensions)", unit)

@@ -7,9 +7,11 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from tl_distill_floor.display.head_views import SHOWN_LEVEL, expected_sentence
 from tl_distill_floor.display.measurement_tables import format_l0
 from tl_distill_floor.display.tables import key_value_table, plain_table, warning_lines
 from tl_distill_floor.display.units import LONG_UNIT, SHORT_UNIT, STUDENT_LOSS
+from tl_distill_floor.results.expected_loss import LossPredictor
 from tl_distill_floor.results.floor_prediction import FloorPrediction, Interval
 from tl_distill_floor.sources.sae_directory import SaeEntry
 
@@ -45,21 +47,35 @@ def measured_table(floor: FloorPrediction) -> Table:
 
 
 def widths_table(floor: FloorPrediction) -> Group:
-    """Return the floor of each width, with an explanation."""
-    return Group(_floors(floor), Text(_explanation(floor)))
+    """Return the expected loss and the feature floor of each width, with explanations."""
+    features = (_features(floor), Text(_explanation(floor)))
+    if floor.expected is None:
+        return Group(*features)
+    return Group(_students(floor), Text(" ".join(expected_sentences(floor))), Text(), *features)
 
 
 def bar_chart(floor: FloorPrediction) -> Table:
-    """Return the expected floor of each width as a bar."""
-    table = plain_table("Expected floor")
+    """Return the feature floor of each width as a bar."""
+    table = plain_table("Feature floor")
     table.show_header = False
     table.add_column(justify="right")
     table.add_column(width=BAR_WIDTH)
     table.add_column()
-    largest = float(floor.expected.max()) or 1.0
-    for width, loss in zip(floor.widths.tolist(), floor.expected.tolist(), strict=True):
+    largest = float(floor.feature_floor.max()) or 1.0
+    for width, loss in zip(floor.widths.tolist(), floor.feature_floor.tolist(), strict=True):
         table.add_row(f"{width:,}", Bar(largest, 0.0, loss, width=BAR_WIDTH), f"{loss:.3g}")
     return table
+
+
+def expected_sentences(floor: FloorPrediction) -> list[str]:
+    """Return on which evidence the expected loss is based; nothing if no loss is expected."""
+    if floor.expected is None or floor.head is None:
+        return []
+    predictor: LossPredictor = "head" if floor.simulation is None else "head and simulated"
+    sentences = [expected_sentence(predictor, floor.head)]
+    if floor.calibration is not None:
+        sentences.append(f"The {len(floor.calibration.widths)} students of the calibration narrow it.")
+    return [*sentences, "Bound is the head floor: the least that a student can lose, estimated from above."]
 
 
 def saes_table(model_name: str, entries: list[SaeEntry]) -> RenderableType:
@@ -74,24 +90,36 @@ def saes_table(model_name: str, entries: list[SaeEntry]) -> RenderableType:
     return table
 
 
-def _floors(floor: FloorPrediction) -> Table:
+def _students(floor: FloorPrediction) -> Table:
+    """Return the expected and the least loss of a trained student of each width."""
+    table = plain_table(f"Expected loss of a trained student ({SHORT_UNIT['nats']}): {STUDENT_LOSS}")
+    for heading in ("width", "expected", f"{SHOWN_LEVEL:.0%} interval".replace("%", " %"), "bound"):
+        table.add_column(heading, justify="right")
+    bound = floor.bound
+    assert bound is not None
+    for width, least in zip(floor.widths.tolist(), bound.tolist(), strict=True):
+        loss = floor.expected_at(width, SHOWN_LEVEL)
+        table.add_row(f"{width:,}", f"{loss.value:.3g}", f"{loss.low:.3g}–{loss.high:.3g}", f"{least:.4g}")
+    return table
+
+
+def _features(floor: FloorPrediction) -> Table:
+    """Return the features that each width keeps, and the floors that they predict."""
     loss = STUDENT_LOSS if floor.unit == "nats" else LONG_UNIT[floor.unit]
-    table = plain_table(f"Loss floor ({SHORT_UNIT[floor.unit]}): {loss}")
+    table = plain_table(f"Feature floor ({SHORT_UNIT[floor.unit]}): {loss}")
     all_curves = {"theorem": floor.theorem, "independent": floor.independent, "simulated": floor.simulated}
-    if floor.unit == "nats":
-        all_curves["bound"] = floor.bound
     curves = {name: curve for name, curve in all_curves.items() if curve is not None}
     gains = floor.structure_gain
-    for heading in ("width", "kept", *curves, "95 % interval", "of all", *([] if gains is None else ["gain"])):
+    for heading in ("width", "kept", *curves, "sampling (95 %)", "of all", *([] if gains is None else ["gain"])):
         table.add_column(heading, justify="right")
     for i, width in enumerate(floor.widths.tolist()):
-        low, high = floor.interval[i]
+        low, high = floor.sampling_interval[i]
         table.add_row(
             f"{width:,}",
             f"{floor.n_features - len(floor.lost(width)):,}",
             *(f"{curve[i]:.4g}" for curve in curves.values()),
             "" if math.isnan(high) else f"{low:.3g}–{high:.3g}",
-            f"{floor.expected[i] / floor.total_loss:.1%}" if floor.total_loss else "",
+            f"{floor.feature_floor[i] / floor.total_loss:.1%}" if floor.total_loss else "",
             *([] if gains is None else ["" if math.isnan(gains[i]) else f"{gains[i]:.1f}"]),
         )
     return table
@@ -101,18 +129,14 @@ def _explanation(floor: FloorPrediction) -> str:
     stats = floor.stats
     needed = math.ceil(floor.critical_width)
     represents = "represents" if needed <= stats.d_model else "would represent"
-    expected = "independent" if floor.simulated is None else "simulated"
+    predictor = "independent" if floor.simulated is None else "simulated"
     sentences = [
-        f"The expected floor is {expected}; the interval and the kept features refer to it.",
+        f"The feature floor is {predictor}; the sampling interval and the kept features refer to it.",
         f"At the teacher's own width, {stats.d_model:,}, it is {floor.teacher_floor:.4g}.",
         f"By Theorem 1, a student of {needed:,} dimensions {represents} every feature.",
     ]
     if floor.simulated is not None:
         sentences.append("gain: independent divided by simulated, what is saved because features fire together.")
-    if floor.bound is not None:
-        sentences.append(
-            "bound: the head floor, the least that a student of this width can lose, estimated from above."
-        )
     if floor.tail is not None:
         n_tokens = int(floor.tail.n_tokens.sum())
         sentences.append(

@@ -1,5 +1,6 @@
 """Head floors as tables, figures and JSON values."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -7,11 +8,22 @@ import plotly.graph_objects as go
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from tl_distill_floor.display.figure_style import COLOURS, add_loss_axis_switch, apply_style, error_bars, escape_markup
+from tl_distill_floor.display.figure_style import (
+    BAND,
+    COLOURS,
+    add_loss_axis_switch,
+    apply_style,
+    error_bars,
+    escape_markup,
+)
 from tl_distill_floor.display.tables import key_value_table, plain_table, warning_lines
 from tl_distill_floor.display.units import LONG_UNIT, STUDENT_LOSS
+from tl_distill_floor.results.expected_loss import LossPredictor, student_losses
 from tl_distill_floor.results.head_floor import HeadFloor
+from tl_distill_floor.theory.regression import PredictedLoss
 
+SHOWN_LEVEL = 0.8
+"""Probability of the intervals of expected losses in tables and figures; its upper end is a one-sided bound of 90 %."""
 BOUND = (
     "A student loses at least what the best logits of its rank lose, whatever its depth, data or training. The head"
     " floor estimates that loss from above: more steps would lower it."
@@ -19,7 +31,7 @@ BOUND = (
 
 
 def head_table(head: HeadFloor) -> RenderableType:
-    """Return the bound of each width with its standard error, and what it depends on."""
+    """Return the bound and the expected loss of each width, and what they depend on."""
     measured = key_value_table(
         [
             ("teacher", f"{head.model_name} ({head.d_model:,} dimensions, {head.vocab_size:,} tokens of vocabulary)"),
@@ -30,21 +42,58 @@ def head_table(head: HeadFloor) -> RenderableType:
             ("training", f"{head.steps:,} steps"),
         ]
     )
-    table = plain_table(f"Least loss of a student (nats/token): {STUDENT_LOSS}")
-    for heading in ("width", "head floor", "standard error", "after half of the steps"):
+    table = plain_table(f"Least and expected loss of a student (nats/token): {STUDENT_LOSS}")
+    for heading in ("width", "head floor", "standard error", "after half of the steps", "expected", "80 % interval"):
         table.add_column(heading, justify="right")
     for width, floor, error, half in zip(head.widths, head.floor, head.standard_error, head.half_steps, strict=True):
-        table.add_row(f"{width:,}", f"{floor:.4g}", f"{error:.2g}", f"{half:.4g}")
-    return Group(measured, Text(), table, Text(BOUND), warning_lines(head.warnings))
+        expected = head.expected_at(width, SHOWN_LEVEL)
+        interval = f"{expected.low:.3g} to {expected.high:.3g}"
+        table.add_row(f"{width:,}", f"{floor:.4g}", f"{error:.2g}", f"{half:.4g}", f"{expected.value:.3g}", interval)
+    expected_text = Text(expected_sentence("head", head))
+    return Group(measured, Text(), table, Text(BOUND), expected_text, warning_lines(head.warnings))
+
+
+def expected_sentence(predictor: LossPredictor, head: HeadFloor) -> str:
+    """Return on which evidence the expected loss is based, and where the teacher is outside of it.
+
+    Args:
+        predictor: what the expected loss is computed from.
+        head: the head floor.
+    """
+    losses = student_losses(predictor)
+    is_one = head.model_name in losses.teachers
+    sentences = [
+        f"Expected is what a trained student loses, from {losses.n_students} students of {len(losses.teachers)}"
+        f" teachers{', of which this is one' if is_one else ''}; the interval is of a teacher that is not among them."
+    ]
+    if head.steps != losses.head_steps:
+        sentences.append(
+            f"The fit is to head floors of {losses.head_steps} steps, and this one has {head.steps}: expected is too"
+            f" {'high' if head.steps < losses.head_steps else 'low'}."
+        )
+    beyond = [f"{head.d_model:,} dimensions"] if head.d_model > losses.widest else []
+    if head.vocab_size > losses.largest_vocabulary:
+        beyond.append(f"{head.vocab_size:,} tokens of vocabulary")
+    if beyond:
+        sentences.append(
+            f"These teachers have at most {losses.widest:,} dimensions and {losses.largest_vocabulary:,} tokens of"
+            f" vocabulary: for {' and '.join(beyond)} it is an extrapolation, and the interval may be too narrow."
+        )
+    return " ".join(sentences)
 
 
 def head_figure(head: HeadFloor) -> go.Figure:
-    """Return the bound against the student width, with its 95 % interval; widths without loss are left out."""
+    """Return the bound and the expected loss against the student width, with their intervals.
+
+    The interval of the bound is 95 %, that of the expected loss 80 %. Widths without loss are left out.
+    """
     shown = np.flatnonzero(np.array(head.floor) > 0)
     floor, error = np.array(head.floor)[shown], 1.96 * np.array(head.standard_error)[shown]
-    figure = go.Figure()
+    figure, widths = go.Figure(), np.array(head.widths)[shown].tolist()
+    expected = [head.expected_at(width, SHOWN_LEVEL) for width in widths]
+    add_expected(figure, widths, expected)
     figure.add_scatter(
-        x=np.array(head.widths)[shown].tolist(),
+        x=widths,
         y=floor.tolist(),
         error_y=error_bars(floor, floor - error, floor + error),
         mode="lines+markers",
@@ -52,9 +101,31 @@ def head_figure(head: HeadFloor) -> go.Figure:
         name="head floor",
     )
     figure.add_vline(head.d_model, line_dash="dot", annotation_text="teacher", annotation_position="top left")
-    title = f"Estimated least loss of students of {escape_markup(head.model_name)}"
+    title = f"Least and expected loss of students of {escape_markup(head.model_name)}"
     apply_style(figure, title, "student width (dimensions)", LONG_UNIT["nats"])
-    return add_loss_axis_switch(figure, 0.5 * float(floor.min()), float(floor.max())) if len(floor) else figure
+    if not widths:
+        return figure
+    return add_loss_axis_switch(figure, 0.5 * float(floor.min()), max(loss.high for loss in expected))
+
+
+def add_expected(figure: go.Figure, widths: Sequence[int], expected: Sequence[PredictedLoss]) -> None:
+    """Draw the expected loss of trained students, with its interval as a band.
+
+    Args:
+        figure: the figure, which is changed.
+        widths: student widths, dimensions.
+        expected: expected loss and 80 % interval at each width.
+    """
+    edge = {"mode": "lines", "line": {"width": 0}, "showlegend": False, "hoverinfo": "skip"}
+    figure.add_scatter(x=list(widths), y=[loss.low for loss in expected], **edge)
+    figure.add_scatter(x=list(widths), y=[loss.high for loss in expected], fill="tonexty", fillcolor=BAND, **edge)
+    figure.add_scatter(
+        x=list(widths),
+        y=[loss.value for loss in expected],
+        mode="lines+markers",
+        line={"color": COLOURS["expected"], "width": 3},
+        name="expected of a trained student (80 %)",
+    )
 
 
 def head_json(head: HeadFloor) -> dict[str, Any]:
@@ -69,6 +140,8 @@ def head_json(head: HeadFloor) -> dict[str, Any]:
         "standard_error": list(head.standard_error),
         "half_steps": list(head.half_steps),
         "encoded": list(head.encoded),
+        "expected": [head.expected_at(width).value for width in head.widths],
+        "expected_interval": [head.expected_at(width)[1:] for width in head.widths],
         "n_tokens": head.n_train_tokens + head.n_heldout_tokens,
         "n_heldout_tokens": head.n_heldout_tokens,
         "warnings": list(head.warnings),

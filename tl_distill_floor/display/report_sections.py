@@ -17,7 +17,7 @@ from tl_distill_floor.display.figures import (
     growth_figure,
 )
 from tl_distill_floor.display.floor_tables import measured_table, widths_table
-from tl_distill_floor.display.head_views import head_figure, head_table
+from tl_distill_floor.display.head_views import SHOWN_LEVEL, head_figure, head_table
 from tl_distill_floor.display.lost_features import lost_summary, promoted_note
 from tl_distill_floor.display.probe_figures import decodability_figure, retention_figure
 from tl_distill_floor.display.probe_tables import probes_table
@@ -134,21 +134,26 @@ def report_summary(parts: RunParts) -> str:
     floor, head = parts.floor, parts.head
     if floor is None and head is not None:
         middle = len(head.widths) // 2
+        loss = head.expected_at(head.widths[middle], SHOWN_LEVEL)
         return (
             f"A student of {head.model_name} that is {head.widths[middle]:,} of {head.d_model:,} dimensions wide loses"
-            f" at least about {head.floor[middle]:.3g} {LONG_UNIT['nats']}. How much more was not predicted, since the"
-            " teacher was measured without an SAE."
+            f" at least about {head.floor[middle]:.3g} {LONG_UNIT['nats']}, and a trained one is expected to lose"
+            f" {loss.value:.3g} (80 %: {loss.low:.3g} to {loss.high:.3g}). Which features it loses is not known, since"
+            " the teacher was measured without an SAE."
         )
     if floor is None:
         return "This run has no prediction; its other parts follow."
     stats, middle = floor.stats, len(floor.widths) // 2
     width = int(floor.widths[middle])
-    low, high = floor.interval[middle]
-    interval = f" (95 %: {low:.3g} to {high:.3g})" if high == high else ""
+    low, high = floor.sampling_interval[middle]
+    interval = f" (sampling, 95 %: {low:.3g} to {high:.3g})" if high == high else ""
+    expected = f"loses about {floor.feature_floor[middle]:.3g}{interval} {LONG_UNIT[floor.unit]} by its features"
+    if floor.expected is not None:
+        loss = floor.expected_at(width, SHOWN_LEVEL)
+        expected = f"is expected to lose {loss.value:.3g} (80 %: {loss.low:.3g} to {loss.high:.3g}) {LONG_UNIT['nats']}"
     sentences = [
-        f"A student of {stats.model_name} that is {width:,} of {stats.d_model:,} dimensions wide is expected to lose at"
-        f" least {floor.expected[middle]:.3g}{interval} {LONG_UNIT[floor.unit]}, and {len(floor.lost(width)):,} of"
-        f" {floor.n_features:,} features.",
+        f"A student of {stats.model_name} that is {width:,} of {stats.d_model:,} dimensions wide {expected}, and"
+        f" {len(floor.lost(width)):,} of {floor.n_features:,} features.",
         f"The critical width, which by Theorem 1 represents every feature, is {floor.critical_width:,.0f} dimensions.",
     ]
     calibration = floor.calibration

@@ -10,6 +10,7 @@ from rich.text import Text
 from tl_distill_floor.display.tables import key_value_table, plain_table, warning_lines
 from tl_distill_floor.display.units import SHORT_UNIT, STUDENT_LOSS
 from tl_distill_floor.results.calibration import Calibration
+from tl_distill_floor.results.pilots import Pilots
 from tl_distill_floor.results.plan import Plan
 from tl_distill_floor.results.student import StudentResult
 from tl_distill_floor.theory.regression import LinearFit
@@ -101,6 +102,29 @@ def plan_table(plan: Plan, run: Path | None = None) -> RenderableType:
     ]
     command = f"Next: tl-floor distill {plan.teacher} --widths {plan.width}{depth_option} --text YOUR_TEXT"
     return Group(key_value_table(rows, f"Train a student of width {plan.width:,}"), Text(command))
+
+
+def pilots_table(pilots: Pilots, plan: Plan, run: Path) -> RenderableType:
+    """Return which narrow students to train first, and what their losses would tell.
+
+    Args:
+        pilots: the narrow students.
+        plan: the student that is planned.
+        run: run directory, for the commands.
+    """
+    widths = ",".join(str(width) for width in pilots.widths)
+    rows = [
+        ("widths", f"{', '.join(str(width) for width in pilots.widths)}"),
+        ("cost", f"{pilots.cost:.0%} of the parameters of the planned student"),
+        ("interval", f"80 %: {pilots.before.low:.3g} to {pilots.before.high:.3g} nats per token now"),
+        ("", f"{pilots.after.low:.3g} to {pilots.after.high:.3g} then, if they lose what is expected of them"),
+    ]
+    commands = Text(
+        f"Next: tl-floor distill {plan.teacher} --widths {widths} --text YOUR_TEXT --out {run}\n"
+        f"      tl-floor calibrate {run}\n"
+        f"      tl-floor plan {run} --max-width {plan.width}"
+    )
+    return Group(Text(), key_value_table(rows, "Pilots: train narrow students first"), commands)
 
 
 def _fits(calibration: Calibration) -> Table:

@@ -29,4 +29,6 @@
 - `layers`: corresponding layers of teacher and student.
 - `calibrate`: `calibrate`, linear fits of student losses to predictions.
 - `plan`: `plan`, which student to train.
+- `pilots`: narrow students to train before a wide one.
+- `widths`: widths at which students can be built.
 """

@@ -8,9 +8,11 @@ import numpy as np
 import torch
 
 from tl_distill_floor.annotations import HookedModel, TeacherLike
-from tl_distill_floor.distilling.build import build_student, check_family_runs, count_parameters
-from tl_distill_floor.distilling.student_config import check_depth, hugging_face_config, student_config
+from tl_distill_floor.distilling.build import build_student, count_parameters
+from tl_distill_floor.distilling.student_config import check_depth, hugging_face_config
+from tl_distill_floor.distilling.widths import can_be_built, family_widths, teacher_width
 from tl_distill_floor.errors import InputError
+from tl_distill_floor.results.expected_loss import student_losses
 from tl_distill_floor.results.floor_prediction import FloorPrediction
 from tl_distill_floor.results.plan import Plan
 from tl_distill_floor.sources.teachers import choose_context_size, load_teacher
@@ -23,8 +25,6 @@ Z_ONE_SIDED_90, Z_TWO_SIDED_95 = 1.2816, 1.96
 """Quantiles of the normal distribution: 90 % and 97.5 %."""
 TIMED_TOKENS, TIMED_ROUNDS = 1024, 3
 """Tokens per timed forward pass, and timed passes per model."""
-WIDTH_STEP, WIDE_TEACHER = 8, 128
-"""Students of teachers that are at least this wide have widths that are multiples of this step."""
 NO_STUDENT = "no student of the teacher's family is as small as that; raise --max-width or --max-params"
 """Message if no width is within a limit."""
 
@@ -44,11 +44,12 @@ def plan(
     Set exactly one of `max_loss`, `max_width` and `max_params`.
 
     Args:
-        floor: prediction for the teacher. With a calibration, the losses are those expected of trained students.
+        floor: prediction for the teacher. Losses are those expected of trained students if it has a head floor in nats
+            or a calibration; else they are feature floors.
         teacher: see `load_teacher`; a model that `build_student` accepts. If None, the teacher is loaded by the name in
             `floor`.
-        max_loss: loss that the student must not exceed with 90 % confidence, in nats per token with a calibration,
-            otherwise in the unit of `floor`.
+        max_loss: loss that the student must not exceed with 90 % confidence, in nats per token if a trained student's
+            loss is expected, otherwise in the unit of `floor`.
         max_width: largest width, dimensions.
         max_params: largest number of parameters.
         depth: number of layers; the teacher's if None.
@@ -67,7 +68,7 @@ def plan(
         raise InputError("a plan needs exactly one limit; set one of --max-loss, --max-width, --max-params")
     if max_loss is not None and not max_loss > 0:
         raise InputError(f"the loss must be above 0, got {max_loss}; set --max-loss")
-    if floor.calibration is not None and not floor.calibration.fit.rises:
+    if floor.expected is None and floor.calibration is not None and not floor.calibration.fit.rises:
         raise InputError(
             "the losses of the calibration's students do not fall where the predicted floor falls (C is"
             f" {floor.calibration.slope:.3g}); train the wider students longer and run tl-floor calibrate again"
@@ -89,22 +90,20 @@ def expected_loss(floor: FloorPrediction, width: int) -> PredictedLoss:
         width: width of the student, dimensions.
 
     Returns:
-        Nats per token with a calibration, otherwise the unit of `floor`. Without a calibration the interval is NaN if
-        the text of the measurement is one block, and no value is below the head floor.
+        The loss of a trained student in nats per token if one is expected, see `FloorPrediction.expected_at`. Otherwise
+        the calibrated loss; without a calibration the feature floor in the unit of `floor`, whose interval is NaN if
+        the text of the measurement is one block.
     """
+    if floor.expected is not None:
+        return floor.expected_at(width, TWO_SIDED_LEVEL)
     if floor.calibration is not None:
         return floor.calibrated_at(width, TWO_SIDED_LEVEL)
     value = floor.floor_at(width)
-    relative = (floor.interval[:, 1] - floor.interval[:, 0]) / (2 * np.maximum(floor.expected, 1e-300))
+    low, high = floor.sampling_interval.T
+    relative = (high - low) / (2 * np.maximum(floor.feature_floor, 1e-300))
     relative_at_width = float(np.interp(np.log(width), np.log(floor.widths), relative))
     margin = value * relative_at_width * Z_ONE_SIDED_90 / Z_TWO_SIDED_95
-    return PredictedLoss(*(max(loss, _bound(floor, width)) for loss in (value, value - margin, value + margin)))
-
-
-def _bound(floor: FloorPrediction, width: int) -> float:
-    """Return the head floor at a width; 0 if it is not known, or losses are in another unit."""
-    head = floor.head
-    return head.floor_at(width) if head is not None and floor.unit == "nats" and width >= head.widths[0] else 0.0
+    return PredictedLoss(value, max(value - margin, 0.0), value + margin)
 
 
 def relative_speed(teacher: HookedModel, width: int, depth: int | None = None) -> float:
@@ -119,7 +118,7 @@ def relative_speed(teacher: HookedModel, width: int, depth: int | None = None) -
         The ratio of median times. The teacher is replaced by a `transformers` model of its shape.
     """
     device = next(teacher.parameters()).device
-    shapes = ((_teacher_width(teacher), None), (width, depth))
+    shapes = ((teacher_width(teacher), None), (width, depth))
     models = [build_student(teacher, w, depth=layers, start="random").to(device) for w, layers in shapes]
     length = choose_context_size(teacher)
     ids = torch.zeros((max(1, TIMED_TOKENS // length), length), dtype=torch.long, device=device)
@@ -138,7 +137,7 @@ def relative_speed(teacher: HookedModel, width: int, depth: int | None = None) -
 def _plan_of(floor: FloorPrediction, model: HookedModel, width: int, depth: int | None) -> Plan:
     """Return the plan of a chosen width."""
     loss = expected_loss(floor, width)
-    is_in_nats = floor.calibration is not None or floor.unit == "nats"
+    is_in_nats = floor.expected is not None or floor.calibration is not None or floor.unit == "nats"
     return Plan(
         teacher=floor.stats.model_name,
         width=width,
@@ -149,36 +148,39 @@ def _plan_of(floor: FloorPrediction, model: HookedModel, width: int, depth: int 
         bound=None if math.isnan(loss.high) else loss.high,
         calibrated=floor.calibration is not None,
         n_parameters=count_parameters(model, width, depth),
-        teacher_parameters=count_parameters(model, _teacher_width(model)),
+        teacher_parameters=count_parameters(model, teacher_width(model)),
         speed=relative_speed(model, width, depth),
         features=floor.n_features,
         kept=floor.n_features - len(floor.lost(width)),
-        known=_known(floor) + _known_bound(floor, width),
+        known=_known(floor, width),
         assumed=_assumed(floor, width, has_fewer_layers=depth is not None),
     )
 
 
 def _narrowest_width(floor: FloorPrediction, model: HookedModel, max_loss: float, depth: int | None) -> int:
-    losses = {width: expected_loss(floor, width) for width in _family_widths(model)}
+    widths = family_widths(model)
+    if floor.expected is not None and floor.head is not None:
+        widths = [width for width in widths if floor.head.widths[0] <= width < teacher_width(model)]
+    losses = {width: expected_loss(floor, width) for width in widths}
     for width, loss in losses.items():
         is_within = (loss.value if math.isnan(loss.high) else loss.high) <= max_loss
-        if is_within and _can_be_built(model, width, depth):
+        if is_within and can_be_built(model, width, depth):
             return width
     if not losses:
         raise InputError(NO_STUDENT)
     width, loss = min(losses.items(), key=lambda item: item[1].value)
     raise InputError(
-        f"no student up to the teacher's width stays below {max_loss:g} with 90 % confidence: at width {width:,}"
-        f" {loss.value:.4g} is expected, at most {loss.high:.4g}; raise --max-loss"
+        f"no student that is narrower than its teacher stays below {max_loss:g} with 90 % confidence: at width"
+        f" {width:,} {loss.value:.4g} is expected, at most {loss.high:.4g}; raise --max-loss"
     )
 
 
 def _widest_width(model: HookedModel, max_width: int | None, max_params: int | None, depth: int | None) -> int:
-    widths = [width for width in _family_widths(model) if max_width is None or width <= max_width]
+    widths = [width for width in family_widths(model) if max_width is None or width <= max_width]
     if max_params is not None:
         widths = widths[: bisect_right(widths, max_params, key=lambda width: _n_parameters(model, width, depth))]
     for width in reversed(widths):
-        if _can_be_built(model, width, depth):
+        if can_be_built(model, width, depth):
             return width
     raise InputError(NO_STUDENT)
 
@@ -193,66 +195,52 @@ def _n_parameters(model: HookedModel, width: int, depth: int | None) -> int:
     return 0
 
 
-def _family_widths(model: HookedModel) -> list[int]:
-    """Return the widths that have a configuration of the teacher's family, ascending."""
-    d_model = _teacher_width(model)
-    step = WIDTH_STEP if d_model >= WIDE_TEACHER else 1
-    return [width for width in range(step, d_model + 1, step) if _has_config(model, width)]
-
-
-def _has_config(model: HookedModel, width: int) -> bool:
-    """Return whether the teacher's family has a configuration of a width."""
-    try:
-        student_config(hugging_face_config(model), width)
-    except InputError:
-        return False
-    return True
-
-
-def _can_be_built(model: HookedModel, width: int, depth: int | None) -> bool:
-    """Return whether a student of a width can be built and run."""
-    try:
-        check_family_runs(student_config(hugging_face_config(model), width, depth))
-    except InputError:
-        return False
-    return True
-
-
-def _teacher_width(model: HookedModel) -> int:
-    return int(hugging_face_config(model).hidden_size)
-
-
 def _teacher_depth(model: HookedModel) -> int:
     return int(hugging_face_config(model).num_hidden_layers)
 
 
-def _known(floor: FloorPrediction) -> tuple[str, ...]:
+def _known(floor: FloorPrediction, width: int) -> tuple[str, ...]:
     """Return statements about what was measured."""
     stats, calibration = floor.stats, floor.calibration
-    measured = f"{floor.n_features:,} features of {stats.sae_name} at {stats.hook_name}, on {stats.n_tokens:,} tokens"
-    if calibration is None:
-        return measured, "no student: the loss is the predicted floor, and training does not go far below it"
-    fit = calibration.fit
-    widths = ", ".join(str(width) for width in calibration.widths)
-    return measured, (
-        f"students of widths {widths}: loss = {fit.slope:.3g} · {calibration.predictor} + {fit.baseline:.3g}, with a"
-        f" leave-one-width-out error of {fit.loo_error:.1%}"
-    )
-
-
-def _known_bound(floor: FloorPrediction, width: int) -> tuple[str, ...]:
-    """Return a statement about the head floor, if it is known."""
-    bound = _bound(floor, width)
-    return (
-        (f"a student of width {width} loses at least about {bound:.3g} nats per token (head floor)",) if bound else ()
-    )
+    known = [f"{floor.n_features:,} features of {stats.sae_name} at {stats.hook_name}, on {stats.n_tokens:,} tokens"]
+    if floor.expected is not None and floor.head is not None:
+        losses = student_losses("head" if floor.simulation is None else "head and simulated")
+        known.append(
+            f"a student of width {width} loses at least about {floor.head.floor_at(width):.3g} nats per token (head"
+            " floor)"
+        )
+        known.append(
+            f"{losses.n_students} trained students of {len(losses.teachers)} teachers: the loss and its interval are"
+            " fitted to them"
+        )
+        if calibration is not None:
+            widths = ", ".join(str(width) for width in calibration.widths)
+            known.append(f"students of this teacher, of widths {widths}, which narrow the interval")
+    elif calibration is None:
+        known.append("no student: the loss is the predicted floor, and training does not go far below it")
+    else:
+        fit, widths = calibration.fit, ", ".join(str(width) for width in calibration.widths)
+        known.append(
+            f"students of widths {widths}: loss = {fit.slope:.3g} · {calibration.predictor} + {fit.baseline:.3g}, with"
+            f" a leave-one-width-out error of {fit.loo_error:.1%}"
+        )
+    return tuple(known)
 
 
 def _assumed(floor: FloorPrediction, width: int, *, has_fewer_layers: bool) -> tuple[str, ...]:
     """Return statements about what was not measured."""
     calibration = floor.calibration
     assumed = [f"that what the SAE does not explain, {floor.stats.fvu:.1%} of the variance, costs nothing"]
-    if calibration is None:
+    if floor.expected is not None:
+        assumed = [
+            "that this teacher differs from those of the fit no more than they differ from each other",
+            "that the student is trained until its loss hardly falls, on text of the teacher's kind",
+        ]
+        if floor.stats.d_model > (widest := student_losses("head").widest):
+            assumed.append(
+                f"that the fit, to teachers of up to {widest:,} dimensions, holds for {floor.stats.d_model:,}"
+            )
+    elif calibration is None:
         assumed.append("that a student loses only what its width cannot hold (C = 1, B = 0)")
     else:
         if not min(calibration.widths) <= width <= max(calibration.widths):

@@ -9,6 +9,7 @@ from tl_distill_floor.measuring.encoding import as_sae_input
 from tl_distill_floor.measuring.hooks import check_finite
 from tl_distill_floor.measuring.job import AttachedSae, MeasurementJob
 from tl_distill_floor.measuring.rerun import Rerunner
+from tl_distill_floor.measuring.token_stream import copy_to_device
 
 
 class ActivationBatch(NamedTuple):
@@ -68,8 +69,23 @@ def counted_batch(
         InputError: the SAE reads another width, or an activation is not finite.
     """
     n_heads = int(job.model.cfg.n_heads) if job.teacher else 1
-    selected = as_sae_input(attached.sae, attached.check_width(acts)[counted.to(acts.device)], n_heads)
-    check_finite(selected, attached.hook_name)
-    row, position = counted.nonzero(as_tuple=True)
-    n_masked = int((~counted).sum())
-    return ActivationBatch(selected, first + row.cpu(), position.cpu(), first, len(counted), n_masked, ids)
+    # Every `nonzero` waits for the GPU, so there is only one.
+    location = counted.flatten().nonzero().squeeze(1)
+    selected = select_tokens(attached.check_width(acts), location)
+    sae_input = as_sae_input(attached.sae, selected, n_heads)
+    check_finite(sae_input, attached.hook_name)
+    location, (n_rows, length) = location.cpu(), counted.shape
+    sequence, position = first + location // length, location % length
+    return ActivationBatch(sae_input, sequence, position, first, n_rows, counted.numel() - len(location), ids)
+
+
+def select_tokens(
+    acts: Float[Tensor, "batch position *d_model"], location: Int64[Tensor, " token"]
+) -> Float[Tensor, "token *d_model"]:
+    """Return activations, or gradients, of some tokens.
+
+    Args:
+        acts: activations of all tokens of a batch.
+        location: indices of the tokens among all tokens of the batch.
+    """
+    return acts.flatten(0, 1)[copy_to_device(location, acts.device)]

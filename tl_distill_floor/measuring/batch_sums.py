@@ -4,7 +4,7 @@ import hashlib
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float64, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from tl_distill_floor.annotations import CostMethod, SaeModule
@@ -12,15 +12,17 @@ from tl_distill_floor.errors import InputError
 from tl_distill_floor.measuring.activation_batch import ActivationBatch, ActiveCodes
 from tl_distill_floor.measuring.costs import COST_METHODS, sum_by_index
 from tl_distill_floor.measuring.job import AttachedSae
-from tl_distill_floor.measuring.strongest_contexts import batch_contexts
+from tl_distill_floor.measuring.strongest_contexts import RunningContexts, batch_contexts
+from tl_distill_floor.measuring.token_stream import copy_to_device
 from tl_distill_floor.results.codes import Codes
-from tl_distill_floor.results.contexts import FeatureContexts
 from tl_distill_floor.results.feature_sums import FeatureSums
 
 SAMPLE_EVERY = 32
 """One token in this many is sampled to measure the SAE's reconstruction error."""
 CODES_AT_ONCE = 2**21
 """Codes held at a time: 8 MiB in fp32."""
+CODES_AT_ONCE_GPU = 2**27
+"""The same on a GPU, where each chunk costs a synchronization: 512 MiB in fp32."""
 LEAST_AT_ONCE = 256
 """Fewest tokens encoded at a time: a matrix product of fewer rows is slow."""
 
@@ -40,28 +42,47 @@ def batch_sums(attached: AttachedSae, batch: ActivationBatch, cost: CostMethod, 
     """
     sae, acts = attached.sae, batch.activation
     n_features = len(attached.decoder_norm)
-    is_sampled = _sample_tokens(batch).to(acts.device)
-    entries, raw_values, sampled_codes = _encode(sae, acts, is_sampled, n_features)
-    sum_act = _sum_by_feature(entries.feature, entries.value, n_features)
+    sampled_tokens = _sample_tokens(batch).nonzero().squeeze(1)
+    entries, raw_values, sampled_codes = _encode(sae, acts, sampled_tokens, n_features)
+    sampled = acts[copy_to_device(sampled_tokens, acts.device)].flatten(1).double()
+    error = sampled - sae.decode(sampled_codes).flatten(1).to(sampled)
+    contexts = _contexts(batch, entries, raw_values, n_features)
+    by_feature = [
+        sum_by_index(entries.feature, values, n_features)
+        for values in (torch.ones_like(entries.value), entries.value, entries.value.square())
+    ]
+    by_feature.append(COST_METHODS[cost].sum_cost(batch, entries, attached).to(acts.device))
+    firing_count, sum_act, sum_act_sq, sum_cost = torch.stack(by_feature).cpu().numpy()
     if not np.isfinite(sum_act).all():  # a float64 sum of finite fp32 numbers is finite
         raise InputError("the SAE's codes hold NaN or Inf; load the SAE in fp32, or name another with --sae")
-    sampled = acts[is_sampled].flatten(1).double()
-    error = sampled - sae.decode(sampled_codes).flatten(1).to(sampled)
+    squares = torch.stack([sampled.square().sum(), error.square().sum()])
+    of_sample = torch.cat([sampled.sum(0), squares]).cpu().numpy()
     codes = _keep_codes(batch, entries, raw_values, n_features, share_of_codes)
     return FeatureSums(
         n_tokens=len(acts),
         n_masked=batch.n_masked,
-        firing_count=torch.bincount(entries.feature, minlength=n_features).cpu().numpy(),
+        firing_count=firing_count.astype(np.int64),
         sum_act=sum_act,
-        sum_act_sq=_sum_by_feature(entries.feature, entries.value.square(), n_features),
-        sum_cost=COST_METHODS[cost].sum_cost(batch, entries, attached).cpu().numpy(),
+        sum_act_sq=sum_act_sq,
+        sum_cost=sum_cost,
         sampled_tokens=len(sampled),
-        sampled_sum=sampled.sum(0).cpu().numpy(),
-        sampled_sum_sq=sampled.square().sum().item(),
-        sampled_error_sq=error.square().sum().item(),
+        sampled_sum=of_sample[:-2],
+        sampled_sum_sq=float(of_sample[-2]),
+        sampled_error_sq=float(of_sample[-1]),
         codes=() if codes is None else (codes,),
-        contexts=_contexts(batch, entries, raw_values, n_features),
+        contexts=contexts,
     )
+
+
+def tokens_at_once(n_features: int, device: torch.device) -> int:
+    """Return the number of tokens that are encoded at a time.
+
+    Args:
+        n_features: number of the SAE's features.
+        device: device of the SAE.
+    """
+    at_once = CODES_AT_ONCE if device.type == "cpu" else CODES_AT_ONCE_GPU
+    return max(LEAST_AT_ONCE, at_once // n_features)
 
 
 def mask_kept_sequences(sequence: Int64[np.ndarray, " token"], share: float) -> Bool[np.ndarray, " token"]:
@@ -79,23 +100,28 @@ def mask_kept_sequences(sequence: Int64[np.ndarray, " token"], share: float) -> 
 
 
 def _encode(
-    sae: SaeModule, acts: Float[Tensor, "token *d_in"], is_sampled: Bool[Tensor, " token"], n_features: int
+    sae: SaeModule, acts: Float[Tensor, "token *d_in"], sampled_tokens: Int64[Tensor, " sampled"], n_features: int
 ) -> tuple[ActiveCodes, Float[Tensor, " entry"], Float[Tensor, "sampled feature"]]:
     """Encode some tokens at a time, since codes are much larger than activations.
+
+    Args:
+        sae: the SAE.
+        acts: activations of the tokens.
+        sampled_tokens: tokens whose zeros are returned too, ascending, on the CPU.
+        n_features: number of features.
 
     Returns:
         The nonzero codes, their values in the SAE's dtype, and all codes of the sampled tokens.
     """
-    # On a GPU each chunk costs a synchronization, so the chunks are larger.
-    at_once = CODES_AT_ONCE if acts.device.type == "cpu" else CODES_AT_ONCE * 32
-    size = max(LEAST_AT_ONCE, at_once // n_features)
+    size = tokens_at_once(n_features, acts.device)
     indices, values, sampled = [], [], []
     for start in range(0, len(acts) or 1, size):
         codes = sae.encode(acts[start : start + size]).flatten(1)
         index, value = _nonzero(codes.flatten())
         indices.append(index + start * n_features)
         values.append(value)
-        sampled.append(codes[is_sampled[start : start + size]])
+        in_chunk = sampled_tokens[(sampled_tokens >= start) & (sampled_tokens < start + size)] - start
+        sampled.append(codes[copy_to_device(in_chunk, codes.device)])
     index, value = torch.cat(indices), torch.cat(values)
     token = index // n_features
     return ActiveCodes(token, index - token * n_features, value.double()), value, torch.cat(sampled)
@@ -117,15 +143,25 @@ def _keep_codes(
     """Return the codes of the sequences that are kept; None if none are to be kept."""
     if not share:
         return None
-    starts = torch.searchsorted(entries.token, torch.arange(len(batch.activation) + 1, device=raw_values.device))
-    arrays = (starts.cpu(), entries.feature.int().cpu(), raw_values.float().cpu(), batch.sequence)
-    codes = Codes(n_features, *(array.numpy() for array in arrays))
-    return codes if share >= 1 else codes.select_tokens(mask_kept_sequences(codes.sequence, share))
+    device, sequence = raw_values.device, batch.sequence.numpy()
+    is_kept = mask_kept_sequences(sequence, share)
+    feature, value = entries.feature, raw_values
+    if not is_kept.all():  # selected before the copy from a GPU, which is slow
+        places = copy_to_device(torch.from_numpy(is_kept), device)[entries.token].nonzero().squeeze(1)
+        feature, value = feature[places], value[places]
+    starts = torch.searchsorted(entries.token, torch.arange(len(is_kept) + 1, device=device)).cpu().numpy()
+    return Codes(
+        n_features,
+        np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(np.diff(starts)[is_kept])]),
+        feature.int().cpu().numpy(),
+        value.float().cpu().numpy(),
+        sequence[is_kept],
+    )
 
 
 def _contexts(
     batch: ActivationBatch, entries: ActiveCodes, raw_values: Float[Tensor, " entry"], n_features: int
-) -> FeatureContexts | None:
+) -> RunningContexts | None:
     """Return the strongest contexts of a batch; None if its token ids are not known."""
     if batch.ids is None:
         return None
@@ -150,11 +186,3 @@ def _sample_tokens(batch: ActivationBatch) -> Bool[Tensor, " token"]:
         order = torch.randperm(size - 1, generator=torch.Generator().manual_seed(batch.first + row))
         sampled[row, 1 + order[: -(-size // SAMPLE_EVERY)]] = True
     return sampled[batch.row, batch.position]
-
-
-def _sum_by_feature(
-    feature: Int64[Tensor, " entry"], values: Float64[Tensor, " entry"], n_features: int
-) -> Float64[np.ndarray, " feature"]:
-    """Sum the values of each feature."""
-    sums: np.ndarray = sum_by_index(feature, values, n_features).cpu().numpy()
-    return sums

@@ -19,7 +19,7 @@ from tl_distill_floor.measuring.job import AttachedSae, MeasurementJob
 from tl_distill_floor.measuring.kl import forward_kl_in_chunks
 from tl_distill_floor.measuring.passes import BatchReader, forward_pass, gradient_pass, rerun_pass
 from tl_distill_floor.measuring.sparse_rows import quiet_sparse
-from tl_distill_floor.measuring.token_stream import holds_token
+from tl_distill_floor.measuring.token_stream import copy_to_device, holds_token
 
 
 class CostMethodSpec(NamedTuple):
@@ -63,7 +63,7 @@ def fisher(batch: ActivationBatch, codes: ActiveCodes, attached: AttachedSae) ->
     """
     decoder = attached.sae.W_dec.detach()
     n_features, n_rows = len(decoder), batch.n_sequences
-    index = batch.row.to(codes.token.device)[codes.token] * n_features + codes.feature
+    index = copy_to_device(batch.row, codes.token.device)[codes.token] * n_features + codes.feature
     total = torch.zeros(n_features, dtype=torch.float64, device=index.device)
     for gradient in batch.gradients:
         score = codes.value * row_dot_products(gradient, decoder, codes.token, codes.feature)
@@ -184,8 +184,8 @@ def sum_by_index(index: Int64[Tensor, " entry"], values: Float64[Tensor, " entry
         values: the values.
         n: number of sums.
     """
-    # Without any entry, bincount returns integers whatever the dtype of the weights.
-    return torch.bincount(index, weights=values, minlength=n).double()
+    # Unlike bincount, this does not wait for a GPU.
+    return torch.zeros(n, dtype=torch.float64, device=values.device).scatter_add_(0, index, values)
 
 
 COST_METHODS: dict[CostMethod, CostMethodSpec] = {

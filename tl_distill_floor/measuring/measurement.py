@@ -22,7 +22,7 @@ from tl_distill_floor.measuring.job import AttachedSae, MeasurementJob, prepare_
 from tl_distill_floor.measuring.passes import cached_batches
 from tl_distill_floor.measuring.plausibility import TOKENS_TO_CHECK, check_plausible, plausibility_warnings
 from tl_distill_floor.measuring.processes import SINGLE_PROCESS, ProcessGroup
-from tl_distill_floor.measuring.strongest_contexts import describe_contexts
+from tl_distill_floor.measuring.strongest_contexts import RunningContexts, describe_contexts
 from tl_distill_floor.results.feature_stats import MAX_BLOCKS, BlockSums, FeatureStats
 from tl_distill_floor.results.feature_sums import FeatureSums, pack_sums, unpack_sums
 from tl_distill_floor.sources.torch_state import neutral_torch_state
@@ -160,11 +160,12 @@ class _Measurement:
     def __init__(self, job: MeasurementJob, attached: AttachedSae, file: Path | None, resume: bool) -> None:
         self.job, self.attached, self.file = job, attached, file
         self.saved_at, self.is_saved = time.monotonic(), True
-        self.sums_and_blocks: tuple[FeatureSums, BlockSums] | None = None
+        self.sums_and_blocks: tuple[FeatureSums, tuple[BlockSums, ...]] | None = None
         if file and resume and file.exists():
             stats = FeatureStats.load(file)
             self._check_same_measurement(stats, file)
-            self.sums_and_blocks = stats.sums, stats.blocks
+            contexts = stats.contexts and RunningContexts.resume(stats.contexts, attached.sae.W_dec.device)
+            self.sums_and_blocks = dataclasses.replace(stats.sums, contexts=contexts), (stats.blocks,)
 
     @property
     def n_read(self) -> int:
@@ -173,13 +174,13 @@ class _Measurement:
 
     def add(self, block: FeatureSums) -> None:
         """Add the sums of the next block of text, and save the checkpoint from time to time."""
-        blocks = BlockSums.from_sums(block)
+        sums, blocks = (None, ()) if self.sums_and_blocks is None else self.sums_and_blocks
+        blocks = (*blocks, BlockSums.from_sums(block))
+        # Concatenated only here and in `stats`: all blocks are much larger than one.
+        if sum(len(part.n_tokens) for part in blocks) > MAX_BLOCKS:
+            blocks = (BlockSums.concatenate(blocks),)
         # A single assignment, so that Ctrl-C cannot separate the sums from the blocks.
-        self.sums_and_blocks = (
-            (block, blocks)
-            if self.sums_and_blocks is None
-            else (self.sums_and_blocks[0].merge(block), self.sums_and_blocks[1].merge(blocks))
-        )
+        self.sums_and_blocks = (block if sums is None else sums.merge(block), blocks)
         self.is_saved = False
         if time.monotonic() - self.saved_at >= SECONDS_BETWEEN_SAVES:
             self.save()
@@ -201,9 +202,10 @@ class _Measurement:
             "decoder_norm": self.attached.decoder_norm,
             "cost_unit": COST_METHODS[self.job.settings["cost"]].unit,
         }
-        stats = FeatureStats.from_sums(*self.sums_and_blocks, identity)
-        # The codes are in one part now; keeping it saves concatenating the same parts again.
-        self.sums_and_blocks = stats.sums, stats.blocks
+        sums, blocks = self.sums_and_blocks
+        stats = FeatureStats.from_sums(sums, BlockSums.concatenate(blocks), identity)
+        # The codes and blocks are in one part now; keeping it saves concatenating the same parts again.
+        self.sums_and_blocks = dataclasses.replace(stats.sums, contexts=sums.contexts), (stats.blocks,)
         return stats
 
     def save(self) -> None:
@@ -327,7 +329,7 @@ def sum_block(batches: Iterator[list[FeatureSums]]) -> list[FeatureSums] | None:
 def _block_sizes(n_batches_done: int) -> Iterator[int]:
     """Yield the sizes in batches of the blocks after the first `n_batches_done` batches.
 
-    Sizes are 64 times one batch, then 32 times two, 32 times four, and so on. `BlockSums.merge` joins neighbours when
+    Sizes are 64 times one batch, then 32 times two, 32 times four, and so on. `BlockSums` joins neighbours when
     there are more than 64 blocks, so all blocks but the last are of one size.
     """
     size, n_blocks = 1, 0

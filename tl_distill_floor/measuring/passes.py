@@ -8,7 +8,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from tl_distill_floor.errors import InputError
-from tl_distill_floor.measuring.activation_batch import ActivationBatch, counted_batch
+from tl_distill_floor.measuring.activation_batch import ActivationBatch, counted_batch, select_tokens
 from tl_distill_floor.measuring.hooks import activation_reader, differentiable_forward
 from tl_distill_floor.measuring.job import AttachedSae, MeasurementJob
 from tl_distill_floor.measuring.rerun import rerunner
@@ -57,7 +57,8 @@ def gradient_pass(job: MeasurementJob, n_samples: int) -> Iterator[BatchReader]:
                 index = job.hook_names.index(attached.hook_name)
                 batch = counted_batch(job, attached, acts[index].detach(), counted, first, ids)
                 at_hook = [of_sample[index] for of_sample in gradients]
-                selected = tuple(g[counted.to(g.device)].flatten(1).float().to(attached.sae.device) for g in at_hook)
+                location = batch.row * ids.shape[1] + batch.position
+                selected = tuple(select_tokens(g, location).flatten(1).float().to(attached.sae.device) for g in at_hook)
                 batches.append(batch._replace(gradients=selected))
             return batches
 
@@ -115,7 +116,7 @@ def _sampled_gradients(
     for number in range(n_samples):
         uniform = torch.stack([torch.rand(n_positions, generator=of_sequence) for of_sequence in random])
         score = score_gradient(logits.detach(), uniform)
-        score[~is_token.to(score.device)] = 0
+        score.masked_fill_(~is_token.to(score.device)[:, :, None], 0)  # unlike an index, it does not wait for a GPU
         keep_graph = number + 1 < n_samples
         gradients = torch.autograd.grad(logits, acts, score, retain_graph=keep_graph, allow_unused=True)
         for gradient, hook_name in zip(gradients, hook_names, strict=True):

@@ -5,8 +5,12 @@ from einops import rearrange
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from tl_distill_floor.measuring.token_stream import copy_to_device
+
 NUMBERS_AT_ONCE = 2**22
 """Numbers (activations or logits) held at a time, in addition to what the teacher itself holds."""
+NUMBERS_AT_ONCE_GPU = 2**26
+"""The same on a GPU, where every chunk costs the time of some thirty kernel launches."""
 GROUP_SIZE = 256
 """Outcomes in a group: first a group is sampled, then an outcome of the group."""
 
@@ -24,13 +28,14 @@ def score_gradient(
         The gradient at each position.
     """
     rows, targets = rearrange(logits, "batch position vocabulary -> (batch position) vocabulary"), uniform.flatten()
-    targets = targets.to(logits.device)
-    gradient, size = torch.empty_like(rows), max(1, NUMBERS_AT_ONCE // rows.shape[1])
+    targets = copy_to_device(targets, logits.device)
+    at_once = NUMBERS_AT_ONCE if rows.device.type == "cpu" else NUMBERS_AT_ONCE_GPU
+    gradient, size = torch.empty_like(rows), max(1, at_once // rows.shape[1])
     for start in range(0, len(rows), size):
         chunk = slice(start, start + size)
-        p = rows[chunk].float().softmax(-1)
+        p = rows[chunk].softmax(-1, dtype=torch.float32)
         outcome = sample_outcomes(p, targets[chunk])
-        gradient[chunk] = p.neg_().scatter_add_(1, outcome[:, None], torch.ones_like(p[:, :1])).to(gradient.dtype)
+        gradient[chunk] = p.neg_().scatter_add_(1, outcome[:, None], torch.ones_like(p[:, :1]))
     return gradient.view_as(logits)
 
 
@@ -46,7 +51,7 @@ def sample_outcomes(p: Float[Tensor, "row outcome"], uniform: Float[Tensor, " ro
     Returns:
         The first outcome of each row whose cumulative probability exceeds `uniform` times the row's sum.
     """
-    group_sums = torch.stack([group.sum(1) for group in torch.split(p, GROUP_SIZE, dim=1)], dim=1).cumsum(1)
+    group_sums = _sum_groups(p).cumsum(1)
     target = uniform[:, None] * group_sums[:, -1:]
     group = torch.searchsorted(group_sums, target, right=True).clamp_(max=group_sums.shape[1] - 1)
     earlier_groups = torch.where(group > 0, group_sums.gather(1, (group - 1).clamp_(min=0)), 0.0)
@@ -58,3 +63,10 @@ def sample_outcomes(p: Float[Tensor, "row outcome"], uniform: Float[Tensor, " ro
     index = torch.searchsorted(cumulative, target, right=True).clamp_(max=GROUP_SIZE - 1)
     sampled: Tensor = outcomes.gather(1, index)[:, 0].clamp_(max=p.shape[1] - 1)
     return sampled
+
+
+def _sum_groups(p: Float[Tensor, "row outcome"]) -> Float[Tensor, "row group"]:
+    """Sum the probabilities of each group of `GROUP_SIZE` outcomes; the last group may be smaller."""
+    n_full, n_rest = divmod(p.shape[1], GROUP_SIZE)
+    full = p[:, : n_full * GROUP_SIZE].reshape(len(p), n_full, GROUP_SIZE).sum(2)
+    return torch.cat([full, p[:, n_full * GROUP_SIZE :].sum(1, keepdim=True)], dim=1) if n_rest else full

@@ -1,18 +1,20 @@
 """Find the strongest contexts of each feature."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from jaxtyping import Float, Float32, Int, Int32, Int64
 from torch import Tensor
+from torch.nn.functional import pad
 
 from tl_distill_floor.annotations import HookedModel
 from tl_distill_floor.results.contexts import AFTER, BEFORE, N_CONTEXTS, NO_TOKEN, WINDOW, FeatureContexts
 
-ENTRY_BITS = 31
-MOST_ENTRIES = 2**ENTRY_BITS - 1
+LOCATION_BITS = 31
+LAST_LOCATION = 2**LOCATION_BITS - 1
 
 
 @runtime_checkable
@@ -28,6 +30,58 @@ class TokenDecoder(Protocol):
         ...
 
 
+@dataclass(frozen=True, eq=False)
+class RunningContexts:
+    """The strongest contexts of each feature in the text read so far, on the SAE's device.
+
+    Contexts of all features are larger than everything else that a batch is reduced to. So they are merged on the
+    device, and copied from it only when they are saved.
+    """
+
+    activation: Float32[Tensor, "feature context"]
+    """See `FeatureContexts`, also for the other fields."""
+    sequence: Int64[Tensor, "feature context"]
+    window: Int32[Tensor, "feature context window"]
+
+    @property
+    def n_features(self) -> int:
+        """Number of features."""
+        return len(self.activation)
+
+    @classmethod
+    def resume(cls, contexts: FeatureContexts, device: torch.device) -> "RunningContexts":
+        """Return contexts that were saved or sent, on a device.
+
+        Args:
+            contexts: the contexts.
+            device: device of the tensors.
+        """
+        arrays = (contexts.activation, contexts.sequence, contexts.window)
+        return cls(*(torch.from_numpy(np.ascontiguousarray(array)).to(device) for array in arrays))
+
+    def merge(self, other: "RunningContexts | FeatureContexts") -> "RunningContexts":
+        """Keep the strongest contexts of two stretches of text; of equal ones, those of `self` come first.
+
+        Args:
+            other: contexts of later sequences of the same text.
+        """
+        device = self.activation.device
+        other = RunningContexts.resume(other, device) if isinstance(other, FeatureContexts) else other
+        activation, sequence, window = (
+            torch.cat([getattr(self, name), getattr(other, name).to(device)], dim=1)
+            for name in ("activation", "sequence", "window")
+        )
+        strongest, order = activation.sort(dim=1, descending=True, stable=True)
+        order = order[:, :N_CONTEXTS]
+        rows = torch.arange(self.n_features, device=device)[:, None]
+        return RunningContexts(strongest[:, :N_CONTEXTS], sequence.gather(1, order), window[rows, order])
+
+    def finish(self) -> FeatureContexts:
+        """Return the contexts as arrays."""
+        tensors = (self.activation, self.sequence, self.window)
+        return FeatureContexts.from_arrays(*(tensor.cpu().contiguous().numpy() for tensor in tensors))
+
+
 @torch.no_grad()
 def batch_contexts(
     token: Int64[Tensor, " entry"],
@@ -38,8 +92,8 @@ def batch_contexts(
     ids: Int[Tensor, "batch position"],
     first_sequence: int,
     n_features: int,
-) -> FeatureContexts:
-    """Find the strongest contexts of one batch from its nonzero codes ("entries").
+) -> RunningContexts:
+    """Find the strongest contexts of one batch from its nonzero codes ("entries"), without waiting for a GPU.
 
     Args:
         token: index of each entry's token among the counted tokens, ascending.
@@ -51,19 +105,19 @@ def batch_contexts(
         first_sequence: number of the first sequence of `ids` in the text.
         n_features: number of the SAE's features.
     """
-    # In NumPy: the arrays are small, and torch's threads would cost more than they save.
-    tokens, features, rows, positions = (_to_numpy(a) for a in (token, feature, sequence - first_sequence, position))
-    entry, strength = _strongest_entries(rows[tokens], features, _to_numpy(value.abs().float()), len(ids), n_features)
-    shape = (n_features, N_CONTEXTS)
-    activation = np.zeros(shape, dtype=np.float32)
-    numbers = np.full(shape, NO_TOKEN, dtype=np.int64)
-    windows = np.full((*shape, WINDOW), NO_TOKEN, dtype=np.int32)
-    activation[:, : strength.shape[1]] = strength
-    fired, rank = strength.nonzero()
-    peak = tokens[entry[fired, rank]]
-    numbers[fired, rank] = rows[peak] + first_sequence
-    windows[fired, rank] = _windows(_to_numpy(ids), rows[peak], positions[peak])
-    return FeatureContexts.from_arrays(activation, numbers, windows)
+    device, (n_rows, length) = value.device, ids.shape
+    location = ((sequence - first_sequence) * length + position).to(device)[token]
+    peak, activation = _strongest_locations(location, feature, value.abs().float(), n_rows, length, n_features)
+    fired = activation > 0
+    row, column = peak // length, peak % length
+    numbers = torch.where(fired, row + first_sequence, NO_TOKEN)
+    windows = torch.where(fired[..., None], _windows(ids.to(device))[row, column], NO_TOKEN)
+    n_missing = N_CONTEXTS - peak.shape[1]
+    return RunningContexts(
+        pad(activation, (0, n_missing)),
+        pad(numbers, (0, n_missing), value=NO_TOKEN),
+        pad(windows, (0, 0, 0, n_missing), value=NO_TOKEN),
+    )
 
 
 def describe_contexts(contexts: FeatureContexts, model: HookedModel) -> FeatureContexts:
@@ -89,37 +143,38 @@ def token_decoder(tokenizer: TokenDecoder) -> Callable[[int], str]:
     return decode
 
 
-def _to_numpy(values: Tensor) -> np.ndarray:
-    """Return a tensor as a NumPy array."""
-    array: np.ndarray = values.cpu().numpy()
-    return array
-
-
-def _strongest_entries(
-    row: Int64[np.ndarray, " entry"],
-    feature: Int64[np.ndarray, " entry"],
-    strength: Float32[np.ndarray, " entry"],
+def _strongest_locations(
+    location: Int64[Tensor, " entry"],
+    feature: Int64[Tensor, " entry"],
+    strength: Float32[Tensor, " entry"],
     n_rows: int,
+    length: int,
     n_features: int,
-) -> tuple[Int64[np.ndarray, "feature kept"], Float32[np.ndarray, "feature kept"]]:
+) -> tuple[Int64[Tensor, "feature kept"], Float32[Tensor, "feature kept"]]:
     """Find the strongest entry of each sequence, for the strongest sequences of each feature.
 
+    Args:
+        location: index of each entry's token among all tokens of the batch.
+        feature: feature of each entry.
+        strength: strength of each entry.
+        n_rows: sequences of the batch.
+        length: tokens per sequence.
+        n_features: number of the SAE's features.
+
     Returns:
-        Indices of the entries and their strengths, the strongest first; of equal ones the earlier.
+        Locations of the entries and their strengths, the strongest first; of equal ones the earlier. Without an entry
+        the strength is 0.
     """
     # The bits of nonnegative floats are in the order of the floats, with a sign bit of 0. So one integer holds the
     # strength, and in its lower bits how early the entry is.
-    earliness = MOST_ENTRIES - np.arange(len(row))
-    best = np.zeros(n_features * n_rows, dtype=np.int64)
-    np.maximum.at(best, feature * n_rows + row, (strength.view(np.int32).astype(np.int64) << ENTRY_BITS) | earliness)
-    top = np.sort(best.reshape(n_features, n_rows), axis=1)[:, ::-1][:, :N_CONTEXTS]
-    return MOST_ENTRIES - (top & MOST_ENTRIES), (top >> ENTRY_BITS).astype(np.int32).view(np.float32)
+    key = (strength.view(torch.int32).long() << LOCATION_BITS) | (LAST_LOCATION - location)
+    best = torch.zeros(n_features * n_rows, dtype=torch.int64, device=key.device)
+    best.scatter_reduce_(0, feature * n_rows + location // length, key, "amax")
+    top = best.view(n_features, n_rows).topk(min(N_CONTEXTS, n_rows), dim=1).values
+    strongest = (top >> LOCATION_BITS).int().view(torch.float32)
+    return torch.where(strongest > 0, LAST_LOCATION - (top & LAST_LOCATION), 0), strongest
 
 
-def _windows(
-    ids: Int[np.ndarray, "batch position"], row: Int[np.ndarray, " peak"], position: Int[np.ndarray, " peak"]
-) -> Int32[np.ndarray, "peak window"]:
-    """Return the token ids around each peak; -1 beyond the ends of its sequence."""
-    padded = np.pad(ids.astype(np.int32), ((0, 0), (BEFORE, AFTER)), constant_values=NO_TOKEN)
-    windows: np.ndarray = np.lib.stride_tricks.sliding_window_view(padded, WINDOW, axis=1)[row, position]
-    return windows
+def _windows(ids: Int[Tensor, "batch position"]) -> Int32[Tensor, "batch position window"]:
+    """Return the token ids around each token; -1 beyond the ends of its sequence."""
+    return pad(ids.int(), (BEFORE, AFTER), value=NO_TOKEN).unfold(1, WINDOW, 1)

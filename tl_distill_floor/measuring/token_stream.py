@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import count, islice
 from typing import TypeVar
 
@@ -86,9 +87,13 @@ class TokenStream:
 
     def counted(self, ids: Int[Tensor, "batch position"]) -> Bool[Tensor, "batch position"]:
         """Return which tokens are counted: all but special tokens, padding and the first of each sequence."""
-        not_counted = [NO_TOKEN_ID, *special_token_ids(self.teacher.model)]
-        special = torch.tensor(not_counted, dtype=ids.dtype, device=ids.device)
-        return mask_positions(ids.shape, self.positions).to(ids.device) & ~torch.isin(ids, special)
+        is_special = torch.isin(ids, copy_to_device(self._not_counted_ids, ids.device))
+        return copy_to_device(mask_positions(ids.shape, self.positions), ids.device) & ~is_special
+
+    @cached_property
+    def _not_counted_ids(self) -> Int[Tensor, " id"]:
+        """Token ids that are not counted."""
+        return torch.tensor([NO_TOKEN_ID, *special_token_ids(self.teacher.model)])
 
     def _check_vocabulary(self, ids: Int[Tensor, "batch position"]) -> Int[Tensor, "batch position"]:
         largest, vocabulary = int(ids.max()), int(self.teacher.model.cfg.d_vocab)

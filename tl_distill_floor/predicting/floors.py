@@ -71,7 +71,7 @@ def floor_from_stats(
 
     Example:
         >>> stats = measure("tiny-prose")  # doctest: +SKIP
-        >>> floor_from_stats(stats, widths=[16, 64]).expected  # doctest: +SKIP
+        >>> floor_from_stats(stats, widths=[16, 64]).feature_floor  # doctest: +SKIP
     """
     sizes = student_widths(widths, stats.d_model)
     check_min_count(min_count)
@@ -109,7 +109,7 @@ def floor_from_stats(
         theorem=theorem_cost if tail is None else tail.loss_of_cost(theorem_cost),
         independent=independent_cost if tail is None else tail.loss_of_cost(independent_cost),
         additive=theorem_cost,
-        interval=np.full((len(sizes), 2), np.nan),
+        sampling_interval=np.full((len(sizes), 2), np.nan),
         simulation=simulation,
         tail=tail,
         warnings=(

@@ -48,14 +48,14 @@ def add_intervals(prediction: FloorPrediction, n_bootstrap: int, seed: int) -> F
     times = block_bootstrap(n_blocks, n_bootstrap, seed)
     lost = np.stack([stats.blocks.cost @ prediction.lost_share(int(width)) for width in prediction.widths], axis=1)
     resampled = _resample(stats, lost, prediction.min_count, times)
-    floor, summed = prediction.expected, np.maximum(lost.sum(0) / stats.n_tokens, 1e-300)
+    floor, summed = prediction.feature_floor, np.maximum(lost.sum(0) / stats.n_tokens, 1e-300)
     floor_error = np.hypot(resampled.floor.std(0) * floor / summed, prediction.measured_error())
     return dataclasses.replace(
         prediction,
         n_features_interval=_interval(prediction.n_features, resampled.n_features.std()),
         alpha_interval=_interval(prediction.alpha, resampled.alpha.std()),
         critical_width_interval=_interval(prediction.critical_width, resampled.critical_width.std()),
-        interval=np.stack([np.maximum(floor - Z_95 * floor_error, 0.0), floor + Z_95 * floor_error], axis=1),
+        sampling_interval=np.stack([np.maximum(floor - Z_95 * floor_error, 0.0), floor + Z_95 * floor_error], axis=1),
     )
 
 

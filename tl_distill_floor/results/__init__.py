@@ -8,6 +8,7 @@
 - `simulation`: `Simulation`, the losses of bottleneck students.
 - `tail_loss`: `TailLoss`, the loss when the least costly features are removed.
 - `head_floor`: `HeadFloor`, an estimate of the least loss of any student of a width.
+- `expected_loss`: the loss that a trained student is expected to reach, from students of other teachers.
 - `floor_prediction`: `FloorPrediction`, the floor of every student width.
 - `floor_curve`: `FloorCurve`, interpolation of floors over widths.
 - `floor_files`: the files of a floor prediction.
@@ -15,6 +16,7 @@
 - `student`: `StudentResult`, one distilled student.
 - `calibration`: `Calibration`, a fit of student losses to predictions.
 - `plan`: `Plan`, the student to train.
+- `pilots`: `Pilots`, narrow students to train before it.
 - `probes`: `ProbeResult`, `Probes` and `Decodability`, the results of linear probes.
 - `toy`: `ToyResult`, the floors of trained toy models.
 - `displayable`: the mixin that displays a record.

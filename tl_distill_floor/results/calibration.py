@@ -50,6 +50,14 @@ class Calibration(JsonRecord):
         return self.predictors[self.predictor]
 
     @property
+    def mean_losses(self) -> dict[int, float]:
+        """Mean loss of the students of each width."""
+        by_width: dict[int, list[float]] = {}
+        for width, loss in zip(self.widths, self.losses, strict=True):
+            by_width.setdefault(width, []).append(loss)
+        return {width: sum(losses) / len(losses) for width, losses in sorted(by_width.items())}
+
+    @property
     def slope(self) -> float:
         """Slope C of the best predictor's fit, in nats per token per unit of the prediction."""
         return self.fit.slope

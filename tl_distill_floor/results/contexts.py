@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int, Int32, Int64, UInt8
@@ -166,6 +167,10 @@ class FeatureContexts:
         strings = self._strings() | other._strings()
         return contexts.with_strings(lambda token: strings.get(token, ""))
 
+    def finish(self) -> "FeatureContexts":
+        """Return the contexts, which are finished; see `UnfinishedContexts`."""
+        return self
+
     def with_promoted(self, promoted: Int32[np.ndarray, "feature promoted"]) -> "FeatureContexts":
         """Return the contexts with other promoted tokens; call `with_strings` afterwards to store their strings.
 
@@ -250,7 +255,25 @@ class FeatureContexts:
         return {token: self._string(token) for token in self.token_id.tolist()}
 
 
-def merge_contexts(one: FeatureContexts | None, other: FeatureContexts | None) -> FeatureContexts | None:
+@runtime_checkable
+class UnfinishedContexts(Protocol):
+    """Strongest contexts during a measurement, which may be on a GPU."""
+
+    @property
+    def n_features(self) -> int:
+        """Number of features."""
+        ...
+
+    def merge(self, other: Any) -> "UnfinishedContexts":
+        """Merge with the contexts of later sequences; see `FeatureContexts.merge`."""
+        ...
+
+    def finish(self) -> FeatureContexts:
+        """Return the contexts as arrays."""
+        ...
+
+
+def merge_contexts(one: UnfinishedContexts | None, other: UnfinishedContexts | None) -> UnfinishedContexts | None:
     """Merge contexts, or return None if either is None; see `FeatureContexts.merge`.
 
     Args:

@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,8 +41,17 @@ class BlockSums:
 
     def merge(self, other: "BlockSums") -> "BlockSums":
         """Return the blocks of `self` and `other`; while there are more than `MAX_BLOCKS`, neighbours are joined."""
-        names = [f.name for f in dataclasses.fields(self)]
-        blocks = BlockSums(*(np.concatenate([getattr(self, name), getattr(other, name)]) for name in names))
+        return BlockSums.concatenate([self, other])
+
+    @classmethod
+    def concatenate(cls, parts: Sequence["BlockSums"]) -> "BlockSums":
+        """Return the blocks of all parts; while there are more than `MAX_BLOCKS`, neighbours are joined.
+
+        Args:
+            parts: at least one.
+        """
+        names = [f.name for f in dataclasses.fields(cls)]
+        blocks = cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
         while len(blocks.n_tokens) > MAX_BLOCKS:
             blocks = blocks.coarser()
         return blocks
@@ -287,7 +296,7 @@ class FeatureStats(Displayable):
 def _sum_fields(sums: FeatureSums, blocks: BlockSums) -> dict[str, Any]:
     """Return the fields of `FeatureStats` that come from sums."""
     fields = {name: getattr(sums, name) for name in SUMS}
-    return fields | {"blocks": blocks, "codes": sums.joined_codes(), "contexts": sums.contexts}
+    return fields | {"blocks": blocks, "codes": sums.joined_codes(), "contexts": sums.finished_contexts()}
 
 
 def _codes_to_append(stats: FeatureStats, other: FeatureStats) -> tuple[Codes, ...]:

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float64, Int64
 
 from tl_distill_floor.results.codes import Codes
-from tl_distill_floor.results.contexts import FeatureContexts, merge_contexts
+from tl_distill_floor.results.contexts import FeatureContexts, UnfinishedContexts, merge_contexts
 
 PER_FEATURE = ("firing_count", "sum_act", "sum_act_sq", "sum_cost")
 SCALARS = ("n_tokens", "n_masked", "sampled_tokens", "sampled_sum_sq", "sampled_error_sq")
@@ -33,8 +33,8 @@ class FeatureSums:
     codes: tuple[Codes, ...] = ()
     """Kept codes in the order of the text, in parts that `joined_codes` concatenates. Empty if codes are not kept; if
     they are kept, but no sequence has been selected yet, there is a part without tokens."""
-    contexts: FeatureContexts | None = None
-    """Strongest contexts; None if the token ids are not known."""
+    contexts: UnfinishedContexts | None = None
+    """Strongest contexts, which `finished_contexts` turns into arrays; None if the token ids are not known."""
 
     def __post_init__(self) -> None:
         n = len(self.firing_count)
@@ -76,12 +76,16 @@ class FeatureSums:
         """Return the kept codes in one part; None if codes are not kept."""
         return Codes.concatenate(self.codes) if self.codes else None
 
+    def finished_contexts(self) -> FeatureContexts | None:
+        """Return the strongest contexts as arrays; None if the token ids are not known."""
+        return None if self.contexts is None else self.contexts.finish()
+
     def to_arrays(self) -> dict[str, np.ndarray]:
         """Return the sums as named arrays, to send them to another process. Values are not rounded."""
         arrays = {name: np.atleast_1d(np.asarray(getattr(self, name))) for name in SUMS}
         for number, part in enumerate(self.codes):
             arrays |= prefix_arrays(f"codes {number}", part)
-        return arrays | prefix_arrays("contexts", self.contexts)
+        return arrays | prefix_arrays("contexts", self.finished_contexts())
 
     @classmethod
     def from_arrays(cls, arrays: dict[str, np.ndarray]) -> "FeatureSums":

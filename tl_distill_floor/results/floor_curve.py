@@ -1,7 +1,7 @@
 """`FloorCurve`: the predicted floors at any student width, interpolated between the simulated widths."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float64, Int64
 from tl_distill_floor.annotations import Predictor
 from tl_distill_floor.errors import InputError, check_choice
 from tl_distill_floor.results.calibration import Calibration
+from tl_distill_floor.results.expected_loss import LossPredictor, student_losses
 from tl_distill_floor.results.feature_stats import FeatureStats
 from tl_distill_floor.results.head_floor import HeadFloor
 from tl_distill_floor.results.simulation import Simulation
@@ -18,6 +19,7 @@ from tl_distill_floor.results.tail_loss import Cost, TailLoss
 from tl_distill_floor.theory.allocation import Allocation, allocate, rank_by_cost, remaining_costs
 from tl_distill_floor.theory.capacity import Number, n_features_held
 from tl_distill_floor.theory.floors import independent_floor
+from tl_distill_floor.theory.regression import PredictedLoss
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,7 +90,7 @@ class FloorCurve:
         if predictor == "independent":
             return self.independent_at(width)
         self.check_simulated()
-        return self.expected_at(width)
+        return self.feature_floor_at(width)
 
     def check_simulated(self) -> None:
         """Raise an InputError if nothing was simulated."""
@@ -98,6 +100,39 @@ class FloorCurve:
     def has_head_at(self, width: Number) -> bool:
         """Return whether there is a head floor at a width."""
         return self.head is not None and float(width) >= self.head.widths[0]
+
+    def expects_at(self, width: Number) -> bool:
+        """Return whether the loss of a trained student is predicted at a width: in nats, with a head floor."""
+        return self.stats.cost_unit == "nats" and self.has_head_at(width)
+
+    def expected_at(self, width: Number, level: float, losses: Mapping[int, float]) -> PredictedLoss:
+        """Return the loss that a trained student is expected to reach; see `FloorPrediction.expected_at`.
+
+        Raises:
+            InputError: losses are not in nats, or there is no head floor at this width.
+        """
+        if self.head is None or self.stats.cost_unit != "nats":
+            raise InputError(
+                "the loss of a trained student is predicted from costs in nats and the head floor; measure with --cost"
+                " fisher and without --no-head"
+            )
+        if float(width) >= self.head.d_model:  # the student can be its teacher
+            return PredictedLoss(0.0, 0.0, 0.0)
+        seen = [(self._loss_predictor_at(seen_width), loss) for seen_width, loss in losses.items()]
+        loss = student_losses(self.loss_predictor).at(self._loss_predictor_at(width), level, seen)
+        bound = self.head.floor_at(float(width))
+        return PredictedLoss(*(max(part, bound) for part in loss))
+
+    @property
+    def loss_predictor(self) -> LossPredictor:
+        """What the expected loss of a trained student is computed from."""
+        return "head" if self.simulation is None else "head and simulated"
+
+    def _loss_predictor_at(self, width: Number) -> float:
+        """Return what the expected loss of a trained student is computed from, nats per token."""
+        assert self.head is not None
+        simulated = 0.0 if self.simulation is None else self.feature_floor_at(width)
+        return self.head.encoded_at(float(width)) + simulated
 
     def was_calibrated(self, calibration: Calibration) -> bool:
         """Return whether a calibration was fitted to these floors, and not to earlier ones of the same run."""
@@ -112,17 +147,17 @@ class FloorCurve:
             for name, fit in calibration.predictors.items()
         )
 
-    def expected_at(self, width: Number) -> float:
+    def feature_floor_at(self, width: Number) -> float:
         """Return the simulated floor at a width; the water-filling floor if nothing was simulated."""
         return self._extrapolated(width, self._log_loss, self.independent_at)
 
-    def expected_cost_at(self, width: Number) -> float:
-        """Return the expected floor at a width as a summed cost."""
+    def feature_floor_cost_at(self, width: Number) -> float:
+        """Return the feature floor at a width as a summed cost."""
         return self._extrapolated(width, self._log_cost, self._independent_cost_at)
 
     def lost_share(self, width: Number) -> Float64[np.ndarray, " feature"]:
         """Return the share of each feature's cost that is lost at a width; 0 for features that are not alive."""
-        cost, floor = self.stats.cost, self.expected_cost_at(width)
+        cost, floor = self.stats.cost, self.feature_floor_cost_at(width)
         lost = self.allocation_at(width).lost_cost if self.simulation is None else self.simulation.lost_at(width)
         share: np.ndarray = np.divide(lost, cost, out=np.zeros_like(cost), where=(cost > 0) & self.alive)
         summed = float(share @ cost)
@@ -136,18 +171,18 @@ class FloorCurve:
         return self.alive & (self.lost_share(width) <= 0.5 * self.stats.variance_share)
 
     def width_for(self, max_loss: Number) -> int:
-        """Return the smallest width whose expected floor is at most `max_loss`, by bisection."""
+        """Return the smallest width whose feature floor is at most `max_loss`, by bisection."""
         too_narrow, wide_enough = 0, len(self.ranked_features)  # one dimension for each feature: nothing is lost
         while wide_enough - too_narrow > 1:
             middle = (too_narrow + wide_enough) // 2
-            if self.expected_at(middle) <= max_loss:
+            if self.feature_floor_at(middle) <= max_loss:
                 wide_enough = middle
             else:
                 too_narrow = middle
         return wide_enough
 
     def standard_error(self, widths: Int64[np.ndarray, " width"]) -> Float64[np.ndarray, " width"]:
-        """Return the standard error of `expected_at` that comes from the tokens on which losses were measured.
+        """Return the standard error of `feature_floor_at` that comes from the tokens on which losses were measured.
 
         Args:
             widths: student widths in dimensions.
@@ -155,8 +190,8 @@ class FloorCurve:
         Returns:
             Standard errors in the unit of the floors.
         """
-        floors = np.array([self.expected_at(int(width)) for width in widths])
-        costs = np.array([self.expected_cost_at(int(width)) for width in widths])
+        floors = np.array([self.feature_floor_at(int(width)) for width in widths])
+        costs = np.array([self.feature_floor_cost_at(int(width)) for width in widths])
         if self.simulation is None:
             relative = [0.0 if self.tail is None else self.tail.relative_error(float(cost)) for cost in costs]
             errors: np.ndarray = floors * np.array(relative)

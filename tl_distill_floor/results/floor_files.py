@@ -61,7 +61,7 @@ STORED_FIELDS: dict[str, Callable[[Any], Any]] = {
     "widths": _integers,
     "theorem": _floats,
     "independent": _floats,
-    "interval": _intervals,
+    "sampling_interval": _intervals,
     "additive": _floats,
     "warnings": _strings,
 }
@@ -91,7 +91,7 @@ def save_floor(
     calibration: Calibration | None,
     promoted: PromotedTokens | None,
     simulated: Float64[np.ndarray, " width"] | None,
-    expected: Float64[np.ndarray, " width"],
+    feature_floor: Float64[np.ndarray, " width"],
     bound: Float64[np.ndarray, " width"] | None,
 ) -> Path:
     """Write `floor.json` and the files of its records into a directory: all of them, or none.
@@ -106,7 +106,7 @@ def save_floor(
         calibration: fit to trained students.
         promoted: tokens that some features promote.
         simulated: simulated floors at the widths.
-        expected: expected floors at the widths.
+        feature_floor: feature floors at the widths.
         bound: head floors at the widths.
 
     Returns:
@@ -124,7 +124,7 @@ def save_floor(
         "has_head": head is not None,
         **{name: to_json(value) for name, value in fields.items()},
         "simulated": to_json(simulated),
-        "expected": expected.tolist(),
+        "feature_floor": feature_floor.tolist(),
         "bound": to_json(bound),
     }
     with commit_together():
@@ -158,6 +158,9 @@ def load_floor(file: Path) -> StoredFloor:
     stored = load_json(file, "floor")
     # The first files of this version had neither a tail loss, nor a separate curve of summed costs, nor a head floor.
     stored = {"additive": stored.get("theorem"), "has_tail": False, "has_head": False, "bound": None} | stored
+    # Earlier files of this version name the feature floor "expected", which is not read, and its interval "interval".
+    if "interval" in stored:
+        stored.setdefault("sampling_interval", stored["interval"])
     stats = FeatureStats.load(file.parent / STATS_FILE)
     if stored["stats"] != stats.digest():
         raise ValueError(f"it was not computed from the {STATS_FILE} in the same directory")

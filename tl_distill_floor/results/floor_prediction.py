@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +15,7 @@ from tl_distill_floor.errors import InputError
 from tl_distill_floor.results import floor_files
 from tl_distill_floor.results.calibration import CALIBRATION_FILE, Calibration
 from tl_distill_floor.results.displayable import Displayable
+from tl_distill_floor.results.expected_loss import narrowest, upper_bound
 from tl_distill_floor.results.feature_stats import FeatureStats
 from tl_distill_floor.results.floor_curve import FloorCurve
 from tl_distill_floor.results.head_floor import HEAD_FILE, HeadFloor
@@ -63,8 +65,9 @@ class FloorPrediction(Displayable):
     independent: Float64[np.ndarray, " width"]
     """Water-filling floor: the loss of a trained student whose features have these costs and firing rates, and fire
     independently."""
-    interval: Float64[np.ndarray, "width 2"]
-    """Lower and upper bound of `expected` at each width, from a bootstrap over blocks of the text."""
+    sampling_interval: Float64[np.ndarray, "width 2"]
+    """95 % interval of `feature_floor` at each width [width, 2]: the sampling error of the text, from a bootstrap over
+    its blocks, and the error of the simulation. How far trained students are from the floor is in `expected_at`."""
     additive: Float64[np.ndarray, " width"]
     """Theorem 1's floor as a summed cost; equal to `theorem` without a tail loss."""
     simulation: Simulation | None = None
@@ -83,7 +86,7 @@ class FloorPrediction(Displayable):
     def __post_init__(self) -> None:
         """Raise a ValueError if a field has an impossible value."""
         n = len(self.widths)
-        for name in ("theorem", "independent", "interval", "additive"):
+        for name in ("theorem", "independent", "sampling_interval", "additive"):
             values = getattr(self, name)
             if len(values) != n or (values < 0).any():
                 raise ValueError(f"{name} must have {n} losses of at least 0, one for each width")
@@ -109,8 +112,8 @@ class FloorPrediction(Displayable):
         return np.array([self.floor_at(int(width)) for width in self.widths])
 
     @property
-    def expected(self) -> Float64[np.ndarray, " width"]:
-        """Expected floor at each width: `simulated` if it exists, otherwise `independent`."""
+    def feature_floor(self) -> Float64[np.ndarray, " width"]:
+        """Floor that the features alone predict at each width: `simulated` if it exists, otherwise `independent`."""
         return self.independent if self.simulated is None else self.simulated
 
     @property
@@ -120,6 +123,21 @@ class FloorPrediction(Displayable):
         if self.head is None or not self._curve.has_head_at(int(self.widths[0])):
             return None
         return np.array([self.head.floor_at(int(width)) for width in self.widths])
+
+    @cached_property
+    def expected(self) -> Float64[np.ndarray, " width"] | None:
+        """Loss that a trained student is expected to reach at each width, nats per token; see `expected_at`. None if
+        losses are not in nats, or the head floor was not computed."""
+        if not self._curve.expects_at(int(self.widths[0])):
+            return None
+        return np.array([self.expected_at(int(width)).value for width in self.widths])
+
+    @property
+    def expected_interval(self) -> Float64[np.ndarray, "width 2"] | None:
+        """95 % prediction interval of `expected`, of a teacher that was not fitted; None without `expected`."""
+        if self.expected is None:
+            return None
+        return np.array([self.expected_at(int(width))[1:] for width in self.widths])
 
     @property
     def calibrated(self) -> Float64[np.ndarray, " width"] | None:
@@ -147,7 +165,7 @@ class FloorPrediction(Displayable):
 
     @property
     def teacher_floor(self) -> float:
-        """Expected floor at the teacher's own width, in `unit`; above 0 if the teacher itself uses superposition."""
+        """Feature floor at the teacher's own width, in `unit`; above 0 if the teacher itself uses superposition."""
         return self.floor_at(self.stats.d_model)
 
     @property
@@ -177,7 +195,7 @@ class FloorPrediction(Displayable):
         return self._curve.loss_of_cost(cost)
 
     def floor_at(self, width: Number) -> float:
-        """Return the expected floor at any width.
+        """Return the feature floor at any width.
 
         Between the simulated widths the log floor is interpolated over log width by a monotone cubic. Outside of them
         the floor is `independent` divided by the structure gain at the nearest simulated width.
@@ -191,7 +209,7 @@ class FloorPrediction(Displayable):
         Example:
             >>> floor.floor_at(96)  # doctest: +SKIP
         """
-        return self._curve.expected_at(width)
+        return self._curve.feature_floor_at(width)
 
     def predicted(self, predictor: Predictor, width: Number) -> float:
         """Return the floor of one predictor at any width.
@@ -230,6 +248,35 @@ class FloorPrediction(Displayable):
         floor = self.floor_at(width)
         return self._curve.independent_at(width) / floor if floor > 0 else math.nan
 
+    def expected_at(
+        self, width: Number, level: float = 0.95, losses: Mapping[int, float] | None = None
+    ) -> PredictedLoss:
+        """Return the loss that a trained student is expected to reach, with its prediction interval.
+
+        It is fitted to students of other teachers (`benchmarks/atlas`). The interval is of a teacher that was not among
+        them. Students of this teacher narrow it.
+
+        Args:
+            width: dimensions.
+            level: probability of the two-sided interval.
+            losses: losses of trained students of this teacher by width, nats per token; those of the calibration if
+                None.
+
+        Returns:
+            Loss with lower and upper bound, KL(teacher ‖ student) in nats per token; at least the head floor, and 0 at
+            the teacher's width and above.
+
+        Raises:
+            InputError: losses are not in nats, or there is no head floor at this width.
+
+        Example:
+            >>> floor.expected_at(96, level=0.8)  # doctest: +SKIP
+            >>> floor.expected_at(96, losses={16: 0.91, 32: 0.52})  # doctest: +SKIP
+        """
+        if losses is None:
+            losses = {} if self.calibration is None else self.calibration.mean_losses
+        return self._curve.expected_at(width, level, losses)
+
     def calibrated_at(self, width: Number, level: float = 0.95) -> PredictedLoss:
         """Return the predicted loss of a trained student at any width, with its prediction interval.
 
@@ -257,7 +304,7 @@ class FloorPrediction(Displayable):
             width: dimensions.
 
         Returns:
-            Shares [feature]; 0 for features that are not alive. Shares times costs sum to the expected floor, as a
+            Shares [feature]; 0 for features that are not alive. Shares times costs sum to the feature floor, as a
             summed cost.
 
         Example:
@@ -311,33 +358,45 @@ class FloorPrediction(Displayable):
         """
         return self._curve.allocation_at(width).capacity
 
-    def width_for(self, max_loss: Number) -> int:
-        """Return the width of the narrowest student whose expected floor is at most `max_loss`.
+    def width_for(self, max_loss: Number, confidence: float | None = None) -> int:
+        """Return the width of the narrowest student whose loss is at most `max_loss`.
 
         Args:
             max_loss: loss in `unit`, at least 0.
+            confidence: probability with which a trained student stays below `max_loss`, inside (0, 1). If None, its
+                expected loss is at most `max_loss`; the feature floor is where `expected` is None.
 
         Returns:
-            Width in dimensions, at least 1.
+            Width in dimensions: at least 1, and at least the narrowest one of the head floor if a loss is expected.
 
         Raises:
-            ValueError: `max_loss` is negative or NaN.
+            ValueError: `max_loss` is negative or NaN, or `confidence` is outside (0, 1).
+            InputError: `confidence` is given and `expected` is None.
 
         Example:
-            >>> floor.width_for(max_loss=0.1 * floor.total_loss)  # doctest: +SKIP
+            >>> floor.width_for(max_loss=0.1), floor.width_for(max_loss=0.1, confidence=0.9)  # doctest: +SKIP
         """
         if not max_loss >= 0:
             raise ValueError(f"max_loss must be at least 0, in {self.unit}, got {max_loss}")
-        return self._curve.width_for(max_loss)
+        if self.head is None or self.expected is None:
+            if confidence is not None:
+                self.expected_at(int(self.widths[0]))  # says what is missing
+            return self._curve.width_for(max_loss)
+        least, d_model = self.head.widths[0], self.stats.d_model
+        if confidence is None:
+            return narrowest(least, d_model, lambda width: self.expected_at(width).value <= float(max_loss))
+        return narrowest(
+            least, d_model, lambda width: upper_bound(self.expected_at, width, confidence) <= float(max_loss)
+        )
 
     def measured_error(self) -> Float64[np.ndarray, " width"]:
-        """Return the standard error of `expected` that comes from the tokens on which losses were measured.
+        """Return the standard error of `feature_floor` that comes from the tokens on which losses were measured.
 
         Returns:
             Standard error at each width, in `unit`.
 
         Example:
-            >>> floor.measured_error() / floor.expected  # doctest: +SKIP
+            >>> floor.measured_error() / floor.feature_floor  # doctest: +SKIP
         """
         return self._curve.standard_error(self.widths)
 
@@ -372,7 +431,7 @@ class FloorPrediction(Displayable):
             name: getattr(self, name) for name in ("stats", "simulation", "tail", "head", "calibration", "promoted")
         }
         return floor_files.save_floor(
-            Path(path), fields, **records, simulated=self.simulated, expected=self.expected, bound=self.bound
+            Path(path), fields, **records, simulated=self.simulated, feature_floor=self.feature_floor, bound=self.bound
         )
 
     @classmethod

@@ -1,16 +1,16 @@
 """`HeadFloor`: an estimate of the least loss of any student of a width, from the rank of its logits alone."""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
 
 from tl_distill_floor.errors import InputError
+from tl_distill_floor.results.expected_loss import narrowest, student_losses, upper_bound
 from tl_distill_floor.results.record_files import JsonRecord
 from tl_distill_floor.theory.capacity import Number
+from tl_distill_floor.theory.regression import PredictedLoss
 
 HEAD_FILE = "head.json"
 
@@ -100,43 +100,70 @@ class HeadFloor(JsonRecord):
         Example:
             >>> head.floor_at(96)  # doctest: +SKIP
         """
-        width = float(width)
-        if width >= self.d_model:
-            return 0.0
-        if width < self.widths[0]:
-            raise InputError(f"the narrowest width of this head floor is {self.widths[0]}, got {width:g}; add --widths")
-        widest = self._positive[-1] if self._positive else self.widths[0]
-        if not self._positive:
-            return 0.0
-        if width <= widest:
-            return math.exp(self._log_floor(math.log(width)))
-        return self.floor[self.widths.index(widest)] * (self.d_model - width) / (self.d_model - widest)
+        return self._at(width, self.floor)
 
-    def width_for(self, max_loss: Number) -> int:
-        """Return the narrowest width whose head floor is at most `max_loss`.
+    def encoded_at(self, width: Number) -> float:
+        """Return `encoded` at any width, interpolated as `floor_at` does it.
+
+        Args:
+            width: dimensions.
+
+        Returns:
+            Nats per token.
+
+        Raises:
+            InputError: the width is below the narrowest computed one.
+
+        Example:
+            >>> head.encoded_at(96)  # doctest: +SKIP
+        """
+        return self._at(width, self.encoded)
+
+    def expected_at(self, width: Number, level: float = 0.95) -> PredictedLoss:
+        """Return the loss that a trained student is expected to reach, from students of other teachers.
+
+        Args:
+            width: dimensions.
+            level: probability of the two-sided interval.
+
+        Returns:
+            Nats per token, with the prediction interval of a teacher that was not fitted; at least the head floor.
+
+        Raises:
+            InputError: the width is below the narrowest computed one.
+
+        Example:
+            >>> head.expected_at(96, level=0.8)  # doctest: +SKIP
+        """
+        loss, bound = student_losses("head").at(self.encoded_at(width), level), self.floor_at(width)
+        return PredictedLoss(*(max(part, bound) for part in loss))
+
+    def width_for(self, max_loss: Number, confidence: float | None = None) -> int:
+        """Return the narrowest width whose head floor, or expected loss, is at most `max_loss`.
 
         Args:
             max_loss: nats per token, at least 0.
+            confidence: probability with which a trained student stays below `max_loss`, inside (0, 1). If None, only
+                the head floor is compared with it, which a trained student does not reach.
 
         Returns:
             Width in dimensions, at least the narrowest width that was computed.
 
         Raises:
-            ValueError: `max_loss` is negative or NaN.
+            ValueError: `max_loss` is negative or NaN, or `confidence` is outside (0, 1).
 
         Example:
-            >>> head.width_for(max_loss=0.1)  # doctest: +SKIP
+            >>> head.width_for(max_loss=0.1), head.width_for(max_loss=0.1, confidence=0.9)  # doctest: +SKIP
         """
         if not max_loss >= 0:
             raise ValueError(f"max_loss must be at least 0, in nats per token, got {max_loss}")
-        too_narrow, wide_enough = self.widths[0] - 1, max(self.d_model, self.widths[0])
-        while wide_enough - too_narrow > 1:
-            middle = (too_narrow + wide_enough) // 2
-            if self.floor_at(middle) <= max_loss:
-                wide_enough = middle
-            else:
-                too_narrow = middle
-        return wide_enough
+        if confidence is None:
+            return narrowest(self.widths[0], self.d_model, lambda width: self.floor_at(width) <= float(max_loss))
+        return narrowest(
+            self.widths[0],
+            self.d_model,
+            lambda width: upper_bound(self.expected_at, width, confidence) <= float(max_loss),
+        )
 
     def __repr__(self) -> str:
         """Return the teacher, the widths and the range of the bounds in one line."""
@@ -145,19 +172,21 @@ class HeadFloor(JsonRecord):
             f" {self.floor[0]:.4g} to {self.floor[-1]:.4g} nats per token)"
         )
 
-    @property
-    def _positive(self) -> tuple[int, ...]:
-        """Widths below the teacher's whose head floor is above 0."""
-        return tuple(w for w, loss in zip(self.widths, self.floor, strict=True) if loss > 0 and w < self.d_model)
-
-    @cached_property
-    def _log_floor(self) -> Callable[[float], float]:
-        """Log of the head floor over log width, between the computed widths."""
+    def _at(self, width: Number, losses: tuple[float, ...]) -> float:
+        """Return the loss at any width from the losses at the computed widths."""
+        width = float(width)
+        if width >= self.d_model:
+            return 0.0
+        if width < self.widths[0]:
+            raise InputError(f"the narrowest width of this head floor is {self.widths[0]}, got {width:g}; add --widths")
+        known = {w: loss for w, loss in zip(self.widths, losses, strict=True) if loss > 0 and w < self.d_model}
+        if not known:
+            return 0.0
+        widest = max(known)
+        if width > widest:
+            return known[widest] * (self.d_model - width) / (self.d_model - widest)
+        if len(known) == 1:
+            return known[widest]
         from scipy.interpolate import PchipInterpolator
 
-        positive = self._positive
-        log_floor = np.log(self.floor[: len(positive)])
-        if len(positive) == 1:
-            return lambda _: float(log_floor[0])
-        interpolator = PchipInterpolator(np.log(positive), log_floor)
-        return lambda log_width: float(interpolator(log_width))
+        return math.exp(PchipInterpolator(np.log(list(known)), np.log(list(known.values())))(math.log(width)))

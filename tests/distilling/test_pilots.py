@@ -1,0 +1,52 @@
+"""Narrow students that are suggested before a wide one."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.helpers.records import stats_of
+from tl_distill_floor.distilling.build import count_parameters
+from tl_distill_floor.distilling.pilots import choose_pilots
+from tl_distill_floor.errors import InputError
+from tl_distill_floor.predicting.floors import floor_from_stats
+from tl_distill_floor.results.floor_prediction import FloorPrediction
+from tl_distill_floor.results.head_floor import HeadFloor
+
+
+@pytest.fixture(scope="module")
+def floor(teacher_dir: Path, bridge: Any) -> FloorPrediction:
+    """Return a prediction in nats with a head floor for the random teacher."""
+    width = int(bridge.cfg.d_model)
+    head = HeadFloor(
+        "made", "text", width, 300, (2, 4, 8, 16), (0.8, 0.4, 0.2, 0.05), (0.01,) * 4, (0.9, 0.5, 0.3, 0.1),
+        (1.0, 0.6, 0.35, 0.12), 200, 10_000, 1000,
+    )  # fmt: skip
+    sampled = np.zeros(width)
+    stats = stats_of(
+        1.0 / np.arange(1, 65), d_model=width, model_name=str(teacher_dir), sampled_sum=sampled, cost_unit="nats"
+    )
+    return dataclasses.replace(floor_from_stats(stats, widths=[2, 4, 8, 16]), head=head)
+
+
+def test_pilots_narrow_the_interval_for_a_part_of_the_cost(floor: FloorPrediction, bridge: Any) -> None:
+    pilots = choose_pilots(floor, bridge, width=16)
+    assert len(pilots.widths) == 3
+    assert all(2 <= width <= 8 for width in pilots.widths)
+    assert pilots.after.high / pilots.after.low < 0.85 * pilots.before.high / pilots.before.low
+    parameters = [count_parameters(bridge, width) for width in (*pilots.widths, 16)]
+    assert pilots.cost == pytest.approx(sum(parameters[:-1]) / parameters[-1])
+    seen = {width: floor.expected_at(width).value for width in pilots.widths}
+    assert pilots.after == floor.expected_at(16, 0.8, seen)
+
+
+def test_rejects_a_width_without_narrower_students(floor: FloorPrediction, bridge: Any) -> None:
+    with pytest.raises(InputError, match="measure with smaller --widths, or train the student itself"):
+        choose_pilots(floor, bridge, width=4)
+
+
+def test_rejects_a_prediction_without_an_expected_loss(floor: FloorPrediction, bridge: Any) -> None:
+    with pytest.raises(InputError, match="without --no-head"):
+        choose_pilots(dataclasses.replace(floor, head=None), bridge, width=16)

@@ -1,0 +1,136 @@
+"""The expected loss of a trained student, with the interval of a new teacher."""
+
+import dataclasses
+import json
+import math
+import subprocess
+import sys
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import t as student_t
+
+from tests.helpers.records import stats_of
+from tl_distill_floor.display.as_json import floor_json
+from tl_distill_floor.display.floor_tables import widths_table
+from tl_distill_floor.distilling.plan import expected_loss
+from tl_distill_floor.errors import InputError
+from tl_distill_floor.predicting.floors import floor_from_stats
+from tl_distill_floor.results.expected_loss import EXPECTED_LOSS_FILE, StudentLosses, narrowest, student_losses
+from tl_distill_floor.results.floor_prediction import FloorPrediction
+from tl_distill_floor.results.head_floor import HeadFloor
+from tl_distill_floor.theory.random_intercept import RandomInterceptFit
+
+ATLAS = Path(__file__).parents[2] / "benchmarks" / "atlas"
+WIDTHS = (4, 8, 16, 32)
+
+
+@pytest.fixture(scope="module")
+def head() -> HeadFloor:
+    """Return a head floor of a teacher of 64 dimensions."""
+    return HeadFloor(
+        "made", "text", 64, 300, WIDTHS, (0.4, 0.2, 0.05, 0.01), (0.01, 0.005, 0.001, 0.0002),
+        (0.41, 0.21, 0.052, 0.011), (0.6, 0.35, 0.12, 0.03), 200, 10_000, 1000,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def floor(head: HeadFloor) -> FloorPrediction:
+    """Return a prediction in nats with a head floor and without a simulation."""
+    stats = stats_of(1.0 / np.arange(1, 201), d_model=64, cost_unit="nats")
+    return dataclasses.replace(floor_from_stats(stats, widths=list(WIDTHS)), head=head)
+
+
+def test_is_the_power_law_of_the_fit() -> None:
+    fit = RandomInterceptFit((math.log(2.0), 0.5), ((0.0, 0.0), (0.0, 0.0)), between=0.03, within=0.01, n_groups=6)
+    loss = StudentLosses(fit, 30, ("a",), 64, 300, 200).at(0.25, 0.8)
+    factor = math.exp(0.2 * student_t.ppf(0.9, 5))
+    assert loss == pytest.approx((1.0, 1.0 / factor, factor))
+
+
+def test_students_of_the_teacher_shift_and_narrow_it() -> None:
+    losses = student_losses("head and simulated")
+    alone = losses.at(0.1, 0.8)
+    seen = losses.at(0.1, 0.8, [(x, 2.0 * losses.at(x, 0.8).value) for x in (0.4, 0.8, 1.0)])
+    assert 1.3 * alone.value < seen.value < 2.0 * alone.value
+    assert seen.high / seen.low < 0.8 * alone.high / alone.low
+
+
+@given(x=st.floats(1e-6, 10.0), level=st.floats(0.05, 0.99))
+def test_the_interval_holds_the_value(x: float, level: float) -> None:
+    for predictor in ("head", "head and simulated"):
+        loss = student_losses(predictor).at(x, level)  # type: ignore[arg-type]
+        assert loss.low < loss.value < loss.high
+        assert student_losses(predictor).at(1.1 * x, level).value > loss.value  # type: ignore[arg-type]
+
+
+@pytest.mark.slow
+def test_the_data_file_is_that_of_the_atlas(tmp_path: Path) -> None:
+    out = tmp_path / EXPECTED_LOSS_FILE
+    subprocess.run([sys.executable, ATLAS / "fit_expected.py", "--out", out], check=True, capture_output=True)
+    made, stored = json.loads(out.read_text()), json.loads((files("tl_distill_floor.assets") / out.name).read_text())
+    assert made["teachers"] == stored["teachers"]
+    for name, fit in made["fits"].items():
+        for key, value in fit.items():
+            np.testing.assert_allclose(value, stored["fits"][name][key], rtol=1e-3, atol=1e-6)
+
+
+def test_head_floor_and_prediction_agree_without_a_simulation(floor: FloorPrediction, head: HeadFloor) -> None:
+    assert floor.expected is not None
+    assert floor.expected_interval is not None
+    assert floor.expected.tolist() == [head.expected_at(width).value for width in WIDTHS]
+    assert floor.expected_interval.shape == (4, 2)
+    assert (floor.expected > head.floor).all()
+    assert head.expected_at(64) == (0.0, 0.0, 0.0)
+
+
+def test_is_never_below_the_head_floor(head: HeadFloor) -> None:
+    close = dataclasses.replace(head, encoded=tuple(0.001 * loss for loss in head.encoded))
+    assert all(close.expected_at(width).low == close.floor_at(width) for width in WIDTHS)
+
+
+def test_confidence_asks_for_a_wider_student(floor: FloorPrediction, head: HeadFloor) -> None:
+    for record in (floor, head):
+        widths = [record.width_for(0.3, confidence) for confidence in (0.1, 0.5, 0.9)]
+        assert widths[0] < widths[1] < widths[2]
+        assert record.expected_at(widths[2], 0.8).high <= 0.3 < record.expected_at(widths[2] - 1, 0.8).high
+        with pytest.raises(ValueError, match=r"confidence must be inside \(0, 1\), got 1.5"):
+            record.width_for(0.3, 1.5)
+    assert floor.width_for(0.3) == floor.width_for(0.3, 0.5)
+    assert head.width_for(0.3) < head.width_for(0.3, 0.5)
+
+
+def test_a_prediction_without_it_says_what_is_missing(floor: FloorPrediction) -> None:
+    in_mse = floor_from_stats(stats_of(1.0 / np.arange(1, 201), d_model=64), widths=list(WIDTHS))
+    for without in (in_mse, dataclasses.replace(floor, head=None)):
+        assert without.expected is None
+        assert without.expected_interval is None
+        with pytest.raises(InputError, match="measure with --cost fisher and without --no-head"):
+            without.expected_at(8)
+        with pytest.raises(InputError, match="measure with --cost fisher"):
+            without.width_for(0.1, confidence=0.9)
+
+
+def test_is_shown_and_planned(floor: FloorPrediction) -> None:
+    table, explanation, *_ = widths_table(floor).renderables
+    assert "expected" in [column.header for column in table.columns]  # type: ignore[attr-defined]
+    assert "students of 6 teachers;" in str(explanation)
+    assert floor_json(floor)["expected"] == floor.expected.tolist()  # type: ignore[union-attr]
+    assert "expected of a trained student (80 %)" in [trace.name for trace in floor.plot().data]
+    assert expected_loss(floor, 8) == floor.expected_at(8, 0.8)
+
+
+def test_a_large_teacher_is_an_extrapolation(floor: FloorPrediction, head: HeadFloor) -> None:
+    large = dataclasses.replace(head, d_model=4096, vocab_size=50_000)
+    assert "for 4,096 dimensions and 50,000 tokens of vocabulary it is an extrapolation" in large._repr_html_()
+    assert "extrapolation" not in head._repr_html_()
+    assert "head floors of 200 steps, and this one has 60" in dataclasses.replace(head, steps=60)._repr_html_()
+
+
+def test_bisection_returns_the_teachers_width_if_nothing_narrower_is_enough() -> None:
+    assert narrowest(4, 64, lambda _: False) == 64
+    assert narrowest(4, 64, lambda _: True) == 4

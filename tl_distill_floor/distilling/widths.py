@@ -1,0 +1,39 @@
+"""Widths at which students of a teacher's family can be built."""
+
+from tl_distill_floor.annotations import HookedModel
+from tl_distill_floor.distilling.build import check_family_runs
+from tl_distill_floor.distilling.student_config import hugging_face_config, student_config
+from tl_distill_floor.errors import InputError
+
+WIDTH_STEP, WIDE_TEACHER = 8, 128
+"""Students of teachers that are at least this wide have widths that are multiples of this step."""
+
+
+def family_widths(model: HookedModel) -> list[int]:
+    """Return the widths that have a configuration of the teacher's family, ascending."""
+    d_model = teacher_width(model)
+    step = WIDTH_STEP if d_model >= WIDE_TEACHER else 1
+    return [width for width in range(step, d_model + 1, step) if _has_config(model, width)]
+
+
+def _has_config(model: HookedModel, width: int) -> bool:
+    """Return whether the teacher's family has a configuration of a width."""
+    try:
+        student_config(hugging_face_config(model), width)
+    except InputError:
+        return False
+    return True
+
+
+def can_be_built(model: HookedModel, width: int, depth: int | None) -> bool:
+    """Return whether a student of a width can be built and run."""
+    try:
+        check_family_runs(student_config(hugging_face_config(model), width, depth))
+    except InputError:
+        return False
+    return True
+
+
+def teacher_width(model: HookedModel) -> int:
+    """Return the width of the teacher, dimensions."""
+    return int(hugging_face_config(model).hidden_size)

@@ -1,0 +1,150 @@
+"""The loss that a trained student is expected to reach, from students of other teachers and, if any, of its own."""
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import Literal, TypeAlias
+
+import numpy as np
+
+from tl_distill_floor.theory.random_intercept import RandomInterceptFit
+from tl_distill_floor.theory.regression import PredictedLoss
+
+LossPredictor: TypeAlias = Literal["head", "head and simulated"]
+"""What the expected loss is computed from: "head" is the loss of the head floor whose coordinates are encoded; "head
+and simulated" is the sum of that and the simulated floor of a layer."""
+EXPECTED_LOSS_FILE = "expected_loss.json"
+SMALLEST_LOSS = 1e-9
+"""Losses below this are 0 up to rounding, nats per token."""
+
+
+@dataclass(frozen=True)
+class StudentLosses:
+    """Fit of log loss = a + b · log x + u to the students of several teachers, where u is of the teacher.
+
+    A trained student loses more than the floors say, since its layers are narrow one after the other and its training
+    is not perfect. The students of other teachers show how much more, and how much this differs from teacher to
+    teacher.
+
+    Example:
+        >>> losses = student_losses("head")
+        >>> losses.at(0.1, 0.8).low < losses.at(0.1, 0.8).value
+        True
+    """
+
+    fit: RandomInterceptFit
+    """Fit of the logarithms."""
+    n_students: int
+    """Number of students."""
+    teachers: tuple[str, ...]
+    """Names of their teachers."""
+    widest: int
+    """Width of the widest teacher, dimensions."""
+    largest_vocabulary: int
+    """Tokens of the largest vocabulary."""
+    head_steps: int
+    """Training steps of the head floors."""
+
+    def at(self, x: float, level: float, seen: Sequence[tuple[float, float]] = ()) -> PredictedLoss:
+        """Return the expected loss of a student, with the prediction interval of a teacher that was not fitted.
+
+        Args:
+            x: what the loss is computed from, nats per token.
+            level: probability of the two-sided interval.
+            seen: (x, loss) of students of the same teacher, which narrow the interval.
+
+        Returns:
+            Nats per token; 0 if x is 0.
+
+        Example:
+            >>> student_losses("head").at(0.0, 0.95)
+            PredictedLoss(value=0.0, low=0.0, high=0.0)
+        """
+        if x <= SMALLEST_LOSS:
+            return PredictedLoss(0.0, 0.0, 0.0)
+        seen = [(seen_x, loss) for seen_x, loss in seen if seen_x > SMALLEST_LOSS and loss > SMALLEST_LOSS]
+        predicted = self.fit.predict(
+            _terms([x]), level, seen_x=_terms([s[0] for s in seen]), seen_y=np.log([s[1] for s in seen])
+        )
+        return PredictedLoss(*(math.exp(float(part[0])) for part in predicted))
+
+
+@cache
+def student_losses(predictor: LossPredictor) -> StudentLosses:
+    """Return the fit to the students that were trained for this package, see `benchmarks/atlas`.
+
+    Args:
+        predictor: what the expected loss is computed from.
+
+    Example:
+        >>> student_losses("head").fit.n_groups >= 4
+        True
+    """
+    stored = json.loads((files("tl_distill_floor.assets") / EXPECTED_LOSS_FILE).read_text(encoding="utf-8"))
+    fit = stored["fits"][predictor]
+    return StudentLosses(
+        fit=RandomInterceptFit(
+            coefficients=tuple(fit["coefficients"]),
+            covariance=tuple(tuple(row) for row in fit["covariance"]),
+            between=fit["between"],
+            within=fit["within"],
+            n_groups=len(stored["teachers"]),
+        ),
+        n_students=stored["n_students"],
+        teachers=tuple(teacher["name"] for teacher in stored["teachers"]),
+        widest=max(teacher["d_model"] for teacher in stored["teachers"]),
+        largest_vocabulary=max(teacher["vocab_size"] for teacher in stored["teachers"]),
+        head_steps=stored["head_steps"],
+    )
+
+
+def upper_bound(expected_at: Callable[[int, float], PredictedLoss], width: int, confidence: float) -> float:
+    """Return the loss that a trained student stays below with some probability, nats per token.
+
+    Args:
+        expected_at: the expected loss and its two-sided interval, at a width and a level.
+        width: dimensions.
+        confidence: the probability.
+
+    Raises:
+        ValueError: `confidence` is outside (0, 1).
+
+    Example:
+        >>> upper_bound(lambda width, level: PredictedLoss(0.2, 0.1, 0.3), 64, confidence=0.9)
+        0.3
+    """
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence must be inside (0, 1), got {confidence}")
+    # The ends of a two-sided interval of 80 % are one-sided bounds of 90 %, above and below.
+    loss = expected_at(width, abs(2 * confidence - 1))
+    return loss.high if confidence >= 0.5 else loss.low
+
+
+def narrowest(least: int, d_model: int, is_enough: Callable[[int], bool]) -> int:
+    """Return the narrowest width that is enough, by bisection; the teacher's if no narrower one is.
+
+    Args:
+        least: narrowest width.
+        d_model: width of the teacher.
+        is_enough: whether a width is enough; every wider one is then enough too.
+
+    Example:
+        >>> narrowest(1, 512, lambda width: width >= 100)
+        100
+    """
+    too_narrow, wide_enough = least - 1, max(d_model, least)
+    while wide_enough - too_narrow > 1:
+        middle = (too_narrow + wide_enough) // 2
+        if is_enough(middle):
+            wide_enough = middle
+        else:
+            too_narrow = middle
+    return wide_enough
+
+
+def _terms(x: Sequence[float]) -> np.ndarray:
+    """Return the terms of the fit [student, 2]."""
+    return np.stack([np.ones(len(x)), np.log(np.array(x, dtype=np.float64))], axis=1)
