@@ -72,7 +72,9 @@ def test_measures_without_an_sae(teacher_dir: Path, prose_file: Path, tmp_path: 
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert f"loses at least about {head.floor[1]:.3g} nats per token" in page
     assert "A student loses at least what the best logits of its rank lose" in page
-    assert "holds a head floor only" in refused(run("plan", tmp_path, "--max-loss", 1))
+    planned = run("plan", tmp_path, "--max-width", 16)
+    assert "Train a student of width 16" in planned.stdout, planned.output
+    assert "holds a head floor only" in refused(run("lost", tmp_path, "--width", 8))
     assert "leave out --sae" in refused(run(*command, "--layer", 1))
     assert "leave out --cost energy" in refused(run(*command, "--cost", "energy"))
     assert "at least 2 steps" in refused(run(*command[:-1], 0))

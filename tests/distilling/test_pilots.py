@@ -10,6 +10,7 @@ import pytest
 from tests.helpers.records import stats_of
 from tl_distill_floor.distilling.build import count_parameters
 from tl_distill_floor.distilling.pilots import choose_pilots
+from tl_distill_floor.distilling.plan import plan
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.predicting.floors import floor_from_stats
 from tl_distill_floor.results.floor_prediction import FloorPrediction
@@ -50,3 +51,19 @@ def test_rejects_a_width_without_narrower_students(floor: FloorPrediction, bridg
 def test_rejects_a_prediction_without_an_expected_loss(floor: FloorPrediction, bridge: Any) -> None:
     with pytest.raises(InputError, match="without --no-head"):
         choose_pilots(dataclasses.replace(floor, head=None), bridge, width=16)
+
+
+def test_a_head_floor_alone_is_planned(floor: FloorPrediction, bridge: Any) -> None:
+    head = floor.head
+    assert head is not None
+    chosen = plan(head, bridge, max_loss=1.2 * head.expected_at(16, 0.8).high)
+    assert chosen.width <= 16
+    assert chosen.loss == head.expected_at(chosen.width).value
+    assert (chosen.unit, chosen.features, chosen.kept) == ("nats", None, None)
+    assert "of text" in chosen.known[0]
+    assert "features" not in chosen._repr_html_()
+    pilots = choose_pilots(head, bridge, width=16)
+    seen = {width: head.expected_at(width).value for width in pilots.widths}
+    assert pilots.after == head.expected_at(16, 0.8, seen)
+    with pytest.raises(InputError, match="no student that is narrower than its teacher stays below 1e-06"):
+        plan(head, bridge, max_loss=1e-6)

@@ -39,7 +39,7 @@ def test_notebook_cells_display_their_results() -> None:
     names: dict[str, Any] = {}
     displayed = [run_cell("".join(cell["source"]), names) for cell in cells if cell["cell_type"] == "code"]
     assert len(displayed) == 4
-    for value, words in zip(displayed, ("Loss floor", "plotly", "plotly", "author"), strict=True):
+    for value, words in zip(displayed, ("Feature floor", "plotly", "plotly", "author"), strict=True):
         assert words in value._repr_html_()
 
 

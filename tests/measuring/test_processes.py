@@ -43,7 +43,7 @@ def test_files_do_not_depend_on_the_number_of_processes(
         command = ["-m", "tl_distill_floor", "measure", teacher_dir, "--sae", sae_dir, "--text", prose_file]
         out = launch(n, [*command, *OPTIONS, "--cost", cost, "--out", tmp_path / str(n)])
         assert out.returncode == 0, out.stderr
-        assert out.stdout.count("Loss floor") == 1
+        assert out.stdout.count("Feature floor (") == 1
     names = sorted(file.name for file in (tmp_path / "1").iterdir())
     assert "stats.safetensors" in names
     for n in (2, 3):

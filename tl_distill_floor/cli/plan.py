@@ -39,16 +39,17 @@ def plan(
     debug: DebugOption = False,  # noqa: ARG001
 ) -> None:
     """Choose a student by its loss or size, and say what its expected loss is based on."""
-    from tl_distill_floor.cli.run_directory import load_floor
+    from tl_distill_floor.cli.run_directory import load_prediction
     from tl_distill_floor.display.student_tables import pilots_table, plan_table
 
-    floor = load_floor(run)
+    floor = load_prediction(run)
     with quiet_libraries():
         from tl_distill_floor.distilling.pilots import choose_pilots
         from tl_distill_floor.distilling.plan import plan as choose_student
+        from tl_distill_floor.distilling.plan import teacher_name
         from tl_distill_floor.sources.teachers import load_teacher
 
-        teacher = load_teacher(floor.stats.model_name).model
+        teacher = load_teacher(teacher_name(floor)).model
         chosen = choose_student(
             floor, teacher, max_loss=max_loss, max_width=max_width, max_params=max_params, depth=depth
         )

@@ -7,7 +7,7 @@ from pathlib import Path
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.results.floor_files import FLOOR_FILE
 from tl_distill_floor.results.floor_prediction import FloorPrediction
-from tl_distill_floor.results.head_floor import HEAD_FILE
+from tl_distill_floor.results.head_floor import HEAD_FILE, HeadFloor
 from tl_distill_floor.storage.locks import lock_directory
 
 PARTIAL_FILE = "partial.safetensors"
@@ -32,6 +32,17 @@ def lock_for_measuring(directory: Path, *, resume: bool) -> Iterator[None]:
                 " again, or name another directory with --out"
             )
         yield
+
+
+def load_prediction(directory: Path) -> FloorPrediction | HeadFloor:
+    """Load the prediction of a run, or its head floor if it was measured without an SAE.
+
+    Raises:
+        InputError: there is no such run, or a file of it is damaged.
+    """
+    if not (directory / FLOOR_FILE).is_file() and (directory / HEAD_FILE).is_file():
+        return HeadFloor.load(directory)
+    return load_floor(directory)
 
 
 def load_floor(directory: Path) -> FloorPrediction:

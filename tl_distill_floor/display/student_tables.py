@@ -83,7 +83,7 @@ def plan_table(plan: Plan, run: Path | None = None) -> RenderableType:
         (
             "loss",
             f"{plan.loss:.4g} {SHORT_UNIT[plan.unit]} expected, {bound}"
-            + ("" if plan.calibrated else " (not calibrated: no student was trained)"),
+            + ("" if plan.calibrated else "; no student of this teacher was trained"),
         ),
         (
             "parameters",
@@ -92,16 +92,20 @@ def plan_table(plan: Plan, run: Path | None = None) -> RenderableType:
         ),
         ("memory", f"{plan.megabytes:,.1f} MB of weights in half precision"),
         ("speed", f"{plan.speed:.1f} times the teacher's forward passes per second on this machine"),
-        (
-            "features",
-            f"{plan.kept:,} of {plan.features:,} kept; list the others with tl-floor lost {run or 'RUN'} --width"
-            f" {plan.width}",
-        ),
+        *(() if plan.kept is None else [("features", _kept(plan, run))]),
         *(("known", sentence) for sentence in plan.known),
         *(("assumed", sentence) for sentence in plan.assumed),
     ]
     command = f"Next: tl-floor distill {plan.teacher} --widths {plan.width}{depth_option} --text YOUR_TEXT"
     return Group(key_value_table(rows, f"Train a student of width {plan.width:,}"), Text(command))
+
+
+def _kept(plan: Plan, run: Path | None) -> str:
+    """Return how many features are kept, and the command that lists the others."""
+    return (
+        f"{plan.kept:,} of {plan.features:,} kept; list the others with tl-floor lost {run or 'RUN'} --width"
+        f" {plan.width}"
+    )
 
 
 def pilots_table(pilots: Pilots, plan: Plan, run: Path) -> RenderableType:

@@ -6,9 +6,11 @@ import numpy as np
 
 from tl_distill_floor.annotations import HookedModel, TeacherLike
 from tl_distill_floor.distilling.build import count_parameters
+from tl_distill_floor.distilling.plan import least_width, teacher_name
 from tl_distill_floor.distilling.widths import family_widths
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.results.floor_prediction import FloorPrediction
+from tl_distill_floor.results.head_floor import HeadFloor
 from tl_distill_floor.results.pilots import Pilots
 from tl_distill_floor.sources.teachers import load_teacher
 
@@ -23,11 +25,11 @@ LARGEST_COST = 0.5
 """Pilots have together at most this share of the student's parameters, if there are such pilots."""
 
 
-def choose_pilots(floor: FloorPrediction, teacher: TeacherLike | None = None, *, width: int) -> Pilots:
+def choose_pilots(floor: FloorPrediction | HeadFloor, teacher: TeacherLike | None = None, *, width: int) -> Pilots:
     """Choose three narrow students whose losses would narrow the expected loss of a student most.
 
     Args:
-        floor: prediction for the teacher, in nats and with a head floor.
+        floor: prediction for the teacher, in nats and with a head floor; or the head floor alone.
         teacher: see `load_teacher`; a model that `build_student` accepts. If None, the teacher is loaded by the name in
             `floor`.
         width: width of the student, dimensions.
@@ -39,19 +41,19 @@ def choose_pilots(floor: FloorPrediction, teacher: TeacherLike | None = None, *,
         >>> choose_pilots(floor, width=96).widths  # doctest: +SKIP
     """
     before = floor.expected_at(width, LEVEL)
-    assert floor.head is not None
-    model = load_teacher(floor.stats.model_name if teacher is None else teacher).model
-    candidates = _candidates(model, floor.head.widths[0], WIDEST_SHARE * width)
+    model, least = load_teacher(teacher_name(floor) if teacher is None else teacher).model, least_width(floor)
+    candidates = _candidates(model, least, WIDEST_SHARE * width)
     if len(candidates) < N_PILOTS:
         raise InputError(
-            f"only {len(candidates)} students can be built between width {floor.head.widths[0]} and half of {width};"
+            f"only {len(candidates)} students can be built between width {least} and half of {width};"
             " measure with smaller --widths, or train the student itself"
         )
     parameters = {candidate: count_parameters(model, candidate) for candidate in (*candidates, width)}
     choices = []
     for widths in combinations(candidates, N_PILOTS):
         cost = sum(parameters[candidate] for candidate in widths) / parameters[width]
-        known = {} if floor.calibration is None else floor.calibration.mean_losses
+        calibration = None if isinstance(floor, HeadFloor) else floor.calibration
+        known = {} if calibration is None else calibration.mean_losses
         expected = {candidate: floor.expected_at(candidate, LEVEL).value for candidate in widths}
         choices.append(Pilots(widths, cost, before, floor.expected_at(width, LEVEL, known | expected)))
     affordable = [choice for choice in choices if choice.cost <= LARGEST_COST]

@@ -12,8 +12,9 @@ from tl_distill_floor.distilling.build import build_student, count_parameters
 from tl_distill_floor.distilling.student_config import check_depth, hugging_face_config
 from tl_distill_floor.distilling.widths import can_be_built, family_widths, teacher_width
 from tl_distill_floor.errors import InputError
-from tl_distill_floor.results.expected_loss import student_losses
+from tl_distill_floor.results.expected_loss import LossPredictor, student_losses
 from tl_distill_floor.results.floor_prediction import FloorPrediction
+from tl_distill_floor.results.head_floor import HeadFloor
 from tl_distill_floor.results.plan import Plan
 from tl_distill_floor.sources.teachers import choose_context_size, load_teacher
 from tl_distill_floor.sources.torch_state import neutral_torch_state
@@ -31,7 +32,7 @@ NO_STUDENT = "no student of the teacher's family is as small as that; raise --ma
 
 @neutral_torch_state()
 def plan(
-    floor: FloorPrediction,
+    floor: FloorPrediction | HeadFloor,
     teacher: TeacherLike | None = None,
     *,
     max_loss: float | None = None,
@@ -44,8 +45,8 @@ def plan(
     Set exactly one of `max_loss`, `max_width` and `max_params`.
 
     Args:
-        floor: prediction for the teacher. Losses are those expected of trained students if it has a head floor in nats
-            or a calibration; else they are feature floors.
+        floor: prediction for the teacher, or its head floor alone. Losses are those expected of trained students if
+            there is a head floor in nats or a calibration; else they are feature floors.
         teacher: see `load_teacher`; a model that `build_student` accepts. If None, the teacher is loaded by the name in
             `floor`.
         max_loss: loss that the student must not exceed with 90 % confidence, in nats per token if a trained student's
@@ -68,12 +69,13 @@ def plan(
         raise InputError("a plan needs exactly one limit; set one of --max-loss, --max-width, --max-params")
     if max_loss is not None and not max_loss > 0:
         raise InputError(f"the loss must be above 0, got {max_loss}; set --max-loss")
-    if floor.expected is None and floor.calibration is not None and not floor.calibration.fit.rises:
+    calibration = floor.calibration if isinstance(floor, FloorPrediction) and floor.expected is None else None
+    if calibration is not None and not calibration.fit.rises:
         raise InputError(
             "the losses of the calibration's students do not fall where the predicted floor falls (C is"
-            f" {floor.calibration.slope:.3g}); train the wider students longer and run tl-floor calibrate again"
+            f" {calibration.slope:.3g}); train the wider students longer and run tl-floor calibrate again"
         )
-    model = load_teacher(floor.stats.model_name if teacher is None else teacher).model
+    model = load_teacher(teacher_name(floor) if teacher is None else teacher).model
     check_depth(depth, _teacher_depth(model))
     if max_loss is not None:
         width = _narrowest_width(floor, model, max_loss, depth)
@@ -82,7 +84,19 @@ def plan(
     return _plan_of(floor, model, width, depth)
 
 
-def expected_loss(floor: FloorPrediction, width: int) -> PredictedLoss:
+def teacher_name(floor: FloorPrediction | HeadFloor) -> str:
+    """Return the name of the teacher of a prediction."""
+    return floor.model_name if isinstance(floor, HeadFloor) else floor.stats.model_name
+
+
+def least_width(floor: FloorPrediction | HeadFloor) -> int:
+    """Return the narrowest width at which a loss is predicted, dimensions."""
+    if isinstance(floor, HeadFloor):
+        return floor.widths[0]
+    return 1 if floor.head is None or floor.expected is None else floor.head.widths[0]
+
+
+def expected_loss(floor: FloorPrediction | HeadFloor, width: int) -> PredictedLoss:
     """Return the expected loss of a student, and its 80 % interval, whose upper end is the one-sided bound of 90 %.
 
     Args:
@@ -94,7 +108,7 @@ def expected_loss(floor: FloorPrediction, width: int) -> PredictedLoss:
         the calibrated loss; without a calibration the feature floor in the unit of `floor`, whose interval is NaN if
         the text of the measurement is one block.
     """
-    if floor.expected is not None:
+    if isinstance(floor, HeadFloor) or floor.expected is not None:
         return floor.expected_at(width, TWO_SIDED_LEVEL)
     if floor.calibration is not None:
         return floor.calibrated_at(width, TWO_SIDED_LEVEL)
@@ -134,33 +148,35 @@ def relative_speed(teacher: HookedModel, width: int, depth: int | None = None) -
     return teacher_seconds / student_seconds
 
 
-def _plan_of(floor: FloorPrediction, model: HookedModel, width: int, depth: int | None) -> Plan:
+def _plan_of(floor: FloorPrediction | HeadFloor, model: HookedModel, width: int, depth: int | None) -> Plan:
     """Return the plan of a chosen width."""
     loss = expected_loss(floor, width)
-    is_in_nats = floor.expected is not None or floor.calibration is not None or floor.unit == "nats"
+    with_features = floor if isinstance(floor, FloorPrediction) else None
+    calibration = None if with_features is None else with_features.calibration
+    is_in_nats = with_features is None or calibration is not None or with_features.unit == "nats"
     return Plan(
-        teacher=floor.stats.model_name,
+        teacher=teacher_name(floor),
         width=width,
         depth=depth or _teacher_depth(model),
         teacher_depth=_teacher_depth(model),
         unit="nats" if is_in_nats else "mse",
         loss=loss.value,
         bound=None if math.isnan(loss.high) else loss.high,
-        calibrated=floor.calibration is not None,
+        calibrated=calibration is not None,
         n_parameters=count_parameters(model, width, depth),
         teacher_parameters=count_parameters(model, teacher_width(model)),
         speed=relative_speed(model, width, depth),
-        features=floor.n_features,
-        kept=floor.n_features - len(floor.lost(width)),
+        features=None if with_features is None else with_features.n_features,
+        kept=None if with_features is None else with_features.n_features - len(with_features.lost(width)),
         known=_known(floor, width),
         assumed=_assumed(floor, width, has_fewer_layers=depth is not None),
     )
 
 
-def _narrowest_width(floor: FloorPrediction, model: HookedModel, max_loss: float, depth: int | None) -> int:
-    widths = family_widths(model)
-    if floor.expected is not None and floor.head is not None:
-        widths = [width for width in widths if floor.head.widths[0] <= width < teacher_width(model)]
+def _narrowest_width(floor: FloorPrediction | HeadFloor, model: HookedModel, max_loss: float, depth: int | None) -> int:
+    widths = [width for width in family_widths(model) if width >= least_width(floor)]
+    if isinstance(floor, HeadFloor) or floor.expected is not None:  # a student as wide as its teacher can be its copy
+        widths = [width for width in widths if width < teacher_width(model)]
     losses = {width: expected_loss(floor, width) for width in widths}
     for width, loss in losses.items():
         is_within = (loss.value if math.isnan(loss.high) else loss.high) <= max_loss
@@ -199,55 +215,69 @@ def _teacher_depth(model: HookedModel) -> int:
     return int(hugging_face_config(model).num_hidden_layers)
 
 
-def _known(floor: FloorPrediction, width: int) -> tuple[str, ...]:
+def _known(floor: FloorPrediction | HeadFloor, width: int) -> tuple[str, ...]:
     """Return statements about what was measured."""
+    if isinstance(floor, HeadFloor):
+        text = f"the teacher's logits on {floor.n_heldout_tokens:,} held-out tokens of {floor.text_name}"
+        return text, *_known_of_students(floor, "head", width)
     stats, calibration = floor.stats, floor.calibration
-    known = [f"{floor.n_features:,} features of {stats.sae_name} at {stats.hook_name}, on {stats.n_tokens:,} tokens"]
+    measured = f"{floor.n_features:,} features of {stats.sae_name} at {stats.hook_name}, on {stats.n_tokens:,} tokens"
+    widths = "" if calibration is None else ", ".join(str(width) for width in calibration.widths)
     if floor.expected is not None and floor.head is not None:
-        losses = student_losses("head" if floor.simulation is None else "head and simulated")
-        known.append(
-            f"a student of width {width} loses at least about {floor.head.floor_at(width):.3g} nats per token (head"
-            " floor)"
-        )
-        known.append(
-            f"{losses.n_students} trained students of {len(losses.teachers)} teachers: the loss and its interval are"
-            " fitted to them"
-        )
-        if calibration is not None:
-            widths = ", ".join(str(width) for width in calibration.widths)
-            known.append(f"students of this teacher, of widths {widths}, which narrow the interval")
-    elif calibration is None:
-        known.append("no student: the loss is the predicted floor, and training does not go far below it")
-    else:
-        fit, widths = calibration.fit, ", ".join(str(width) for width in calibration.widths)
-        known.append(
-            f"students of widths {widths}: loss = {fit.slope:.3g} · {calibration.predictor} + {fit.baseline:.3g}, with"
-            f" a leave-one-width-out error of {fit.loo_error:.1%}"
-        )
-    return tuple(known)
+        known = _known_of_students(floor.head, "head" if floor.simulation is None else "head and simulated", width)
+        own = (f"students of this teacher, of widths {widths}, which narrow the interval",) if calibration else ()
+        return measured, *known, *own
+    if calibration is None:
+        return measured, "no student: the loss is the predicted floor, and training does not go far below it"
+    fit = calibration.fit
+    return measured, (
+        f"students of widths {widths}: loss = {fit.slope:.3g} · {calibration.predictor} + {fit.baseline:.3g}, with a"
+        f" leave-one-width-out error of {fit.loo_error:.1%}"
+    )
 
 
-def _assumed(floor: FloorPrediction, width: int, *, has_fewer_layers: bool) -> tuple[str, ...]:
+def _known_of_students(head: HeadFloor, predictor: LossPredictor, width: int) -> tuple[str, str]:
+    """Return statements about the least loss of a student, and about the students of other teachers."""
+    losses = student_losses(predictor)
+    return (
+        f"a student of width {width} loses at least about {head.floor_at(width):.3g} nats per token (head floor)",
+        f"{losses.n_students} trained students of {len(losses.teachers)} teachers: the loss and its interval are fitted"
+        " to them",
+    )
+
+
+def _assumed(floor: FloorPrediction | HeadFloor, width: int, *, has_fewer_layers: bool) -> tuple[str, ...]:
     """Return statements about what was not measured."""
-    calibration = floor.calibration
-    assumed = [f"that what the SAE does not explain, {floor.stats.fvu:.1%} of the variance, costs nothing"]
-    if floor.expected is not None:
-        assumed = [
-            "that this teacher differs from those of the fit no more than they differ from each other",
-            "that the student is trained until its loss hardly falls, on text of the teacher's kind",
-        ]
-        if floor.stats.d_model > (widest := student_losses("head").widest):
-            assumed.append(
-                f"that the fit, to teachers of up to {widest:,} dimensions, holds for {floor.stats.d_model:,}"
-            )
-    elif calibration is None:
-        assumed.append("that a student loses only what its width cannot hold (C = 1, B = 0)")
+    if isinstance(floor, HeadFloor):
+        assumed = _assumed_of_students(floor.d_model)
+    elif floor.expected is not None:
+        assumed = _assumed_of_students(floor.stats.d_model)
     else:
-        if not min(calibration.widths) <= width <= max(calibration.widths):
-            assumed.append(f"that the linear fit holds at width {width}, outside the widths that were trained")
-        if "under-trained" in calibration.statuses:
-            assumed.append("that the floors extrapolated from the learning curves of under-trained students are right")
-        assumed.append("that the student is trained on text of the same kind as the students of the calibration")
+        assumed = _assumed_of_features(floor, width)
     if has_fewer_layers:
         assumed.append("that fewer layers cost nothing, because no prediction depends on the depth")
     return tuple(assumed)
+
+
+def _assumed_of_students(d_model: int) -> list[str]:
+    """Return what is assumed if the loss is fitted to students of other teachers."""
+    assumed = [
+        "that this teacher differs from those of the fit no more than they differ from each other",
+        "that the student is trained until its loss hardly falls, on text of the teacher's kind",
+    ]
+    if d_model > (widest := student_losses("head").widest):
+        assumed.append(f"that the fit, to teachers of up to {widest:,} dimensions, holds for {d_model:,}")
+    return assumed
+
+
+def _assumed_of_features(floor: FloorPrediction, width: int) -> list[str]:
+    """Return what is assumed if the loss is the feature floor, or calibrated from it."""
+    calibration = floor.calibration
+    assumed = [f"that what the SAE does not explain, {floor.stats.fvu:.1%} of the variance, costs nothing"]
+    if calibration is None:
+        return [*assumed, "that a student loses only what its width cannot hold (C = 1, B = 0)"]
+    if not min(calibration.widths) <= width <= max(calibration.widths):
+        assumed.append(f"that the linear fit holds at width {width}, outside the widths that were trained")
+    if "under-trained" in calibration.statuses:
+        assumed.append("that the floors extrapolated from the learning curves of under-trained students are right")
+    return [*assumed, "that the student is trained on text of the same kind as the students of the calibration"]

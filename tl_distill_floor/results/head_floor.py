@@ -1,6 +1,7 @@
 """`HeadFloor`: an estimate of the least loss of any student of a width, from the rank of its logits alone."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -119,12 +120,15 @@ class HeadFloor(JsonRecord):
         """
         return self._at(width, self.encoded)
 
-    def expected_at(self, width: Number, level: float = 0.95) -> PredictedLoss:
+    def expected_at(
+        self, width: Number, level: float = 0.95, losses: Mapping[int, float] | None = None
+    ) -> PredictedLoss:
         """Return the loss that a trained student is expected to reach, from students of other teachers.
 
         Args:
             width: dimensions.
             level: probability of the two-sided interval.
+            losses: losses of trained students of this teacher by width, nats per token, which narrow the interval.
 
         Returns:
             Nats per token, with the prediction interval of a teacher that was not fitted; at least the head floor.
@@ -135,7 +139,8 @@ class HeadFloor(JsonRecord):
         Example:
             >>> head.expected_at(96, level=0.8)  # doctest: +SKIP
         """
-        loss, bound = student_losses("head").at(self.encoded_at(width), level), self.floor_at(width)
+        seen = [(self.encoded_at(seen_width), loss) for seen_width, loss in (losses or {}).items()]
+        loss, bound = student_losses("head").at(self.encoded_at(width), level, seen), self.floor_at(width)
         return PredictedLoss(*(max(part, bound) for part in loss))
 
     def width_for(self, max_loss: Number, confidence: float | None = None) -> int:

@@ -28,21 +28,21 @@ class Plan(JsonRecord):
     unit: CostUnit
     """Unit of the losses: "nats" (per token) or "mse"."""
     loss: float
-    """Expected loss: calibrated if students were trained, otherwise the predicted floor."""
+    """Loss that a trained student is expected to reach; the feature floor if only that is known."""
     bound: float | None
     """Upper bound of the loss with 90 % confidence, given the assumptions; None if the text is one block, from which
     no interval can be estimated."""
     calibrated: bool
-    """True if `loss` comes from a calibration."""
+    """True if students of this teacher were trained, and `loss` uses them."""
     n_parameters: int
     """Parameters of the student."""
     teacher_parameters: int
     """Parameters of the teacher."""
     speed: float
     """Tokens per second of the student's forward pass divided by the teacher's, measured on this machine."""
-    features: int
-    """Number of alive features of the teacher."""
-    kept: int
+    features: int | None
+    """Number of alive features of the teacher; None if it was measured without an SAE."""
+    kept: int | None
     """Number of these features that the student is expected to keep."""
     known: tuple[str, ...]
     """Statements about what was measured."""
