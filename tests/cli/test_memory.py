@@ -1,5 +1,6 @@
-"""Test the settings of the memory allocator."""
+"""Test the settings of the memory allocator and of waiting threads."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -36,3 +37,19 @@ HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 def test_freed_memory_is_reused_without_page_faults() -> None:
     assert page_faults() > 1000
     assert page_faults("tuned") < 100
+
+
+@pytest.mark.parametrize(("given", "kept"), [(None, "passive"), ("active", "active")])
+def test_idle_threads_sleep_unless_the_user_says_otherwise(given: str | None, kept: str) -> None:
+    code = (
+        "import os, sys\n"
+        "from tl_distill_floor.cli.app import main\n"
+        "assert 'torch' not in sys.modules\n"
+        "sys.argv = ['tl-floor', '--help']\n"
+        "try:\n    main()\nexcept SystemExit:\n    pass\n"
+        "print(os.environ['OMP_WAIT_POLICY'])\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    environment |= {} if given is None else {"OMP_WAIT_POLICY": given}
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert out.stdout.split()[-1] == kept

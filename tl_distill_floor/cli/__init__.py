@@ -15,5 +15,5 @@ One module per command: `measure`, `compare`, `saes`, `train_sae`, `toy`, `lost`
 - `streams`: standard output and error that do not fail.
 - `libraries`: silence other libraries.
 - `processes`: runs of several processes.
-- `memory`: settings of the memory allocator.
+- `memory`: settings of the memory allocator and of waiting threads.
 """

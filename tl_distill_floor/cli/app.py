@@ -13,7 +13,7 @@ from tl_distill_floor.cli.compare import compare
 from tl_distill_floor.cli.distill import distill
 from tl_distill_floor.cli.lost import lost
 from tl_distill_floor.cli.measure import measure
-from tl_distill_floor.cli.memory import tune_allocator
+from tl_distill_floor.cli.memory import tune_allocator, wait_passively
 from tl_distill_floor.cli.plan import plan
 from tl_distill_floor.cli.probe import probe
 from tl_distill_floor.cli.report import report
@@ -56,4 +56,5 @@ def main() -> None:
     """Run the command line; this is the entry point `tl-floor`."""
     use_tolerant_streams()
     tune_allocator()
+    wait_passively()
     app()

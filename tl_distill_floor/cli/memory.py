@@ -1,4 +1,4 @@
-"""Settings of the memory allocator on Linux.
+"""Settings of the process that must be made before torch is imported: the memory allocator, and how threads wait.
 
 Each page of memory that the kernel maps for the first time costs a page fault. A measurement frees and allocates the
 same large tensors for every batch, so the process keeps what it has freed.
@@ -14,6 +14,15 @@ TRIM_THRESHOLD = 2**30
 """Bytes of freed memory that the process keeps."""
 MMAP_THRESHOLD = 2**25
 """Bytes of the largest allocation that can be kept: the most that glibc accepts."""
+
+
+def wait_passively() -> None:
+    """Let idle threads of a matrix product sleep, where they would spin.
+
+    Next to another job with as many threads as cores, spinning threads take the time of those that compute. Call this
+    before torch is imported, since OpenMP reads the setting only then.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 def tune_allocator() -> None:
