@@ -1,5 +1,7 @@
 """Fits with an intercept for each group, and predictions for a group that was not seen."""
 
+from functools import cache
+
 import numpy as np
 import pytest
 from scipy.stats import t as student_t
@@ -20,8 +22,15 @@ def simulated(seed: int, between: float = 0.3, within: float = 0.1) -> tuple[np.
     return np.stack([np.ones(len(x)), x], axis=1), y
 
 
+@cache
+def fitted(seed: int) -> RandomInterceptFit:
+    """Return the fit to all simulated groups but the last."""
+    x, y = simulated(seed)
+    return fit_random_intercept(x[:-N_EACH], y[:-N_EACH], GROUPS)
+
+
 def test_recovers_coefficients_and_variances() -> None:
-    fits = [fit_random_intercept(x[:-N_EACH], y[:-N_EACH], GROUPS) for x, y in map(simulated, range(20))]
+    fits = [fitted(seed) for seed in range(20)]
     assert np.mean([fit.coefficients[1] for fit in fits]) == pytest.approx(0.8, abs=0.02)
     assert np.mean([fit.between for fit in fits]) == pytest.approx(0.09, rel=0.25)
     assert np.mean([fit.within for fit in fits]) == pytest.approx(0.01, rel=0.1)
@@ -33,7 +42,7 @@ def test_intervals_cover_a_new_group(level: float, least: float, most: float, n_
     inside = []
     for seed in range(60):
         x, y = simulated(seed)
-        fit = fit_random_intercept(x[:-N_EACH], y[:-N_EACH], GROUPS)
+        fit = fitted(seed)
         new_x, new_y = x[-N_EACH:], y[-N_EACH:]
         predicted = fit.predict(new_x[n_seen:], level, seen_x=new_x[:n_seen], seen_y=new_y[:n_seen])
         inside.append((predicted.low <= new_y[n_seen:]) & (new_y[n_seen:] <= predicted.high))
