@@ -132,12 +132,30 @@ def judge_pilots(form: str, predictor: str, students: Sequence[Student], n_seen:
     )
 
 
+def judge_linear_fit(predictor: str, students: Sequence[Student], n_seen: int) -> float:
+    """Return the median relative error of a linear fit to the narrowest students of each teacher alone.
+
+    Args:
+        predictor: a key of a student's predictions.
+        students: the students.
+        n_seen: number of students that are fitted. The others are judged.
+    """
+    errors: list[float] = []
+    for teacher in {student.teacher for student in students}:
+        own = sorted((s for s in students if s.teacher == teacher), key=lambda student: student.width)
+        x, loss = np.array([s.predictions[predictor] for s in own]), np.array([s.loss for s in own])
+        slope, baseline = np.polyfit(x[:n_seen], loss[:n_seen], 1)
+        errors += list(np.abs(slope * x[n_seen:] + baseline - loss[n_seen:]) / loss[n_seen:])
+    return float(np.median(errors))
+
+
 def pilots_table(form: str, predictor: str, students: Sequence[Student]) -> Table:
     """Return a table of the errors after 0 to 3 students of the same teacher were seen."""
     table = Table("narrow students seen", "median error", "log error", "high/low of 80 %", box=None, title=predictor)
     for n_seen in range(4):
         median, log_error, factor = judge_pilots(form, predictor, students, n_seen)
         table.add_row(str(n_seen), f"{median:.0%}", f"{log_error:.3f}", f"{factor:.2f}")
+    table.add_row("3, linear fit of these alone", f"{judge_linear_fit(predictor, students, 3):.0%}")
     return table
 
 

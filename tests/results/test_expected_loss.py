@@ -17,6 +17,7 @@ from scipy.stats import t as student_t
 from tests.helpers.records import stats_of
 from tl_distill_floor.display.as_json import floor_json
 from tl_distill_floor.display.floor_tables import widths_table
+from tl_distill_floor.distilling.calibrate import calibrate
 from tl_distill_floor.distilling.plan import expected_loss
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.predicting.floors import floor_from_stats
@@ -122,6 +123,19 @@ def test_is_shown_and_planned(floor: FloorPrediction) -> None:
     assert floor_json(floor)["expected"] == floor.expected.tolist()  # type: ignore[union-attr]
     assert "expected of a trained student (80 %)" in [trace.name for trace in floor.plot().data]
     assert expected_loss(floor, 8) == floor.expected_at(8, 0.8)
+
+
+def test_a_calibration_may_have_students_that_are_narrower_than_the_head_floor_or_as_wide_as_the_teacher(
+    floor: FloorPrediction,
+) -> None:
+    inside = {8: 0.5, 16: 0.3}
+    losses = {2: 2.0, **inside, 64: 1e-4}
+    calibrated = dataclasses.replace(floor, calibration=calibrate(floor, losses))
+    assert calibrated.student_losses == inside | {64: 1e-4}
+    assert calibrated.expected_at(32) == floor.expected_at(32, losses=inside)
+    assert "students of the calibration narrow it" in calibrated._repr_html_()
+    with pytest.raises(InputError, match="the narrowest width of this head floor is 4, got 2"):
+        floor.expected_at(32, losses=losses)
 
 
 def test_a_large_teacher_is_an_extrapolation(floor: FloorPrediction, head: HeadFloor) -> None:

@@ -52,8 +52,7 @@ def choose_pilots(floor: FloorPrediction | HeadFloor, teacher: TeacherLike | Non
     choices = []
     for widths in combinations(candidates, N_PILOTS):
         cost = sum(parameters[candidate] for candidate in widths) / parameters[width]
-        calibration = None if isinstance(floor, HeadFloor) else floor.calibration
-        known = {} if calibration is None else calibration.mean_losses
+        known = {} if isinstance(floor, HeadFloor) else floor.student_losses
         expected = {candidate: floor.expected_at(candidate, LEVEL).value for candidate in widths}
         choices.append(Pilots(widths, cost, before, floor.expected_at(width, LEVEL, known | expected)))
     affordable = [choice for choice in choices if choice.cost <= LARGEST_COST]

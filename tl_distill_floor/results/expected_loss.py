@@ -123,19 +123,19 @@ def upper_bound(expected_at: Callable[[int, float], PredictedLoss], width: int, 
     return loss.high if confidence >= 0.5 else loss.low
 
 
-def narrowest(least: int, d_model: int, is_enough: Callable[[int], bool]) -> int:
-    """Return the narrowest width that is enough, by bisection; the teacher's if no narrower one is.
+def narrowest(least: int, most: int, is_enough: Callable[[int], bool]) -> int:
+    """Return the narrowest width that is enough, by bisection; the widest if no narrower one is.
 
     Args:
         least: narrowest width.
-        d_model: width of the teacher.
+        most: widest width.
         is_enough: whether a width is enough; every wider one is then enough too.
 
     Example:
         >>> narrowest(1, 512, lambda width: width >= 100)
         100
     """
-    too_narrow, wide_enough = least - 1, max(d_model, least)
+    too_narrow, wide_enough = least - 1, max(most, least)
     while wide_enough - too_narrow > 1:
         middle = (too_narrow + wide_enough) // 2
         if is_enough(middle):

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float64, Int64
 from tl_distill_floor.annotations import Predictor
 from tl_distill_floor.errors import InputError, check_choice
 from tl_distill_floor.results.calibration import Calibration
-from tl_distill_floor.results.expected_loss import LossPredictor, student_losses
+from tl_distill_floor.results.expected_loss import LossPredictor, narrowest, student_losses
 from tl_distill_floor.results.feature_stats import FeatureStats
 from tl_distill_floor.results.head_floor import HeadFloor
 from tl_distill_floor.results.simulation import Simulation
@@ -118,7 +118,8 @@ class FloorCurve:
             )
         if float(width) >= self.head.d_model:  # the student can be its teacher
             return PredictedLoss(0.0, 0.0, 0.0)
-        seen = [(self._loss_predictor_at(seen_width), loss) for seen_width, loss in losses.items()]
+        narrower = {seen: loss for seen, loss in losses.items() if seen < self.head.d_model}
+        seen = [(self._loss_predictor_at(seen_width), loss) for seen_width, loss in narrower.items()]
         loss = student_losses(self.loss_predictor).at(self._loss_predictor_at(width), level, seen)
         bound = self.head.floor_at(float(width))
         return PredictedLoss(*(max(part, bound) for part in loss))
@@ -172,14 +173,8 @@ class FloorCurve:
 
     def width_for(self, max_loss: Number) -> int:
         """Return the smallest width whose feature floor is at most `max_loss`, by bisection."""
-        too_narrow, wide_enough = 0, len(self.ranked_features)  # one dimension for each feature: nothing is lost
-        while wide_enough - too_narrow > 1:
-            middle = (too_narrow + wide_enough) // 2
-            if self.feature_floor_at(middle) <= max_loss:
-                wide_enough = middle
-            else:
-                too_narrow = middle
-        return wide_enough
+        most = len(self.ranked_features)  # one dimension for each feature: nothing is lost
+        return narrowest(1, most, lambda width: self.feature_floor_at(width) <= float(max_loss))
 
     def standard_error(self, widths: Int64[np.ndarray, " width"]) -> Float64[np.ndarray, " width"]:
         """Return the standard error of `feature_floor_at` that comes from the tokens on which losses were measured.

@@ -140,6 +140,12 @@ class FloorPrediction(Displayable):
         return np.array([self.expected_at(int(width))[1:] for width in self.widths])
 
     @property
+    def student_losses(self) -> dict[int, float]:
+        """Mean loss of the calibration's students of each width that has a head floor, nats per token."""
+        losses = {} if self.calibration is None else self.calibration.mean_losses
+        return {width: loss for width, loss in losses.items() if self._curve.has_head_at(width)}
+
+    @property
     def calibrated(self) -> Float64[np.ndarray, " width"] | None:
         """Predicted loss of trained students, C · floor + B, nats per token; None if there is no calibration."""
         if self.calibration is None:
@@ -259,8 +265,8 @@ class FloorPrediction(Displayable):
         Args:
             width: dimensions.
             level: probability of the two-sided interval.
-            losses: losses of trained students of this teacher by width, nats per token; those of the calibration if
-                None.
+            losses: losses of trained students of this teacher by width, nats per token; `student_losses` if None. Of
+                students as wide as the teacher nothing is learned.
 
         Returns:
             Loss with lower and upper bound, KL(teacher ‖ student) in nats per token; at least the head floor, and 0 at
@@ -273,9 +279,7 @@ class FloorPrediction(Displayable):
             >>> floor.expected_at(96, level=0.8)  # doctest: +SKIP
             >>> floor.expected_at(96, losses={16: 0.91, 32: 0.52})  # doctest: +SKIP
         """
-        if losses is None:
-            losses = {} if self.calibration is None else self.calibration.mean_losses
-        return self._curve.expected_at(width, level, losses)
+        return self._curve.expected_at(width, level, self.student_losses if losses is None else losses)
 
     def calibrated_at(self, width: Number, level: float = 0.95) -> PredictedLoss:
         """Return the predicted loss of a trained student at any width, with its prediction interval.
