@@ -27,6 +27,7 @@ from .probing.probe import probe as probe
 from .probing.probe_run import probe_run as probe_run
 from .results.calibration import Calibration as Calibration
 from .results.feature_stats import FeatureStats as FeatureStats
+from .results.floor_prediction import FeatureFloorPrediction as FeatureFloorPrediction
 from .results.floor_prediction import FloorPrediction as FloorPrediction
 from .results.head_floor import HeadFloor as HeadFloor
 from .results.lost_features import LostFeatures as LostFeatures

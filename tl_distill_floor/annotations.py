@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 # The choices of each option.
 CostMethod: TypeAlias = Literal["fisher", "energy", "ablation"]
 CostUnit: TypeAlias = Literal["mse", "nats"]
+FeaturePredictor: TypeAlias = Literal["theorem", "independent", "simulated"]
 Predictor: TypeAlias = Literal["theorem", "independent", "simulated", "head"]
 AllocationMethod: TypeAlias = Literal["top_k", "water_fill"]
 Dtype: TypeAlias = Literal["fp32", "bf16"]

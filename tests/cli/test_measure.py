@@ -74,7 +74,8 @@ def test_measures_without_an_sae(teacher_dir: Path, prose_file: Path, tmp_path: 
     assert "A student loses at least what the best logits of its rank lose" in page
     planned = run("plan", tmp_path, "--max-width", 16)
     assert "Train a student of width 16" in planned.stdout, planned.output
-    assert "holds a head floor only" in refused(run("lost", tmp_path, "--width", 8))
+    assert "measured without an SAE" in refused(run("lost", tmp_path, "--width", 8))
+    assert "measured without an SAE" in refused(run("probe", tmp_path))
     assert "leave out --sae" in refused(run(*command, "--layer", 1))
     assert "leave out --cost energy" in refused(run(*command, "--cost", "energy"))
     assert "at least 2 steps" in refused(run(*command[:-1], 0))

@@ -96,6 +96,7 @@ def test_every_record_has_a_table_and_a_figure(floor: FloorPrediction, probes: P
         (simulation(), "Bottleneck students"),
         (tail_loss(), "Tail loss"),
         (head(), "A student loses at least what the best logits of its rank lose"),
+        (FloorPrediction.from_head(head()), "Least and expected loss of a student"),
         (calibration(), "calibrated"),
         (student(), "under-trained"),
         (plan(), "Train a student of width 8"),

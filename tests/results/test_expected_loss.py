@@ -82,9 +82,9 @@ def test_the_data_file_is_that_of_the_atlas(tmp_path: Path) -> None:
 
 def test_head_floor_and_prediction_agree_without_a_simulation(floor: FloorPrediction, head: HeadFloor) -> None:
     assert floor.expected is not None
-    assert floor.expected_interval is not None
+    assert floor.interval is not None
     assert floor.expected.tolist() == [head.expected_at(width).value for width in WIDTHS]
-    assert floor.expected_interval.shape == (4, 2)
+    assert floor.interval.shape == (4, 2)
     assert (floor.expected > head.floor).all()
     assert head.expected_at(64) == (0.0, 0.0, 0.0)
 
@@ -109,7 +109,7 @@ def test_a_prediction_without_it_says_what_is_missing(floor: FloorPrediction) ->
     in_mse = floor_from_stats(stats_of(1.0 / np.arange(1, 201), d_model=64), widths=list(WIDTHS))
     for without in (in_mse, dataclasses.replace(floor, head=None)):
         assert without.expected is None
-        assert without.expected_interval is None
+        assert without.interval is None
         with pytest.raises(InputError, match="measure with --cost fisher and without --no-head"):
             without.expected_at(8)
         with pytest.raises(InputError, match="measure with --cost fisher"):

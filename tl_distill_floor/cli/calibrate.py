@@ -16,7 +16,7 @@ def calibrate(
     debug: DebugOption = False,  # noqa: ARG001
 ) -> None:
     """Compare the prediction with distilled students, and fit the students' loss as a linear function of it."""
-    from tl_distill_floor.cli.run_directory import load_floor
+    from tl_distill_floor.cli.run_directory import load_prediction
     from tl_distill_floor.display.student_tables import calibration_table
     from tl_distill_floor.distilling.calibrate import calibrate as fit_students
     from tl_distill_floor.results.student import load_students
@@ -24,7 +24,7 @@ def calibrate(
     from tl_distill_floor.storage.locks import lock_directory
 
     with lock_directory(run, COPY_ADVICE):
-        floor, results = load_floor(run), load_students(students or run)
+        floor, results = load_prediction(run), load_students(students or run)
         if not results:
             directory = students or run
             raise InputError(f"{directory} holds no students; distil some with tl-floor distill --out {directory}")

@@ -13,7 +13,7 @@ from tl_distill_floor.distilling.matching import Match, kept_reconstruction
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.measuring.hooks import resid_post
 from tl_distill_floor.results.floor_files import FLOOR_FILE
-from tl_distill_floor.results.floor_prediction import FloorPrediction
+from tl_distill_floor.results.floor_prediction import FeatureFloorPrediction, FloorPrediction
 from tl_distill_floor.sources.saes import load_sae
 
 
@@ -70,10 +70,10 @@ def match_hook_points(
     ]
 
 
-def _load_floor(directory: Path) -> FloorPrediction:
+def _load_floor(directory: Path) -> FeatureFloorPrediction:
     if not (directory / FLOOR_FILE).exists():
         raise InputError(
             f"{directory} holds no prediction, which says at which layer to match and what a width can keep; run"
             f" tl-floor measure with --out {directory} first, or use --match activation --match-layer N"
         )
-    return FloorPrediction.load(directory)
+    return FloorPrediction.load(directory).with_features()

@@ -39,7 +39,7 @@ from tl_distill_floor.cli.progress import progress_bar
 from tl_distill_floor.errors import InputError
 
 if TYPE_CHECKING:
-    from tl_distill_floor.results.floor_prediction import FloorPrediction
+    from tl_distill_floor.results.floor_prediction import FeatureFloorPrediction
 
 N_CODES = 200_000
 """Tokens whose SAE codes are kept at most, for the simulated floor."""
@@ -166,7 +166,7 @@ def bound_and_save(
     batch_size: int,
     seed: int,
 ) -> None:
-    """Compute the head floor of a teacher, save it in a run directory and print it.
+    """Predict from the head floor of a teacher alone, save the prediction in a run directory and print it.
 
     Args:
         directory: run directory.
@@ -183,9 +183,12 @@ def bound_and_save(
         seed: random seed.
     """
     from tl_distill_floor.cli.run_directory import lock_for_measuring
-    from tl_distill_floor.display.head_views import head_json, head_table
+    from tl_distill_floor.display.as_json import floor_json
+    from tl_distill_floor.display.head_views import prediction_table
+    from tl_distill_floor.results.floor_prediction import FloorPrediction
 
     with lock_for_measuring(directory, resume=False), quiet_libraries():
+        _check_no_features_lost(directory)
         from tl_distill_floor.predicting.head_floor import N_TOKENS, head_floor, head_steps
 
         head = head_floor(
@@ -201,11 +204,23 @@ def bound_and_save(
             seed=seed,
             progress_bar=partial(progress_bar, quiet=as_json),
         )
-        head.save(directory)
+        floor = FloorPrediction.from_head(head)
+        floor.save(directory)
     if as_json:
-        print_json(head_json(head))
+        print_json(floor_json(floor))
     else:
-        print_result(head_table(head), f"Saved in {directory}. Next: tl-floor distill {model} --out {directory}")
+        print_result(prediction_table(floor), f"Saved in {directory}. Next: tl-floor distill {model} --out {directory}")
+
+
+def _check_no_features_lost(directory: Path) -> None:
+    """Raise an InputError if a run directory holds a measurement with an SAE."""
+    from tl_distill_floor.results.feature_stats import STATS_FILE
+
+    if (directory / STATS_FILE).exists():
+        raise InputError(
+            f"{directory} holds a measurement with an SAE, which --no-sae would replace; name another directory with"
+            " --out"
+        )
 
 
 def measure_and_save(
@@ -230,7 +245,7 @@ def measure_and_save(
     context_size: int | None,
     batch_size: int,
     seed: int,
-) -> "list[FloorPrediction]":
+) -> "list[FeatureFloorPrediction]":
     """Measure SAEs in one pass over the teacher, and save each prediction in its run directory.
 
     The checkpoint of an interrupted measurement is removed when all predictions are saved.
@@ -306,7 +321,7 @@ def measure_and_save(
     return floors
 
 
-def print_floors(floors: "Sequence[FloorPrediction]", directories: Sequence[Path], as_json: bool) -> None:
+def print_floors(floors: "Sequence[FeatureFloorPrediction]", directories: Sequence[Path], as_json: bool) -> None:
     """Print one or several predictions, and where they are saved; nothing if there are none."""
     from tl_distill_floor.display.as_json import comparison_json, floor_json
     from tl_distill_floor.display.comparison import comparison_table

@@ -8,14 +8,14 @@ import typer
 from tl_distill_floor.annotations import FormattedSae
 from tl_distill_floor.cli.libraries import quiet_libraries
 from tl_distill_floor.errors import InputError
-from tl_distill_floor.results.floor_prediction import FloorPrediction
+from tl_distill_floor.results.floor_prediction import FeatureFloorPrediction
 from tl_distill_floor.storage.io_errors import COPY_ADVICE
 from tl_distill_floor.storage.locks import lock_directory
 
 
 def compute_and_save_promoted_tokens(
-    run: Path, floor: FloorPrediction, features: Sequence[int], sae: str | FormattedSae | None = None
-) -> FloorPrediction:
+    run: Path, floor: FeatureFloorPrediction, features: Sequence[int], sae: str | FormattedSae | None = None
+) -> FeatureFloorPrediction:
     """Add the tokens that some features promote to a prediction and its run directory.
 
     If the teacher or the SAE cannot be loaded, one line on stderr says so, and the prediction is returned unchanged.

@@ -5,9 +5,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tl_distill_floor.errors import InputError
-from tl_distill_floor.results.floor_files import FLOOR_FILE
-from tl_distill_floor.results.floor_prediction import FloorPrediction
-from tl_distill_floor.results.head_floor import HEAD_FILE, HeadFloor
+from tl_distill_floor.results.floor_files import FLOOR_FILE, holds_head_only
+from tl_distill_floor.results.floor_prediction import FeatureFloorPrediction, FloorPrediction
 from tl_distill_floor.storage.locks import lock_directory
 
 PARTIAL_FILE = "partial.safetensors"
@@ -34,29 +33,28 @@ def lock_for_measuring(directory: Path, *, resume: bool) -> Iterator[None]:
         yield
 
 
-def load_prediction(directory: Path) -> FloorPrediction | HeadFloor:
-    """Load the prediction of a run, or its head floor if it was measured without an SAE.
+def load_floor(directory: Path) -> FeatureFloorPrediction:
+    """Load the prediction of a run that was measured with an SAE.
+
+    Raises:
+        InputError: there is no such run, it was measured without an SAE, or a file of it is damaged.
+    """
+    floor = load_prediction(directory)
+    if floor.stats is None:
+        raise InputError(
+            f"{directory} was measured without an SAE, so nothing is known of the teacher's features; measure with an"
+            f" SAE (tl-floor train-sae makes one): tl-floor measure {floor.model_name} --sae SAE --out OTHER_DIRECTORY"
+        )
+    return floor.with_features()
+
+
+def load_prediction(directory: Path) -> FloorPrediction:
+    """Load the prediction of a run, which has no features if it was measured without an SAE.
 
     Raises:
         InputError: there is no such run, or a file of it is damaged.
     """
-    if not (directory / FLOOR_FILE).is_file() and (directory / HEAD_FILE).is_file():
-        return HeadFloor.load(directory)
-    return load_floor(directory)
-
-
-def load_floor(directory: Path) -> FloorPrediction:
-    """Load the prediction of a run.
-
-    Raises:
-        InputError: there is no such run, or a file of it is damaged.
-    """
-    if not (directory / FLOOR_FILE).is_file():
-        if (directory / HEAD_FILE).is_file():
-            raise InputError(
-                f"{directory} was measured without an SAE and holds a head floor only; measure with an SAE"
-                f" (tl-floor train-sae makes one): tl-floor measure MODEL --sae SAE --out {directory}"
-            )
+    if not (directory / FLOOR_FILE).is_file() and not holds_head_only(directory):
         runs = sorted(str(file.parent) for file in Path("runs").glob(f"*/{FLOOR_FILE}"))
         others = f", or name one of {', '.join(runs[:N_LISTED])}" if runs else ""
         raise InputError(f"there is no run at {directory}; make one with tl-floor measure --out {directory}{others}")

@@ -5,55 +5,87 @@ from collections.abc import Sequence
 from typing import Any
 
 from tl_distill_floor.display.comparison import largest_floor_index
-from tl_distill_floor.results.floor_prediction import FloorPrediction
+from tl_distill_floor.results.floor_prediction import FeatureFloorPrediction, FloorPrediction
 from tl_distill_floor.results.head_floor import HeadFloor
 from tl_distill_floor.results.tail_loss import TailLoss, ratio_standard_error
 from tl_distill_floor.storage.versioned import to_json
 from tl_distill_floor.theory.power_law import PowerLaw
 
+FEATURE_CURVES = ("theorem", "independent", "simulated", "feature_floor", "additive", "structure_gain")
+"""Losses at each width that depend on features."""
+FEATURE_KEYS = (
+    *("hook", "sae", "n_features", "alpha", "capacity", "critical_width", "teacher_floor", "l0", "expected_l0", "fvu"),
+    *FEATURE_CURVES,
+    *("power_law", "tail_loss", "growth"),
+)
+"""Keys that are null if the teacher was measured without an SAE."""
+SAMPLING_INTERVALS = ("n_features_interval", "alpha_interval", "critical_width_interval")
+
 
 def floor_json(floor: FloorPrediction) -> dict[str, Any]:
     """Return a prediction as one JSON object.
 
-    Losses are in `unit`, widths in dimensions, intervals are [low, high] of 95 %, and unknown values are null.
+    Losses are in `unit`, widths in dimensions, intervals are [low, high] of 95 %. Unknown values are null, as is what
+    needs features if the teacher was measured without an SAE.
     """
+    features = dict.fromkeys(FEATURE_KEYS) if floor.stats is None else _feature_json(floor.with_features())
+    head = None if floor.head is None else head_json(floor.head)
+    intervals = {name: to_json(getattr(floor, name)) for name in SAMPLING_INTERVALS}
+    return {
+        "model": floor.model_name,
+        "text": floor.head_floor.text_name if floor.stats is None else floor.stats.text_name,
+        "n_tokens": floor.head_floor.n_tokens if floor.stats is None else floor.stats.n_tokens,
+        "teacher_width": floor.d_model,
+        "unit": floor.unit,
+        "widths": floor.widths.tolist(),
+        **features,
+        "head": to_json(floor.bound),
+        "head_floor": head,
+        "expected": to_json(floor.expected),
+        "intervals": {
+            **{name.removesuffix("_interval"): interval for name, interval in intervals.items()},
+            "sampling_interval": to_json(floor.sampling_interval),
+            "expected": to_json(floor.interval),
+            "head": None if floor.head is None else to_json(head_intervals(floor.head)),
+        },
+        "warnings": list(floor.warnings),
+    }
+
+
+def _feature_json(floor: FeatureFloorPrediction) -> dict[str, Any]:
+    """Return what was measured and predicted of the features."""
     stats = floor.stats
-    curves = {name: getattr(floor, name) for name in ("theorem", "independent", "simulated", "feature_floor")}
+    curves = {name: to_json(getattr(floor, name)) for name in FEATURE_CURVES}
     tokens, alive = stats.growth(floor.min_count)
     return {
-        "model": stats.model_name,
         "hook": stats.hook_name,
         "sae": stats.sae_name,
-        "text": stats.text_name,
-        "n_tokens": stats.n_tokens,
         "n_features": floor.n_features,
         "alpha": floor.alpha,
         "capacity": floor.capacity,
         "critical_width": floor.critical_width,
-        "teacher_width": stats.d_model,
         "teacher_floor": floor.teacher_floor,
         "l0": stats.l0,
         "expected_l0": stats.expected_l0,
         "fvu": to_json(stats.fvu),
-        "unit": floor.unit,
-        "widths": floor.widths.tolist(),
-        **{name: to_json(curve) for name, curve in curves.items()},
-        "head": to_json(floor.bound),
-        "expected": to_json(floor.expected),
-        "additive": to_json(floor.additive),
-        "structure_gain": to_json(floor.structure_gain),
+        **curves,
         "power_law": None if floor.power_law is None else power_law_json(floor.power_law),
         "tail_loss": None if floor.tail is None else tail_loss_json(floor.tail),
-        "intervals": {
-            "n_features": to_json(floor.n_features_interval),
-            "alpha": to_json(floor.alpha_interval),
-            "critical_width": to_json(floor.critical_width_interval),
-            "sampling_interval": to_json(floor.sampling_interval),
-            "expected": to_json(floor.expected_interval),
-            "head": None if floor.head is None else to_json(head_intervals(floor.head)),
-        },
         "growth": {"tokens": tokens.tolist(), "n_features": alive.tolist()},
-        "warnings": list(floor.warnings),
+    }
+
+
+def head_json(head: HeadFloor) -> dict[str, Any]:
+    """Return how a head floor was computed, and its losses at its own widths, in nats per token."""
+    return {
+        "widths": list(head.widths),
+        "floor": list(head.floor),
+        "standard_error": list(head.standard_error),
+        "half_steps": list(head.half_steps),
+        "encoded": list(head.encoded),
+        "steps": head.steps,
+        "n_train_tokens": head.n_train_tokens,
+        "n_heldout_tokens": head.n_heldout_tokens,
     }
 
 
@@ -79,6 +111,6 @@ def tail_loss_json(tail: TailLoss) -> dict[str, Any]:
     }
 
 
-def comparison_json(floors: Sequence[FloorPrediction]) -> dict[str, Any]:
+def comparison_json(floors: Sequence[FeatureFloorPrediction]) -> dict[str, Any]:
     """Return several predictions as one JSON object, with the index of the largest floor at each width."""
     return {"predictions": [floor_json(floor) for floor in floors], "largest": largest_floor_index(floors)}

@@ -9,10 +9,10 @@ from rich.text import Text
 
 from tl_distill_floor.display.tables import plain_table, warning_lines
 from tl_distill_floor.display.units import SHORT_UNIT
-from tl_distill_floor.results.floor_prediction import FloorPrediction
+from tl_distill_floor.results.floor_prediction import FeatureFloorPrediction
 
 
-def comparison_table(floors: Sequence[FloorPrediction]) -> RenderableType:
+def comparison_table(floors: Sequence[FeatureFloorPrediction]) -> RenderableType:
     """Return a table of predictions for one teacher: what was measured, and the floor of each width.
 
     Args:
@@ -31,7 +31,7 @@ def comparison_table(floors: Sequence[FloorPrediction]) -> RenderableType:
     )
 
 
-def run_comparison_table(floors: Sequence[FloorPrediction], labels: Sequence[str]) -> RenderableType:
+def run_comparison_table(floors: Sequence[FeatureFloorPrediction], labels: Sequence[str]) -> RenderableType:
     """Return a table of predictions that may differ in teacher, unit and widths.
 
     Args:
@@ -47,7 +47,7 @@ def run_comparison_table(floors: Sequence[FloorPrediction], labels: Sequence[str
     return Group(_measured(floors, labels), table)
 
 
-def prediction_labels(floors: Sequence[FloorPrediction]) -> list[str]:
+def prediction_labels(floors: Sequence[FeatureFloorPrediction]) -> list[str]:
     """Return short distinct names: the hook points if they differ, else letters."""
     hooks = [floor.stats.hook_name for floor in floors]
     if len(set(hooks)) == len(hooks):
@@ -55,7 +55,7 @@ def prediction_labels(floors: Sequence[FloorPrediction]) -> list[str]:
     return [chr(ord("A") + i) if i < 26 else str(i) for i in range(len(floors))]
 
 
-def largest_floor_index(floors: Sequence[FloorPrediction]) -> list[int]:
+def largest_floor_index(floors: Sequence[FeatureFloorPrediction]) -> list[int]:
     """Return, for each width, the index of the prediction with the largest floor.
 
     A student of that width loses at least that much (assumption A3 of Sarkar and Deka 2026, arXiv 2604.04037).
@@ -64,7 +64,7 @@ def largest_floor_index(floors: Sequence[FloorPrediction]) -> list[int]:
     return indices
 
 
-def _measured(floors: Sequence[FloorPrediction], labels: Sequence[str]) -> Table:
+def _measured(floors: Sequence[FeatureFloorPrediction], labels: Sequence[str]) -> Table:
     table = plain_table(", ".join(dict.fromkeys(floor.stats.model_name for floor in floors)))
     for heading in ("", "hook point", "features", "L0", "unexplained", "F", "α", "d*"):
         table.add_column(heading, justify="left" if heading in ("", "hook point") else "right", overflow="fold")
@@ -79,7 +79,7 @@ def _measured(floors: Sequence[FloorPrediction], labels: Sequence[str]) -> Table
     return table
 
 
-def _floors(floors: Sequence[FloorPrediction], labels: Sequence[str]) -> Table:
+def _floors(floors: Sequence[FeatureFloorPrediction], labels: Sequence[str]) -> Table:
     table = plain_table(f"Feature floor ({SHORT_UNIT[floors[0].unit]})")
     for heading in ("width", *labels, "largest"):
         table.add_column(heading, justify="right")
@@ -88,7 +88,7 @@ def _floors(floors: Sequence[FloorPrediction], labels: Sequence[str]) -> Table:
     return table
 
 
-def _conclusion(floors: Sequence[FloorPrediction]) -> str:
+def _conclusion(floors: Sequence[FeatureFloorPrediction]) -> str:
     critical_widths = [floor.critical_width for floor in floors]
     curves = np.stack([floor.feature_floor for floor in floors])
     low, high = curves.min(0), curves.max(0)

@@ -17,10 +17,10 @@ from tl_distill_floor.display.figure_style import (
     escape_markup,
     log_spaced_ranks,
 )
-from tl_distill_floor.display.head_views import SHOWN_LEVEL, add_expected
+from tl_distill_floor.display.head_views import SHOWN_LEVEL, add_expected, add_students
 from tl_distill_floor.display.units import LONG_UNIT
 from tl_distill_floor.errors import InputError
-from tl_distill_floor.results.floor_prediction import FloorPrediction
+from tl_distill_floor.results.floor_prediction import FeatureFloorPrediction
 from tl_distill_floor.storage.atomic import write_atomically
 
 SMALLEST_SHOWN_SHARE = 1e-4
@@ -64,7 +64,7 @@ def save_figure(figure: go.Figure, path: str | Path) -> Path:
     return write_atomically(file, content)
 
 
-def floor_figure(floor: FloorPrediction) -> go.Figure:
+def floor_figure(floor: FeatureFloorPrediction) -> go.Figure:
     """Return the floor against the student width, with d* and the teacher's width.
 
     Trained students and the calibrated prediction are shown if there is a calibration and the unit is nats. The loss
@@ -104,8 +104,7 @@ def floor_figure(floor: FloorPrediction) -> go.Figure:
     if calibration is not None and calibrated is not None and floor.unit == "nats":
         line = {"dash": "dash", "color": COLOURS["calibrated"]}
         figure.add_scatter(x=widths, y=calibrated.tolist(), mode="lines", line=line, name="calibrated")
-        students = {"x": list(calibration.widths), "y": list(calibration.losses)}
-        figure.add_scatter(**students, mode="markers", marker={"color": "black", "size": 9}, name="students")
+        add_students(figure, calibration)
     figure.add_vline(
         floor.critical_width,
         line_dash="dash",
@@ -118,12 +117,12 @@ def floor_figure(floor: FloorPrediction) -> go.Figure:
     return add_loss_axis_switch(figure, lowest, highest)
 
 
-def costs_figure(floor: FloorPrediction) -> go.Figure:
+def costs_figure(floor: FeatureFloorPrediction) -> go.Figure:
     """Return the sorted costs of the alive features with their power law."""
     return sorted_costs_figure(floor.stats.cost[floor.ranked_features], floor.unit, floor.power_law)
 
 
-def capacities_figure(floor: FloorPrediction, widths: WidthsLike | None = None) -> go.Figure:
+def capacities_figure(floor: FeatureFloorPrediction, widths: WidthsLike | None = None) -> go.Figure:
     """Return the dimensions that water-filling allocates to each feature at some widths.
 
     Each point is a mean over features of neighbouring rank. They have about the same cost but different firing rates,
@@ -146,7 +145,7 @@ def capacities_figure(floor: FloorPrediction, widths: WidthsLike | None = None) 
     return apply_style(figure, "Capacity of each feature", "rank by cost", "dimensions, mean over neighbouring ranks")
 
 
-def growth_figure(floor: FloorPrediction) -> go.Figure:
+def growth_figure(floor: FeatureFloorPrediction) -> go.Figure:
     """Return F, the number of alive features, against the tokens read; if F still grows, more text is needed."""
     tokens, alive = floor.stats.growth(floor.min_count)
     figure = go.Figure()
@@ -156,7 +155,7 @@ def growth_figure(floor: FloorPrediction) -> go.Figure:
     return apply_style(figure, "Alive features against tokens", "tokens", y_title)
 
 
-def critical_widths_figure(floors: Sequence[FloorPrediction], labels: Sequence[str] | None = None) -> go.Figure:
+def critical_widths_figure(floors: Sequence[FeatureFloorPrediction], labels: Sequence[str] | None = None) -> go.Figure:
     """Return d* of several layers or SAEs with its interval, and the teacher's width.
 
     Args:
@@ -182,7 +181,7 @@ def critical_widths_figure(floors: Sequence[FloorPrediction], labels: Sequence[s
     return apply_style(figure, f"Critical width of {escape_markup(teachers)}", "", "d* (dimensions)")
 
 
-def compared_floors_figure(floors: Sequence[FloorPrediction], labels: Sequence[str]) -> go.Figure:
+def compared_floors_figure(floors: Sequence[FeatureFloorPrediction], labels: Sequence[str]) -> go.Figure:
     """Return the feature floors of several predictions against the width."""
     figure = go.Figure()
     for number, (floor, label) in enumerate(zip(floors, labels, strict=True)):

@@ -7,24 +7,24 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from tl_distill_floor.display.head_views import SHOWN_LEVEL, expected_sentence
+from tl_distill_floor.display.head_views import SHOWN_LEVEL, calibration_sentences, expected_sentence
 from tl_distill_floor.display.measurement_tables import format_l0
 from tl_distill_floor.display.tables import key_value_table, plain_table, warning_lines
 from tl_distill_floor.display.units import LONG_UNIT, SHORT_UNIT, STUDENT_LOSS
 from tl_distill_floor.results.expected_loss import LossPredictor
-from tl_distill_floor.results.floor_prediction import FloorPrediction, Interval
+from tl_distill_floor.results.floor_prediction import FeatureFloorPrediction, Interval
 from tl_distill_floor.sources.sae_directory import SaeEntry
 
 BAR_WIDTH = 48
 """Characters of the longest bar."""
 
 
-def floor_table(floor: FloorPrediction) -> RenderableType:
+def floor_table(floor: FeatureFloorPrediction) -> RenderableType:
     """Return everything about a prediction: the measurement, the floor of each width, a bar chart, and warnings."""
     return Group(measured_table(floor), Text(), widths_table(floor), bar_chart(floor), warning_lines(floor.warnings))
 
 
-def measured_table(floor: FloorPrediction) -> Table:
+def measured_table(floor: FeatureFloorPrediction) -> Table:
     """Return what was measured, one property per row."""
     stats = floor.stats
     rows = [
@@ -46,7 +46,7 @@ def measured_table(floor: FloorPrediction) -> Table:
     return key_value_table(rows)
 
 
-def widths_table(floor: FloorPrediction) -> Group:
+def widths_table(floor: FeatureFloorPrediction) -> Group:
     """Return the expected loss and the feature floor of each width, with explanations."""
     features = (_features(floor), Text(_explanation(floor)))
     if floor.expected is None:
@@ -54,7 +54,7 @@ def widths_table(floor: FloorPrediction) -> Group:
     return Group(_students(floor), Text(" ".join(expected_sentences(floor))), Text(), *features)
 
 
-def bar_chart(floor: FloorPrediction) -> Table:
+def bar_chart(floor: FeatureFloorPrediction) -> Table:
     """Return the feature floor of each width as a bar."""
     table = plain_table("Feature floor")
     table.show_header = False
@@ -67,14 +67,12 @@ def bar_chart(floor: FloorPrediction) -> Table:
     return table
 
 
-def expected_sentences(floor: FloorPrediction) -> list[str]:
+def expected_sentences(floor: FeatureFloorPrediction) -> list[str]:
     """Return on which evidence the expected loss is based; nothing if no loss is expected."""
     if floor.expected is None or floor.head is None:
         return []
     predictor: LossPredictor = "head" if floor.simulation is None else "head and simulated"
-    sentences = [expected_sentence(predictor, floor.head)]
-    if floor.calibration is not None:
-        sentences.append(f"The {len(floor.calibration.widths)} students of the calibration narrow it.")
+    sentences = [expected_sentence(predictor, floor.head), *calibration_sentences(floor)]
     return [*sentences, "Bound is the head floor: the least that a student can lose, estimated from above."]
 
 
@@ -90,7 +88,7 @@ def saes_table(model_name: str, entries: list[SaeEntry]) -> RenderableType:
     return table
 
 
-def _students(floor: FloorPrediction) -> Table:
+def _students(floor: FeatureFloorPrediction) -> Table:
     """Return the expected and the least loss of a trained student of each width."""
     table = plain_table(f"Expected loss of a trained student ({SHORT_UNIT['nats']}): {STUDENT_LOSS}")
     for heading in ("width", "expected", f"{SHOWN_LEVEL:.0%} interval".replace("%", " %"), "bound"):
@@ -103,7 +101,7 @@ def _students(floor: FloorPrediction) -> Table:
     return table
 
 
-def _features(floor: FloorPrediction) -> Table:
+def _features(floor: FeatureFloorPrediction) -> Table:
     """Return the features that each width keeps, and the floors that they predict."""
     loss = STUDENT_LOSS if floor.unit == "nats" else LONG_UNIT[floor.unit]
     table = plain_table(f"Feature floor ({SHORT_UNIT[floor.unit]}): {loss}")
@@ -125,7 +123,7 @@ def _features(floor: FloorPrediction) -> Table:
     return table
 
 
-def _explanation(floor: FloorPrediction) -> str:
+def _explanation(floor: FeatureFloorPrediction) -> str:
     stats = floor.stats
     needed = math.ceil(floor.critical_width)
     represents = "represents" if needed <= stats.d_model else "would represent"
@@ -148,7 +146,7 @@ def _explanation(floor: FloorPrediction) -> str:
     return " ".join(sentences)
 
 
-def _growth(floor: FloorPrediction) -> str:
+def _growth(floor: FeatureFloorPrediction) -> str:
     """Return F at half the tokens: if F still grows, more tokens would find more features."""
     tokens, alive = floor.stats.growth(floor.min_count)
     half = int((tokens >= tokens[-1] / 2).argmax())

@@ -1,7 +1,6 @@
-"""Head floors as tables, figures and JSON values."""
+"""Head floors, and predictions without features, as tables and figures."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
@@ -18,7 +17,9 @@ from tl_distill_floor.display.figure_style import (
 )
 from tl_distill_floor.display.tables import key_value_table, plain_table, warning_lines
 from tl_distill_floor.display.units import LONG_UNIT, STUDENT_LOSS
+from tl_distill_floor.results.calibration import Calibration
 from tl_distill_floor.results.expected_loss import LossPredictor, student_losses
+from tl_distill_floor.results.floor_prediction import FloorPrediction
 from tl_distill_floor.results.head_floor import HeadFloor
 from tl_distill_floor.theory.regression import PredictedLoss
 
@@ -32,6 +33,12 @@ BOUND = (
 
 def head_table(head: HeadFloor) -> RenderableType:
     """Return the bound and the expected loss of each width, and what they depend on."""
+    return prediction_table(FloorPrediction.from_head(head))
+
+
+def prediction_table(floor: FloorPrediction) -> RenderableType:
+    """Return the bound and the expected loss of each width, of a teacher that was measured without an SAE."""
+    head = floor.head_floor
     measured = key_value_table(
         [
             ("teacher", f"{head.model_name} ({head.d_model:,} dimensions, {head.vocab_size:,} tokens of vocabulary)"),
@@ -45,12 +52,12 @@ def head_table(head: HeadFloor) -> RenderableType:
     table = plain_table(f"Least and expected loss of a student (nats/token): {STUDENT_LOSS}")
     for heading in ("width", "head floor", "standard error", "after half of the steps", "expected", "80 % interval"):
         table.add_column(heading, justify="right")
-    for width, floor, error, half in zip(head.widths, head.floor, head.standard_error, head.half_steps, strict=True):
-        expected = head.expected_at(width, SHOWN_LEVEL)
+    for width, bound, error, half in zip(head.widths, head.floor, head.standard_error, head.half_steps, strict=True):
+        expected = floor.expected_at(width, SHOWN_LEVEL)
         interval = f"{expected.low:.3g} to {expected.high:.3g}"
-        table.add_row(f"{width:,}", f"{floor:.4g}", f"{error:.2g}", f"{half:.4g}", f"{expected.value:.3g}", interval)
-    expected_text = Text(expected_sentence("head", head))
-    return Group(measured, Text(), table, Text(BOUND), expected_text, warning_lines(head.warnings))
+        table.add_row(f"{width:,}", f"{bound:.4g}", f"{error:.2g}", f"{half:.4g}", f"{expected.value:.3g}", interval)
+    expected_text = Text(" ".join([expected_sentence("head", head), *calibration_sentences(floor)]))
+    return Group(measured, Text(), table, Text(BOUND), expected_text, warning_lines(floor.warnings))
 
 
 def expected_sentence(predictor: LossPredictor, head: HeadFloor) -> str:
@@ -82,30 +89,45 @@ def expected_sentence(predictor: LossPredictor, head: HeadFloor) -> str:
     return " ".join(sentences)
 
 
+def calibration_sentences(floor: FloorPrediction) -> list[str]:
+    """Return how students of the teacher itself enter the expected loss; nothing if there are none."""
+    n_students = 0 if floor.calibration is None else len(floor.calibration.widths)
+    return [f"The {n_students} students of the calibration narrow it."] if n_students else []
+
+
 def head_figure(head: HeadFloor) -> go.Figure:
+    """Return the bound and the expected loss against the student width; see `prediction_figure`."""
+    return prediction_figure(FloorPrediction.from_head(head))
+
+
+def prediction_figure(floor: FloorPrediction) -> go.Figure:
     """Return the bound and the expected loss against the student width, with their intervals.
 
-    The interval of the bound is 95 %, that of the expected loss 80 %. Widths without loss are left out.
+    The interval of the bound is 95 %, that of the expected loss 80 %. Widths without loss are left out. Trained
+    students are shown if there is a calibration.
     """
+    head = floor.head_floor
     shown = np.flatnonzero(np.array(head.floor) > 0)
-    floor, error = np.array(head.floor)[shown], 1.96 * np.array(head.standard_error)[shown]
+    bound, error = np.array(head.floor)[shown], 1.96 * np.array(head.standard_error)[shown]
     figure, widths = go.Figure(), np.array(head.widths)[shown].tolist()
-    expected = [head.expected_at(width, SHOWN_LEVEL) for width in widths]
+    expected = [floor.expected_at(width, SHOWN_LEVEL) for width in widths]
     add_expected(figure, widths, expected)
     figure.add_scatter(
         x=widths,
-        y=floor.tolist(),
-        error_y=error_bars(floor, floor - error, floor + error),
+        y=bound.tolist(),
+        error_y=error_bars(bound, bound - error, bound + error),
         mode="lines+markers",
         line={"color": COLOURS["head"]},
         name="head floor",
     )
+    if floor.calibration is not None:
+        add_students(figure, floor.calibration)
     figure.add_vline(head.d_model, line_dash="dot", annotation_text="teacher", annotation_position="top left")
     title = f"Least and expected loss of students of {escape_markup(head.model_name)}"
     apply_style(figure, title, "student width (dimensions)", LONG_UNIT["nats"])
     if not widths:
         return figure
-    return add_loss_axis_switch(figure, 0.5 * float(floor.min()), max(loss.high for loss in expected))
+    return add_loss_axis_switch(figure, 0.5 * float(bound.min()), max(loss.high for loss in expected))
 
 
 def add_expected(figure: go.Figure, widths: Sequence[int], expected: Sequence[PredictedLoss]) -> None:
@@ -128,21 +150,12 @@ def add_expected(figure: go.Figure, widths: Sequence[int], expected: Sequence[Pr
     )
 
 
-def head_json(head: HeadFloor) -> dict[str, Any]:
-    """Return a head floor as one JSON object; losses are in nats per token."""
-    return {
-        "model": head.model_name,
-        "text": head.text_name,
-        "teacher_width": head.d_model,
-        "unit": "nats",
-        "widths": list(head.widths),
-        "head": list(head.floor),
-        "standard_error": list(head.standard_error),
-        "half_steps": list(head.half_steps),
-        "encoded": list(head.encoded),
-        "expected": [head.expected_at(width).value for width in head.widths],
-        "expected_interval": [head.expected_at(width)[1:] for width in head.widths],
-        "n_tokens": head.n_train_tokens + head.n_heldout_tokens,
-        "n_heldout_tokens": head.n_heldout_tokens,
-        "warnings": list(head.warnings),
-    }
+def add_students(figure: go.Figure, calibration: Calibration) -> None:
+    """Draw the losses of the trained students of a calibration."""
+    figure.add_scatter(
+        x=list(calibration.widths),
+        y=list(calibration.losses),
+        mode="markers",
+        marker={"color": "black", "size": 9},
+        name="students",
+    )

@@ -17,7 +17,7 @@ from tl_distill_floor.display.figures import (
     growth_figure,
 )
 from tl_distill_floor.display.floor_tables import measured_table, widths_table
-from tl_distill_floor.display.head_views import SHOWN_LEVEL, head_figure, head_table
+from tl_distill_floor.display.head_views import SHOWN_LEVEL, prediction_figure, prediction_table
 from tl_distill_floor.display.lost_features import lost_summary, promoted_note
 from tl_distill_floor.display.probe_figures import decodability_figure, retention_figure
 from tl_distill_floor.display.probe_tables import probes_table
@@ -33,7 +33,7 @@ from tl_distill_floor.display.student_figures import calibration_figure, learnin
 from tl_distill_floor.display.student_tables import calibration_table, students_table
 from tl_distill_floor.display.tables import warning_lines
 from tl_distill_floor.display.units import LONG_UNIT
-from tl_distill_floor.results.floor_prediction import FloorPrediction
+from tl_distill_floor.results.floor_prediction import FeatureFloorPrediction
 from tl_distill_floor.results.lost_features import FeatureAtWidth
 
 CITATION = """@article{sarkar2026geometric,
@@ -43,13 +43,14 @@ CITATION = """@article{sarkar2026geometric,
   journal = {arXiv preprint arXiv:2604.04037}
 }"""
 SECTION_FIGURES = {
-    "floors": ("floors", "head-floor", "costs", "capacities"),
+    "floors": ("floors", "costs", "capacities"),
     "students": ("learning-curves", "predicted-and-reached"),
     "probes": ("retention", "decodability"),
     "method": ("growth",),
 }
 """Names of the figures in each section."""
-NEEDS_PREDICTION = "This needs a prediction."
+NO_PREDICTION = "This run has no prediction; make one with tl-floor measure."
+NEEDS_FEATURES = "This needs a prediction from an SAE's features; make one with tl-floor measure."
 
 
 def report_html(parts: RunParts) -> str:
@@ -58,7 +59,7 @@ def report_html(parts: RunParts) -> str:
     Raises:
         ValueError: the run has neither a prediction nor students nor probes.
     """
-    if parts.floor is None and parts.head is None and not parts.students and parts.probes is None:
+    if parts.floor is None and not parts.students and parts.probes is None:
         raise ValueError(f"{parts.name} has nothing to report")
     figures = report_figures(parts)
     sections = [
@@ -84,11 +85,11 @@ def comparison_html(runs: Sequence[RunParts]) -> str:
     """Return the page that compares several runs.
 
     Raises:
-        ValueError: fewer than two of them have a prediction.
+        ValueError: fewer than two of them have a prediction from features.
     """
-    compared = [(run.name, run.floor) for run in runs if run.floor is not None]
+    compared = [(run.name, run.features) for run in runs if run.features is not None]
     if len(compared) < 2:
-        raise ValueError("a comparison needs two runs that have a prediction")
+        raise ValueError("a comparison needs two runs that were measured with an SAE")
     labels, floors = [label for label, _ in compared], [floor for _, floor in compared]
     overview = Section(
         "compared",
@@ -105,12 +106,12 @@ def comparison_html(runs: Sequence[RunParts]) -> str:
 def report_figures(parts: RunParts) -> dict[str, go.Figure]:
     """Return every figure that the parts of a run allow, by name."""
     figures: dict[str, go.Figure] = {}
-    floor = parts.floor
-    if floor is not None:
-        figures["floors"], figures["costs"] = floor_figure(floor), costs_figure(floor)
-        figures["capacities"], figures["growth"] = capacities_figure(floor), growth_figure(floor)
-    if parts.head is not None:
-        figures["head-floor"] = head_figure(parts.head)
+    floor, features = parts.floor, parts.features
+    if features is not None:
+        figures["floors"], figures["costs"] = floor_figure(features), costs_figure(features)
+        figures["capacities"], figures["growth"] = capacities_figure(features), growth_figure(features)
+    elif floor is not None:
+        figures["floors"] = prediction_figure(floor)
     if parts.students:
         figures["learning-curves"] = learning_figure(parts.students)
     if floor is not None and floor.calibration is not None:
@@ -124,25 +125,16 @@ def report_figures(parts: RunParts) -> dict[str, go.Figure]:
 
 def comparison_figures(runs: Sequence[RunParts]) -> dict[str, go.Figure]:
     """Return the figures that compare several runs, by name."""
-    floors = [run.floor for run in runs if run.floor is not None]
-    labels = [run.name for run in runs if run.floor is not None]
+    floors = [run.features for run in runs if run.features is not None]
+    labels = [run.name for run in runs if run.features is not None]
     return {"compared": compared_floors_figure(floors, labels), "widths": critical_widths_figure(floors, labels)}
 
 
 def report_summary(parts: RunParts) -> str:
     """Return the main result of a run in a few sentences, for the middle one of its widths."""
-    floor, head = parts.floor, parts.head
-    if floor is None and head is not None:
-        middle = len(head.widths) // 2
-        loss = head.expected_at(head.widths[middle], SHOWN_LEVEL)
-        return (
-            f"A student of {head.model_name} that is {head.widths[middle]:,} of {head.d_model:,} dimensions wide loses"
-            f" at least about {head.floor[middle]:.3g} {LONG_UNIT['nats']}, and a trained one is expected to lose"
-            f" {loss.value:.3g} (80 %: {loss.low:.3g} to {loss.high:.3g}). Which features it loses is not known, since"
-            " the teacher was measured without an SAE."
-        )
+    floor = parts.features
     if floor is None:
-        return "This run has no prediction; its other parts follow."
+        return _summary_without_features(parts)
     stats, middle = floor.stats, len(floor.widths) // 2
     width = int(floor.widths[middle])
     low, high = floor.sampling_interval[middle]
@@ -169,14 +161,28 @@ def report_summary(parts: RunParts) -> str:
     return " ".join(sentences)
 
 
+def _summary_without_features(parts: RunParts) -> str:
+    """Return the main result of a run whose teacher was measured without an SAE, or that has no prediction."""
+    floor = parts.floor
+    if floor is None:
+        return "This run has no prediction; its other parts follow."
+    width = int(floor.widths[len(floor.widths) // 2])
+    loss = floor.expected_at(width, SHOWN_LEVEL)
+    return (
+        f"A student of {floor.model_name} that is {width:,} of {floor.d_model:,} dimensions wide loses at least about"
+        f" {floor.head_floor.floor_at(width):.3g} {LONG_UNIT['nats']}, and a trained one is expected to lose"
+        f" {loss.value:.3g} (80 %: {loss.low:.3g} to {loss.high:.3g}). Which features it loses is not known, since the"
+        " teacher was measured without an SAE."
+    )
+
+
 def _floors_section(parts: RunParts) -> Section:
     notes = [f"! Not read: {reason}" for reason in parts.unreadable]
     if parts.floor is None:
-        missing = "This run has no prediction; make one with tl-floor measure."
-        if parts.head is not None:
-            return Section("floors", "Lower bound", page_views(*notes, head_table(parts.head), missing))
-        return Section("floors", "Loss floors", page_views(*notes, missing))
-    views = page_views(*notes, widths_table(parts.floor), warning_lines(parts.floor.warnings))
+        return Section("floors", "Loss floors", page_views(*notes, NO_PREDICTION))
+    if parts.features is None:
+        return Section("floors", "Least and expected loss", page_views(*notes, prediction_table(parts.floor)))
+    views = page_views(*notes, widths_table(parts.features), warning_lines(parts.features.warnings))
     return Section("floors", "Loss floors", views)
 
 
@@ -205,7 +211,7 @@ def _probes_section(parts: RunParts) -> Section:
 
 def _lost_section(parts: RunParts) -> Section:
     if parts.lost is None:
-        return Section("lost", "Lost features", page_views(NEEDS_PREDICTION))
+        return Section("lost", "Lost features", page_views(NEEDS_FEATURES))
     features = tuple(_page_feature(feature) for feature in parts.lost.shown)
     note = promoted_note(parts.lost.shown)
     views = page_views(lost_summary(parts.lost), *([] if note is None else [note]))
@@ -214,10 +220,10 @@ def _lost_section(parts: RunParts) -> Section:
 
 def _method_section(parts: RunParts) -> Section:
     heading = "How it was measured"
-    if parts.floor is None:
-        return Section("method", heading, page_views(NEEDS_PREDICTION))
-    settings = ", ".join(f"{name} {value}" for name, value in parts.floor.stats.settings.items())
-    return Section("method", heading, page_views(measured_table(parts.floor), f"Settings: {settings}."))
+    if parts.features is None:
+        return Section("method", heading, page_views(NEEDS_FEATURES))
+    settings = ", ".join(f"{name} {value}" for name, value in parts.features.stats.settings.items())
+    return Section("method", heading, page_views(measured_table(parts.features), f"Settings: {settings}."))
 
 
 def _citation_section() -> Section:
@@ -225,7 +231,7 @@ def _citation_section() -> Section:
     return Section("cite", "How to cite", (*page_views(source), Markup("<pre>{}</pre>").format(CITATION)))
 
 
-def _run_section(number: int, label: str, floor: FloorPrediction) -> Section:
+def _run_section(number: int, label: str, floor: FeatureFloorPrediction) -> Section:
     heading = f"{escape_control(label)}: {escape_control(floor.stats.model_name)}"
     views = page_views(measured_table(floor), widths_table(floor), warning_lines(floor.warnings))
     figures = page_figures({"floors": floor_figure(floor), "costs": costs_figure(floor)}, f"{number}-")
@@ -247,9 +253,7 @@ def _page_feature(at: FeatureAtWidth) -> PageFeature:
 
 def _teacher_name(parts: RunParts) -> str:
     if parts.floor is not None:
-        return parts.floor.stats.model_name
-    if parts.head is not None:
-        return parts.head.model_name
+        return parts.floor.model_name
     if parts.students:
         return parts.students[0].teacher
     return parts.name if parts.probes is None else parts.probes.teacher

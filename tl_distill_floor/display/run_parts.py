@@ -8,9 +8,9 @@ from typing import TypeVar
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.predicting.lost_features import lost_features
 from tl_distill_floor.results.calibration import CALIBRATION_FILE, Calibration
-from tl_distill_floor.results.floor_files import FLOOR_FILE
-from tl_distill_floor.results.floor_prediction import FloorPrediction
-from tl_distill_floor.results.head_floor import HEAD_FILE, HeadFloor
+from tl_distill_floor.results.floor_files import FLOOR_FILE, holds_head_only
+from tl_distill_floor.results.floor_prediction import FeatureFloorPrediction, FloorPrediction
+from tl_distill_floor.results.head_floor import HEAD_FILE
 from tl_distill_floor.results.lost_features import LostFeatures
 from tl_distill_floor.results.probes import PROBES_FILE, Probes
 from tl_distill_floor.results.student import StudentResult, student_files
@@ -25,16 +25,19 @@ class RunParts:
     name: str
     """The directory."""
     floor: FloorPrediction | None = None
-    """The prediction, with its calibration and its head floor if there are any."""
+    """The prediction, with its calibration and its head floor if there are any; it may have no features."""
     students: tuple[StudentResult, ...] = ()
     """Students in rising order of width."""
     probes: Probes | None = None
     lost: LostFeatures | None = None
-    """Features that a student of one width loses; None without a prediction."""
+    """Features that a student of one width loses; None without a prediction from features."""
     unreadable: tuple[str, ...] = ()
     """For each part that is damaged or of another prediction, one sentence that says why it was left out."""
-    head: HeadFloor | None = None
-    """The head floor of a run without a prediction."""
+
+    @property
+    def features(self) -> FeatureFloorPrediction | None:
+        """The prediction, if it has features."""
+        return None if self.floor is None or self.floor.stats is None else self.floor.with_features()
 
 
 def load_run_parts(
@@ -60,21 +63,21 @@ def load_run_parts(
             unreadable.append(str(error))
             return None
 
-    floor = load_part(lambda file: FloorPrediction.load(file, with_calibration=False), directory / FLOOR_FILE)
+    file = directory / (HEAD_FILE if holds_head_only(directory) else FLOOR_FILE)
+    floor = load_part(lambda _: FloorPrediction.load(directory, with_calibration=False), file)
     calibration = load_part(Calibration.load, directory / CALIBRATION_FILE)
     if floor is not None and calibration is not None:
         floor = floor.calibrated_by(calibration)
         if floor.calibration is None:
             unreadable.append(f"{directory / CALIBRATION_FILE} is of another prediction; run tl-floor calibrate again")
-    head = None if floor is not None else load_part(HeadFloor.load, directory / HEAD_FILE)
     loaded = [load_part(StudentResult.load, file) for file in student_files(students or directory)]
     results = sorted((r for r in loaded if r is not None), key=lambda result: (result.width, result.name))
     probes = load_part(Probes.load, directory / PROBES_FILE)
-    if floor is not None and probes is not None and probes.stats != floor.stats.digest():
+    if floor is not None and probes is not None and probes.stats != floor.digest:
         unreadable.append(f"{directory / PROBES_FILE} is of another prediction; run tl-floor probe again")
         probes = None
-    if floor is None and head is None and not results and probes is None:
+    if floor is None and not results and probes is None:
         reasons = f" ({'; '.join(unreadable)})" if unreadable else ""
         raise InputError(f"there is no run at {directory}; make one with tl-floor measure --out {directory}{reasons}")
-    lost = None if floor is None else lost_features(floor, width, top)
-    return RunParts(str(directory), floor, tuple(results), probes, lost, tuple(unreadable), head)
+    lost = None if floor is None or floor.stats is None else lost_features(floor, width, top)
+    return RunParts(str(directory), floor, tuple(results), probes, lost, tuple(unreadable))

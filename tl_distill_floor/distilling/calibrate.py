@@ -60,7 +60,7 @@ def calibrate(floor: FloorPrediction, students: Sequence[StudentResult] | Mappin
         >>> calibration.slope, calibration.baseline, calibration.loo_error  # doctest: +SKIP
     """
     observed, warnings = _observed_losses(floor, students)
-    _check_widths(observed, floor.stats.d_model)
+    _check_widths(observed, floor.d_model)
     widths = np.array([student.width for student in observed])
     losses = np.array([student.loss for student in observed])
     n_widths = len(set(widths.tolist()))
@@ -78,8 +78,8 @@ def calibrate(floor: FloorPrediction, students: Sequence[StudentResult] | Mappin
             " planned with this fit; train the wider students longer"
         )
     return Calibration(
-        teacher=floor.stats.model_name,
-        stats=floor.stats.digest(),
+        teacher=floor.model_name,
+        stats=floor.digest,
         unit=floor.unit,
         widths=tuple(widths.tolist()),
         losses=tuple(losses.tolist()),
@@ -87,7 +87,7 @@ def calibrate(floor: FloorPrediction, students: Sequence[StudentResult] | Mappin
         predictor=best,
         predictors=fits,
         nulls=_null_errors(widths.astype(float), losses, [student.n_parameters for student in observed]),
-        at_teacher_width=fits[best].at(floor.predicted(best, floor.stats.d_model)).value,
+        at_teacher_width=fits[best].at(floor.predicted(best, floor.d_model)).value,
         warnings=tuple(warnings),
     )
 
@@ -124,6 +124,8 @@ def _fits(
     """Return the linear fit of every predictor that `floor` has."""
     has_head = floor.head is not None and int(widths.min()) >= floor.head.widths[0]
     missing = {*(() if floor.simulated is not None else ("simulated",)), *(() if has_head else ("head",))}
+    if floor.stats is None:
+        missing |= {"theorem", "independent"}
     predictors: list[Predictor] = [name for name in get_args(Predictor) if name not in missing]
     predictions = {name: np.array([floor.predicted(name, int(width)) for width in widths]) for name in predictors}
     return {name: fit_line(prediction, losses, widths) for name, prediction in predictions.items()}
@@ -165,7 +167,7 @@ def _observed_losses(
 
 def _check_teacher(floor: FloorPrediction, students: Sequence[StudentResult]) -> None:
     """Raise an InputError if a student has another teacher than the prediction."""
-    teacher = floor.stats.model_name
+    teacher = floor.model_name
     names = {student.teacher for student in students}
     others = sorted(name for name in names if name != teacher and not same_model(name, teacher))
     if others:

@@ -107,12 +107,13 @@ def kept_reconstruction(floor: FloorPrediction, sae: SaeModule, width: int) -> K
         width: the student's width, dimensions.
 
     Raises:
-        InputError: the prediction was measured with another SAE, or no feature is kept.
+        InputError: the prediction was measured without an SAE or with another one, or no feature is kept.
 
     Example:
         >>> target = kept_reconstruction(floor, sae, width=64)  # doctest: +SKIP
         >>> spec = StudentSpec(64, match=Match(floor.stats.hook_name, layer=1), target=target)  # doctest: +SKIP
     """
+    floor = floor.with_features()
     stats = floor.stats
     measured_with = stats.settings.get("sae")
     if measured_with is not None and measured_with != sae_digest(sae):

@@ -13,7 +13,7 @@ from tl_distill_floor.distilling.student_config import check_depth, hugging_face
 from tl_distill_floor.distilling.widths import can_be_built, family_widths, teacher_width
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.results.expected_loss import LossPredictor, student_losses
-from tl_distill_floor.results.floor_prediction import FloorPrediction
+from tl_distill_floor.results.floor_prediction import FeatureFloorPrediction, FloorPrediction
 from tl_distill_floor.results.head_floor import HeadFloor
 from tl_distill_floor.results.plan import Plan
 from tl_distill_floor.sources.teachers import choose_context_size, load_teacher
@@ -86,7 +86,7 @@ def plan(
 
 def teacher_name(floor: FloorPrediction | HeadFloor) -> str:
     """Return the name of the teacher of a prediction."""
-    return floor.model_name if isinstance(floor, HeadFloor) else floor.stats.model_name
+    return floor.model_name
 
 
 def least_width(floor: FloorPrediction | HeadFloor) -> int:
@@ -112,10 +112,11 @@ def expected_loss(floor: FloorPrediction | HeadFloor, width: int) -> PredictedLo
         return floor.expected_at(width, TWO_SIDED_LEVEL)
     if floor.calibration is not None:
         return floor.calibrated_at(width, TWO_SIDED_LEVEL)
-    value = floor.floor_at(width)
-    low, high = floor.sampling_interval.T
-    relative = (high - low) / (2 * np.maximum(floor.feature_floor, 1e-300))
-    relative_at_width = float(np.interp(np.log(width), np.log(floor.widths), relative))
+    features = floor.with_features()
+    value = features.floor_at(width)
+    low, high = features.sampling_interval.T
+    relative = (high - low) / (2 * np.maximum(features.feature_floor, 1e-300))
+    relative_at_width = float(np.interp(np.log(width), np.log(features.widths), relative))
     margin = value * relative_at_width * Z_ONE_SIDED_90 / Z_TWO_SIDED_95
     return PredictedLoss(value, max(value - margin, 0.0), value + margin)
 
@@ -151,9 +152,9 @@ def relative_speed(teacher: HookedModel, width: int, depth: int | None = None) -
 def _plan_of(floor: FloorPrediction | HeadFloor, model: HookedModel, width: int, depth: int | None) -> Plan:
     """Return the plan of a chosen width."""
     loss = expected_loss(floor, width)
-    with_features = floor if isinstance(floor, FloorPrediction) else None
-    calibration = None if with_features is None else with_features.calibration
-    is_in_nats = with_features is None or calibration is not None or with_features.unit == "nats"
+    features = None if isinstance(floor, HeadFloor) or floor.stats is None else floor.with_features()
+    calibration = None if isinstance(floor, HeadFloor) else floor.calibration
+    is_in_nats = features is None or calibration is not None or features.unit == "nats"
     return Plan(
         teacher=teacher_name(floor),
         width=width,
@@ -166,8 +167,8 @@ def _plan_of(floor: FloorPrediction | HeadFloor, model: HookedModel, width: int,
         n_parameters=count_parameters(model, width, depth),
         teacher_parameters=count_parameters(model, teacher_width(model)),
         speed=relative_speed(model, width, depth),
-        features=None if with_features is None else with_features.n_features,
-        kept=None if with_features is None else with_features.n_features - len(with_features.lost(width)),
+        features=None if features is None else features.n_features,
+        kept=None if features is None else features.n_features - len(features.lost(width)),
         known=_known(floor, width),
         assumed=_assumed(floor, width, has_fewer_layers=depth is not None),
     )
@@ -217,15 +218,18 @@ def _teacher_depth(model: HookedModel) -> int:
 
 def _known(floor: FloorPrediction | HeadFloor, width: int) -> tuple[str, ...]:
     """Return statements about what was measured."""
-    if isinstance(floor, HeadFloor):
-        text = f"the teacher's logits on {floor.n_heldout_tokens:,} held-out tokens of {floor.text_name}"
-        return text, *_known_of_students(floor, "head", width)
-    stats, calibration = floor.stats, floor.calibration
-    measured = f"{floor.n_features:,} features of {stats.sae_name} at {stats.hook_name}, on {stats.n_tokens:,} tokens"
+    head = floor if isinstance(floor, HeadFloor) else floor.head
+    calibration = None if isinstance(floor, HeadFloor) else floor.calibration
     widths = "" if calibration is None else ", ".join(str(width) for width in calibration.widths)
-    if floor.expected is not None and floor.head is not None:
-        known = _known_of_students(floor.head, "head" if floor.simulation is None else "head and simulated", width)
-        own = (f"students of this teacher, of widths {widths}, which narrow the interval",) if calibration else ()
+    own = (f"students of this teacher, of widths {widths}, which narrow the interval",) if calibration else ()
+    if isinstance(floor, HeadFloor) or floor.stats is None:
+        assert head is not None
+        text = f"the teacher's logits on {head.n_heldout_tokens:,} held-out tokens of {head.text_name}"
+        return text, *_known_of_students(head, "head", width), *own
+    stats = floor.stats
+    measured = f"{floor.n_features:,} features of {stats.sae_name} at {stats.hook_name}, on {stats.n_tokens:,} tokens"
+    if floor.expected is not None and head is not None:
+        known = _known_of_students(head, "head" if floor.simulation is None else "head and simulated", width)
         return measured, *known, *own
     if calibration is None:
         return measured, "no student: the loss is the predicted floor, and training does not go far below it"
@@ -248,12 +252,10 @@ def _known_of_students(head: HeadFloor, predictor: LossPredictor, width: int) ->
 
 def _assumed(floor: FloorPrediction | HeadFloor, width: int, *, has_fewer_layers: bool) -> tuple[str, ...]:
     """Return statements about what was not measured."""
-    if isinstance(floor, HeadFloor):
+    if isinstance(floor, HeadFloor) or floor.expected is not None:
         assumed = _assumed_of_students(floor.d_model)
-    elif floor.expected is not None:
-        assumed = _assumed_of_students(floor.stats.d_model)
     else:
-        assumed = _assumed_of_features(floor, width)
+        assumed = _assumed_of_features(floor.with_features(), width)
     if has_fewer_layers:
         assumed.append("that fewer layers cost nothing, because no prediction depends on the depth")
     return tuple(assumed)
@@ -270,7 +272,7 @@ def _assumed_of_students(d_model: int) -> list[str]:
     return assumed
 
 
-def _assumed_of_features(floor: FloorPrediction, width: int) -> list[str]:
+def _assumed_of_features(floor: FeatureFloorPrediction, width: int) -> list[str]:
     """Return what is assumed if the loss is the feature floor, or calibrated from it."""
     calibration = floor.calibration
     assumed = [f"that what the SAE does not explain, {floor.stats.fvu:.1%} of the variance, costs nothing"]

@@ -14,7 +14,7 @@ from tl_distill_floor.predicting.checks import (
 )
 from tl_distill_floor.predicting.intervals import add_intervals
 from tl_distill_floor.results.feature_stats import FeatureStats
-from tl_distill_floor.results.floor_prediction import FloorPrediction
+from tl_distill_floor.results.floor_prediction import FeatureFloorPrediction
 from tl_distill_floor.results.simulation import Simulation
 from tl_distill_floor.results.tail_loss import TailLoss
 from tl_distill_floor.sources.torch_state import neutral_torch_state
@@ -42,7 +42,7 @@ def floor_from_stats(
     seed: int = 0,
     device: str = "cpu",
     progress: ProgressCallback | None = None,
-) -> FloorPrediction:
+) -> FeatureFloorPrediction:
     """Predict the floor of every student width from measured statistics.
 
     Sources: Sarkar and Deka 2026 (arXiv 2604.04037), Theorem 1, for `theorem`; Scherlis et al. 2022, section 2, for
@@ -63,7 +63,7 @@ def floor_from_stats(
         progress: called at every hundredth training step with the steps done and the total.
 
     Returns:
-        FloorPrediction: floors [width] in the unit of the costs.
+        FeatureFloorPrediction: floors [width] in the unit of the costs.
 
     Raises:
         InputError: no feature is alive, every feature fires on every token, a width is not an integer above 0, or
@@ -95,7 +95,7 @@ def floor_from_stats(
     ranked = rank_by_cost(stats.cost, alive)
     theorem_cost = ranked_theorem_floor(stats.cost[ranked], stats.firing_rate[ranked], sizes)
     independent_cost = independent_floor(*stats.costs_and_rates(alive), sizes)
-    prediction = FloorPrediction(
+    prediction = FeatureFloorPrediction(
         stats=stats,
         min_count=min_count,
         n_features=n_features,

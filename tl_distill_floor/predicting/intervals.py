@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float64, Int64
 
 from tl_distill_floor.results.feature_stats import FeatureStats
-from tl_distill_floor.results.floor_prediction import FloorPrediction
+from tl_distill_floor.results.floor_prediction import FeatureFloorPrediction
 from tl_distill_floor.theory.bootstrap import Z_95, Interval, block_bootstrap
 from tl_distill_floor.theory.capacity import Number, critical_width
 
@@ -25,7 +25,7 @@ class ResampledPredictions(NamedTuple):
     """Summed lost cost."""
 
 
-def add_intervals(prediction: FloorPrediction, n_bootstrap: int, seed: int) -> FloorPrediction:
+def add_intervals(prediction: FeatureFloorPrediction, n_bootstrap: int, seed: int) -> FeatureFloorPrediction:
     """Return the prediction with 95 % intervals: the value ± 1.96 standard errors over resampled blocks of text.
 
     The quantiles of the resamples would be biased. A resample leaves out about a third of the blocks, and with them the

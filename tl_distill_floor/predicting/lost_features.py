@@ -7,7 +7,7 @@ from jaxtyping import Int
 
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.results.feature_stats import FeatureStats
-from tl_distill_floor.results.floor_prediction import FloorPrediction
+from tl_distill_floor.results.floor_prediction import FeatureFloorPrediction, FloorPrediction
 from tl_distill_floor.results.lost_features import FeatureAtWidth, FeatureContext, LostFeatures, OneFeature
 from tl_distill_floor.sources.torch_state import neutral_torch_state
 
@@ -32,12 +32,13 @@ def lost_features(floor: FloorPrediction, width: int | None = None, top: int = N
         tokens that a feature promotes are None where the prediction lacks them; see `add_promoted_tokens`.
 
     Raises:
-        InputError: `width` or `top` is below 1.
+        InputError: `width` or `top` is below 1, or the prediction has no features.
 
     Example:
         >>> lost = lost_features(floor, width=64)  # doctest: +SKIP
         >>> lost.cost_share, lost.shown[0].promoted  # doctest: +SKIP
     """
+    floor = floor.with_features()
     size = _check_width(int(floor.widths[0]) if width is None else width)
     if top < 1:
         raise InputError(f"the number of features to list must be at least 1, got {top}; try --top 20")
@@ -64,11 +65,13 @@ def one_feature(floor: FloorPrediction, feature: int, width: int | None = None) 
         OneFeature: `.at`, the feature at each width, and `.survives_from`, the width from which on it is kept.
 
     Raises:
-        InputError: the SAE has no such feature, the feature is not alive, or the width is below 1.
+        InputError: the prediction has no features, the SAE has no such feature, the feature is not alive, or the width
+            is below 1.
 
     Example:
         >>> one_feature(floor, 17).survives_from  # doctest: +SKIP
     """
+    floor = floor.with_features()
     stats = floor.stats
     n = len(stats.firing_count)
     if not 0 <= feature < n:
@@ -90,7 +93,7 @@ def one_feature(floor: FloorPrediction, feature: int, width: int | None = None) 
     )
 
 
-def survives_from(floor: FloorPrediction, feature: int, widest: int) -> int | None:
+def survives_from(floor: FeatureFloorPrediction, feature: int, widest: int) -> int | None:
     """Return the smallest width such that every wider student, up to `widest`, keeps the feature.
 
     The widths of the prediction, the trained widths and some others are checked. Above the last of them that loses the
@@ -121,7 +124,7 @@ def survives_from(floor: FloorPrediction, feature: int, widest: int) -> int | No
 
 
 def features_at(
-    floor: FloorPrediction, width: int, features: Int[np.ndarray, " feature"]
+    floor: FeatureFloorPrediction, width: int, features: Int[np.ndarray, " feature"]
 ) -> tuple[FeatureAtWidth, ...]:
     """Describe some alive features, and what a student of one width is expected to lose of them.
 
@@ -155,12 +158,12 @@ def features_at(
     )
 
 
-def features_shown_by_default(floor: FloorPrediction) -> list[int]:
+def features_shown_by_default(floor: FeatureFloorPrediction) -> list[int]:
     """Return the `N_SHOWN` most costly features that each width of a prediction loses, each once."""
     return sorted({feature for width in floor.widths.tolist() for feature in floor.lost(width)[:N_SHOWN].tolist()})
 
 
-def promoted_by(floor: FloorPrediction, feature: int) -> tuple[str, ...] | None:
+def promoted_by(floor: FeatureFloorPrediction, feature: int) -> tuple[str, ...] | None:
     """Return the tokens that a feature promotes; None if they were not computed.
 
     Args:
@@ -173,7 +176,7 @@ def promoted_by(floor: FloorPrediction, feature: int) -> tuple[str, ...] | None:
     return None if floor.promoted is None else floor.promoted.tokens.get(feature)
 
 
-def _bisect(floor: FloorPrediction, feature: int, losing: int, keeping: int) -> int:
+def _bisect(floor: FeatureFloorPrediction, feature: int, losing: int, keeping: int) -> int:
     """Return a width that keeps the feature while the next narrower one loses it."""
     while keeping - losing > 1:
         middle = (losing + keeping) // 2
@@ -190,7 +193,7 @@ def _contexts(stats: FeatureStats, feature: int) -> tuple[FeatureContext, ...]:
     return tuple(FeatureContext(value, *contexts.text(feature, k)) for k, value in enumerate(activations))
 
 
-def _source_fields(floor: FloorPrediction) -> dict[str, Any]:
+def _source_fields(floor: FeatureFloorPrediction) -> dict[str, Any]:
     """Return the fields that say where the features come from."""
     stats = floor.stats
     return {

@@ -30,20 +30,25 @@ from tl_distill_floor.measuring.removal import measure_restored_loss, measure_ta
 from tl_distill_floor.predicting.bottleneck_task import held_out_sequences
 from tl_distill_floor.predicting.checks import check_alive, check_min_count, check_steps, integer_widths
 from tl_distill_floor.predicting.floors import STEPS, floor_from_stats, student_widths, widths_to_train
-from tl_distill_floor.predicting.head_floor import N_TOKENS, head_floor_of_stream, head_steps
+from tl_distill_floor.predicting.head_floor import N_TOKENS, head_floor, head_floor_of_stream, head_steps
 from tl_distill_floor.predicting.lost_features import features_shown_by_default
 from tl_distill_floor.predicting.progress import ProgressBarFactory, no_progress_bar
 from tl_distill_floor.predicting.promoted_tokens import compute_promoted_tokens
 from tl_distill_floor.predicting.simulation import train_if_possible
 from tl_distill_floor.results.feature_stats import FeatureStats
-from tl_distill_floor.results.floor_prediction import FloorPrediction
+from tl_distill_floor.results.floor_prediction import FeatureFloorPrediction, FloorPrediction
 from tl_distill_floor.results.head_floor import HeadFloor
 from tl_distill_floor.results.tail_loss import TailLoss, rank_grid
 from tl_distill_floor.sources.devices import main_device
+from tl_distill_floor.sources.model_names import lookup_name
+from tl_distill_floor.sources.sae_directory import find_saes
 from tl_distill_floor.sources.torch_state import neutral_torch_state
 from tl_distill_floor.theory.allocation import rank_by_cost, remaining_costs
 from tl_distill_floor.theory.floors import held_ranks
 
+NO_SAE_WARNING = (
+    "no SAE is known for this teacher, so nothing is predicted from its features; give one, or train one with train_sae"
+)
 HALF_PRECISION_WARNING = (
     "the teacher's logits are rounded to half precision: losses of some 1e-4 nats are rounding; use --dtype fp32"
 )
@@ -77,11 +82,14 @@ def predict_floor(
 ) -> FloorPrediction:
     """Measure a teacher's features and predict the loss floor of its students.
 
+    Without an SAE, only the head floor and the expected loss of students are predicted, and what needs features is
+    None. That is the case if no `sae`, `layer` or `hook_name` is given and no SAE is known for the teacher.
+
     Sources: Sarkar and Deka 2026 (arXiv 2604.04037), Theorem 1; Scherlis et al. 2022, section 2; Elhage et al. 2022.
 
     Args:
         model: teacher, see `measure`.
-        sae: SAE, see `measure`.
+        sae: SAE, see `measure`; if None, the one that is known for the teacher.
         text: text, see `measure`.
         widths: [width] student widths in dimensions, integers; shares of the teacher's width if None.
         layer: see `measure`.
@@ -106,15 +114,33 @@ def predict_floor(
         progress: called after every batch of the measurement with the tokens read and the total.
 
     Returns:
-        FloorPrediction: floors [width], in nats per token or in squared error.
+        FloorPrediction: floors [width], in nats per token or in squared error; with an SAE a `FeatureFloorPrediction`.
 
     Raises:
-        InputError: see `measure` and `floor_from_stats`.
+        InputError: see `measure`, `floor_from_stats` and `head_floor`.
 
     Example:
         >>> floor = predict_floor("tiny-prose", widths=[16, 64], n_tokens=20_000)  # doctest: +SKIP
         >>> floor.critical_width, floor.width_for(max_loss=0.1)  # doctest: +SKIP
     """
+    _check_options(cost, n_samples, n_tokens, n_codes, force, dtype, steps, min_count)
+    names_no_sae = sae is None and layer is None and hook_name is None
+    if names_no_sae and model is not None and head and cost == "fisher" and not _has_known_sae(model):
+        bound = head_floor(
+            model,
+            text,
+            widths=widths,
+            steps=head_steps(steps),
+            n_tokens=min(n_tokens, N_TOKENS),
+            context_size=context_size,
+            batch_size=batch_size,
+            device=device,
+            dtype=dtype,
+            seed=seed,
+            progress=progress,
+        )
+        without_sae = FloorPrediction.from_head(bound)
+        return dataclasses.replace(without_sae, warnings=(NO_SAE_WARNING, *without_sae.warnings))
     (floor,) = predict_floors(
         model,
         [sae],
@@ -169,7 +195,7 @@ def predict_floors(
     process_group: ProcessGroup = SINGLE_PROCESS,
     progress: ProgressCallback | None = None,
     progress_bar: ProgressBarFactory | None = None,
-) -> list[FloorPrediction]:
+) -> list[FeatureFloorPrediction]:
     """Predict floors from several SAEs, of one layer or of several, in one pass over the teacher.
 
     Sources: see `predict_floor`.
@@ -209,10 +235,7 @@ def predict_floors(
     Example:
         >>> floors = predict_floors("tiny-prose", ["tiny-prose-sae"], n_tokens=20_000)  # doctest: +SKIP
     """
-    config = MeasureConfig(cost, n_samples, n_tokens, n_codes, force)
-    check_choice("dtype", dtype, Dtype)
-    check_steps(steps)
-    check_min_count(min_count)
+    config = _check_options(cost, n_samples, n_tokens, n_codes, force, dtype, steps, min_count)
     sizes = None if widths is None else integer_widths(widths)
     make_bar = progress_bar or no_progress_bar
     with make_bar("tokens", "measuring") as measuring_progress:
@@ -255,6 +278,23 @@ def predict_floors(
     return [dataclasses.replace(f, head=bound, warnings=(*f.warnings, *bound_warnings)) for f in floors]
 
 
+def _check_options(
+    cost: CostMethod, n_samples: int, n_tokens: int, n_codes: int, force: bool, dtype: Dtype, steps: int, min_count: int
+) -> MeasureConfig:
+    """Return the settings of the measurement, or raise an InputError if an option is out of its range."""
+    config = MeasureConfig(cost, n_samples, n_tokens, n_codes, force)
+    check_choice("dtype", dtype, Dtype)
+    check_steps(steps)
+    check_min_count(min_count)
+    return config
+
+
+def _has_known_sae(model: TeacherLike) -> bool:
+    """Return whether SAELens's directory or this package has an SAE for a teacher."""
+    name = lookup_name(model)
+    return name is not None and bool(find_saes(name))
+
+
 def _head_floor(
     job: MeasurementJob,
     config: MeasureConfig,
@@ -291,7 +331,7 @@ def _predict_measured(
     seed: int,
     device: str,
     make_bar: ProgressBarFactory,
-) -> FloorPrediction:
+) -> FeatureFloorPrediction:
     """Predict the floor from a job with one SAE and its measured statistics.
 
     If costs are in nats, the tail loss and the losses of the bottleneck students are measured with the teacher, on text

@@ -12,7 +12,7 @@ from tl_distill_floor.errors import InputError
 from tl_distill_floor.measuring.promoted_tokens import promoted_strings
 from tl_distill_floor.measuring.reloading import load_measured_sae, measured_dtype
 from tl_distill_floor.predicting.lost_features import promoted_by
-from tl_distill_floor.results.floor_prediction import FloorPrediction
+from tl_distill_floor.results.floor_prediction import FeatureFloorPrediction, FloorPrediction
 from tl_distill_floor.results.promoted_tokens import PromotedTokens
 from tl_distill_floor.sources.teachers import load_teacher
 from tl_distill_floor.sources.torch_state import neutral_torch_state
@@ -26,7 +26,7 @@ def add_promoted_tokens(
     sae: SaeLike | None = None,
     *,
     device: str = "cpu",
-) -> FloorPrediction:
+) -> FeatureFloorPrediction:
     """Compute the tokens that some features promote, and add them to a prediction.
 
     `predict_floor` computes them for the 20 most costly features that each width loses. The teacher and the SAE
@@ -40,17 +40,18 @@ def add_promoted_tokens(
         device: torch device of what is loaded here.
 
     Returns:
-        FloorPrediction: the prediction, whose `.promoted` has the tokens of these features. `lost_features` and
+        FeatureFloorPrediction: the prediction, whose `.promoted` has the tokens of these features. `lost_features` and
         `one_feature` show them; `floor.promoted.save(directory)` keeps them in a run directory.
 
     Raises:
-        InputError: the SAE has no such feature, the teacher or the SAE cannot be loaded, or the SAE is not the one that
-            was measured.
+        InputError: the prediction has no features, the SAE has no such feature, the teacher or the SAE cannot be
+            loaded, or the SAE is not the one that was measured.
 
     Example:
         >>> floor = add_promoted_tokens(floor, floor.lost(96)[:50])  # doctest: +SKIP
         >>> floor.promoted.tokens[int(floor.lost(96)[0])]  # doctest: +SKIP
     """
+    floor = floor.with_features()
     stats, n = floor.stats, len(floor.stats.firing_count)
     wanted = [int(feature) for feature in features]
     if wanted and not 0 <= min(wanted) <= max(wanted) < n:
@@ -70,8 +71,11 @@ def add_promoted_tokens(
 
 
 def compute_promoted_tokens(
-    floor: FloorPrediction, features: Iterable[int], model: HookedModel, W_dec: Float[Tensor, "feature *d_model"]
-) -> FloorPrediction:
+    floor: FeatureFloorPrediction,
+    features: Iterable[int],
+    model: HookedModel,
+    W_dec: Float[Tensor, "feature *d_model"],
+) -> FeatureFloorPrediction:
     """Return a prediction with the promoted tokens of some features.
 
     Args:

@@ -21,7 +21,7 @@ from tl_distill_floor.measuring.encoding import encode_tokens
 from tl_distill_floor.measuring.hooks import activation_reader
 from tl_distill_floor.measuring.token_stream import device_of, mask_positions, model_input
 from tl_distill_floor.probing.auroc import column_auroc
-from tl_distill_floor.results.floor_prediction import FloorPrediction
+from tl_distill_floor.results.floor_prediction import FeatureFloorPrediction
 from tl_distill_floor.results.probes import Decodability
 from tl_distill_floor.results.student import StudentResult
 from tl_distill_floor.sources.packing import packing_of
@@ -55,7 +55,7 @@ class EncodedText(NamedTuple):
 
 
 def decodability(
-    floor: FloorPrediction,
+    floor: FeatureFloorPrediction,
     teacher: Teacher,
     source: SaeSource,
     students: Sequence[StudentResult],

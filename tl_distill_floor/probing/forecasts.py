@@ -11,7 +11,7 @@ from tl_distill_floor.measuring.encoding import encode_tokens
 from tl_distill_floor.predicting.bottleneck_task import HiddenStates
 from tl_distill_floor.predicting.simulation import hidden_states
 from tl_distill_floor.probing.activations import ActivationViews
-from tl_distill_floor.results.floor_prediction import FloorPrediction
+from tl_distill_floor.results.floor_prediction import FeatureFloorPrediction
 from tl_distill_floor.sources.teachers import Teacher
 
 
@@ -49,7 +49,7 @@ def forecast_views(
 
 
 def bottleneck_states(
-    floor: FloorPrediction, widths: Sequence[int], steps: int, device: str
+    floor: FeatureFloorPrediction, widths: Sequence[int], steps: int, device: str
 ) -> dict[int, HiddenStates]:
     """Train a bottleneck student of each width; return its function from SAE codes to the hidden state.
 
@@ -67,7 +67,7 @@ def bottleneck_states(
 
 
 def teacher_views(
-    floor: FloorPrediction, teacher: Teacher, sae: SAE, widths: Sequence[int], hidden: Mapping[int, HiddenStates]
+    floor: FeatureFloorPrediction, teacher: Teacher, sae: SAE, widths: Sequence[int], hidden: Mapping[int, HiddenStates]
 ) -> ActivationViews:
     """Return the teacher's activation with the forecasts for some widths; see `forecast_views`."""
     kept = {width: torch.from_numpy(floor.kept(width)) for width in widths}

@@ -28,7 +28,7 @@ from tl_distill_floor.probing.decodability import decodability
 from tl_distill_floor.probing.examples import TokenizedExamples, tokenize_examples
 from tl_distill_floor.probing.fitting import fit_probes, probe_result
 from tl_distill_floor.probing.forecasts import bottleneck_states, teacher_views
-from tl_distill_floor.results.floor_prediction import FloorPrediction
+from tl_distill_floor.results.floor_prediction import FeatureFloorPrediction, FloorPrediction
 from tl_distill_floor.results.probes import Decodability, ProbeResult, Probes
 from tl_distill_floor.results.student import StudentResult
 from tl_distill_floor.sources.labels import load_labels
@@ -77,14 +77,15 @@ def probe_run(
         Probes: all results; save them with `Probes.save`.
 
     Raises:
-        InputError: something cannot be loaded, the SAE is not the one that was measured, a width is below 1, or the
-            labels cannot be probed.
+        InputError: the prediction has no features, something cannot be loaded, the SAE is not the one that was
+            measured, a width is below 1, or the labels cannot be probed.
 
     Example:
-        >>> from tl_distill_floor import FloorPrediction, probe_run
+        >>> from tl_distill_floor import FeatureFloorPrediction, FloorPrediction, probe_run
         >>> probes = probe_run(FloorPrediction.load("runs/tiny-prose"), widths=[16, 64])  # doctest: +SKIP
         >>> probes.plot()  # doctest: +SKIP
     """
+    floor = floor.with_features()
     config, stats = config or ProbeConfig(), floor.stats
     source = load_measured_sae(stats, sae, device)
     loaded_teacher = load_teacher(
@@ -136,7 +137,7 @@ def probe_run(
 class _ProbedRun(NamedTuple):
     """What all probes of a run share."""
 
-    floor: FloorPrediction
+    floor: FeatureFloorPrediction
     teacher: Teacher
     source: SaeSource
     examples: TokenizedExamples

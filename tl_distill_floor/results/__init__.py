@@ -9,7 +9,9 @@
 - `tail_loss`: `TailLoss`, the loss when the least costly features are removed.
 - `head_floor`: `HeadFloor`, an estimate of the least loss of any student of a width.
 - `expected_loss`: the loss that a trained student is expected to reach, from students of other teachers.
-- `floor_prediction`: `FloorPrediction`, the floor of every student width.
+- `expected_curve`: `ExpectedCurve`, the expected loss at any width.
+- `floor_prediction`: `FloorPrediction`, the predicted loss of every student width.
+- `feature_floors`: `FeatureFloors`, the part of it that features predict.
 - `floor_curve`: `FloorCurve`, interpolation of floors over widths.
 - `floor_files`: the files of a floor prediction.
 - `lost_features`: `LostFeatures` and `OneFeature`, the features that a student loses.

@@ -24,7 +24,7 @@ class Calibration(JsonRecord):
     teacher: str
     """Name of the teacher."""
     stats: str
-    """Digest of the feature statistics that the predictions were computed from."""
+    """Digest of the measurements that the predictions were computed from; see `FloorPrediction.digest`."""
     unit: CostUnit
     """Unit of the predictions: "nats" or "mse"."""
     widths: tuple[int, ...]

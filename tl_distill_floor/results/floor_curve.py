@@ -1,25 +1,22 @@
 """`FloorCurve`: the predicted floors at any student width, interpolated between the simulated widths."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
-from tl_distill_floor.annotations import Predictor
-from tl_distill_floor.errors import InputError, check_choice
-from tl_distill_floor.results.calibration import Calibration
-from tl_distill_floor.results.expected_loss import LossPredictor, narrowest, student_losses
+from tl_distill_floor.annotations import FeaturePredictor
+from tl_distill_floor.errors import InputError
+from tl_distill_floor.results.expected_loss import narrowest
 from tl_distill_floor.results.feature_stats import FeatureStats
-from tl_distill_floor.results.head_floor import HeadFloor
 from tl_distill_floor.results.simulation import Simulation
 from tl_distill_floor.results.tail_loss import Cost, TailLoss
 from tl_distill_floor.theory.allocation import Allocation, allocate, rank_by_cost, remaining_costs
 from tl_distill_floor.theory.capacity import Number, n_features_held
 from tl_distill_floor.theory.floors import independent_floor
-from tl_distill_floor.theory.regression import PredictedLoss
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,8 +36,6 @@ class FloorCurve:
     """Losses of bottleneck students; None if none were trained."""
     tail: TailLoss | None
     """Loss of removing the least costly features; None if costs are not converted to losses."""
-    head: HeadFloor | None = None
-    """Least loss that the rank of the logits allows; None if it was not computed."""
 
     @cached_property
     def alive(self) -> Bool[np.ndarray, " feature"]:
@@ -74,17 +69,12 @@ class FloorCurve:
         """Return the water-filling floor at a width."""
         return self.loss_of_cost(self._independent_cost_at(width))
 
-    def predicted(self, predictor: Predictor, width: Number) -> float:
-        """Return the floor of one predictor at a width.
+    def predicted(self, predictor: FeaturePredictor, width: Number) -> float:
+        """Return the floor of one predictor that needs features at a width.
 
         Raises:
-            InputError: there is no such predictor, nothing was simulated, or the head floor was not computed.
+            InputError: nothing was simulated.
         """
-        check_choice("predictor", predictor, Predictor)
-        if predictor == "head":
-            if self.head is None:
-                raise InputError("this prediction has no head floor; measure with a teacher, in nats and with steps")
-            return self.head.floor_at(float(width))
         if predictor == "theorem":
             return self.theorem_at(width)
         if predictor == "independent":
@@ -96,57 +86,6 @@ class FloorCurve:
         """Raise an InputError if nothing was simulated."""
         if self.simulation is None:
             raise InputError("this prediction has no simulated floors; measure with codes (n_codes above 0)")
-
-    def has_head_at(self, width: Number) -> bool:
-        """Return whether there is a head floor at a width."""
-        return self.head is not None and float(width) >= self.head.widths[0]
-
-    def expects_at(self, width: Number) -> bool:
-        """Return whether the loss of a trained student is predicted at a width: in nats, with a head floor."""
-        return self.stats.cost_unit == "nats" and self.has_head_at(width)
-
-    def expected_at(self, width: Number, level: float, losses: Mapping[int, float]) -> PredictedLoss:
-        """Return the loss that a trained student is expected to reach; see `FloorPrediction.expected_at`.
-
-        Raises:
-            InputError: losses are not in nats, or there is no head floor at this width.
-        """
-        if self.head is None or self.stats.cost_unit != "nats":
-            raise InputError(
-                "the loss of a trained student is predicted from costs in nats and the head floor; measure with --cost"
-                " fisher and without --no-head"
-            )
-        if float(width) >= self.head.d_model:  # the student can be its teacher
-            return PredictedLoss(0.0, 0.0, 0.0)
-        narrower = {seen: loss for seen, loss in losses.items() if seen < self.head.d_model}
-        seen = [(self._loss_predictor_at(seen_width), loss) for seen_width, loss in narrower.items()]
-        loss = student_losses(self.loss_predictor).at(self._loss_predictor_at(width), level, seen)
-        bound = self.head.floor_at(float(width))
-        return PredictedLoss(*(max(part, bound) for part in loss))
-
-    @property
-    def loss_predictor(self) -> LossPredictor:
-        """What the expected loss of a trained student is computed from."""
-        return "head" if self.simulation is None else "head and simulated"
-
-    def _loss_predictor_at(self, width: Number) -> float:
-        """Return what the expected loss of a trained student is computed from, nats per token."""
-        assert self.head is not None
-        simulated = 0.0 if self.simulation is None else self.feature_floor_at(width)
-        return self.head.encoded_at(float(width)) + simulated
-
-    def was_calibrated(self, calibration: Calibration) -> bool:
-        """Return whether a calibration was fitted to these floors, and not to earlier ones of the same run."""
-        if calibration.stats != self.stats.digest():
-            return False
-        if ("simulated" in calibration.predictors) != (self.simulation is not None):
-            return False
-        if "head" in calibration.predictors and not self.has_head_at(min(calibration.widths)):
-            return False
-        return all(
-            np.allclose([self.predicted(name, width) for width in calibration.widths], fit.x, rtol=1e-3)
-            for name, fit in calibration.predictors.items()
-        )
 
     def feature_floor_at(self, width: Number) -> float:
         """Return the simulated floor at a width; the water-filling floor if nothing was simulated."""

@@ -72,10 +72,10 @@ class StoredFloor(NamedTuple):
     """Content of the files of a floor prediction."""
 
     fields: dict[str, Any]
-    """Values of `STORED_FIELDS`."""
+    """Values of `STORED_FIELDS` that are not null."""
     records: dict[str, Any]
     """The records that the prediction was computed from: `stats`, `simulation`, `tail` and `head`; None if missing. And
-    the `promoted` tokens."""
+    the `promoted` tokens. `stats` is None if the teacher was measured without an SAE."""
     curves: dict[str, object]
     """`simulated` and `bound` as the file has them; None for a record that is missing."""
 
@@ -84,14 +84,14 @@ def save_floor(
     directory: Path,
     fields: dict[str, Any],
     *,
-    stats: FeatureStats,
+    stats: FeatureStats | None,
     simulation: Simulation | None,
     tail: TailLoss | None,
     head: HeadFloor | None,
     calibration: Calibration | None,
     promoted: PromotedTokens | None,
     simulated: Float64[np.ndarray, " width"] | None,
-    feature_floor: Float64[np.ndarray, " width"],
+    feature_floor: Float64[np.ndarray, " width"] | None,
     bound: Float64[np.ndarray, " width"] | None,
 ) -> Path:
     """Write `floor.json` and the files of its records into a directory: all of them, or none.
@@ -99,7 +99,7 @@ def save_floor(
     Args:
         directory: the run directory.
         fields: values of `STORED_FIELDS`.
-        stats: statistics of the features.
+        stats: statistics of the features; None without an SAE.
         simulation: losses of bottleneck students.
         tail: loss of removing the least costly features.
         head: least loss that the rank of the logits allows.
@@ -118,17 +118,18 @@ def save_floor(
     stored = {
         "format": "tl-distill-floor/floor",
         "version": VERSION,
-        "unit": stats.cost_unit,
-        "stats": stats.digest(),
+        "unit": "nats" if stats is None else stats.cost_unit,
+        "stats": None if stats is None else stats.digest(),
         "has_tail": tail is not None,
         "has_head": head is not None,
         **{name: to_json(value) for name, value in fields.items()},
         "simulated": to_json(simulated),
-        "feature_floor": feature_floor.tolist(),
+        "feature_floor": to_json(feature_floor),
         "bound": to_json(bound),
     }
     with commit_together():
-        stats.save(directory / STATS_FILE)
+        if stats is not None:
+            stats.save(directory / STATS_FILE)
         if simulation is not None:
             simulation.save(directory / SIMULATION_FILE)
         if tail is not None:
@@ -140,6 +141,12 @@ def save_floor(
         if promoted is not None:
             promoted.save(directory)
         return write_atomically(directory / FLOOR_FILE, json.dumps(stored, indent=1, allow_nan=False).encode())
+
+
+def holds_head_only(directory: Path) -> bool:
+    """Return whether a directory holds a head floor and nothing else, as earlier releases saved it without an SAE."""
+    others = (directory / name for name in (FLOOR_FILE, STATS_FILE))
+    return (directory / HEAD_FILE).exists() and not any(file.exists() for file in others)
 
 
 def load_floor(file: Path) -> StoredFloor:
@@ -161,8 +168,8 @@ def load_floor(file: Path) -> StoredFloor:
     # Earlier files of this version name the feature floor "expected", which is not read, and its interval "interval".
     if "interval" in stored:
         stored.setdefault("sampling_interval", stored["interval"])
-    stats = FeatureStats.load(file.parent / STATS_FILE)
-    if stored["stats"] != stats.digest():
+    stats = None if stored["stats"] is None else FeatureStats.load(file.parent / STATS_FILE)
+    if stats is not None and stored["stats"] != stats.digest():
         raise ValueError(f"it was not computed from the {STATS_FILE} in the same directory")
     simulated = stored["simulated"]
     records = {
@@ -170,9 +177,9 @@ def load_floor(file: Path) -> StoredFloor:
         "simulation": None if simulated is None else Simulation.load(file.parent / SIMULATION_FILE),
         "tail": TailLoss.load(file.parent / TAIL_FILE) if stored["has_tail"] else None,
         "head": HeadFloor.load(file.parent / HEAD_FILE) if stored["has_head"] else None,
-        "promoted": _load_promoted(file.parent, stored["stats"]),
+        "promoted": None if stats is None else _load_promoted(file.parent, stored["stats"]),
     }
-    fields = {name: decode(stored[name]) for name, decode in STORED_FIELDS.items()}
+    fields = {name: decode(stored[name]) for name, decode in STORED_FIELDS.items() if stored[name] is not None}
     return StoredFloor(fields, records, {"simulated": simulated, "bound": stored["bound"]})
 
 

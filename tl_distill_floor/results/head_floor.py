@@ -1,5 +1,6 @@
 """`HeadFloor`: an estimate of the least loss of any student of a width, from the rank of its logits alone."""
 
+import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -77,6 +78,11 @@ class HeadFloor(JsonRecord):
             raise ValueError("d_model, vocab_size, steps and numbers of tokens must be above 0")
         if any(loss > 0 for width, loss in zip(self.widths, self.floor, strict=True) if width >= self.d_model):
             raise ValueError("the floor must be 0 at the teacher's width and above")
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens that were read."""
+        return self.n_train_tokens + self.n_heldout_tokens
 
     @property
     def training_left(self) -> tuple[float, ...]:
@@ -170,6 +176,11 @@ class HeadFloor(JsonRecord):
             lambda width: upper_bound(self.expected_at, width, confidence) <= float(max_loss),
         )
 
+    def digest(self) -> str:
+        """Return a hash of everything that a prediction depends on: 16 hexadecimal digits."""
+        measured = (self.model_name, self.d_model, self.vocab_size, self.widths, self.floor, self.encoded)
+        return hashlib.sha256(repr(measured).encode()).hexdigest()[:16]
+
     def __repr__(self) -> str:
         """Return the teacher, the widths and the range of the bounds in one line."""
         return (
@@ -187,6 +198,8 @@ class HeadFloor(JsonRecord):
         known = {w: loss for w, loss in zip(self.widths, losses, strict=True) if loss > 0 and w < self.d_model}
         if not known:
             return 0.0
+        if width in known:
+            return known[int(width)]
         widest = max(known)
         if width > widest:
             return known[widest] * (self.d_model - width) / (self.d_model - widest)
