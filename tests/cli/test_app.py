@@ -10,7 +10,7 @@ from tl_distill_floor import InputError, __version__
 from tl_distill_floor.cli.app import app
 from tl_distill_floor.cli.layers import parse_layers, sae_of_each_layer
 from tl_distill_floor.cli.processes import is_first_process, local_device
-from tl_distill_floor.cli.progress import Bar, progress_bar
+from tl_distill_floor.cli.progress import Bar, StagedProgress, progress_bar
 
 COMMANDS = (
     "measure", "compare", "saes", "train-sae", "toy", "lost", "distill", "calibrate", "plan", "probe", "report",
@@ -108,6 +108,35 @@ def test_each_process_of_a_launcher_has_its_own_gpu(monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("RANK", "5")
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert (is_first_process(), local_device("cuda"), local_device("cpu")) == (False, "cuda:1", "cpu")
+
+
+def test_stages_share_one_estimate_of_the_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr("tl_distill_floor.cli.progress.time.monotonic", lambda: now[0])
+    stages = StagedProgress({"measuring": 60.0, "simulating": 120.0}, quiet=True)
+    now[0] += 30.0  # as fast as estimated
+    assert stages.minutes_left("measuring", 0.5) == pytest.approx(2.5)
+    with stages("tokens", "measuring") as progress:
+        assert progress is None
+    now[0] += 90.0  # twice as long as estimated
+    assert stages.minutes_left("simulating", 1e-9) == pytest.approx(4.0)
+    assert stages.minutes_left("simulating", 1.0) == 0.0
+
+
+def test_a_stage_names_its_number_and_the_time_left(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("tl_distill_floor.cli.progress.SECONDS_PER_LINE", 0.0)
+    stages = StagedProgress({"measuring": 60.0, "simulating": 120.0}, quiet=False)
+    for stage in ("measuring", "simulating"):
+        with stages("tokens", stage) as progress:
+            assert progress is not None
+            progress(0, 100)
+            progress(50, 100)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("measuring (1 of 2): 50 of 100 tokens, ")
+    assert lines[1].startswith("simulating (2 of 2): 50 of 100 tokens, ")
+    assert all(line.endswith("min left in all") for line in lines)
 
 
 def test_progress_is_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

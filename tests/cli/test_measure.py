@@ -202,6 +202,34 @@ def kill_after_third_checkpoint() -> None:
     FeatureStats.save = save_and_kill  # type: ignore[method-assign]
 
 
+def test_a_run_holds_what_is_known_at_each_stage(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr("tl_distill_floor.predicting.predict.head_floor_of_stream", _interrupt)
+        result = run(*command, "--out", out)
+    assert result.exit_code == 130
+    assert "Summed cost of the features that Theorem 1 drops" in " ".join(result.stdout.split())
+    unfinished = FloorPrediction.load(out)
+    assert "not finished" in unfinished.warnings[0]
+    assert unfinished.theorem is not None
+    assert unfinished.head is unfinished.simulated is None
+    assert run(*command, "--out", out, "--resume").exit_code == 0
+    finished = FloorPrediction.load(out)
+    assert finished.n_features == unfinished.n_features
+    assert finished.expected is not None
+    assert not any("not finished" in warning for warning in finished.warnings)
+    with monkeypatch.context() as patch:  # a finished prediction stays until the new one is finished
+        patch.setattr("tl_distill_floor.predicting.predict.head_floor_of_stream", _interrupt)
+        assert run(*command, "--out", out, "--seed", 1).exit_code == 130
+    assert FloorPrediction.load(out).head == finished.head
+
+
+def _interrupt(*_arguments: object, **_options: object) -> None:
+    raise KeyboardInterrupt
+
+
 def test_a_killed_run_resumes_to_identical_files(command: Command, tmp_path: Path) -> None:
     assert run(*command, "--out", "uninterrupted").exit_code == 0
     killed = run_in_fork((*command, "--out", "killed"), before=kill_after_third_checkpoint)

@@ -40,6 +40,21 @@ def test_a_misspelled_option_names_the_function(function: Any) -> None:
         function("there-is-no-such-model", [None], n_token=100)
 
 
+def test_unfinished_predictions_are_reported(bridge: Any, sae: Any, ids: Tensor) -> None:
+    reported: list[Any] = []
+    options: dict[str, Any] = {"widths": [2, 8], "on_unfinished": reported.append}
+    (floor,) = predict_floors(bridge, [sae], ids, steps=20, **options)
+    (measured,), (with_head,) = reported
+    assert (measured.n_features, measured.alpha, measured.critical_width) == (
+        floor.n_features, floor.alpha, floor.critical_width,
+    )  # fmt: skip
+    np.testing.assert_array_equal(measured.theorem, floor.additive)
+    assert measured.head is measured.simulated is measured.tail is None
+    assert with_head.head == floor.head
+    assert all("not finished" in record.warnings[0] for record in (measured, with_head))
+    assert not any("not finished" in warning for warning in floor.warnings)
+
+
 def test_every_stage_has_a_progress_bar(bridge: Any, sae: Any, ids: Tensor) -> None:
     stages: list[tuple[str, str]] = []
     calls: dict[str, list[tuple[int, int]]] = {}

@@ -35,7 +35,7 @@ from tl_distill_floor.cli.options import (
 )
 from tl_distill_floor.cli.output import print_json, print_result
 from tl_distill_floor.cli.processes import is_first_process, local_device
-from tl_distill_floor.cli.progress import progress_bar
+from tl_distill_floor.cli.progress import StagedProgress
 from tl_distill_floor.errors import InputError
 
 if TYPE_CHECKING:
@@ -43,6 +43,10 @@ if TYPE_CHECKING:
 
 N_CODES = 200_000
 """Tokens whose SAE codes are kept at most, for the simulated floor."""
+READING_SECONDS, STEPS_SECONDS = {"measuring": 42.0}, {"simulating": 41.0, "measuring simulated students": 37.0}
+HEAD_SECONDS = {"reading last hidden states": 4.0, "head floor": 85.0}
+TAIL_SECONDS = {"removing features": 34.0}
+"""Seconds that the stages of the default command take on two cores, which give the time that is left."""
 
 
 @report_errors
@@ -202,7 +206,7 @@ def bound_and_save(
             device=device,
             dtype=dtype,
             seed=seed,
-            progress_bar=partial(progress_bar, quiet=as_json),
+            progress_bar=StagedProgress(HEAD_SECONDS, quiet=as_json),
         )
         floor = FloorPrediction.from_head(head)
         floor.save(directory)
@@ -210,6 +214,42 @@ def bound_and_save(
         print_json(floor_json(floor))
     else:
         print_result(prediction_table(floor), f"Saved in {directory}. Next: tl-floor distill {model} --out {directory}")
+
+
+def _stages(cost: CostMethod, n_tokens: int, steps: int, head: bool) -> dict[str, float]:
+    """Return the stages of a measurement, with about how many seconds each takes."""
+    reading = {stage: seconds * n_tokens / 200_000 for stage, seconds in READING_SECONDS.items()}
+    in_nats = cost != "energy"
+    return {
+        **reading,
+        **(HEAD_SECONDS if head and in_nats and steps else {}),
+        **({"simulating": STEPS_SECONDS["simulating"]} if steps else {}),
+        **(TAIL_SECONDS if in_nats else {}),
+        **(STEPS_SECONDS if steps and in_nats else {}),
+    }
+
+
+def save_and_print_unfinished(
+    floors: "list[FeatureFloorPrediction]", directories: Sequence[Path | None], *, quiet: bool
+) -> None:
+    """Save predictions of which a part is still being computed, and print those that were measured just now.
+
+    Args:
+        floors: the predictions.
+        directories: run directory of each; None where nothing is saved.
+        quiet: print nothing.
+    """
+    from rich.console import Group
+
+    from tl_distill_floor.display.floor_tables import unfinished_table
+    from tl_distill_floor.storage.atomic import commit_together
+
+    with commit_together():
+        for directory, floor in zip(directories, floors, strict=True):
+            if directory is not None:
+                floor.save(directory)
+    if not quiet and floors[0].head is None:
+        print_result(Group(*map(unfinished_table, floors)))
 
 
 def _check_no_features_lost(directory: Path) -> None:
@@ -276,6 +316,7 @@ def measure_and_save(
         The prediction of each SAE; an empty list in all processes but the first.
     """
     from tl_distill_floor.cli.run_directory import PARTIAL_FILE, lock_for_measuring
+    from tl_distill_floor.results.floor_files import FLOOR_FILE
     from tl_distill_floor.storage.atomic import commit_together, remove_file
 
     first = is_first_process()
@@ -283,6 +324,8 @@ def measure_and_save(
     with ExitStack() as locks, quiet_libraries():
         for directory in directories if first else ():
             locks.enter_context(lock_for_measuring(directory, resume=resume))
+        # A finished prediction stays until the new one is finished.
+        new_directories = [None if (directory / FLOOR_FILE).exists() else directory for directory in directories]
         from tl_distill_floor.measuring.processes import current_process_group
         from tl_distill_floor.predicting.predict import predict_floors
         from tl_distill_floor.sources.cached_activations import is_cached_activations
@@ -303,7 +346,8 @@ def measure_and_save(
             checkpoints=checkpoints,
             resume=resume,
             process_group=current_process_group(),
-            progress_bar=partial(progress_bar, quiet=quiet or not first),
+            progress_bar=StagedProgress(_stages(cost, n_tokens, steps, head), quiet=quiet or not first),
+            on_unfinished=partial(save_and_print_unfinished, directories=new_directories, quiet=quiet),
             device=local_device(device),
             dtype=dtype,
             force=force,

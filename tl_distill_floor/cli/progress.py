@@ -2,11 +2,21 @@
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
 
 SECONDS_PER_LINE = 60.0
 
@@ -20,6 +30,14 @@ class Bar:
     def __call__(self, done: int, total: int, message: str = "") -> None:
         """Draw the bar."""
         self._progress.update(self._task, description=message or self._description, completed=done, total=total)
+
+
+class RateColumn(ProgressColumn):
+    """The rate of a bar, in units per second."""
+
+    def render(self, task: Task) -> Text:
+        """Return the rate; nothing before it is known."""
+        return Text("" if task.speed is None else f"{task.speed:,.0f}/s", style="progress.data.speed")
 
 
 class LogLines:
@@ -66,7 +84,63 @@ def progress_bar(unit: str, description: str, *, quiet: bool) -> Iterator[Bar | 
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn(unit),
+        RateColumn(),
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         yield Bar(progress, progress.add_task("loading", total=None), description)
+
+
+class StagedProgress:
+    """Progress bars of the stages of one command, which also say about how long the full command still takes.
+
+    Args:
+        seconds: stages in the order in which they run, with about how long each takes. Only the ratios matter: the time
+            left follows from them and from the time that has passed.
+        quiet: show nothing.
+    """
+
+    def __init__(self, seconds: Mapping[str, float], *, quiet: bool) -> None:
+        self._seconds, self._quiet = dict(seconds), quiet
+        self._started, self._finished = time.monotonic(), 0.0
+
+    @contextmanager
+    def __call__(self, unit: str, stage: str) -> Iterator["StageBar | None"]:
+        """Show the progress of one stage on stderr while the context is open.
+
+        Args:
+            unit: what is counted, such as "tokens".
+            stage: one of the stages, such as "measuring".
+        """
+        self._seconds.setdefault(stage, 0.0)
+        number = list(self._seconds).index(stage) + 1
+        title = f"{stage} ({number} of {len(self._seconds)})" if len(self._seconds) > 1 else stage
+        with progress_bar(unit, title, quiet=self._quiet) as bar:
+            yield None if bar is None else StageBar(bar, self, stage, title)
+        self._finished += self._seconds[stage]
+
+    def minutes_left(self, stage: str, share: float) -> float:
+        """Return about how many minutes the full command still takes.
+
+        Args:
+            stage: the stage that runs.
+            share: share of it that is done, above 0.
+        """
+        done = self._finished + share * self._seconds[stage]
+        left = sum(self._seconds.values()) - done
+        return (time.monotonic() - self._started) * left / done / 60
+
+
+class StageBar:
+    """The progress bar of one stage; call it with the amount done and the total."""
+
+    def __init__(self, bar: Bar | LogLines, stages: StagedProgress, stage: str, title: str) -> None:
+        self._bar, self._stages, self._stage, self._title = bar, stages, stage, title
+
+    def __call__(self, done: int, total: int) -> None:
+        """Draw the bar, with the time that is left for the full command."""
+        if not done or not total:
+            self._bar(done, total)
+            return
+        left = f"about {self._stages.minutes_left(self._stage, done / total):.1f} min left in all"
+        self._bar(done, total, f"{self._title}, {left}" if isinstance(self._bar, Bar) else left)

@@ -14,7 +14,11 @@ from tl_distill_floor.display.units import LONG_UNIT, SHORT_UNIT, STUDENT_LOSS
 from tl_distill_floor.results.expected_loss import LossPredictor
 from tl_distill_floor.results.floor_prediction import FeatureFloorPrediction, Interval
 from tl_distill_floor.sources.sae_directory import SaeEntry
+from tl_distill_floor.theory.capacity import n_features_held
 
+STILL_COMPUTED = (
+    "The loss of dropping features together is larger. It is computed now, and what a trained student loses."
+)
 BAR_WIDTH = 48
 """Characters of the longest bar."""
 
@@ -22,6 +26,17 @@ BAR_WIDTH = 48
 def floor_table(floor: FeatureFloorPrediction) -> RenderableType:
     """Return everything about a prediction: the measurement, the floor of each width, a bar chart, and warnings."""
     return Group(measured_table(floor), Text(), widths_table(floor), bar_chart(floor), warning_lines(floor.warnings))
+
+
+def unfinished_table(floor: FeatureFloorPrediction) -> RenderableType:
+    """Return what is known of a prediction while the rest is still being computed: the features, and summed costs."""
+    table = plain_table(f"Summed cost of the features that Theorem 1 drops ({SHORT_UNIT[floor.unit]})")
+    for heading in ("width", "features held", "summed cost"):
+        table.add_column(heading, justify="right")
+    for width, cost in zip(floor.widths.tolist(), floor.additive.tolist(), strict=True):
+        held = n_features_held(width, floor.capacity, floor.n_features)
+        table.add_row(f"{width:,}", f"{held:,}", f"{cost:.4g}")
+    return Group(measured_table(floor), Text(), table, Text(STILL_COMPUTED), Text())
 
 
 def measured_table(floor: FeatureFloorPrediction) -> Table:

@@ -32,7 +32,7 @@ from tl_distill_floor.predicting.checks import check_alive, check_min_count, che
 from tl_distill_floor.predicting.floors import STEPS, floor_from_stats, student_widths, widths_to_train
 from tl_distill_floor.predicting.head_floor import N_TOKENS, head_floor, head_floor_of_stream, head_steps
 from tl_distill_floor.predicting.lost_features import features_shown_by_default
-from tl_distill_floor.predicting.progress import ProgressBarFactory, no_progress_bar
+from tl_distill_floor.predicting.progress import ProgressBarFactory, UnfinishedCallback, no_progress_bar
 from tl_distill_floor.predicting.promoted_tokens import compute_promoted_tokens
 from tl_distill_floor.predicting.simulation import train_if_possible
 from tl_distill_floor.results.feature_stats import FeatureStats
@@ -49,6 +49,13 @@ from tl_distill_floor.theory.floors import held_ranks
 NO_SAE_WARNING = (
     "no SAE is known for this teacher, so nothing is predicted from its features; give one, or train one with train_sae"
 )
+UNFINISHED_WARNING = (
+    "not finished: losses are summed costs of features, and the loss of dropping them together is larger; if the"
+    " command was interrupted, add --resume"
+)
+"""Warning of a prediction that is reported before everything is computed."""
+UNFINISHED_BOOTSTRAP = 100
+"""Resamples for the intervals of such a prediction."""
 HALF_PRECISION_WARNING = (
     "the teacher's logits are rounded to half precision: losses of some 1e-4 nats are rounding; use --dtype fp32"
 )
@@ -195,6 +202,7 @@ def predict_floors(
     process_group: ProcessGroup = SINGLE_PROCESS,
     progress: ProgressCallback | None = None,
     progress_bar: ProgressBarFactory | None = None,
+    on_unfinished: UnfinishedCallback | None = None,
 ) -> list[FeatureFloorPrediction]:
     """Predict floors from several SAEs, of one layer or of several, in one pass over the teacher.
 
@@ -225,6 +233,8 @@ def predict_floors(
         process_group: the processes that share the measurement; the first one predicts.
         progress: see `predict_floor`.
         progress_bar: makes a progress bar for each stage; `progress` is used for the measurement if both are given.
+        on_unfinished: called with what can be predicted once the text has been read, and again with the head floor,
+            while the rest is still being computed; not called if nothing is left to compute.
 
     Returns:
         One prediction per SAE; none in the processes after the first.
@@ -261,7 +271,13 @@ def predict_floors(
             process_group=process_group,
         )
     wants_head = head and bool(all_stats) and job.teacher is not None and cost != "energy" and head_steps(steps) > 1
+    report = on_unfinished if job.teacher is not None or steps else None
+    unfinished = [_unfinished(stats, sizes, min_count, seed) for stats in all_stats] if report else []
+    if report and unfinished:
+        report(unfinished)
     bound, bound_warnings = _head_floor(job, config, sizes, steps, seed, make_bar) if wants_head else (None, ())
+    if report and unfinished and bound is not None:
+        report([dataclasses.replace(floor, head=bound) for floor in unfinished])
     floors = [
         _predict_measured(
             dataclasses.replace(job, saes=(attached,)),
@@ -276,6 +292,14 @@ def predict_floors(
         for attached, stats in zip(job.saes, all_stats, strict=bool(all_stats))
     ]
     return [dataclasses.replace(f, head=bound, warnings=(*f.warnings, *bound_warnings)) for f in floors]
+
+
+def _unfinished(
+    stats: FeatureStats, widths: Int64[np.ndarray, " width"] | None, min_count: int, seed: int
+) -> FeatureFloorPrediction:
+    """Return the prediction from the features' statistics alone, with a warning that the rest is missing."""
+    floor = floor_from_stats(stats, widths, min_count=min_count, steps=0, n_bootstrap=UNFINISHED_BOOTSTRAP, seed=seed)
+    return dataclasses.replace(floor, warnings=(UNFINISHED_WARNING, *floor.warnings))
 
 
 def _check_options(

@@ -5,10 +5,13 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import TypeAlias
 
 from tl_distill_floor.annotations import ProgressCallback
+from tl_distill_floor.results.floor_prediction import FeatureFloorPrediction
 
 ProgressBarFactory: TypeAlias = Callable[[str, str], AbstractContextManager[ProgressCallback | None]]
 """Called with a unit and the name of a stage, such as "tokens" and "measuring"; returns a context manager that yields a
 progress callback, or None."""
+UnfinishedCallback: TypeAlias = Callable[[list[FeatureFloorPrediction]], None]
+"""Called with predictions of which a part is still being computed."""
 STEPS_PER_REPORT = 100
 
 
