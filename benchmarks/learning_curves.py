@@ -43,26 +43,40 @@ def simulate(kind: Kind, seed: int) -> Curve:
         kind: what the training has; see the module's docstring.
         seed: seed of the floor, the amplitude, the exponent, the excess loss and the noise.
     """
-    random, level = np.random.default_rng(seed), get_args(Kind).index(kind)
-    steps = np.arange(1, N_STEPS + 1)
+    random = np.random.default_rng(seed)
     floor, exponent = float(random.choice(FLOORS)), random.uniform(0.2, 1.2)
     amplitude = 10 ** random.uniform(-1.5, 0.3) * max(floor, 0.3)
     noise, excess = random.choice(NOISES), random.uniform(0, 0.05)
+    losses = training_losses(kind, floor, amplitude, exponent, excess)
+    points = np.array(DistillConfig().evaluation_steps(N_STEPS))
+    noisy = losses[points - 1] * (1 + noise * random.standard_normal(len(points)))
+    return Curve(points * 4096.0, noisy, floor)
+
+
+def training_losses(kind: Kind, floor: float, amplitude: float, exponent: float, excess: float) -> np.ndarray:
+    """Return the losses after each step of a training, without noise.
+
+    Args:
+        kind: what the training has; see the module's docstring.
+        floor: loss at which it would saturate.
+        amplitude: what is left above the floor at the end of a training at a constant learning rate.
+        exponent: exponent of the power law.
+        excess: share of the loss that the learning rate adds, if there is a decay.
+    """
+    steps, level = np.arange(1, N_STEPS + 1), get_args(Kind).index(kind)
     lr = np.ones(N_STEPS)
     if level >= 1:
         lr *= np.minimum(1.0, steps / (0.02 * N_STEPS))
     if level >= 2:
         lr *= np.minimum(1.0, (N_STEPS - steps + 1) / (0.2 * N_STEPS))
-    losses = floor + amplitude * (np.cumsum(lr) / N_STEPS) ** -exponent
+    losses: np.ndarray = floor + amplitude * (np.cumsum(lr) / N_STEPS) ** -exponent
     if level >= 2:
         losses = losses * (1 + excess * lr)
     if level >= 3:
         for i in range(1, N_STEPS):
             share = 1 - (1 - 1 / (i + 1)) ** (AVERAGE_POWER + 1)
             losses[i] = losses[i - 1] * (1 - share) + losses[i] * share
-    points = np.array(DistillConfig().evaluation_steps(N_STEPS))
-    noisy = losses[points - 1] * (1 + noise * random.standard_normal(len(points)))
-    return Curve(points * 4096.0, noisy, floor)
+    return losses
 
 
 def print_coverage(n_curves: int) -> None:

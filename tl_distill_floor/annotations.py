@@ -27,9 +27,16 @@ OptimizerName: TypeAlias = Literal["muon", "adamw"]
 ScheduleName: TypeAlias = Literal["constant", "cosine"]
 Divergence: TypeAlias = Literal["forward-kl", "reverse-kl"]
 StudentStatus: TypeAlias = Literal["saturated", "under-trained", "diverged"]
+LossUnit: TypeAlias = Literal["nats", "bits"]
+Verdict: TypeAlias = Literal[
+    "capacity-limited", "under-trained", "stalled above the expected loss", "below what the width allows", "not known"
+]
+PlanRule: TypeAlias = Literal["narrowest", "widest"]
+MemoryDtype: TypeAlias = Literal["fp32", "bf16", "fp16"]
 Pooling: TypeAlias = Literal["mean", "last"]
 LabelLevel: TypeAlias = Literal["text", "word"]
 ProbedActivation: TypeAlias = Literal["teacher", "student", "kept", "bottleneck"]
+FeatureSelection: TypeAlias = Literal["mean-difference", "correlation"]
 FigureFormat: TypeAlias = Literal["svg", "png", "pdf"]
 
 

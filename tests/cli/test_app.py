@@ -13,7 +13,8 @@ from tl_distill_floor.cli.processes import is_first_process, local_device
 from tl_distill_floor.cli.progress import Bar, StagedProgress, progress_bar
 
 COMMANDS = (
-    "measure", "compare", "saes", "train-sae", "toy", "lost", "distill", "calibrate", "plan", "probe", "report",
+    "measure", "compare", "saes", "train-sae", "toy", "lost", "distill", "calibrate", "plan",
+    "diagnose", "probe", "report",
 )  # fmt: skip
 
 

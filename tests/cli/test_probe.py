@@ -12,7 +12,7 @@ from rich.console import Console
 
 from tests.helpers.cli import refused, run
 from tests.helpers.probes import labelled_rows
-from tl_distill_floor import Probes
+from tl_distill_floor import Probes, SparseProbes
 from tl_distill_floor.display.probe_tables import probes_table
 
 FAST = ("--splits", 2, "--steps", 20, "--feature-tokens", 1280)
@@ -95,6 +95,33 @@ def test_leaves_out_a_student_that_diverged(run_copy: Path, labelled: Path, sae_
     assert result.exit_code == 0, result.output
     assert "diverged, and not probed: width8" in " ".join(result.stdout.split())
     assert [r.width for r in Probes.load(run_copy).of("half", "student")] == [16, 24]
+
+
+def test_sparse_probes_link_concepts_to_features(
+    measured: tuple[Path, Path, Path], labelled: Path, sae_dir: Path, tmp_path: Path
+) -> None:
+    for file in measured[0].glob("*.*"):
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    options = ("--labelled", labelled, "--label", "length", "--sae", sae_dir, "--steps", 0, "--splits", 1)
+    result = run("probe", tmp_path, *options, "--sparse", 2, "--controls", 1, "--selection", "correlation")
+    assert result.exit_code == 0, result.output
+    printed = " ".join(result.stdout.split())
+    for words in ("k-sparse probes of", "length: short (", "rests on feature", "A student of width",
+                  "No student was probed, so these are forecasts"):  # fmt: skip
+        assert words in printed
+    probes = SparseProbes.load(tmp_path)
+    assert probes.settings["selection"] == "correlation"
+    again = run("probe", tmp_path, *options, "--sparse", 2, "--controls", 1, "--selection", "correlation", "--json")
+    assert (
+        json.loads(again.stdout)["concepts"] == json.loads((tmp_path / "sparse_probes.json").read_bytes())["concepts"]
+    )
+    for bad, message in (
+        (("--sparse", 500), "a probe cannot read 500 features, since only 96 are alive; set --sparse to at most 96"),
+        (("--sparse", 2, "--text", "a.txt"), "decode features, which --sparse does not; leave them out"),
+        (("--controls", 2), "are options of sparse probes; set --sparse K, such as --sparse 8"),
+    ):
+        assert message in refused(run("probe", tmp_path, *options, *bad))
+    assert SparseProbes.load(tmp_path) == probes
 
 
 def test_names_are_not_read_as_markup(probes: Probes) -> None:

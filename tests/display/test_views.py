@@ -12,6 +12,8 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from tests.helpers.learning_curves import diagnosis
+from tests.helpers.probes import sparse_probes
 from tests.helpers.records import stats_of
 from tl_distill_floor import (
     Calibration,
@@ -99,10 +101,12 @@ def test_every_record_has_a_table_and_a_figure(floor: FloorPrediction, probes: P
         (FloorPrediction.from_head(head()), "Least and expected loss of a student"),
         (calibration(), "calibrated"),
         (student(), "under-trained"),
+        (diagnosis(), "checked: KL"),
         (plan(), "Train a student of width 8"),
         (probes, "Share of the teacher"),
         (probes.results[0], "AUROC"),
         (probes.features[0], "Decoding 2 features"),
+        (sparse_probes(), "k-sparse probes of sae"),
         (lost_features(floor, 1, 3), "alive features"),
         (one_feature(floor, 2, None), "8 alive features by cost"),
         (toy.train(4, 0.9, [1, 2], n_seeds=2, steps=20, n_fresh=100), "floors (weighted MSE)"),

@@ -72,6 +72,16 @@ def test_logits_of_minus_infinity_have_no_loss(objective: Objective) -> None:
     assert forward_kl(teacher, teacher).tolist() == [0.0] * len(teacher)
 
 
+@pytest.mark.parametrize("objective", [Objective(), Objective(temperature=2.0), Objective("reverse-kl")])
+def test_losses_of_the_same_logits_are_not_rounded_under_autocast(objective: Objective) -> None:
+    """The forward passes are in 16 bits there, and the losses in fp32."""
+    teacher, student, labels = random_logits(0), random_logits(1), torch.zeros(12, dtype=torch.int64)
+    expected = loss_of(objective, teacher, student, labels)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = loss_of(objective, teacher, student, labels)
+    assert torch.equal(loss, expected)
+
+
 def test_gradients_through_a_cap_match_autograd() -> None:
     """The logits of teacher and student are capped after the unembedding."""
     torch.manual_seed(0)

@@ -27,21 +27,34 @@ def floor(teacher_dir: Path) -> FloorPrediction:
 
 
 def without_speed(chosen: Plan) -> Plan:
-    """Return a plan with the measured speed removed."""
-    assert math.isfinite(chosen.speed)
-    return dataclasses.replace(chosen, speed=1.0)
+    """Return a plan with the measured speeds removed."""
+    speeds = [chosen.speed, *(candidate.speed for candidate in chosen.candidates)]
+    assert all(math.isfinite(speed) and speed > 0 for speed in speeds)
+    candidates = tuple(dataclasses.replace(candidate, speed=1.0) for candidate in chosen.candidates)
+    return dataclasses.replace(chosen, speed=1.0, candidates=candidates)
 
 
 def test_accepts_all_teachers_that_load_teacher_accepts(floor: FloorPrediction, bridge: Any, teacher_dir: Path) -> None:
-    from_floor = without_speed(plan(floor, max_width=16))
+    from_floor = without_speed(plan(floor, max_width=16, divisor=8))
     assert (from_floor.width, from_floor.teacher_depth) == (16, 3)
     for teacher in (bridge, load_teacher(bridge), teacher_dir, str(teacher_dir)):
-        assert without_speed(plan(floor, teacher, max_width=16)) == from_floor
+        assert without_speed(plan(floor, teacher, max_width=16, divisor=8)) == from_floor
 
 
-@pytest.mark.parametrize("limits", [{}, {"max_loss": 0.1, "max_width": 8}, {"max_width": 8, "max_params": 1000}])
-def test_rejects_no_limit_and_several_limits(floor: FloorPrediction, limits: dict[str, Any]) -> None:
-    with pytest.raises(InputError, match="exactly one limit; set one of --max-loss, --max-width, --max-params"):
+@pytest.mark.parametrize(
+    ("limits", "message"),
+    [
+        ({}, "a plan needs a limit; set at least one of --max-loss, --max-width, --max-params, --max-memory, --min-sp"),
+        ({"divisor": 8, "depth": 2}, "a plan needs a limit"),
+        ({"max_loss": -0.1}, "the loss must be above 0, got -0.1"),
+        ({"max_width": 0}, "--max-width must be a finite number above 0, got 0"),
+        ({"max_memory": -1}, "--max-memory must be a finite number above 0"),
+        ({"min_speedup": float("nan")}, "--min-speedup must be a finite number above 0, got nan"),
+        ({"max_width": 8, "divisor": 0}, "--divisor must be a finite number above 0, got 0"),
+    ],
+)
+def test_rejects_no_limit_and_limits_out_of_range(floor: FloorPrediction, limits: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
         plan(floor, "no-teacher", **limits)
 
 

@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.helpers.probes import probe_result
+from tests.helpers.probes import probe_result, sparse_probes
 from tests.helpers.records import stats_of
 from tl_distill_floor import FloorPrediction, InputError, Plan, ProbeResult, Probes, StudentResult, floor_from_stats
 from tl_distill_floor.distilling.calibrate import calibrate
 from tl_distill_floor.predicting.lost_features import lost_features, one_feature
 from tl_distill_floor.results.contexts import FeatureContexts
 from tl_distill_floor.results.lost_features import FeatureContext, LostFeatures, OneFeature
+from tl_distill_floor.results.plan import Candidate, Limits
 from tl_distill_floor.results.probes import separation
 from tl_distill_floor.results.simulation import Simulation
 from tl_distill_floor.results.tail_loss import TailLoss
@@ -61,8 +62,10 @@ def test_json_records_load_unchanged(
     lost, feature = lost_features(floor, 1, top=2), one_feature(floor, 0, None)
     assert lost.shown[0].contexts == (FeatureContext(3.0, " snow" * 12, " snow", " snow" * 5),)
     probe = probe_result("student", 8, 0.7)
-    names = ("calibration", "student", "plan", "probe", "probes", "lost", "feature")
-    for record, name in zip((calibration, student, plan, probe, probes, lost, feature), names, strict=True):
+    names = ("calibration", "student", "plan", "probe", "probes", "lost", "feature", "sparse_probes")
+    for record, name in zip(
+        (calibration, student, plan, probe, probes, lost, feature, sparse_probes()), names, strict=True
+    ):
         file = record.save(tmp_path / name)
         assert file == tmp_path / name / f"{name}.json"
         loaded = type(record).load(file.parent)
@@ -70,6 +73,20 @@ def test_json_records_load_unchanged(
             assert loaded.path == str(file.parent)
             loaded = dataclasses.replace(loaded, path=None)
         assert loaded == record
+
+
+def test_plans_of_older_files_load(plan: Plan, tmp_path: Path) -> None:
+    """Files of version 0.1.0 have no rule, no limits, no memory and no candidates."""
+    candidate = Candidate(8, 100, 200, None, 1.5, True, 0.25, None, None)
+    full = dataclasses.replace(plan, rule="widest", limits=Limits(max_width=9), context=64, candidates=(candidate,))
+    file = full.save(tmp_path)
+    assert Plan.load(file) == full
+    assert full.chosen == candidate
+    stored = json.loads(file.read_text())
+    new = ("rule", "limits", "memory_dtype", "context", "candidates")
+    file.write_text(json.dumps({name: value for name, value in stored.items() if name not in new}))
+    assert Plan.load(file) == plan
+    assert plan.chosen is None
 
 
 def test_array_records_load_unchanged(simulation: Simulation, tmp_path: Path) -> None:

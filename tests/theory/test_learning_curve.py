@@ -1,38 +1,16 @@
 """Tests of the fit of learning curves, on curves with a known floor."""
 
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.helpers.learning_curves import POINTS, Kind, simulated_curve
 from tl_distill_floor.theory.learning_curve import fit_learning_curve
 
 N_TOKENS = np.geomspace(2e4, 1e6, 24)
-
-
-Kind = Literal["plain", "warm-up", "decay", "averaged"]
-"""A training: with a constant learning rate; with a rise over the first 2 % of the steps; also with a fall over the
-last fifth that lowers the loss; and its loss averaged over the steps."""
-N_STEPS = 800
-POINTS = np.unique(np.round(N_STEPS * 0.02 ** (1 - np.arange(24) / 23)).astype(int))
-"""Steps of the points, evenly spaced in the logarithm from 2 % on."""
-
-
-def simulated_curve(kind: Kind, seed: int) -> tuple[np.ndarray, float]:
-    """Return (losses at `POINTS`, the loss at which the training would saturate)."""
-    random, steps = np.random.default_rng([seed, 7]), np.arange(1, N_STEPS + 1)
-    floor, exponent = float(random.choice([0.0, 0.03, 0.1, 0.5, 1.0])), random.uniform(0.2, 1.2)
-    amplitude, noise = max(floor, 0.2) * 10 ** random.uniform(-1.5, 0.3), random.choice([0.0, 0.0005, 0.002, 0.01])
-    rise = np.minimum(1.0, steps / (0.02 * N_STEPS)) if kind != "plain" else np.ones(N_STEPS)
-    fall = np.minimum(1.0, (N_STEPS + 1 - steps) / (0.2 * N_STEPS)) if kind in ("decay", "averaged") else 1.0
-    lr, excess = rise * fall, random.uniform(0, 0.05) if kind in ("decay", "averaged") else 0.0
-    losses = (floor + amplitude * (np.cumsum(lr) / N_STEPS) ** -exponent) * (1 + excess * lr)
-    if kind == "averaged":
-        for i in range(1, N_STEPS):
-            losses[i] = losses[i - 1] + (losses[i] - losses[i - 1]) * min(1.0, 17 / (i + 1))
-    return losses[POINTS - 1] * (1 + noise * random.standard_normal(len(POINTS))), floor
 
 
 @pytest.mark.parametrize("kind", get_args(Kind))

@@ -1,12 +1,13 @@
 """The command line `tl-floor`, the only code that prints and shows progress bars.
 
 One module per command: `measure`, `compare`, `saes`, `train_sae`, `toy`, `lost`, `distill`, `calibrate`, `plan`,
-`probe`, `report`. They share:
+`diagnose`, `probe`, `report`. They share:
 
 - `app`: the application, which registers the commands.
 - `options`: arguments and options of several commands.
 - `layers`: which layers `measure` measures.
 - `hook_matching`: what `distill` matches.
+- `pilot_training`: the pilots that `plan` trains.
 - `run_directory`: a run's directory, its lock, and an interrupted measurement.
 - `promoted_tokens`: the tokens that the shown features promote, computed on request.
 - `output`: tables and JSON on stdout.

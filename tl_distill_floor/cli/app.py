@@ -10,6 +10,7 @@ import typer
 from tl_distill_floor import __version__
 from tl_distill_floor.cli.calibrate import calibrate
 from tl_distill_floor.cli.compare import compare
+from tl_distill_floor.cli.diagnose import diagnose
 from tl_distill_floor.cli.distill import distill
 from tl_distill_floor.cli.lost import lost
 from tl_distill_floor.cli.measure import measure
@@ -27,7 +28,7 @@ PREDICT, TRAIN, CHECK = "Predict", "Train and plan", "Check and report"
 app = typer.Typer(name="tl-floor", no_args_is_help=True, pretty_exceptions_enable=False)
 for command, panel in (
     (measure, PREDICT), (lost, PREDICT), (compare, PREDICT), (saes, PREDICT), (train_sae, PREDICT),
-    (distill, TRAIN), (calibrate, TRAIN), (plan, TRAIN),
+    (distill, TRAIN), (calibrate, TRAIN), (plan, TRAIN), (diagnose, TRAIN),
     (probe, CHECK), (report, CHECK), (toy, CHECK),
 ):  # fmt: skip
     app.command(rich_help_panel=panel)(command)

@@ -163,6 +163,15 @@ def distill(
     as_json: JsonOption = False,
     device: DeviceOption = "cpu",
     dtype: DtypeOption = "fp32",
+    shard: Annotated[
+        bool,
+        typer.Option(
+            "--shard",
+            help="Let each process of torchrun hold only a part of the weights of teacher and students (FSDP)."
+            " Always on under accelerate launch --use_fsdp.",
+            rich_help_panel=COMPUTATION,
+        ),
+    ] = False,
     context_size: Annotated[
         int | None,
         typer.Option(help="Tokens per sequence.", metavar="N", show_default="256", rich_help_panel=COMPUTATION),
@@ -180,7 +189,8 @@ def distill(
         from tl_distill_floor.distilling.config import DistillConfig, StudentSpec
         from tl_distill_floor.distilling.distill import distill_students
         from tl_distill_floor.distilling.losses import Objective
-        from tl_distill_floor.sources.teachers import load_teacher
+        from tl_distill_floor.distilling.sharding import launched_with_fsdp
+        from tl_distill_floor.sources.teachers import load_teacher, load_teacher_shell
         from tl_distill_floor.storage.locks import lock_directory
 
         config = DistillConfig(
@@ -198,7 +208,9 @@ def distill(
             seed=seed,
         )
         device = local_device(device)
-        teacher = load_teacher(model, device=device, dtype=dtype)
+        shard = shard or launched_with_fsdp()
+        # A sharded teacher is loaded by `distill_students`, in the first process only.
+        teacher = load_teacher_shell(model, dtype=dtype) if shard else load_teacher(model, device=device, dtype=dtype)
         teacher_width = int(teacher.model.cfg.d_model)
         specs = match_hook_points(
             [
@@ -215,7 +227,7 @@ def distill(
         )
         with lock_directory(directory) if first else nullcontext():
             students = distill_students(
-                teacher,
+                model if shard else teacher,
                 specs,
                 text,
                 out=directory,
@@ -224,6 +236,7 @@ def distill(
                 context_size=context_size,
                 device=device,
                 dtype=dtype,
+                shard=shard,
                 resume=resume,
                 progress=progress,
             )

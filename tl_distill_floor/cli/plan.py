@@ -1,14 +1,21 @@
 """`tl-floor plan`: choose which student to train."""
 
 import dataclasses
+from functools import partial
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from tl_distill_floor.annotations import MemoryDtype, StudentStart
 from tl_distill_floor.cli.errors import report_errors
 from tl_distill_floor.cli.libraries import quiet_libraries
-from tl_distill_floor.cli.options import DebugOption, JsonOption, RunArgument
+from tl_distill_floor.cli.options import DebugOption, DeviceOption, JsonOption, RunArgument
 from tl_distill_floor.cli.output import print_json, print_result
+from tl_distill_floor.errors import InputError
+from tl_distill_floor.results.byte_sizes import parse_bytes
+
+LIMITS, PILOTS, EXPORT = "Limits", "Pilots", "Export"
 
 
 @report_errors
@@ -18,46 +25,174 @@ def plan(
         float | None,
         typer.Option(
             help="Choose the narrowest student whose loss stays below this with 90 % confidence, in nats per token (in"
-            " MSE if the run has costs in MSE and is not calibrated)."
+            " MSE if the run has costs in MSE and is not calibrated). Without it, the widest student within the other"
+            " limits is chosen.",
+            rich_help_panel=LIMITS,
         ),
     ] = None,
     max_width: Annotated[
-        int | None, typer.Option(help="Or choose the widest student up to this width.", min=1, metavar="N")
+        int | None, typer.Option(help="Largest width.", min=1, metavar="N", rich_help_panel=LIMITS)
     ] = None,
     max_params: Annotated[
+        int | None, typer.Option(help="Largest number of parameters.", min=1, metavar="N", rich_help_panel=LIMITS)
+    ] = None,
+    max_memory: Annotated[
+        str | None,
+        typer.Option(
+            help="Most memory of the weights and the KV cache of one sequence together, such as 2GB (2 · 10^9 bytes) or"
+            " 2GiB (2 · 2^30 bytes).",
+            metavar="SIZE",
+            rich_help_panel=LIMITS,
+        ),
+    ] = None,
+    memory_dtype: Annotated[
+        MemoryDtype, typer.Option(help="Dtype of the weights and the KV cache.", rich_help_panel=LIMITS)
+    ] = "bf16",
+    context: Annotated[
         int | None,
-        typer.Option(help="Or choose the widest student with at most this many parameters.", min=1, metavar="N"),
+        typer.Option(
+            help="Tokens in the KV cache.",
+            metavar="N",
+            show_default="4096, or the teacher's context",
+            rich_help_panel=LIMITS,
+        ),
+    ] = None,
+    min_speedup: Annotated[
+        float | None,
+        typer.Option(
+            help="Least speed of the student's forward pass, as a multiple of the teacher's, on this machine.",
+            metavar="X",
+            rich_help_panel=LIMITS,
+        ),
+    ] = None,
+    divisor: Annotated[
+        int | None,
+        typer.Option(help="The width is a multiple of this, such as 64.", min=1, metavar="N", rich_help_panel=LIMITS),
     ] = None,
     depth: Annotated[
-        int | None, typer.Option(help="Layers of the student.", metavar="N", show_default="the teacher's")
+        int | None,
+        typer.Option(
+            help="Layers of the student. What fewer layers cost is not predicted.",
+            metavar="N",
+            show_default="the teacher's",
+        ),
     ] = None,
     pilots: Annotated[
         bool,
-        typer.Option("--pilots", help="Name three narrow students whose losses would narrow the interval most."),
+        typer.Option(
+            "--pilots",
+            help="Name three narrow students whose losses would narrow the interval most.",
+            rich_help_panel=PILOTS,
+        ),
     ] = False,
+    train: Annotated[
+        bool,
+        typer.Option(
+            "--train",
+            help="Distil these students into the run, unless it has them already, calibrate it, and plan again. Repeat"
+            " the command to continue after an interruption.",
+            rich_help_panel=PILOTS,
+        ),
+    ] = False,
+    tokens: Annotated[
+        int | None,
+        typer.Option(
+            help="Number of tokens to train on, including repetitions of the text.",
+            min=1,
+            metavar="N",
+            show_default="2000000",
+            rich_help_panel=PILOTS,
+        ),
+    ] = None,
+    text: Annotated[
+        str | None,
+        typer.Option(
+            help="Text to train on, given as in tl-floor distill.",
+            show_default="the run's, if it is the built-in text",
+            rich_help_panel=PILOTS,
+        ),
+    ] = None,
+    export: Annotated[
+        Path | None,
+        typer.Option(
+            help="Directory to create with the student's Hugging Face configuration and the teacher's tokenizer, for"
+            " other trainers.",
+            metavar="DIR",
+            rich_help_panel=EXPORT,
+        ),
+    ] = None,
+    init: Annotated[
+        StudentStart | None,
+        typer.Option(
+            "--init",
+            "--start",
+            help="Write initial weights too: random; teacher-slice, the first rows and columns of the teacher's"
+            " weights; or svd, the teacher's weights projected onto the leading singular directions of its residual"
+            " stream.",
+            show_default="no weights",
+            rich_help_panel=EXPORT,
+        ),
+    ] = None,
     as_json: JsonOption = False,
+    device: DeviceOption = "cpu",
     debug: DebugOption = False,  # noqa: ARG001
 ) -> None:
-    """Choose a student by its loss or size, and say what its expected loss is based on."""
+    """Choose a student by its loss, size, memory and speed, and say what its expected loss is based on."""
     from tl_distill_floor.cli.run_directory import load_prediction
-    from tl_distill_floor.display.student_tables import pilots_table, plan_table
+    from tl_distill_floor.display.plan_views import pilots_table, plan_table, trained_pilots_table
 
+    if init is not None and export is None:
+        raise InputError("--init writes the weights of an exported student; name its directory with --export")
+    if train and not pilots:
+        raise InputError("--train trains the pilots; add --pilots")
+    if not train and (tokens is not None or text is not None):
+        raise InputError("--tokens and --text are for the training of pilots; add --pilots --train")
+    most_memory = None if max_memory is None else parse_bytes(max_memory)
     floor = load_prediction(run)
     with quiet_libraries():
+        from tl_distill_floor.cli.pilot_training import TrainedPilots, plan_with_progress, train_and_plan
+        from tl_distill_floor.distilling.export import check_export_directory, export_student
+        from tl_distill_floor.distilling.pilot_training import check_training_text
         from tl_distill_floor.distilling.pilots import choose_pilots
         from tl_distill_floor.distilling.plan import plan as choose_student
-        from tl_distill_floor.distilling.plan import teacher_name
         from tl_distill_floor.sources.teachers import load_teacher
 
-        teacher = load_teacher(teacher_name(floor)).model
-        chosen = choose_student(
-            floor, teacher, max_loss=max_loss, max_width=max_width, max_params=max_params, depth=depth
+        if export is not None:
+            check_export_directory(export)
+        if train:
+            check_training_text(floor, text)
+        teacher = load_teacher(floor.model_name, device=device)
+
+        choose = partial(
+            choose_student,
+            teacher=teacher,
+            max_loss=max_loss,
+            max_width=max_width,
+            max_params=max_params,
+            max_memory=most_memory,
+            memory_dtype=memory_dtype,
+            context=context,
+            min_speedup=min_speedup,
+            divisor=divisor,
+            depth=depth,
         )
-        suggested = choose_pilots(floor, teacher, width=chosen.width) if pilots else None
+        trained: TrainedPilots | None = None
+        if train:
+            trained = train_and_plan(floor, choose, teacher, run, text, tokens, quiet=as_json)
+        chosen = plan_with_progress(floor, choose, quiet=as_json) if trained is None else trained.plan
+        suggested = choose_pilots(floor, teacher, width=chosen.width) if pilots and trained is None else None
+        if export is not None:
+            export_student(teacher, chosen, export, start=init)
+    named = suggested if trained is None else trained.pilots
     if as_json:
-        also = {} if suggested is None else {"pilots": dataclasses.asdict(suggested)}
-        print_json(dataclasses.asdict(chosen) | {"megabytes": chosen.megabytes} | also)
-    else:
-        print_result(plan_table(chosen, run))
-        if suggested is not None:
-            print_result(pilots_table(suggested, chosen, run))
+        with_pilots = {} if named is None else {"pilots": dataclasses.asdict(named), "trained": trained is not None}
+        with_export = {} if export is None else {"export": str(export)}
+        print_json(dataclasses.asdict(chosen) | {"megabytes": chosen.megabytes} | with_pilots | with_export)
+        return
+    if trained is not None:
+        print_result(trained_pilots_table(trained.pilots, trained.width, trained.now, trained.warnings))
+    print_result(plan_table(chosen, run))
+    if suggested is not None:
+        print_result(pilots_table(suggested, chosen, run))
+    if export is not None:
+        print_result(f"Saved in {export}: the configuration" + (f" and {init} weights" if init else ""))

@@ -1,11 +1,11 @@
 """`tl-floor probe`: measure what a student of each width still represents."""
 
 import dataclasses
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tl_distill_floor.annotations import Pooling
+from tl_distill_floor.annotations import FeatureSelection, Pooling
 from tl_distill_floor.cli.errors import report_errors
 from tl_distill_floor.cli.libraries import quiet_libraries
 from tl_distill_floor.cli.options import (
@@ -22,8 +22,14 @@ from tl_distill_floor.cli.options import (
 )
 from tl_distill_floor.cli.output import print_json, print_result
 from tl_distill_floor.cli.progress import progress_bar
+from tl_distill_floor.errors import InputError
 
-PROBES, FEATURES = "Probes of labels", "Decoding of features"
+if TYPE_CHECKING:
+    from tl_distill_floor.results.probes import Probes
+    from tl_distill_floor.results.sparse_probes import SparseProbes
+
+PROBES, SPARSE, FEATURES = "Probes of labels", "Sparse probes", "Decoding of features"
+FEATURE_TOKENS, CONTROLS = 60_000, 5
 
 
 @report_errors
@@ -65,6 +71,34 @@ def probe(
             rich_help_panel=PROBES,
         ),
     ] = 5,
+    sparse: Annotated[
+        int | None,
+        typer.Option(
+            help="Instead, find the K features of the SAE that each label rests on, and the widths that lose them.",
+            min=1,
+            metavar="K",
+            rich_help_panel=SPARSE,
+        ),
+    ] = None,
+    selection: Annotated[
+        FeatureSelection | None,
+        typer.Option(
+            help="Select features by the difference of their means with and without the class, or by their correlation"
+            " with it.",
+            show_default="correlation",
+            rich_help_panel=SPARSE,
+        ),
+    ] = None,
+    controls: Annotated[
+        int | None,
+        typer.Option(
+            help="Shuffles of the labels, and random choices of features, for each split.",
+            min=1,
+            metavar="N",
+            show_default=str(CONTROLS),
+            rich_help_panel=SPARSE,
+        ),
+    ] = None,
     text: Annotated[
         str | None,
         typer.Option(
@@ -74,14 +108,15 @@ def probe(
         ),
     ] = None,
     feature_tokens: Annotated[
-        int,
+        int | None,
         typer.Option(
             help="Number of tokens on which features are decoded; 0 decodes none.",
             min=0,
             metavar="N",
+            show_default=f"{FEATURE_TOKENS:,}",
             rich_help_panel=FEATURES,
         ),
-    ] = 60_000,
+    ] = None,
     sae: Annotated[
         str | None,
         typer.Option(
@@ -108,36 +143,75 @@ def probe(
 ) -> None:
     """Probe the teacher and its students for labels of texts and words, and for the teacher's SAE features."""
     from tl_distill_floor.cli.run_directory import load_floor
-    from tl_distill_floor.display.probe_tables import probes_table
     from tl_distill_floor.results.student import load_students
     from tl_distill_floor.storage.io_errors import COPY_ADVICE
     from tl_distill_floor.storage.locks import lock_directory
 
+    _check_options(sparse, selection, controls, text, feature_tokens)
     with (
         lock_directory(run, COPY_ADVICE),
         quiet_libraries(),
         progress_bar("probes", "probing", quiet=as_json) as progress,
     ):
-        from tl_distill_floor.probing.config import ProbeConfig
+        from tl_distill_floor.probing.config import ProbeConfig, SparseProbeConfig
         from tl_distill_floor.probing.probe_run import probe_run
+        from tl_distill_floor.probing.sparse_probe import sparse_probe
 
-        floor = load_floor(run)
-        config = ProbeConfig(pool, per_class, splits, steps, feature_tokens, seed, batch_size)
-        probes = probe_run(
-            floor,
-            None,
-            with_format(sae, sae_format),
-            labelled,
-            labels=label,
-            students=load_students(students or run),
-            widths=parse_widths(widths),
-            text=text,
-            config=config,
-            device=device,
-            progress=progress,
-        )
+        floor, source = load_floor(run), with_format(sae, sae_format)
+        forecast_widths, trained = parse_widths(widths), load_students(students or run)
+        probes: Probes | SparseProbes
+        if sparse is None:
+            n_tokens = FEATURE_TOKENS if feature_tokens is None else feature_tokens
+            probes = probe_run(
+                floor,
+                None,
+                source,
+                labelled,
+                labels=label,
+                students=trained,
+                widths=forecast_widths,
+                text=text,
+                config=ProbeConfig(pool, per_class, splits, steps, n_tokens, seed, batch_size),
+                device=device,
+                progress=progress,
+            )
+        else:
+            probes = sparse_probe(
+                floor,
+                None,
+                source,
+                labelled,
+                labels=label,
+                students=trained,
+                widths=forecast_widths,
+                config=SparseProbeConfig(
+                    sparse,
+                    selection or "correlation",
+                    controls or CONTROLS,
+                    pool,
+                    per_class,
+                    splits,
+                    steps,
+                    seed,
+                    batch_size,
+                ),
+                device=device,
+                progress=progress,
+            )
         probes.save(run)
     if as_json:
         print_json(dataclasses.asdict(probes))
     else:
-        print_result(probes_table(probes), f"Saved in {run}. Next: tl-floor report {run}")
+        from tl_distill_floor.display.views import table_of
+
+        print_result(table_of(probes), f"Saved in {run}. Next: tl-floor report {run}")
+
+
+def _check_options(
+    sparse: int | None, selection: str | None, controls: int | None, text: str | None, feature_tokens: int | None
+) -> None:
+    """Raise an InputError if an option of sparse probes is given without them, or one of decoding with them."""
+    if sparse is None and (selection or controls):
+        raise InputError("--selection and --controls are options of sparse probes; set --sparse K, such as --sparse 8")
+    if sparse is not None and (text is not None or feature_tokens is not None):
+        raise InputError("--text and --feature-tokens decode features, which --sparse does not; leave them out")

@@ -6,13 +6,16 @@
 - `measurement_tables`: feature statistics, simulations and tail losses as tables.
 - `comparison`: several predictions as one table.
 - `lost_features`: the features that a student loses, as tables and JSON.
-- `student_tables`: students, calibrations and plans as tables.
+- `student_tables`: students and calibrations as tables.
+- `plan_views`: plans and pilots as tables and figures.
+- `diagnosis_views`: diagnoses as tables, figures and JSON.
 - `probe_tables`: probes as tables.
+- `sparse_probe_tables`: k-sparse probes as tables and sentences.
 - `toy_tables`: toy models as tables.
 - `tables`: parts that all tables share.
 - `figures`: figures of predictions, and `save_figure`.
 - `feature_figures`: figures of features and their costs.
-- `student_figures`: figures of students, calibrations and plans.
+- `student_figures`: figures of students and calibrations.
 - `probe_figures`: figures of probes.
 - `toy_figures`: figures of toy models.
 - `figure_style`: colours and layout of all figures.

@@ -8,12 +8,15 @@ import plotly.graph_objects as go
 from tl_distill_floor.annotations import ProbedActivation
 from tl_distill_floor.display.figure_style import COLOURS, CYCLE, apply_style, escape_markup
 from tl_distill_floor.results.probes import Decodability, ProbeResult, Probes
+from tl_distill_floor.results.sparse_probes import SparseProbes
 
 DASHES: dict[ProbedActivation, str] = {"student": "solid", "kept": "dot", "bottleneck": "dash"}
 """Line of each activation that is probed at a width."""
 NAMES: dict[ProbedActivation, str] = {"student": "students", "kept": "features kept", "bottleneck": "bottleneck"}
 QUANTILES = {"lowerfence": 0.05, "q1": 0.25, "median": 0.5, "q3": 0.75, "upperfence": 0.95}
 """What a box shows, by plotly's names."""
+DENSE = "dense"
+"""Place of the dense probe next to the numbers of features."""
 
 
 def probe_figure(result: ProbeResult) -> go.Figure:
@@ -76,3 +79,32 @@ def decodability_figure(models: Sequence[Decodability]) -> go.Figure:
             figure.add_box(x=subjects, **boxes, name=name, marker={"color": colour})
     figure.update_layout(boxmode="group")
     return apply_style(figure, "Features decoded from each model", "", "AUROC of whether the feature fires")
+
+
+def sparse_probes_figure(probes: SparseProbes) -> go.Figure:
+    """Return the AUROC of each concept over the number of features, with its controls and its dense probe."""
+    figure = go.Figure()
+    for number, concept in enumerate(probes.concepts):
+        name, colour = escape_markup(concept.name), CYCLE[number % len(CYCLE)]
+        ks = [str(at.k) for at in concept.at]
+        curves = {
+            "solid": [*(at.selected.mean_auroc for at in concept.at), concept.dense.mean_auroc],
+            "dash": [at.random.mean_auroc for at in concept.at],
+            "dot": [at.shuffled.mean_auroc for at in concept.at],
+        }
+        for dash, auroc in curves.items():
+            is_selected = dash == "solid"
+            figure.add_scatter(
+                x=[*ks, DENSE] if is_selected else ks,
+                y=[round(value, 4) for value in auroc],
+                mode="lines+markers",
+                line={"color": colour, "dash": dash, "width": 2 if is_selected else 1.2},
+                marker={"size": 7 if is_selected else 4},
+                legendgroup=name,
+                showlegend=is_selected,
+                name=name,
+            )
+    figure.add_hline(0.5, line_dash="dot", line_color="grey")
+    figure.update_xaxes(type="category")
+    title = "k-sparse probes (solid: selected features, dash: random features, dot: shuffled labels)"
+    return apply_style(figure, title, "number of features K", "AUROC")

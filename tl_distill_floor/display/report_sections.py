@@ -19,7 +19,7 @@ from tl_distill_floor.display.figures import (
 from tl_distill_floor.display.floor_tables import measured_table, widths_table
 from tl_distill_floor.display.head_views import SHOWN_LEVEL, prediction_figure, prediction_table
 from tl_distill_floor.display.lost_features import lost_summary, promoted_note
-from tl_distill_floor.display.probe_figures import decodability_figure, retention_figure
+from tl_distill_floor.display.probe_figures import decodability_figure, retention_figure, sparse_probes_figure
 from tl_distill_floor.display.probe_tables import probes_table
 from tl_distill_floor.display.report_page import (
     PageFeature,
@@ -29,6 +29,7 @@ from tl_distill_floor.display.report_page import (
     render_page,
 )
 from tl_distill_floor.display.run_parts import RunParts
+from tl_distill_floor.display.sparse_probe_tables import sparse_probes_table
 from tl_distill_floor.display.student_figures import calibration_figure, learning_figure
 from tl_distill_floor.display.student_tables import calibration_table, students_table
 from tl_distill_floor.display.tables import warning_lines
@@ -45,7 +46,7 @@ CITATION = """@article{sarkar2026geometric,
 SECTION_FIGURES = {
     "floors": ("floors", "costs", "capacities"),
     "students": ("learning-curves", "predicted-and-reached"),
-    "probes": ("retention", "decodability"),
+    "probes": ("retention", "decodability", "sparse-probes"),
     "method": ("growth",),
 }
 """Names of the figures in each section."""
@@ -59,7 +60,8 @@ def report_html(parts: RunParts) -> str:
     Raises:
         ValueError: the run has neither a prediction nor students nor probes.
     """
-    if parts.floor is None and not parts.students and parts.probes is None:
+    nothing_probed = parts.probes is None and parts.sparse_probes is None
+    if parts.floor is None and not parts.students and nothing_probed:
         raise ValueError(f"{parts.name} has nothing to report")
     figures = report_figures(parts)
     sections = [
@@ -120,6 +122,8 @@ def report_figures(parts: RunParts) -> dict[str, go.Figure]:
         figures["retention"] = retention_figure(parts.probes)
         if len(parts.probes.features) > 1:
             figures["decodability"] = decodability_figure(parts.probes.features)
+    if parts.sparse_probes is not None:
+        figures["sparse-probes"] = sparse_probes_figure(parts.sparse_probes)
     return figures
 
 
@@ -201,12 +205,12 @@ def _students_section(parts: RunParts) -> Section:
 
 
 def _probes_section(parts: RunParts) -> Section:
-    view = (
-        "This run has no probes; fit some with tl-floor probe."
-        if parts.probes is None
-        else (probes_table(parts.probes))
+    views = [] if parts.probes is None else [probes_table(parts.probes)]
+    if parts.sparse_probes is not None:
+        views.append(sparse_probes_table(parts.sparse_probes))
+    return Section(
+        "probes", "Probes", page_views(*(views or ["This run has no probes; fit some with tl-floor probe."]))
     )
-    return Section("probes", "Probes", page_views(view))
 
 
 def _lost_section(parts: RunParts) -> Section:
@@ -256,4 +260,5 @@ def _teacher_name(parts: RunParts) -> str:
         return parts.floor.model_name
     if parts.students:
         return parts.students[0].teacher
-    return parts.name if parts.probes is None else parts.probes.teacher
+    probes = parts.probes or parts.sparse_probes
+    return parts.name if probes is None else probes.teacher

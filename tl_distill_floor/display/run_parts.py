@@ -13,6 +13,7 @@ from tl_distill_floor.results.floor_prediction import FeatureFloorPrediction, Fl
 from tl_distill_floor.results.head_floor import HEAD_FILE
 from tl_distill_floor.results.lost_features import LostFeatures
 from tl_distill_floor.results.probes import PROBES_FILE, Probes
+from tl_distill_floor.results.sparse_probes import SPARSE_PROBES_FILE, SparseProbes
 from tl_distill_floor.results.student import StudentResult, student_files
 
 Part = TypeVar("Part")
@@ -33,6 +34,7 @@ class RunParts:
     """Features that a student of one width loses; None without a prediction from features."""
     unreadable: tuple[str, ...] = ()
     """For each part that is damaged or of another prediction, one sentence that says why it was left out."""
+    sparse_probes: SparseProbes | None = None
 
     @property
     def features(self) -> FeatureFloorPrediction | None:
@@ -76,8 +78,13 @@ def load_run_parts(
     if floor is not None and probes is not None and probes.stats != floor.digest:
         unreadable.append(f"{directory / PROBES_FILE} is of another prediction; run tl-floor probe again")
         probes = None
-    if floor is None and not results and probes is None:
+    sparse_probes = load_part(SparseProbes.load, directory / SPARSE_PROBES_FILE)
+    if floor is not None and sparse_probes is not None and sparse_probes.stats != floor.digest:
+        file = directory / SPARSE_PROBES_FILE
+        unreadable.append(f"{file} is of another prediction; run tl-floor probe --sparse again")
+        sparse_probes = None
+    if floor is None and not results and probes is None and sparse_probes is None:
         reasons = f" ({'; '.join(unreadable)})" if unreadable else ""
         raise InputError(f"there is no run at {directory}; make one with tl-floor measure --out {directory}{reasons}")
     lost = None if floor is None or floor.stats is None else lost_features(floor, width, top)
-    return RunParts(str(directory), floor, tuple(results), probes, lost, tuple(unreadable))
+    return RunParts(str(directory), floor, tuple(results), probes, lost, tuple(unreadable), sparse_probes)

@@ -1,4 +1,4 @@
-"""Figures of students, calibrations and plans."""
+"""Figures of students and calibrations."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,6 @@ import plotly.graph_objects as go
 from tl_distill_floor.display.figure_style import COLOURS, CYCLE, apply_style, escape_markup
 from tl_distill_floor.display.units import LONG_UNIT, STUDENT_LOSS
 from tl_distill_floor.results.calibration import Calibration
-from tl_distill_floor.results.plan import Plan
 from tl_distill_floor.results.student import StudentResult
 
 LOSS_AXIS = f"{STUDENT_LOSS}, {LONG_UNIT['nats']}"
@@ -67,14 +66,3 @@ def calibration_figure(calibration: Calibration) -> go.Figure:
         )
     x_title = f"predicted floor ({AXIS_UNIT[calibration.unit]})"
     return apply_style(figure, "Predicted floors and trained students", x_title, f"student's floor ({LOSS_AXIS})")
-
-
-def plan_figure(plan: Plan) -> go.Figure:
-    """Return the parameters and the expected loss of the planned student: bars, with the teacher's parameters."""
-    names = ["teacher", f"student of width {plan.width:,}"]
-    figure = go.Figure()
-    parameters = [plan.teacher_parameters, plan.n_parameters]
-    figure.add_bar(x=names, y=parameters, marker={"color": [CYCLE[-1], CYCLE[0]]}, name="parameters")
-    bound = "" if plan.bound is None else f", below {plan.bound:.4g} with 90 % confidence"
-    title = f"Plan for {escape_markup(plan.teacher)}: {plan.loss:.4g} {AXIS_UNIT[plan.unit]} expected{bound}"
-    return apply_style(figure, title, "", "parameters")

@@ -1,17 +1,14 @@
-"""Students, calibrations and plans as rich tables."""
+"""Students and calibrations as rich tables."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from tl_distill_floor.display.tables import key_value_table, plain_table, warning_lines
+from tl_distill_floor.display.tables import plain_table, warning_lines
 from tl_distill_floor.display.units import SHORT_UNIT, STUDENT_LOSS
 from tl_distill_floor.results.calibration import Calibration
-from tl_distill_floor.results.pilots import Pilots
-from tl_distill_floor.results.plan import Plan
 from tl_distill_floor.results.student import StudentResult
 from tl_distill_floor.theory.regression import LinearFit
 
@@ -63,72 +60,6 @@ def calibration_table(calibration: Calibration) -> RenderableType:
         )
     conclusion = Text(_conclusion(calibration))
     return Group(students, Text(), _fits(calibration), conclusion, warning_lines(calibration.warnings))
-
-
-def plan_table(plan: Plan, run: Path | None = None) -> RenderableType:
-    """Return the student to train, and what its choice is based on.
-
-    Args:
-        plan: the plan.
-        run: run directory, for the command that lists the lost features.
-    """
-    depth_option = "" if plan.depth == plan.teacher_depth else f" --depth {plan.depth}"
-    bound = (
-        "no upper bound is known from one block of text"
-        if plan.bound is None
-        else f"below {plan.bound:.4g} with 90 % confidence"
-    )
-    rows = [
-        ("teacher", f"{plan.teacher}, {plan.teacher_parameters:,} parameters"),
-        (
-            "loss",
-            f"{plan.loss:.4g} {SHORT_UNIT[plan.unit]} expected, {bound}"
-            + ("" if plan.calibrated else "; no student of this teacher was trained"),
-        ),
-        (
-            "parameters",
-            f"{plan.n_parameters:,} ({plan.n_parameters / plan.teacher_parameters:.1%} of the teacher's),"
-            f" {plan.depth} layers",
-        ),
-        ("memory", f"{plan.megabytes:,.1f} MB of weights in half precision"),
-        ("speed", f"{plan.speed:.1f} times the teacher's forward passes per second on this machine"),
-        *(() if plan.kept is None else [("features", _kept(plan, run))]),
-        *(("known", sentence) for sentence in plan.known),
-        *(("assumed", sentence) for sentence in plan.assumed),
-    ]
-    command = f"Next: tl-floor distill {plan.teacher} --widths {plan.width}{depth_option} --text YOUR_TEXT"
-    return Group(key_value_table(rows, f"Train a student of width {plan.width:,}"), Text(command))
-
-
-def _kept(plan: Plan, run: Path | None) -> str:
-    """Return how many features are kept, and the command that lists the others."""
-    return (
-        f"{plan.kept:,} of {plan.features:,} kept; list the others with tl-floor lost {run or 'RUN'} --width"
-        f" {plan.width}"
-    )
-
-
-def pilots_table(pilots: Pilots, plan: Plan, run: Path) -> RenderableType:
-    """Return which narrow students to train first, and what their losses would tell.
-
-    Args:
-        pilots: the narrow students.
-        plan: the student that is planned.
-        run: run directory, for the commands.
-    """
-    widths = ",".join(str(width) for width in pilots.widths)
-    rows = [
-        ("widths", f"{', '.join(str(width) for width in pilots.widths)}"),
-        ("cost", f"{pilots.cost:.0%} of the parameters of the planned student"),
-        ("interval", f"80 %: {pilots.before.low:.3g} to {pilots.before.high:.3g} nats per token now"),
-        ("", f"{pilots.after.low:.3g} to {pilots.after.high:.3g} then, if they lose what is expected of them"),
-    ]
-    commands = Text(
-        f"Next: tl-floor distill {plan.teacher} --widths {widths} --text YOUR_TEXT --out {run}\n"
-        f"      tl-floor calibrate {run}\n"
-        f"      tl-floor plan {run} --max-width {plan.width}"
-    )
-    return Group(Text(), key_value_table(rows, "Pilots: train narrow students first"), commands)
 
 
 def _fits(calibration: Calibration) -> Table:

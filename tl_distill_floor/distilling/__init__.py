@@ -11,6 +11,8 @@
 - `inherited_weights`: initial weights from the teacher.
 - `text_split`: training sequences and held-out sequences.
 - `overlap`: held-out text that is part of the training text.
+- `agreement`: processes that compare their inputs and end together.
+- `sharding`: teacher and students sharded over processes by FSDP.
 - `sweep`: students that are trained together.
 - `student_state`: one student with its optimizers, running average and learning curve.
 - `student_module`: the module that is trained.
@@ -25,10 +27,22 @@
 - `optimization`: optimizers, and the running average of the weights.
 - `losses`: `Objective`, and losses computed in chunks of tokens.
 - `matching`: `Match` and hook matching.
+- `distillation_trainer`: `DistillationTrainer`, the Trainer of Hugging Face with this package's losses.
+- `trainer_checks`: checks of what it is given.
+- `collator`: its batches.
+- `frozen_teacher`: its teacher.
+- `unembedding_loss`: losses that are computed in a student's forward pass.
+- `hook_matching`: hook matching in a Trainer.
 - `forward`: students without their unembedding.
 - `layers`: corresponding layers of teacher and student.
 - `calibrate`: `calibrate`, linear fits of student losses to predictions.
+- `diagnose`: `diagnose`, whether the width or the training limits a student.
 - `plan`: `plan`, which student to train.
+- `candidates`: students within limits.
+- `model_size`: parameters and memory of a model.
+- `speeds`: how fast students run.
+- `export`: `export_student`, an untrained student as Hugging Face files.
 - `pilots`: narrow students to train before a wide one.
+- `pilot_training`: `train_pilots`, which trains them and calibrates the run.
 - `widths`: widths at which students can be built.
 """

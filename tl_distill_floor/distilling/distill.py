@@ -1,8 +1,9 @@
 """`distill` and `distill_students`: train students of given widths on their teacher's output.
 
-Several processes train the same students if they are started by accelerate. Each process reads a part of each batch:
+Several processes train the same students if they are started by torchrun or accelerate. Each process reads a part of
+each batch. With `shard`, it also holds a part of the weights of teacher and students, instead of all of them:
 
-    accelerate launch --num_processes 2 -m tl_distill_floor distill tiny-prose --widths 16,32
+    torchrun --nproc-per-node 2 -m tl_distill_floor distill tiny-prose --widths 16,32 --shard
 """
 
 from collections.abc import Sequence
@@ -20,7 +21,9 @@ from tl_distill_floor.annotations import (
     TeacherLike,
     TextLike,
 )
+from tl_distill_floor.distilling.agreement import check_same_inputs, fail_together
 from tl_distill_floor.distilling.config import DistillConfig, StudentSpec
+from tl_distill_floor.distilling.sharding import launched_with_fsdp, load_to_shard
 from tl_distill_floor.distilling.student_results import save_results, student_results
 from tl_distill_floor.distilling.sweep import Sweep, check_specs
 from tl_distill_floor.distilling.sweep_checkpoint import SWEEP_CHECKPOINT_FILE, load_sweep
@@ -36,8 +39,8 @@ from tl_distill_floor.sources.torch_state import neutral_torch_state
 from tl_distill_floor.storage.checkpoints import CHECKPOINT_SECONDS
 from tl_distill_floor.storage.locks import lock_directory
 
-SHARDED = ("FSDP", "DEEPSPEED", "MEGATRON_LM")
-"""Ways in which accelerate shards weights over processes. They are not supported."""
+OTHER_SHARDING = ("DEEPSPEED", "MEGATRON_LM")
+"""Ways in which accelerate shards weights over processes that are not supported."""
 
 
 @neutral_torch_state()
@@ -54,6 +57,7 @@ def distill(
     context_size: int | None = None,
     device: str = "cpu",
     dtype: Dtype = "fp32",
+    shard: bool = False,
     resume: bool = False,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
     progress: ProgressMessageCallback | None = None,
@@ -72,6 +76,8 @@ def distill(
         context_size: tokens per sequence; if None, 256 or the teacher's context if that is shorter.
         device: torch device of a teacher that is loaded by name. Students are trained on their teacher's device.
         dtype: precision of a teacher that is loaded by name, "fp32" or "bf16".
+        shard: whether each process of torchrun or accelerate holds only a part of the weights of teacher and students.
+            The teacher must be given by its name or directory. Always on if accelerate was started with FSDP.
         resume: continue from the checkpoint in `out`, if there is one.
         checkpoint_seconds: time between checkpoints, in seconds.
         progress: called after every step with the tokens done, the total, and the last held-out losses.
@@ -96,6 +102,7 @@ def distill(
         context_size=context_size,
         device=device,
         dtype=dtype,
+        shard=shard,
         resume=resume,
         checkpoint_seconds=checkpoint_seconds,
         progress=progress,
@@ -115,6 +122,7 @@ def distill_students(
     context_size: int | None = None,
     device: str = "cpu",
     dtype: Dtype = "fp32",
+    shard: bool = False,
     resume: bool = False,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
     progress: ProgressMessageCallback | None = None,
@@ -131,6 +139,8 @@ def distill_students(
         context_size: tokens per sequence; if None, 256 or the teacher's context if that is shorter.
         device: torch device of a teacher that is loaded by name. Students are trained on their teacher's device.
         dtype: precision of a teacher that is loaded by name, "fp32" or "bf16".
+        shard: whether each process of torchrun or accelerate holds only a part of the weights of teacher and students.
+            The teacher must be given by its name or directory. Always on if accelerate was started with FSDP.
         resume: continue from the checkpoint in `out`, if there is one.
         checkpoint_seconds: time between checkpoints, in seconds.
         progress: called after every step with the tokens done, the total, and the last held-out losses.
@@ -150,22 +160,31 @@ def distill_students(
     check_choice("dtype", dtype, Dtype)
     check_specs(specs)
     config = config or DistillConfig()
+    shard = shard or launched_with_fsdp()
     accelerator = _accelerator(teacher, device)
-    loaded = load_teacher(teacher, device=str(accelerator.device), dtype=dtype)
-    check_head(loaded.model)
+    with fail_together(accelerator):
+        if shard:
+            loaded = load_to_shard(teacher, dtype, accelerator)
+        else:
+            loaded = load_teacher(teacher, device=str(accelerator.device), dtype=dtype)
+        check_head(loaded.model)
     directory = None if out is None else Path(out) / "students"
     checkpoint = None if directory is None else directory / SWEEP_CHECKPOINT_FILE
     writes = directory is not None and accelerator.is_main_process
     with lock_directory(directory) if directory is not None and writes else nullcontext():
-        if directory is not None:
-            _check_directory(directory, specs, resume)
-        split = read_text_split(loaded, text, heldout, config, context_size)
-        sweep = Sweep(loaded, specs, split, config, accelerator)
-        if checkpoint is not None and resume:
-            load_sweep(sweep, checkpoint)
-        with teacher_backbone(loaded.model, sweep.teacher_hook, split.heldout) as backbone:
+        with fail_together(accelerator):
+            if directory is not None:
+                _check_directory(directory, specs, resume)
+            split = read_text_split(loaded, text, heldout, config, context_size)
+        check_same_inputs(accelerator, split, specs, config)
+        sweep = Sweep(loaded, specs, split, config, accelerator, sharded=shard)
+        with fail_together(accelerator):
+            if checkpoint is not None and resume:
+                load_sweep(sweep, checkpoint)
+        with teacher_backbone(loaded.model, sweep.teacher_hook, split.heldout, runs_to_end=shard) as backbone:
             train(sweep, backbone, checkpoint, checkpoint_seconds, progress)
-        results = save_results(sweep, directory) if directory is not None and writes else student_results(sweep)
+        saves = directory is not None and (shard or writes)
+        results = save_results(sweep, directory) if directory is not None and saves else student_results(sweep)
         accelerator.wait_for_everyone()
         return results
 
@@ -186,10 +205,10 @@ def _accelerator(teacher: TeacherLike, device: str) -> Accelerator:
     except ValueError as error:  # accelerate was started on a GPU, and the teacher is on the CPU
         raise InputError(other_device) from error
     sharding = accelerator.distributed_type.value
-    if sharding in SHARDED:
+    if sharding in OTHER_SHARDING:
         raise InputError(
-            f"students are not trained under {sharding}, because every process needs the full teacher; start accelerate"
-            " with --multi_gpu"
+            f"students are not trained under {sharding}; start accelerate with --use_fsdp --fsdp_version 2, which"
+            " shards teacher and students"
         )
     if accelerator.device.type != target.type:
         raise InputError(other_device)

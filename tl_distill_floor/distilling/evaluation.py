@@ -3,8 +3,11 @@
 import math
 
 import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
 
 from tl_distill_floor.distilling.losses import summed_forward_kl
+from tl_distill_floor.distilling.sharding import release
 from tl_distill_floor.distilling.student_module import counted_positions
 from tl_distill_floor.distilling.sweep import Sweep
 from tl_distill_floor.measuring.teacher_backbone import TeacherBackbone
@@ -45,9 +48,7 @@ def heldout_losses(sweep: Sweep, teacher: TeacherBackbone) -> list[float]:
     """
     active, accelerator = sweep.active, sweep.accelerator
     summed, n_counted = torch.zeros(len(active), dtype=torch.float64), 0
-    of_this_process = sweep.split.heldout[accelerator.process_index :: accelerator.num_processes]
-    for ids in torch.split(of_this_process, SEQUENCES_PER_FORWARD_PASS):
-        counted = sweep.split.stream.counted(ids)
+    for ids, counted in _parts_of_this_process(sweep):
         positions, ids_there = counted_positions(counted, accelerator.device), ids.to(accelerator.device)
         backbones = [student.averaged_backbone for student in active]
         summed += summed_forward_kl(
@@ -55,7 +56,28 @@ def heldout_losses(sweep: Sweep, teacher: TeacherBackbone) -> list[float]:
             [backbone.logits(backbone(ids_there).last_hidden[positions]) for backbone in backbones],
         )
         n_counted += int(counted.sum())
+    for model in [sweep.teacher.model, *(student.averaged_backbone for student in active)]:
+        release(model)
     sums = torch.cat([summed, torch.tensor([float(n_counted)], dtype=torch.float64)]).to(accelerator.device)
     sums = accelerator.reduce(sums, "sum").cpu()
     losses: list[float] = (sums[:-1] / sums[-1]).clamp(min=0.0).tolist()
     return losses
+
+
+def _parts_of_this_process(
+    sweep: Sweep,
+) -> list[tuple[Int[Tensor, "sequence position"], Bool[Tensor, "sequence position"]]]:
+    """Return (token ids, which tokens are counted) of each forward pass of this process over the held-out sequences.
+
+    Processes that share sharded weights need the same number of forward passes: a process with fewer sequences repeats
+    one, of which no token is counted.
+    """
+    heldout, n_processes = sweep.split.heldout, sweep.accelerator.num_processes
+    of_this_process = heldout[sweep.accelerator.process_index :: n_processes]
+    parts = [(ids, sweep.split.stream.counted(ids)) for ids in torch.split(of_this_process, SEQUENCES_PER_FORWARD_PASS)]
+    if not sweep.is_sharded:
+        return parts
+    parts = [(ids, counted) for ids, counted in parts if len(ids)]
+    n_parts = -(-len(heldout) // (n_processes * SEQUENCES_PER_FORWARD_PASS))
+    repeated = heldout[:1]
+    return parts + [(repeated, torch.zeros_like(repeated, dtype=torch.bool))] * (n_parts - len(parts))

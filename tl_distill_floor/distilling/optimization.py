@@ -8,6 +8,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from tl_distill_floor.distilling.config import DistillConfig
 from tl_distill_floor.distilling.layers import layers_of
+from tl_distill_floor.distilling.sharding import ShardedMuon, is_sharded
 from tl_distill_floor.distilling.student_module import StudentModule
 
 Tensors: TypeAlias = list[Tensor] | tuple[Tensor, ...]
@@ -32,7 +33,8 @@ def create_optimizers(module: StudentModule, config: DistillConfig) -> list[torc
         torch.optim.AdamW(others, config.lr, betas=(0.9, 0.95), weight_decay=0.0)
     ]
     if muon_ids:
-        optimizers.append(torch.optim.Muon(matrices, config.lr, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"))
+        muon = ShardedMuon if is_sharded(module) else torch.optim.Muon
+        optimizers.append(muon(matrices, config.lr, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"))
     return optimizers
 
 

@@ -2,12 +2,10 @@
 
 from itertools import combinations
 
-import numpy as np
-
-from tl_distill_floor.annotations import HookedModel, TeacherLike
+from tl_distill_floor.annotations import TeacherLike
 from tl_distill_floor.distilling.build import count_parameters
-from tl_distill_floor.distilling.plan import least_width, teacher_name
-from tl_distill_floor.distilling.widths import family_widths
+from tl_distill_floor.distilling.plan import least_width
+from tl_distill_floor.distilling.widths import family_widths, spaced_widths
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.results.floor_prediction import FloorPrediction
 from tl_distill_floor.results.head_floor import HeadFloor
@@ -40,9 +38,11 @@ def choose_pilots(floor: FloorPrediction | HeadFloor, teacher: TeacherLike | Non
     Example:
         >>> choose_pilots(floor, width=96).widths  # doctest: +SKIP
     """
+    floor = FloorPrediction.from_head(floor) if isinstance(floor, HeadFloor) else floor
     before = floor.expected_at(width, LEVEL)
-    model, least = load_teacher(teacher_name(floor) if teacher is None else teacher).model, least_width(floor)
-    candidates = _candidates(model, least, WIDEST_SHARE * width)
+    model, least = load_teacher(floor.model_name if teacher is None else teacher).model, least_width(floor)
+    narrow = [candidate for candidate in family_widths(model) if least <= candidate <= WIDEST_SHARE * width]
+    candidates = spaced_widths(narrow, N_CANDIDATES)
     if len(candidates) < N_PILOTS:
         raise InputError(
             f"only {len(candidates)} students can be built between width {least} and half of {width};"
@@ -52,19 +52,9 @@ def choose_pilots(floor: FloorPrediction | HeadFloor, teacher: TeacherLike | Non
     choices = []
     for widths in combinations(candidates, N_PILOTS):
         cost = sum(parameters[candidate] for candidate in widths) / parameters[width]
-        known = {} if isinstance(floor, HeadFloor) else floor.student_losses
         expected = {candidate: floor.expected_at(candidate, LEVEL).value for candidate in widths}
-        choices.append(Pilots(widths, cost, before, floor.expected_at(width, LEVEL, known | expected)))
+        choices.append(Pilots(widths, cost, before, floor.expected_at(width, LEVEL, floor.student_losses | expected)))
     affordable = [choice for choice in choices if choice.cost <= LARGEST_COST]
     if not affordable:
         return min(choices, key=lambda choice: choice.cost)
     return min(affordable, key=lambda choice: choice.after.high / max(choice.after.low, 1e-300))
-
-
-def _candidates(model: HookedModel, least: int, most: float) -> list[int]:
-    """Return some widths that can be built, evenly spaced in their logarithm."""
-    widths = [width for width in family_widths(model) if least <= width <= most]
-    if len(widths) <= N_CANDIDATES:
-        return widths
-    spaced = np.geomspace(widths[0], widths[-1], N_CANDIDATES)
-    return sorted({min(widths, key=lambda width: abs(width - wanted)) for wanted in spaced.tolist()})

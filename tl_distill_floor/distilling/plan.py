@@ -1,22 +1,21 @@
 """`plan`: choose the narrowest student for a loss, or the widest for a size."""
 
 import math
-import time
-from bisect import bisect_right
+from functools import partial
 
 import numpy as np
-import torch
 
-from tl_distill_floor.annotations import HookedModel, TeacherLike
-from tl_distill_floor.distilling.build import build_student, count_parameters
+from tl_distill_floor.annotations import HookedModel, MemoryDtype, ProgressMessageCallback, TeacherLike
+from tl_distill_floor.distilling.build import count_parameters
+from tl_distill_floor.distilling.candidates import Choice, StudentFamily, choose_student
 from tl_distill_floor.distilling.student_config import check_depth, hugging_face_config
-from tl_distill_floor.distilling.widths import can_be_built, family_widths, teacher_width
+from tl_distill_floor.distilling.widths import family_widths, teacher_width
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.results.expected_loss import LossPredictor, student_losses
 from tl_distill_floor.results.floor_prediction import FeatureFloorPrediction, FloorPrediction
 from tl_distill_floor.results.head_floor import HeadFloor
-from tl_distill_floor.results.plan import Plan
-from tl_distill_floor.sources.teachers import choose_context_size, load_teacher
+from tl_distill_floor.results.plan import Candidate, Limits, Plan
+from tl_distill_floor.sources.teachers import load_teacher
 from tl_distill_floor.sources.torch_state import neutral_torch_state
 from tl_distill_floor.theory.regression import PredictedLoss
 
@@ -24,10 +23,6 @@ TWO_SIDED_LEVEL = 0.8
 """Level of the two-sided interval whose upper end is the one-sided bound of 90 %."""
 Z_ONE_SIDED_90, Z_TWO_SIDED_95 = 1.2816, 1.96
 """Quantiles of the normal distribution: 90 % and 97.5 %."""
-TIMED_TOKENS, TIMED_ROUNDS = 1024, 3
-"""Tokens per timed forward pass, and timed passes per model."""
-NO_STUDENT = "no student of the teacher's family is as small as that; raise --max-width or --max-params"
-"""Message if no width is within a limit."""
 
 
 @neutral_torch_state()
@@ -38,11 +33,17 @@ def plan(
     max_loss: float | None = None,
     max_width: int | None = None,
     max_params: int | None = None,
+    max_memory: int | None = None,
+    memory_dtype: MemoryDtype = "bf16",
+    context: int | None = None,
+    min_speedup: float | None = None,
+    divisor: int | None = None,
     depth: int | None = None,
+    progress: ProgressMessageCallback | None = None,
 ) -> Plan:
-    """Choose a student to train: the narrowest for a loss, or the widest for a size.
+    """Choose a student to train: the narrowest that meets a loss; without a loss, the widest within the other limits.
 
-    Set exactly one of `max_loss`, `max_width` and `max_params`.
+    At least one limit is needed. The plan lists other students within the limits, too.
 
     Args:
         floor: prediction for the teacher, or its head floor alone. Losses are those expected of trained students if
@@ -53,50 +54,53 @@ def plan(
             loss is expected, otherwise in the unit of `floor`.
         max_width: largest width, dimensions.
         max_params: largest number of parameters.
-        depth: number of layers; the teacher's if None.
+        max_memory: most bytes of the weights and the KV cache of one sequence together.
+        memory_dtype: dtype of both, "fp32", "bf16" or "fp16".
+        context: tokens in the KV cache; if None, 4096 or the teacher's context if that is shorter.
+        min_speedup: least tokens per second of the student's forward pass, divided by the teacher's, on this machine.
+            Some students are built and timed.
+        divisor: the width is a multiple of this.
+        depth: number of layers; the teacher's if None. What fewer layers cost is not predicted.
+        progress: called after each student that is timed, with the number done, about how many there will be, and a
+            message.
 
     Returns:
-        The student's shape, its expected loss, its speed, and which statements are measured and which are assumed.
+        The student's shape, its expected loss, its speed, which statements are measured and which are assumed, and
+        other students within the limits.
 
     Raises:
-        InputError: not exactly one limit is set, or no student of the teacher's family is within it.
+        InputError: no limit is set, a limit is out of range, or no student of the teacher's family is within all.
 
     Example:
-        >>> chosen = plan(floor, max_loss=0.2)  # doctest: +SKIP
+        >>> chosen = plan(floor, max_loss=0.2, max_memory=2_000_000_000)  # doctest: +SKIP
         >>> chosen.width, chosen.loss, chosen.bound  # doctest: +SKIP
+        >>> [(other.width, other.n_parameters, other.loss) for other in chosen.candidates]  # doctest: +SKIP
     """
-    if sum(limit is not None for limit in (max_loss, max_width, max_params)) != 1:
-        raise InputError("a plan needs exactly one limit; set one of --max-loss, --max-width, --max-params")
-    if max_loss is not None and not max_loss > 0:
-        raise InputError(f"the loss must be above 0, got {max_loss}; set --max-loss")
-    calibration = floor.calibration if isinstance(floor, FloorPrediction) and floor.expected is None else None
+    floor = FloorPrediction.from_head(floor) if isinstance(floor, HeadFloor) else floor
+    limits = Limits(max_loss, max_width, max_params, max_memory, min_speedup, divisor)
+    _check_limits(limits)
+    calibration = floor.calibration if floor.expected is None else None
     if calibration is not None and not calibration.fit.rises:
         raise InputError(
             "the losses of the calibration's students do not fall where the predicted floor falls (C is"
             f" {calibration.slope:.3g}); train the wider students longer and run tl-floor calibrate again"
         )
-    model = load_teacher(teacher_name(floor) if teacher is None else teacher).model
+    model = load_teacher(floor.model_name if teacher is None else teacher).model
     check_depth(depth, _teacher_depth(model))
-    if max_loss is not None:
-        width = _narrowest_width(floor, model, max_loss, depth)
-    else:
-        width = _widest_width(model, max_width, max_params, depth)
-    return _plan_of(floor, model, width, depth)
+    family = StudentFamily(model, depth, memory_dtype, context, progress)
+    widths = [width for width in family_widths(model, divisor) if width >= least_width(floor)]
+    if max_loss is not None and floor.expected is not None:  # a student as wide as its teacher can be its copy
+        widths = [width for width in widths if width < teacher_width(model)]
+    choice = choose_student(family, limits, widths, partial(expected_loss, floor))
+    return _plan_of(floor, family, limits, choice)
 
 
-def teacher_name(floor: FloorPrediction | HeadFloor) -> str:
-    """Return the name of the teacher of a prediction."""
-    return floor.model_name
-
-
-def least_width(floor: FloorPrediction | HeadFloor) -> int:
+def least_width(floor: FloorPrediction) -> int:
     """Return the narrowest width at which a loss is predicted, dimensions."""
-    if isinstance(floor, HeadFloor):
-        return floor.widths[0]
     return 1 if floor.head is None or floor.expected is None else floor.head.widths[0]
 
 
-def expected_loss(floor: FloorPrediction | HeadFloor, width: int) -> PredictedLoss:
+def expected_loss(floor: FloorPrediction, width: int) -> PredictedLoss:
     """Return the expected loss of a student, and its 80 % interval, whose upper end is the one-sided bound of 90 %.
 
     Args:
@@ -108,7 +112,7 @@ def expected_loss(floor: FloorPrediction | HeadFloor, width: int) -> PredictedLo
         the calibrated loss; without a calibration the feature floor in the unit of `floor`, whose interval is NaN if
         the text of the measurement is one block.
     """
-    if isinstance(floor, HeadFloor) or floor.expected is not None:
+    if floor.expected is not None:
         return floor.expected_at(width, TWO_SIDED_LEVEL)
     if floor.calibration is not None:
         return floor.calibrated_at(width, TWO_SIDED_LEVEL)
@@ -121,115 +125,95 @@ def expected_loss(floor: FloorPrediction | HeadFloor, width: int) -> PredictedLo
     return PredictedLoss(value, max(value - margin, 0.0), value + margin)
 
 
-def relative_speed(teacher: HookedModel, width: int, depth: int | None = None) -> float:
-    """Measure how many times as fast as its teacher a student runs, in tokens per second of the forward pass.
-
-    Args:
-        teacher: the teacher's model.
-        width: width of the student, dimensions.
-        depth: number of layers; the teacher's if None.
-
-    Returns:
-        The ratio of median times. The teacher is replaced by a `transformers` model of its shape.
-    """
-    device = next(teacher.parameters()).device
-    shapes = ((teacher_width(teacher), None), (width, depth))
-    models = [build_student(teacher, w, depth=layers, start="random").to(device) for w, layers in shapes]
-    length = choose_context_size(teacher)
-    ids = torch.zeros((max(1, TIMED_TOKENS // length), length), dtype=torch.long, device=device)
-    seconds: list[list[float]] = [[], []]
-    with torch.no_grad():
-        for _ in range(TIMED_ROUNDS + 1):
-            for model, model_seconds in zip(models, seconds, strict=True):
-                start_time = time.perf_counter()
-                float(model(ids).logits[0, 0, 0])  # waits for the device
-                model_seconds.append(time.perf_counter() - start_time)
-    # The first pass of each model warms up caches.
-    teacher_seconds, student_seconds = (float(np.median(model_seconds[1:])) for model_seconds in seconds)
-    return teacher_seconds / student_seconds
+def least_loss(floor: FloorPrediction, width: int) -> float | None:
+    """Return the head floor at a width, nats per token; None if it was not computed."""
+    head = floor.head
+    return None if head is None or width < head.widths[0] else head.floor_at(width)
 
 
-def _plan_of(floor: FloorPrediction | HeadFloor, model: HookedModel, width: int, depth: int | None) -> Plan:
+def _check_limits(limits: Limits) -> None:
+    """Raise an InputError unless at least one limit is set, and all are above 0."""
+    named = {
+        "--max-loss": limits.max_loss,
+        "--max-width": limits.max_width,
+        "--max-params": limits.max_params,
+        "--max-memory": limits.max_memory,
+        "--min-speedup": limits.min_speedup,
+    }
+    if all(limit is None for limit in named.values()):
+        raise InputError(f"a plan needs a limit; set at least one of {', '.join(named)}")
+    if limits.max_loss is not None and not limits.max_loss > 0:
+        raise InputError(f"the loss must be above 0, got {limits.max_loss}; set --max-loss")
+    for option, limit in (named | {"--divisor": limits.divisor}).items():
+        if limit is not None and not (limit > 0 and math.isfinite(limit)):
+            raise InputError(f"{option} must be a finite number above 0, got {limit}")
+
+
+def _plan_of(floor: FloorPrediction, family: StudentFamily, limits: Limits, choice: Choice) -> Plan:
     """Return the plan of a chosen width."""
-    loss = expected_loss(floor, width)
-    features = None if isinstance(floor, HeadFloor) or floor.stats is None else floor.with_features()
-    calibration = None if isinstance(floor, HeadFloor) else floor.calibration
-    is_in_nats = features is None or calibration is not None or features.unit == "nats"
+    features = None if floor.stats is None else floor.with_features()
+    is_in_nats = floor.calibration is not None or floor.unit == "nats"
+    model, width = family.model, choice.width
+    candidates = {other: _candidate(floor, family, other) for other in choice.widths}
+    chosen, teacher_depth = candidates[width], _teacher_depth(model)
+    depth = family.depth or teacher_depth
     return Plan(
-        teacher=teacher_name(floor),
+        teacher=floor.model_name,
         width=width,
-        depth=depth or _teacher_depth(model),
-        teacher_depth=_teacher_depth(model),
+        depth=depth,
+        teacher_depth=teacher_depth,
         unit="nats" if is_in_nats else "mse",
-        loss=loss.value,
-        bound=None if math.isnan(loss.high) else loss.high,
-        calibrated=calibration is not None,
-        n_parameters=count_parameters(model, width, depth),
+        loss=chosen.loss,
+        bound=chosen.bound,
+        calibrated=floor.calibration is not None,
+        n_parameters=chosen.n_parameters,
         teacher_parameters=count_parameters(model, teacher_width(model)),
-        speed=relative_speed(model, width, depth),
-        features=None if features is None else features.n_features,
+        speed=chosen.speed,
+        features=floor.n_features,
         kept=None if features is None else features.n_features - len(features.lost(width)),
         known=_known(floor, width),
-        assumed=_assumed(floor, width, has_fewer_layers=depth is not None),
+        assumed=_assumed(floor, width, has_fewer_layers=depth < teacher_depth),
+        rule=choice.rule,
+        limits=limits,
+        memory_dtype=family.memory_dtype,
+        context=family.context,
+        candidates=tuple(candidates.values()),
     )
 
 
-def _narrowest_width(floor: FloorPrediction | HeadFloor, model: HookedModel, max_loss: float, depth: int | None) -> int:
-    widths = [width for width in family_widths(model) if width >= least_width(floor)]
-    if isinstance(floor, HeadFloor) or floor.expected is not None:  # a student as wide as its teacher can be its copy
-        widths = [width for width in widths if width < teacher_width(model)]
-    losses = {width: expected_loss(floor, width) for width in widths}
-    for width, loss in losses.items():
-        is_within = (loss.value if math.isnan(loss.high) else loss.high) <= max_loss
-        if is_within and can_be_built(model, width, depth):
-            return width
-    if not losses:
-        raise InputError(NO_STUDENT)
-    width, loss = min(losses.items(), key=lambda item: item[1].value)
-    raise InputError(
-        f"no student that is narrower than its teacher stays below {max_loss:g} with 90 % confidence: at width"
-        f" {width:,} {loss.value:.4g} is expected, at most {loss.high:.4g}; raise --max-loss"
+def _candidate(floor: FloorPrediction, family: StudentFamily, width: int) -> Candidate:
+    """Return the size, the speed and the losses of one student."""
+    loss, size = expected_loss(floor, width), family.size(width)
+    return Candidate(
+        width=width,
+        n_parameters=size.n_parameters,
+        weight_bytes=size.weight_bytes,
+        cache_bytes=size.cache_bytes,
+        speed=family.timer.at(width),
+        speed_is_measured=width in family.timer.timed,
+        loss=loss.value,
+        bound=None if math.isnan(loss.high) else loss.high,
+        least_loss=least_loss(floor, width),
     )
-
-
-def _widest_width(model: HookedModel, max_width: int | None, max_params: int | None, depth: int | None) -> int:
-    widths = [width for width in family_widths(model) if max_width is None or width <= max_width]
-    if max_params is not None:
-        widths = widths[: bisect_right(widths, max_params, key=lambda width: _n_parameters(model, width, depth))]
-    for width in reversed(widths):
-        if can_be_built(model, width, depth):
-            return width
-    raise InputError(NO_STUDENT)
-
-
-def _n_parameters(model: HookedModel, width: int, depth: int | None) -> int:
-    """Return the number of parameters of a student, or of the next narrower student if this one cannot be built."""
-    for narrower in range(width, 0, -1):
-        try:
-            return count_parameters(model, narrower, depth)
-        except InputError:
-            continue
-    return 0
 
 
 def _teacher_depth(model: HookedModel) -> int:
     return int(hugging_face_config(model).num_hidden_layers)
 
 
-def _known(floor: FloorPrediction | HeadFloor, width: int) -> tuple[str, ...]:
+def _known(floor: FloorPrediction, width: int) -> tuple[str, ...]:
     """Return statements about what was measured."""
-    head = floor if isinstance(floor, HeadFloor) else floor.head
-    calibration = None if isinstance(floor, HeadFloor) else floor.calibration
+    calibration = floor.calibration
     widths = "" if calibration is None else ", ".join(str(width) for width in calibration.widths)
     own = (f"students of this teacher, of widths {widths}, which narrow the interval",) if calibration else ()
-    if isinstance(floor, HeadFloor) or floor.stats is None:
-        assert head is not None
+    if floor.stats is None:
+        head = floor.head_floor
         text = f"the teacher's logits on {head.n_heldout_tokens:,} held-out tokens of {head.text_name}"
         return text, *_known_of_students(head, "head", width), *own
     stats = floor.stats
     measured = f"{floor.n_features:,} features of {stats.sae_name} at {stats.hook_name}, on {stats.n_tokens:,} tokens"
-    if floor.expected is not None and head is not None:
-        known = _known_of_students(head, "head" if floor.simulation is None else "head and simulated", width)
+    if floor.expected is not None and floor.head is not None:
+        known = _known_of_students(floor.head, "head" if floor.simulation is None else "head and simulated", width)
         return measured, *known, *own
     if calibration is None:
         return measured, "no student: the loss is the predicted floor, and training does not go far below it"
@@ -250,9 +234,9 @@ def _known_of_students(head: HeadFloor, predictor: LossPredictor, width: int) ->
     )
 
 
-def _assumed(floor: FloorPrediction | HeadFloor, width: int, *, has_fewer_layers: bool) -> tuple[str, ...]:
+def _assumed(floor: FloorPrediction, width: int, *, has_fewer_layers: bool) -> tuple[str, ...]:
     """Return statements about what was not measured."""
-    if isinstance(floor, HeadFloor) or floor.expected is not None:
+    if floor.expected is not None:
         assumed = _assumed_of_students(floor.d_model)
     else:
         assumed = _assumed_of_features(floor.with_features(), width)

@@ -57,11 +57,7 @@ def save_student(
     with atomic_directory(directory) as partial, report_io_errors(directory):
         _forget_quantization(student)
         student.save_pretrained(partial)  # type: ignore[operator]
-        if files.tokenizer is not None:
-            files.tokenizer.save_pretrained(partial)  # type: ignore[attr-defined]
-        if files.generation_config is not None:
-            # GenerationConfig.save_pretrained rejects settings that published models have.
-            files.generation_config.to_json_file(partial / "generation_config.json")
+        files.save(partial)
         (partial / "README.md").write_text(_model_card(result, directory.name), encoding="utf-8")
         result.save(partial)
         if check is not None:

@@ -1,11 +1,16 @@
 """Results of a sweep: the record of each student, and its directory."""
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
+from tl_distill_floor.distilling.agreement import fail_together
 from tl_distill_floor.distilling.save import save_student
-from tl_distill_floor.distilling.saved_loss import check_saved_loss
+from tl_distill_floor.distilling.saved_loss import saved_loss_check
+from tl_distill_floor.distilling.sharding import gathered_model
 from tl_distill_floor.distilling.student_state import StudentInTraining
 from tl_distill_floor.distilling.sweep import Sweep
 from tl_distill_floor.distilling.sweep_checkpoint import SWEEP_CHECKPOINT_FILE
@@ -27,19 +32,23 @@ def student_results(sweep: Sweep) -> list[StudentResult]:
 def save_results(sweep: Sweep, directory: Path) -> list[StudentResult]:
     """Save every student, then delete the checkpoint of the sweep.
 
+    If the students are sharded, all processes must call this; the first one writes the files.
+
     Args:
         sweep: students whose training has ended.
         directory: directory of the students.
 
     Returns:
-        The result of every student, in their order, with its path.
+        The result of every student, in their order, with its path in the first process.
 
     Raises:
         InputError: a directory cannot be written, or a saved student has another loss than the one in training.
     """
     files = teacher_files(sweep.teacher)
-    results = [_save(sweep, student, files, directory / student.spec.directory) for student in sweep.students]
-    remove_file(directory / SWEEP_CHECKPOINT_FILE)
+    save = _save_sharded if sweep.is_sharded else _save
+    results = [save(sweep, student, files, directory / student.spec.directory) for student in sweep.students]
+    if sweep.accelerator.is_main_process:
+        remove_file(directory / SWEEP_CHECKPOINT_FILE)
     return results
 
 
@@ -77,6 +86,36 @@ def _settings(sweep: Sweep, student: StudentInTraining, warnings: tuple[str, ...
 
 def _save(sweep: Sweep, student: StudentInTraining, files: TeacherFiles, directory: Path) -> StudentResult:
     """Save a student; of one that diverged, the result without weights."""
+    return _write(
+        sweep,
+        student,
+        files,
+        directory,
+        student.averaged.module,
+        lambda saved: saved_loss_check(sweep, student)(saved),
+    )
+
+
+def _save_sharded(sweep: Sweep, student: StudentInTraining, files: TeacherFiles, directory: Path) -> StudentResult:
+    """Gather a student, and save it in the first process."""
+    model = gathered_model(student.averaged.module, sweep.accelerator)
+    # The held-out loss of a student that diverged is not finite.
+    check = None if student.diverged_at else saved_loss_check(sweep, student)
+    with fail_together(sweep.accelerator):
+        if model is not None:
+            return _write(sweep, student, files, directory, model, check)
+    return _result(sweep, student, files.warnings)
+
+
+def _write(
+    sweep: Sweep,
+    student: StudentInTraining,
+    files: TeacherFiles,
+    directory: Path,
+    model: nn.Module,
+    check: Callable[[Path], None] | None,
+) -> StudentResult:
+    """Write the files of a student, whose averaged weights a plain model has."""
     if directory.exists():  # saved before an error interrupted saving the students
         return StudentResult.load(directory)
     result = _result(sweep, student, files.warnings)
@@ -84,6 +123,4 @@ def _save(sweep: Sweep, student: StudentInTraining, files: TeacherFiles, directo
         with atomic_directory(directory) as partial:
             result.save(partial)
         return result
-    return save_student(
-        student.averaged.module, files, result, directory, lambda saved: check_saved_loss(sweep, student, saved)
-    )
+    return save_student(model, files, result, directory, check)

@@ -11,6 +11,14 @@ from tl_distill_floor.distilling.build import build_student
 from tl_distill_floor.distilling.config import DistillConfig, StudentSpec
 from tl_distill_floor.distilling.forward import Backbone
 from tl_distill_floor.distilling.optimization import create_optimizers, running_average
+from tl_distill_floor.distilling.sharding import (
+    build_in_first_process,
+    gathered,
+    is_sharded,
+    load_optimizer,
+    load_weights,
+    shard,
+)
 from tl_distill_floor.distilling.student_module import StudentModule
 
 
@@ -23,6 +31,7 @@ class StudentInTraining:
         config: settings of the training.
         accelerator: device and processes that it is trained on.
         ids: sequences of a real text, which the student's logits are verified on; random tokens if None.
+        sharded: whether the student is sharded over the processes, of which only the first has the teacher's weights.
 
     Raises:
         InputError: the student cannot be built; see `build_student`.
@@ -35,15 +44,25 @@ class StudentInTraining:
         config: DistillConfig,
         accelerator: Accelerator,
         ids: Int[Tensor, "sequence position"] | None = None,
+        *,
+        sharded: bool = False,
     ) -> None:
-        self.spec = spec
-        model = build_student(teacher, spec.width, depth=spec.depth, start=spec.start, seed=spec.seed)
+        self.spec, self._accelerator = spec, accelerator
+        if sharded:
+            model = build_in_first_process(teacher, spec, accelerator)
+        else:
+            model = build_student(teacher, spec.width, depth=spec.depth, start=spec.start, seed=spec.seed)
         module = StudentModule(model.to(accelerator.device), spec, int(teacher.cfg.d_model), ids)
         self.module = module.to(accelerator.device)
         self.averaged = running_average(model)
         self.averaged_backbone = Backbone(self.averaged.module, None, ids)
-        optimizers = create_optimizers(self.module, config)
-        self.distributed_module, *self.optimizers = accelerator.prepare(self.module, *optimizers)
+        if sharded:
+            shard(self.module, model, accelerator)
+            shard(self.averaged_backbone, self.averaged.module, accelerator)
+            self.distributed_module, self.optimizers = self.module, create_optimizers(self.module, config)
+        else:
+            optimizers = create_optimizers(self.module, config)
+            self.distributed_module, *self.optimizers = accelerator.prepare(self.module, *optimizers)
         self.tokens: list[int] = []
         """Training tokens at each point of the learning curve."""
         self.losses: list[float] = []
@@ -74,20 +93,24 @@ class StudentInTraining:
         self.averaged.update_parameters(self.module.student)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state that a checkpoint stores."""
-        return {
+        """Return the state that a checkpoint stores, gathered in the first process if the student is sharded.
+
+        All processes of a sharded student must call this.
+        """
+        state = {
             "module": dict(self.module.state_dict()),
             "average": dict(self.averaged.state_dict()),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "curve": [self.tokens, self.losses],
             "status": [self.status, self.diverged_at],
         }
+        return gathered(state, self._accelerator) if is_sharded(self.module) else state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` returned."""
-        self.module.load_state_dict(state["module"])
-        self.averaged.load_state_dict(state["average"])
+        load_weights(self.module, state["module"])
+        load_weights(self.averaged, state["average"])
         for optimizer, optimizer_state in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(optimizer_state)
+            load_optimizer(optimizer, optimizer_state)
         self.tokens, self.losses = state["curve"]
         self.status, self.diverged_at = state["status"]

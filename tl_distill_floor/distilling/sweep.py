@@ -5,7 +5,9 @@ from functools import cached_property
 
 from accelerate import Accelerator
 
+from tl_distill_floor.distilling.agreement import of_first_process
 from tl_distill_floor.distilling.config import DistillConfig, StudentSpec
+from tl_distill_floor.distilling.sharding import shard_teacher
 from tl_distill_floor.distilling.student_state import StudentInTraining
 from tl_distill_floor.distilling.text_split import TextSplit
 from tl_distill_floor.errors import InputError
@@ -21,10 +23,11 @@ class Sweep:
         split: training and held-out sequences.
         config: settings of the training.
         accelerator: device and processes that the students are trained on.
+        sharded: whether teacher and students are sharded over the processes; see `load_to_shard`.
 
     Raises:
         InputError: two students have one name, they match several hook points, a batch cannot be divided into the
-            processes and parts, or a student cannot be built.
+            processes and parts, a student cannot be built, or the teacher cannot be sharded.
     """
 
     def __init__(
@@ -34,6 +37,8 @@ class Sweep:
         split: TextSplit,
         config: DistillConfig,
         accelerator: Accelerator,
+        *,
+        sharded: bool = False,
     ) -> None:
         check_specs(specs)
         n_parts = accelerator.num_processes * config.accumulate
@@ -43,8 +48,17 @@ class Sweep:
                 f" of {config.accumulate} parts each; set --batch-size to a multiple of {n_parts}"
             )
         self.teacher, self.split, self.config, self.accelerator = teacher, split, config, accelerator
+        self.is_sharded = sharded
+        """Whether teacher and students are sharded over the processes."""
         self.teacher_hook = next((spec.match.teacher_hook for spec in specs if spec.match), None)
-        self.students = [StudentInTraining(teacher.model, spec, config, accelerator, split.heldout) for spec in specs]
+        self.students = [
+            StudentInTraining(teacher.model, spec, config, accelerator, split.heldout, sharded=sharded)
+            for spec in specs
+        ]
+        if sharded:
+            digest = weights_digest(teacher.model) if accelerator.is_main_process else ""
+            self.teacher_digest = of_first_process(accelerator, digest)
+            shard_teacher(teacher.model, accelerator)
         self.n_steps = split.n_steps(config)
         self.step = 0
         """Number of steps done."""

@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from tl_distill_floor.distilling.agreement import fail_together
 from tl_distill_floor.distilling.config import StudentSpec
 from tl_distill_floor.distilling.sweep import Sweep
 from tl_distill_floor.storage.checkpoints import load_checkpoint, report_damage, save_checkpoint
@@ -14,9 +15,18 @@ KIND = "students-partial"
 
 
 def save_sweep(sweep: Sweep, path: Path) -> None:
-    """Write the state of all students, and the settings that must be equal when the training is resumed."""
+    """Write the state of all students, and the settings that must be equal when the training is resumed.
+
+    If the students are sharded, all processes must call this; the first one writes the file. It is the same file
+    whatever the number of processes.
+    """
     states = {student.spec.directory: student.state_dict() for student in sweep.students}
-    save_checkpoint(path, KIND, states, sweep_identity(sweep), sweep.step)
+    if not sweep.is_sharded:
+        save_checkpoint(path, KIND, states, sweep_identity(sweep), sweep.step)
+        return
+    with fail_together(sweep.accelerator):
+        if sweep.accelerator.is_main_process:
+            save_checkpoint(path, KIND, states, sweep_identity(sweep), sweep.step)
 
 
 def load_sweep(sweep: Sweep, path: Path) -> None:

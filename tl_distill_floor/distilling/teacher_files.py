@@ -21,6 +21,18 @@ class TeacherFiles(NamedTuple):
     warnings: tuple[str, ...]
     """What could not be read."""
 
+    def save(self, directory: Path) -> None:
+        """Write the tokenizer and the generation settings into a directory.
+
+        Args:
+            directory: an existing directory.
+        """
+        if self.tokenizer is not None:
+            self.tokenizer.save_pretrained(directory)  # type: ignore[attr-defined]
+        if self.generation_config is not None:
+            # GenerationConfig.save_pretrained rejects settings that published models have.
+            self.generation_config.to_json_file(directory / "generation_config.json")
+
 
 def teacher_files(teacher: Teacher) -> TeacherFiles:
     """Return the tokenizer and the generation settings of a teacher as they are published.

@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 
 from tl_distill_floor.annotations import ProgressMessageCallback
+from tl_distill_floor.distilling.agreement import of_first_process
 from tl_distill_floor.distilling.config import DistillConfig
 from tl_distill_floor.distilling.evaluation import add_curve_points
 from tl_distill_floor.distilling.sweep import Sweep
@@ -35,7 +36,6 @@ def train(
     """
     evaluation_steps = set(sweep.config.evaluation_steps(sweep.n_steps))
     set_matching_variance(sweep, teacher)
-    writes = checkpoint if sweep.accelerator.is_main_process else None
     start_time = saved_time = time.perf_counter()
     first_step = sweep.step
     while sweep.step < sweep.n_steps and sweep.active:
@@ -46,14 +46,26 @@ def train(
             add_curve_points(sweep, teacher)
             _check_any_left(sweep, checkpoint)
         now = time.perf_counter()
-        if writes and now - saved_time >= checkpoint_seconds:
-            save_sweep(sweep, writes)
+        if checkpoint and _saves(sweep, now - saved_time >= checkpoint_seconds):
+            save_sweep(sweep, checkpoint)
             saved_time = time.perf_counter()
         if progress:
             rate = (sweep.step - first_step) * sweep.tokens_per_step / (now - start_time)
             _report_progress(sweep, progress, rate)
-    if writes and any(student.losses for student in sweep.students):
-        save_sweep(sweep, writes)
+    if checkpoint and any(student.losses for student in sweep.students) and _saves(sweep, is_due=True):
+        save_sweep(sweep, checkpoint)
+
+
+def _saves(sweep: Sweep, is_due: bool) -> bool:
+    """Return whether this process takes part in saving: the first one, or all if the students are sharded.
+
+    Args:
+        sweep: the students.
+        is_due: whether this process would save now, by its own clock.
+    """
+    if sweep.is_sharded:
+        return of_first_process(sweep.accelerator, "due" if is_due else "") == "due"
+    return is_due and sweep.accelerator.is_main_process
 
 
 def _mark_diverged(sweep: Sweep, losses: list[float]) -> None:

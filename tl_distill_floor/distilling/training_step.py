@@ -9,6 +9,7 @@ from torch import Tensor
 
 from tl_distill_floor.distilling.config import StudentSpec
 from tl_distill_floor.distilling.losses import chunked_losses
+from tl_distill_floor.distilling.sharding import release
 from tl_distill_floor.distilling.student_module import TokenPositions, counted_positions
 from tl_distill_floor.distilling.sweep import Sweep
 from tl_distill_floor.measuring.teacher_backbone import BackboneOutput, TeacherBackbone
@@ -74,6 +75,7 @@ def summed_losses(
             labels,
             sweep.config.objective,
         )
+    release(sweep.teacher.model)
     share = sweep.step / sweep.n_steps
     for i, (student, (_, distance)) in enumerate(zip(active, outputs, strict=True)):
         if distance is not None:
@@ -96,6 +98,7 @@ def set_matching_variance(sweep: Sweep, teacher: TeacherBackbone) -> None:
     ids, device = sweep.split.batch(0, sweep.config), sweep.accelerator.device
     positions = counted_positions(sweep.split.stream.counted(ids), device)
     targets = _matching_targets([student.spec for student in matching], teacher(ids.to(device)), positions)
+    release(sweep.teacher.model)
     for student, target in zip(matching, targets, strict=True):
         assert student.module.matcher is not None
         assert target is not None
@@ -116,9 +119,12 @@ def _matching_targets(
 
 
 def _synchronized_if(synchronized: bool, sweep: Sweep) -> AbstractContextManager[object]:
-    """Return a context in which processes exchange gradients only if `synchronized`."""
+    """Return a context in which processes exchange gradients only if `synchronized`.
+
+    Sharded students exchange the gradients of every part, since no process has memory for all of them.
+    """
     stack = ExitStack()
-    if not synchronized:
+    if not synchronized and not sweep.is_sharded:
         for student in sweep.active:
             stack.enter_context(sweep.accelerator.no_sync(student.distributed_module))
     return stack

@@ -1,5 +1,9 @@
 """Widths at which students of a teacher's family can be built."""
 
+from collections.abc import Sequence
+
+import numpy as np
+
 from tl_distill_floor.annotations import HookedModel
 from tl_distill_floor.distilling.build import check_family_runs
 from tl_distill_floor.distilling.student_config import hugging_face_config, student_config
@@ -9,11 +13,33 @@ WIDTH_STEP, WIDE_TEACHER = 8, 128
 """Students of teachers that are at least this wide have widths that are multiples of this step."""
 
 
-def family_widths(model: HookedModel) -> list[int]:
-    """Return the widths that have a configuration of the teacher's family, ascending."""
+def family_widths(model: HookedModel, divisor: int | None = None) -> list[int]:
+    """Return the widths that have a configuration of the teacher's family, ascending.
+
+    Args:
+        model: the teacher's model.
+        divisor: the widths are multiples of this; if None, of 8 for a wide teacher.
+    """
     d_model = teacher_width(model)
-    step = WIDTH_STEP if d_model >= WIDE_TEACHER else 1
+    step = divisor or (WIDTH_STEP if d_model >= WIDE_TEACHER else 1)
     return [width for width in range(step, d_model + 1, step) if _has_config(model, width)]
+
+
+def spaced_widths(widths: Sequence[int], n_widths: int) -> list[int]:
+    """Return some widths, evenly spaced in their logarithm, with the first and the last one.
+
+    Args:
+        widths: widths to choose from, ascending.
+        n_widths: at most so many are returned.
+
+    Example:
+        >>> spaced_widths([8, 16, 24, 32, 40, 48, 56, 64], 4)
+        [8, 16, 32, 64]
+    """
+    if len(widths) <= n_widths:
+        return list(widths)
+    spaced = np.geomspace(widths[0], widths[-1], n_widths).tolist()
+    return sorted({min(widths, key=lambda width: abs(width - wanted)) for wanted in spaced})
 
 
 def _has_config(model: HookedModel, width: int) -> bool:

@@ -78,7 +78,8 @@ def expected_log_prob(
     Returns:
         [*position], in nats.
     """
-    expected: Tensor = torch.linalg.vecdot(p, log_q)
-    if expected.isnan().any():
-        expected = torch.linalg.vecdot(p, log_q.masked_fill(p == 0, 0.0))
+    with torch.autocast(p.device.type, enabled=False):  # it would round both to 16 bits
+        expected: Tensor = torch.linalg.vecdot(p, log_q)
+        if expected.isnan().any():
+            expected = torch.linalg.vecdot(p, log_q.masked_fill(p == 0, 0.0))
     return expected

@@ -1,7 +1,7 @@
 """Run a teacher up to its unembedding, so that logits can be computed later in chunks of tokens."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
 import torch
@@ -39,10 +39,12 @@ class TeacherBackbone:
     Args:
         model: the teacher's model.
         hook_name: hook point whose activation is returned too; None for no hook point.
+        runs_to_end: see `teacher_backbone`.
     """
 
-    def __init__(self, model: HookedModel, hook_name: str | None) -> None:
+    def __init__(self, model: HookedModel, hook_name: str | None, *, runs_to_end: bool = False) -> None:
         self._model, self._hook_name = model, hook_name
+        self._capture_input = capture_input_and_skip if runs_to_end else capture_input_and_stop
         self._captured: dict[str, Tensor] = {}
         self.unembed: nn.Module = model.unembed  # type: ignore[attr-defined]
         self.logit_map = LogitMap()
@@ -55,12 +57,11 @@ class TeacherBackbone:
     def __call__(self, ids: Int[Tensor, "batch position"]) -> BackboneOutput:
         """Return the last hidden states, and the activation at the hook point."""
         last: list[Tensor] = []
-        with capture_input_and_stop(self.unembed, last):
-            try:
-                self._model(ids)
-            except ReachedUnembeddingError:
-                return BackboneOutput(last[0], self._captured.pop(self._hook_name) if self._hook_name else None)
-        raise InputError("the forward pass of the teacher did not reach its unembedding")
+        with self._capture_input(self.unembed, last), suppress(ReachedUnembeddingError):
+            self._model(ids)
+        if not last:
+            raise InputError("the forward pass of the teacher did not reach its unembedding")
+        return BackboneOutput(last[0], self._captured.pop(self._hook_name) if self._hook_name else None)
 
     def logits(self, last_hidden: Float[Tensor, "token d_model"]) -> LazyLogits:
         """Return the logits of some tokens, computed when they are needed.
@@ -93,7 +94,11 @@ class TeacherBackbone:
 
 @contextmanager
 def teacher_backbone(
-    model: HookedModel, hook_name: str | None = None, ids: Int[Tensor, "sequence position"] | None = None
+    model: HookedModel,
+    hook_name: str | None = None,
+    ids: Int[Tensor, "sequence position"] | None = None,
+    *,
+    runs_to_end: bool = False,
 ) -> Iterator[TeacherBackbone]:
     """Yield the teacher without its unembedding; remove all hooks and restore its mode at the end.
 
@@ -102,13 +107,15 @@ def teacher_backbone(
         hook_name: hook point whose activation is returned too; None for no hook point.
         ids: sequences of a real text, which the map from last hidden states to logits is verified on; random tokens
             if None.
+        runs_to_end: whether forward passes run to their end, instead of ending at the unembedding by an exception,
+            after which the weights of a sharded model would stay gathered.
 
     Raises:
         InputError: the model has no such hook point, or changes its logits after the unembedding in an unknown way.
     """
     if hook_name:
         get_hook_point(model, hook_name)
-    backbone = TeacherBackbone(model, hook_name)
+    backbone = TeacherBackbone(model, hook_name, runs_to_end=runs_to_end)
     with eval_mode(model), forward_hooks(model, [hook_name] if hook_name else [], backbone.capture):
         backbone.verify_logits(ids)
         yield backbone
@@ -127,6 +134,27 @@ def capture_input_and_stop(module: nn.Module, captured: list[Tensor]) -> Iterato
         assert isinstance(inputs[0], Tensor)
         captured.append(inputs[0])
         raise ReachedUnembeddingError
+
+    handle = module.register_forward_pre_hook(capture)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def capture_input_and_skip(module: nn.Module, captured: list[Tensor]) -> Iterator[None]:
+    """Keep a module's input, and give the module no position of it, so that it computes nothing.
+
+    Args:
+        module: the unembedding.
+        captured: list that receives its input.
+    """
+
+    def capture(_module: nn.Module, inputs: tuple[object, ...]) -> tuple[object, ...]:
+        assert isinstance(inputs[0], Tensor)
+        captured.append(inputs[0])
+        return (inputs[0][..., :0, :], *inputs[1:])
 
     handle = module.register_forward_pre_hook(capture)
     try:

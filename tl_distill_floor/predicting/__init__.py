@@ -1,7 +1,8 @@
 """Predict the loss floor of every student width.
 
 - `predict`: `predict_floor`, from a teacher and an SAE; `predict_floors`, from several SAEs in one pass.
-- `floors`: `floor_from_stats`, from measured statistics.
+- `measured_floors`: from the measured statistics of one SAE and its teacher.
+- `floors`: `floor_from_stats`, from measured statistics alone.
 - `intervals`: 95 % intervals of a prediction.
 - `checks`: checks of the options, and the warnings of a prediction.
 - `simulation`: `simulate`, the losses of bottleneck students that are trained on an SAE's codes.

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from jaxtyping import Int64
 
 from tl_distill_floor.annotations import (
@@ -23,28 +22,20 @@ from tl_distill_floor.annotations import (
 )
 from tl_distill_floor.errors import InputError, check_choice
 from tl_distill_floor.measuring.config import MeasureConfig
-from tl_distill_floor.measuring.job import AttachedSae, MeasurementJob, prepare_job
+from tl_distill_floor.measuring.job import MeasurementJob, prepare_job
 from tl_distill_floor.measuring.measurement import measure_job
 from tl_distill_floor.measuring.processes import SINGLE_PROCESS, ProcessGroup
-from tl_distill_floor.measuring.removal import measure_restored_loss, measure_tail_loss
-from tl_distill_floor.predicting.bottleneck_task import held_out_sequences
-from tl_distill_floor.predicting.checks import check_alive, check_min_count, check_steps, integer_widths
-from tl_distill_floor.predicting.floors import STEPS, floor_from_stats, student_widths, widths_to_train
+from tl_distill_floor.predicting.checks import check_min_count, check_steps, integer_widths
+from tl_distill_floor.predicting.floors import STEPS, floor_from_stats
 from tl_distill_floor.predicting.head_floor import N_TOKENS, head_floor, head_floor_of_stream, head_steps
-from tl_distill_floor.predicting.lost_features import features_shown_by_default
+from tl_distill_floor.predicting.measured_floors import predict_measured, training_device
 from tl_distill_floor.predicting.progress import ProgressBarFactory, UnfinishedCallback, no_progress_bar
-from tl_distill_floor.predicting.promoted_tokens import compute_promoted_tokens
-from tl_distill_floor.predicting.simulation import train_if_possible
 from tl_distill_floor.results.feature_stats import FeatureStats
 from tl_distill_floor.results.floor_prediction import FeatureFloorPrediction, FloorPrediction
 from tl_distill_floor.results.head_floor import HeadFloor
-from tl_distill_floor.results.tail_loss import TailLoss, rank_grid
-from tl_distill_floor.sources.devices import main_device
 from tl_distill_floor.sources.model_names import lookup_name
 from tl_distill_floor.sources.sae_directory import find_saes
 from tl_distill_floor.sources.torch_state import neutral_torch_state
-from tl_distill_floor.theory.allocation import rank_by_cost, remaining_costs
-from tl_distill_floor.theory.floors import held_ranks
 
 NO_SAE_WARNING = (
     "no SAE is known for this teacher, so nothing is predicted from its features; give one, or train one with train_sae"
@@ -56,9 +47,6 @@ UNFINISHED_WARNING = (
 """Warning of a prediction that is reported before everything is computed."""
 UNFINISHED_BOOTSTRAP = 100
 """Resamples for the intervals of such a prediction."""
-HALF_PRECISION_WARNING = (
-    "the teacher's logits are rounded to half precision: losses of some 1e-4 nats are rounding; use --dtype fp32"
-)
 
 
 @neutral_torch_state()
@@ -279,14 +267,14 @@ def predict_floors(
     if report and unfinished and bound is not None:
         report([dataclasses.replace(floor, head=bound) for floor in unfinished])
     floors = [
-        _predict_measured(
+        predict_measured(
             dataclasses.replace(job, saes=(attached,)),
             stats,
             sizes,
             steps=steps,
             min_count=min_count,
             seed=seed,
-            device=_training_device(attached, device),
+            device=training_device(attached, device),
             make_bar=make_bar,
         )
         for attached, stats in zip(job.saes, all_stats, strict=bool(all_stats))
@@ -343,79 +331,3 @@ def _head_floor(
     except InputError as error:
         return None, (f"the head floor was not computed: {error}",)
     return bound, bound.warnings
-
-
-def _predict_measured(
-    job: MeasurementJob,
-    stats: FeatureStats,
-    widths: Int64[np.ndarray, " width"] | None,
-    *,
-    steps: int,
-    min_count: int,
-    seed: int,
-    device: str,
-    make_bar: ProgressBarFactory,
-) -> FeatureFloorPrediction:
-    """Predict the floor from a job with one SAE and its measured statistics.
-
-    If costs are in nats, the tail loss and the losses of the bottleneck students are measured with the teacher, on text
-    that the students are not trained on.
-    """
-    sizes = student_widths(widths, stats.d_model)
-    check_alive(stats, min_count)
-    with make_bar("steps", "simulating") as progress:
-        trained, training_warnings = train_if_possible(
-            stats,
-            widths_to_train(stats, sizes, min_count),
-            steps=steps,
-            min_count=min_count,
-            seed=seed,
-            device=device,
-            progress=progress,
-        )
-    tail, restored_loss = None, None
-    if stats.cost_unit == "nats" and job.teacher is not None:
-        if next(job.model.parameters()).dtype != torch.float32:
-            stats = dataclasses.replace(stats, warnings=(*stats.warnings, HALF_PRECISION_WARNING))
-        sequences = held_out_sequences(stats, seed)
-        with make_bar("sequences", "removing features") as progress:
-            tail = _measure_tail(job, stats, sizes, min_count, sequences, progress)
-        if trained is not None:
-            with make_bar("sequences", "measuring simulated students") as progress:
-                restored_loss = measure_restored_loss(job, trained.restore_functions(), sequences, progress)
-    floor = floor_from_stats(
-        stats,
-        sizes,
-        min_count=min_count,
-        steps=0,  # students were trained above
-        simulation=None if trained is None else trained.simulation(restored_loss),
-        tail=tail,
-        seed=seed,
-    )
-    floor = dataclasses.replace(floor, warnings=(*floor.warnings, *training_warnings))
-    if job.teacher is None:
-        return floor
-    return compute_promoted_tokens(floor, features_shown_by_default(floor), job.model, job.saes[0].sae.W_dec)
-
-
-def _measure_tail(
-    job: MeasurementJob,
-    stats: FeatureStats,
-    widths: Int64[np.ndarray, " width"],
-    min_count: int,
-    sequences: Int64[np.ndarray, " sequence"],
-    progress: ProgressCallback | None,
-) -> TailLoss:
-    """Measure the tail loss at a grid of ranks, and at the numbers of features that each width holds by Theorem 1."""
-    alive = stats.alive(min_count)
-    n_features = int(alive.sum())
-    held = [rank for rank in held_ranks(stats.firing_rate[alive], widths) if rank < n_features]
-    ranks: np.ndarray = np.unique(np.concatenate([rank_grid(n_features), held]).astype(np.int64))
-    order = rank_by_cost(stats.cost, alive)
-    additive = remaining_costs(stats.cost[order])[ranks]
-    return measure_tail_loss(job, order, ranks, additive, sequences, progress=progress)
-
-
-def _training_device(attached: AttachedSae, device: str) -> str:
-    """Return the device to train bottleneck students on: that of the SAE unless another one is named."""
-    return main_device(str(attached.sae.device) if device == "cpu" else device)

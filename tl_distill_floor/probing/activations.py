@@ -1,6 +1,6 @@
 """Collect the activations that probes are fitted to."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -28,7 +28,17 @@ PLAIN_ACTIVATION = ActivationViews(lambda activation: activation, lambda pooled:
 """The activation itself."""
 
 
-@torch.no_grad()
+class PooledBatch(NamedTuple):
+    """The activations of one task's examples in a batch of texts."""
+
+    task: int
+    """Index of the task."""
+    rows: Int64[np.ndarray, " example"]
+    """Indices of the examples in their task."""
+    views: Mapping[str, Float[Tensor, "example _"]]
+    """Named arrays to probe."""
+
+
 def collect_activations(
     model: HookedModel,
     hook_name: str,
@@ -55,29 +65,51 @@ def collect_activations(
     Raises:
         InputError: the model has no such hook point, or an activation is not finite.
     """
+    collected: dict[str, list[np.ndarray]] = {}
+    for pooled in pooled_batches(model, hook_name, examples, views, batch_size=batch_size):
+        for name, view in pooled.views.items():
+            if name not in collected:
+                collected[name] = [np.zeros((len(each), view.shape[1]), dtype=np.float32) for each in examples.tasks]
+            collected[name][pooled.task][pooled.rows] = view.float().cpu().numpy()
+    return collected
+
+
+def pooled_batches(
+    model: HookedModel, hook_name: str, examples: TokenizedExamples, views: ActivationViews, *, batch_size: int
+) -> Iterator[PooledBatch]:
+    """Yield the activations of the labelled examples, for each batch of texts and each task; see `collect_activations`.
+
+    Args:
+        model: a HookedTransformer or TransformerBridge.
+        hook_name: the hook point.
+        examples: tokenized texts and the examples in them.
+        views: what is computed from the activation.
+        batch_size: texts per forward pass.
+
+    Raises:
+        InputError: the model has no such hook point, or an activation is not finite.
+
+    Example:
+        >>> for batch in pooled_batches(model, hook_name, examples, PLAIN_ACTIVATION, batch_size=16):  # doctest: +SKIP
+        ...     print(batch.task, batch.rows, batch.views["activation"].shape)
+    """
     used_texts = np.unique(np.concatenate([task.text for task in examples.tasks]))
     by_length = sorted(used_texts.tolist(), key=lambda text: len(examples.ids[text]))
     rows_of_text = [_rows_by_text(task) for task in examples.tasks]
-    collected: dict[str, list[np.ndarray]] = {}
     with activation_reader(model, [hook_name]) as read:
         for first in range(0, len(by_length), batch_size):
             texts = by_length[first : first + batch_size]
             padded = nn.utils.rnn.pad_sequence([examples.ids[text] for text in texts], batch_first=True)
-            (activation,) = read(padded.to(device_of(model)))
-            if not activation.isfinite().all():
-                raise InputError(f"the activation at {hook_name} holds NaN or Inf; load the model in fp32")
             rows = [[rows_of(text) for rows_of in rows_of_text] for text in texts]
             lengths = [len(examples.ids[text]) for text in texts]
-            pooled = _pool(examples, rows, activation.flatten(2).float(), lengths, views)
-            for task, values in enumerate(pooled):
-                task_rows = np.concatenate([text_rows[task] for text_rows in rows])
-                for name, view in views.after_pooling(values).items():
-                    if name not in collected:
-                        collected[name] = [
-                            np.zeros((len(each), view.shape[1]), dtype=np.float32) for each in examples.tasks
-                        ]
-                    collected[name][task][task_rows] = view.float().cpu().numpy()
-    return collected
+            with torch.no_grad():  # not around the loop, which would also hold for the code that reads the batches
+                (activation,) = read(padded.to(device_of(model)))
+                if not activation.isfinite().all():
+                    raise InputError(f"the activation at {hook_name} holds NaN or Inf; load the model in fp32")
+                pooled = _pool(examples, rows, activation.flatten(2).float(), lengths, views)
+                batch_views = [views.after_pooling(values) for values in pooled]
+            for task, of_task in enumerate(batch_views):
+                yield PooledBatch(task, np.concatenate([text_rows[task] for text_rows in rows]), of_task)
 
 
 def _rows_by_text(task: TaskExamples) -> Callable[[int], Int64[np.ndarray, " example"]]:

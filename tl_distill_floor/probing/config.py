@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from tl_distill_floor.annotations import Pooling
+from tl_distill_floor.annotations import FeatureSelection, Pooling
 from tl_distill_floor.errors import InputError, check_choice
 
 
@@ -42,3 +42,53 @@ class ProbeConfig:
                 raise InputError(f"{name} must be at least {least}, got {value}")
         if self.bottleneck_steps < 0 or self.bottleneck_steps == 1:
             raise InputError(f"the steps must be 0 or at least 2, got {self.bottleneck_steps}; set --steps")
+
+
+@dataclass(frozen=True)
+class SparseProbeConfig:
+    """How k-sparse probes are fitted.
+
+    Raises:
+        InputError: an option is out of its range.
+
+    Example:
+        >>> SparseProbeConfig(k=6).ks
+        (1, 2, 4, 6)
+    """
+
+    k: int = 8
+    """Largest number of features that a probe reads."""
+    selection: FeatureSelection = "correlation"
+    """How features are ranked on the training documents: by the absolute "mean-difference" between the two classes of
+    activation times norm of the decoder row (as Gurnee et al. 2023, arXiv 2305.01610, select neurons), or by that
+    difference divided by the standard deviation, the "correlation" with the class. The first prefers features that fire
+    on most tokens, the second those that fire on little else than the concept."""
+    n_controls: int = 5
+    """Number of shuffles of the labels, and of random choices of features, for each split."""
+    pool: Pooling = "mean"
+    """Which activation of a text is probed for labels of texts; see `ProbeConfig`."""
+    per_class: int = 1000
+    """Largest number of examples with a concept, and of examples without it; more are sampled down at random."""
+    n_splits: int = 5
+    """Number of random splits of the documents; one probe of each kind is fitted per split."""
+    bottleneck_steps: int = 1000
+    """Training steps of the bottleneck students; 0 trains none."""
+    seed: int = 0
+    """Seed of the splits and of every random sample."""
+    batch_size: int = 16
+    """Texts per forward pass; fewer are read at a time if the SAE has very many features."""
+
+    def __post_init__(self) -> None:
+        check_choice("pool", self.pool, Pooling)
+        check_choice("selection", self.selection, FeatureSelection)
+        for name, least in (("k", 1), ("n_controls", 1), ("per_class", 2), ("n_splits", 1), ("batch_size", 1)):
+            value = getattr(self, name)
+            if value < least:
+                raise InputError(f"{name} must be at least {least}, got {value}")
+        if self.bottleneck_steps < 0 or self.bottleneck_steps == 1:
+            raise InputError(f"the steps must be 0 or at least 2, got {self.bottleneck_steps}; set --steps")
+
+    @property
+    def ks(self) -> tuple[int, ...]:
+        """Numbers of features: the powers of 2 below `k`, and `k`."""
+        return (*(2**power for power in range(self.k.bit_length()) if 2**power < self.k), self.k)

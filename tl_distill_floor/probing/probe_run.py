@@ -17,23 +17,17 @@ from tl_distill_floor.annotations import (
     TextLike,
     WidthsLike,
 )
-from tl_distill_floor.distilling.layers import is_residual, student_hook
-from tl_distill_floor.errors import InputError
-from tl_distill_floor.measuring.reloading import load_measured_sae, measured_dtype
-from tl_distill_floor.measuring.token_stream import device_of
 from tl_distill_floor.predicting.bottleneck_task import HiddenStates
 from tl_distill_floor.probing.activations import collect_activations
 from tl_distill_floor.probing.config import ProbeConfig
 from tl_distill_floor.probing.decodability import decodability
-from tl_distill_floor.probing.examples import TokenizedExamples, tokenize_examples
 from tl_distill_floor.probing.fitting import fit_probes, probe_result
 from tl_distill_floor.probing.forecasts import bottleneck_states, teacher_views
-from tl_distill_floor.results.floor_prediction import FeatureFloorPrediction, FloorPrediction
+from tl_distill_floor.probing.run_inputs import RunInputs, StepCounter, load_run_inputs
+from tl_distill_floor.results.floor_prediction import FloorPrediction
 from tl_distill_floor.results.probes import Decodability, ProbeResult, Probes
 from tl_distill_floor.results.student import StudentResult
-from tl_distill_floor.sources.labels import load_labels
-from tl_distill_floor.sources.saes import SaeSource
-from tl_distill_floor.sources.teachers import Teacher, choose_context_size, load_teacher, tokenizer_of
+from tl_distill_floor.sources.teachers import load_teacher
 from tl_distill_floor.sources.torch_state import neutral_torch_state
 
 
@@ -81,131 +75,103 @@ def probe_run(
             measured, a width is below 1, or the labels cannot be probed.
 
     Example:
-        >>> from tl_distill_floor import FeatureFloorPrediction, FloorPrediction, probe_run
+        >>> from tl_distill_floor import FloorPrediction, probe_run
         >>> probes = probe_run(FloorPrediction.load("runs/tiny-prose"), widths=[16, 64])  # doctest: +SKIP
         >>> probes.plot()  # doctest: +SKIP
     """
-    floor = floor.with_features()
-    config, stats = config or ProbeConfig(), floor.stats
-    source = load_measured_sae(stats, sae, device)
-    loaded_teacher = load_teacher(
-        teacher or stats.model_name, device=device, dtype=measured_dtype(stats), model_kwargs=source.model_kwargs
-    )
-    saved_students = [student for student in students if student.path is not None and student.status != "diverged"]
-    forecast_widths = _forecast_widths(floor, saved_students, widths)
-    labelled_text = load_labels(labelled, labels)
-    examples = tokenize_examples(
-        labelled_text,
-        tokenizer_of(loaded_teacher.model),
+    floor, config = floor.with_features(), config or ProbeConfig()
+    inputs = load_run_inputs(
+        floor,
+        teacher,
+        sae,
+        labelled,
+        labels,
+        students=students,
+        widths=widths,
         pool=config.pool,
-        context_size=int(stats.settings.get("context_size", choose_context_size(loaded_teacher.model))),
-        prepend_bos=source.prepend_bos is not False,
         per_class=config.per_class,
         seed=config.seed,
+        device=device,
     )
-    run = _ProbedRun(floor, loaded_teacher, source, examples, config)
-    steps = _StepCounter(progress, _count_steps(run, len(saved_students), len(forecast_widths)))
+    run = _ProbedRun(inputs, config)
+    steps = StepCounter(progress, _count_steps(run))
     # Features come first: probes take longer, and the text may turn out to be too short.
     features: list[Decodability] = []
     if config.n_feature_tokens:
         features = decodability(
             floor,
-            loaded_teacher,
-            source,
-            saved_students,
+            inputs.teacher,
+            inputs.source,
+            inputs.students,
             text,
             n_tokens=config.n_feature_tokens,
             seed=config.seed,
             batch_size=config.batch_size,
             on_model_done=steps.advance,
         )
-    results = _probe_teacher(run, forecast_widths, steps)
-    for student in saved_students:
+    results = _probe_teacher(run, steps)
+    for student in inputs.students:
         results += _probe_student(run, student, steps)
     return Probes(
-        teacher=loaded_teacher.name,
-        hook_name=stats.hook_name,
-        labelled=labelled_text.name,
-        stats=stats.digest(),
+        teacher=inputs.teacher.name,
+        hook_name=inputs.hook_name,
+        labelled=inputs.labelled,
+        stats=floor.stats.digest(),
         results=tuple(results),
         features=tuple(features),
         settings=dataclasses.asdict(config),
-        warnings=(*examples.warnings, *_warnings(students, stats.hook_name, source.counted_positions)),
+        warnings=inputs.warnings,
     )
 
 
 class _ProbedRun(NamedTuple):
-    """What all probes of a run share."""
+    """What all probes of a run share, and how they are fitted."""
 
-    floor: FeatureFloorPrediction
-    teacher: Teacher
-    source: SaeSource
-    examples: TokenizedExamples
+    inputs: RunInputs
     config: ProbeConfig
 
     @property
     def trains_bottlenecks(self) -> bool:
         """Whether bottleneck students are trained."""
-        return self.floor.stats.codes is not None and self.config.bottleneck_steps > 0
+        return self.inputs.floor.stats.codes is not None and self.config.bottleneck_steps > 0
 
 
-class _StepCounter:
-    """Progress of a run in steps."""
-
-    def __init__(self, progress: ProgressMessageCallback | None, total: int) -> None:
-        self._progress, self._total, self._done = progress, total, 0
-
-    def advance(self, message: str) -> None:
-        """Report one more step as done."""
-        self._done += 1
-        if self._progress is not None:
-            self._progress(self._done, max(self._total, self._done), message)
-
-
-def _count_steps(run: _ProbedRun, n_students: int, n_widths: int) -> int:
-    """Return the number of steps that `_StepCounter` will count."""
-    n_forecasts = n_widths * (2 if run.trains_bottlenecks else 1)
-    n_probes = len(run.examples.tasks) * (1 + n_students + n_forecasts)
+def _count_steps(run: _ProbedRun) -> int:
+    """Return the number of steps that `StepCounter` will count."""
+    n_students = len(run.inputs.students)
+    n_forecasts = len(run.inputs.widths) * (2 if run.trains_bottlenecks else 1)
+    n_probes = len(run.inputs.examples.tasks) * (1 + n_students + n_forecasts)
     n_decoded_models = 1 + n_students if run.config.n_feature_tokens else 0
     return n_probes + int(run.trains_bottlenecks) + n_decoded_models
 
 
-def _forecast_widths(floor: FloorPrediction, students: Sequence[StudentResult], widths: WidthsLike | None) -> list[int]:
-    """Return the widths of the forecasts in rising order, each once."""
-    given = [] if widths is None else [int(width) for width in widths]
-    chosen = sorted(set(given or [student.width for student in students] or floor.widths.tolist()))
-    if chosen[0] < 1:
-        raise InputError(f"a width must be at least 1 dimension, got {chosen[0]}")
-    return chosen
-
-
-def _probe_teacher(run: _ProbedRun, widths: Sequence[int], steps: _StepCounter) -> list[ProbeResult]:
+def _probe_teacher(run: _ProbedRun, steps: StepCounter) -> list[ProbeResult]:
     """Probe the teacher's activation and the forecasts for each width."""
+    inputs = run.inputs
     hidden: dict[int, HiddenStates] = {}
     if run.trains_bottlenecks:
-        device = str(device_of(run.teacher.model))
-        hidden = bottleneck_states(run.floor, widths, run.config.bottleneck_steps, device)
+        hidden = bottleneck_states(inputs.floor, inputs.widths, run.config.bottleneck_steps, inputs.device)
         steps.advance("bottlenecks")
-    hook_name = run.floor.stats.hook_name
-    views = teacher_views(run.floor, run.teacher, run.source.sae, widths, hidden)
+    views = teacher_views(inputs.floor, inputs.teacher, inputs.source.sae, inputs.widths, hidden)
     activations = collect_activations(
-        run.teacher.model, hook_name, run.examples, views, batch_size=run.config.batch_size
+        inputs.teacher.model, inputs.hook_name, inputs.examples, views, batch_size=run.config.batch_size
     )
-    results = _fit_tasks(run, activations.pop("activation"), run.teacher.name, "teacher", None, hook_name, steps)
+    teacher, hook_name = inputs.teacher.name, inputs.hook_name
+    results = _fit_tasks(run, activations.pop("activation"), teacher, "teacher", None, hook_name, steps)
     kinds: tuple[ProbedActivation, ...] = ("kept", "bottleneck") if hidden else ("kept",)
-    for kind, width in product(kinds, widths):
+    for kind, width in product(kinds, inputs.widths):
         forecast = activations[f"{kind} {width}"]
         results += _fit_tasks(run, forecast, f"{kind} at {width}", kind, width, hook_name, steps)
     return results
 
 
-def _probe_student(run: _ProbedRun, student: StudentResult, steps: _StepCounter) -> list[ProbeResult]:
+def _probe_student(run: _ProbedRun, student: StudentResult, steps: StepCounter) -> list[ProbeResult]:
     """Probe a student's residual stream."""
     assert student.path is not None
-    model = load_teacher(student.path, device=str(device_of(run.teacher.model))).model
-    n_layers = int(run.teacher.model.cfg.n_layers)
-    hook_name = student_hook(run.floor.stats.hook_name, n_layers, student.depth)
-    activations = collect_activations(model, hook_name, run.examples, batch_size=run.config.batch_size)["activation"]
+    inputs = run.inputs
+    model = load_teacher(student.path, device=inputs.device).model
+    hook_name = inputs.student_hook(student)
+    activations = collect_activations(model, hook_name, inputs.examples, batch_size=run.config.batch_size)["activation"]
     return _fit_tasks(run, activations, student.name, "student", student.width, hook_name, steps)
 
 
@@ -216,22 +182,12 @@ def _fit_tasks(
     kind: ProbedActivation,
     width: int | None,
     hook_name: str,
-    steps: _StepCounter,
+    steps: StepCounter,
 ) -> list[ProbeResult]:
     """Fit the probes of every task to one kind of activation."""
     results = []
-    for x, task in zip(activations, run.examples.tasks, strict=True):
+    for x, task in zip(activations, run.inputs.examples.tasks, strict=True):
         scores = fit_probes(x, task, n_splits=run.config.n_splits, seed=run.config.seed)
         results.append(probe_result(task, scores, subject, kind, width, hook_name))
         steps.advance(f"{task.task} in {subject}")
     return results
-
-
-def _warnings(students: Sequence[StudentResult], hook_name: str, positions: tuple[int | None, ...] | None) -> list[str]:
-    diverged = [student.name for student in students if student.status == "diverged"]
-    warnings = [f"diverged, and not probed: {', '.join(diverged)}"] if diverged else []
-    if students and not is_residual(hook_name):
-        warnings.append(f"students are probed at their residual stream, the teacher at {hook_name}")
-    if positions is not None:
-        warnings.append(f"labels are probed at all positions, the SAE was trained on positions {list(positions)}")
-    return warnings

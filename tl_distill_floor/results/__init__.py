@@ -18,8 +18,11 @@
 - `student`: `StudentResult`, one distilled student.
 - `calibration`: `Calibration`, a fit of student losses to predictions.
 - `plan`: `Plan`, the student to train.
+- `byte_sizes`: numbers of bytes as text.
+- `diagnosis`: `Diagnosis`, what limits the loss of a student.
 - `pilots`: `Pilots`, narrow students to train before it.
 - `probes`: `ProbeResult`, `Probes` and `Decodability`, the results of linear probes.
+- `sparse_probes`: `SparseProbes`, the features that concepts rest on.
 - `toy`: `ToyResult`, the floors of trained toy models.
 - `displayable`: the mixin that displays a record.
 - `record_files`: base classes of records that are saved as one file.

@@ -355,13 +355,14 @@ class FloorPrediction(FeatureFloors):
         """
         file = resolve_file(path, floor_files.FLOOR_FILE)
         if floor_files.holds_head_only(file.parent):
-            return cls.from_head(HeadFloor.load(file.parent))
-        with floor_files.report_damaged_floor(file):
-            stored = floor_files.load_floor(file)
-            kind = FloorPrediction if stored.records["stats"] is None else FeatureFloorPrediction
-            floor = kind(**stored.records, **stored.fields)
-            floor_files.check_curve(floor.simulated, stored.curves["simulated"], SIMULATION_FILE)
-            floor_files.check_curve(floor.bound, stored.curves["bound"], HEAD_FILE)
+            floor = cls.from_head(HeadFloor.load(file.parent))
+        else:
+            with floor_files.report_damaged_floor(file):
+                stored = floor_files.load_floor(file)
+                kind = FloorPrediction if stored.records["stats"] is None else FeatureFloorPrediction
+                floor = kind(**stored.records, **stored.fields)
+                floor_files.check_curve(floor.simulated, stored.curves["simulated"], SIMULATION_FILE)
+                floor_files.check_curve(floor.bound, stored.curves["bound"], HEAD_FILE)
         if with_calibration and (file.parent / CALIBRATION_FILE).exists():
             return floor.calibrated_by(Calibration.load(file.parent))
         return floor

@@ -97,12 +97,12 @@ class ProbeResult(JsonRecord):
         Splits share documents, so the variance of the mean is the variance over splits times 1/n + 1/3 instead of 1/n,
         where 1/3 is the ratio of test to training documents (Nadeau and Bengio 2003, section 3).
         """
-        return _mean_interval(self.accuracy)
+        return mean_interval(self.accuracy)
 
     @property
     def auroc_interval(self) -> tuple[float, float]:
         """95 % interval of `mean_auroc` over splits, computed as `interval` is."""
-        return _mean_interval(self.auroc)
+        return mean_interval(self.auroc)
 
     def retained(self, teacher: "ProbeResult") -> float:
         """Return how much of the teacher's gain over the most common class this activation retains.
@@ -283,8 +283,20 @@ def separation(score: tuple[float, ...], kept: tuple[bool, ...]) -> float:
     return float(roc_auc_score(kept, score)) if len(set(kept)) == 2 else math.nan
 
 
-def _mean_interval(values: tuple[float, ...]) -> tuple[float, float]:
-    """Compute the 95 % interval of the mean over splits that share documents; see `ProbeResult.interval`."""
+def mean_interval(values: tuple[float, ...]) -> tuple[float, float]:
+    """Compute the 95 % interval of the mean over splits that share documents; see `ProbeResult.interval`.
+
+    Args:
+        values: score of each split.
+
+    Returns:
+        Lower and upper end; NaN with one split.
+
+    Example:
+        >>> low, high = mean_interval((0.7, 0.8, 0.9))
+        >>> round(low, 2), round(high, 2)
+        (0.45, 1.15)
+    """
     n, mean = len(values), float(np.mean(values))
     if n < 2:
         return math.nan, math.nan

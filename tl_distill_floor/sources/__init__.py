@@ -2,6 +2,7 @@
 
 - `teachers`: `load_teacher`, and checks of a loaded teacher.
 - `teacher_checks`: whether a teacher's logits are those of plain transformers, and its forward pass runs.
+- `teacher_shells`: models of a configuration without the weights of the checkpoint.
 - `model_names`: aliases of model names, close matches of unknown names, and the layers of a named model.
 - `devices`: checks of torch devices.
 - `saes`: `load_sae`.
@@ -18,5 +19,7 @@
 - `tables`: rows of table files, saved datasets and datasets of the Hub.
 - `items`: what can be iterated over in memory, also only once.
 - `labels`: `load_labels`, labelled text for probes.
+- `learning_curves`: `load_learning_curve`, the tokens and losses of a training.
+- `training_logs`: rows of the logs of other trainers.
 - `torch_state`: one state of torch in which everything is computed.
 """

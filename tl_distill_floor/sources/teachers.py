@@ -28,6 +28,7 @@ from tl_distill_floor.sources.model_names import (
 )
 from tl_distill_floor.sources.packing import DEFAULT_CONTEXT_SIZE
 from tl_distill_floor.sources.teacher_checks import PlainModelLoader, check_against_plain
+from tl_distill_floor.sources.teacher_shells import ShellLoader
 from tl_distill_floor.sources.torch_state import neutral_torch_state
 
 PROCESSING_OPTIONS = ("fold_ln", "center_writing_weights", "center_unembed", "fold_value_biases")
@@ -120,6 +121,32 @@ def load_teacher(
         return _load_named(str(model), device, TORCH_DTYPES[dtype], model_kwargs or {})
 
 
+@neutral_torch_state()
+def load_teacher_shell(model: str, *, dtype: Dtype = "fp32") -> Teacher:
+    """Load a teacher's configuration and tokenizer into a model whose weights are 0 and take no memory.
+
+    In a run of several processes, only the first one needs to read the weights from the disk.
+
+    Args:
+        model: name, directory or file of the teacher; see `load_teacher`.
+        dtype: dtype of the weights, "fp32" or "bf16".
+
+    Returns:
+        The model on the CPU, its name, and how it would be loaded.
+
+    Raises:
+        InputError: there is no such model, or its configuration cannot be read.
+
+    Example:
+        >>> shell = load_teacher_shell("tiny-prose")
+        >>> sum(int(weight.count_nonzero()) for weight in shell.model.parameters())
+        0
+    """
+    check_choice("dtype", dtype, Dtype)
+    with _report_load_errors(model):
+        return _load_named(model, "cpu", TORCH_DTYPES[dtype], {}, is_shell=True)
+
+
 def check_context(model: HookedModel, context_size: int | None) -> None:
     """Raise an InputError unless the teacher accepts sequences of `context_size` tokens; None is accepted."""
     longest = int(model.cfg.n_ctx)
@@ -182,25 +209,29 @@ def special_token_ids(model: HookedModel) -> list[int]:
     return [] if tokenizer is None else sorted(get_special_token_ids(tokenizer))
 
 
-def _load_named(name: str, device: str, dtype: str, model_kwargs: Mapping[str, object]) -> Teacher:
+def _load_named(
+    name: str, device: str, dtype: str, model_kwargs: Mapping[str, object], *, is_shell: bool = False
+) -> Teacher:
+    load_bridge = partial(_load_bridge_shell if is_shell else _load_bridge, device=device, dtype=dtype)
+    load_gguf = _load_gguf_shell if is_shell else _load_gguf
     if name == TINY_PROSE:
-        return _load_bridge(str(tiny_prose_directory()), name, device, dtype, has_public_name=True)
+        return load_bridge(str(tiny_prose_directory()), name, has_public_name=True)
     if name == SMOLLM2:
         packaged = _packaged_smollm2()
         if packaged is not None:
-            return _load_gguf(packaged, name, main_device(device), dtype)
-        return _load_bridge(SMOLLM2_ON_HUB, name, device, dtype, has_public_name=True)
+            return load_gguf(packaged, name, main_device(device), dtype)
+        return load_bridge(SMOLLM2_ON_HUB, name, has_public_name=True)
     path = Path(name)
     if path.suffix == ".gguf":
         if not path.is_file():
             raise InputError(f"there is no file {path}; give a .gguf file that exists")
-        return _load_gguf(path, name, main_device(device), dtype)
+        return load_gguf(path, name, main_device(device), dtype)
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise InputError(
                 f"directory {path} has no config.json, so it is not a Hugging Face model; give another directory"
             )
-        return _load_bridge(name, name, device, dtype, has_public_name=False)
+        return load_bridge(name, name, has_public_name=False)
     official = official_name(name)
     processing, checkpoint = (
         {key: model_kwargs[key] for key in keys if model_kwargs.get(key)}
@@ -208,11 +239,11 @@ def _load_named(name: str, device: str, dtype: str, model_kwargs: Mapping[str, o
     )
     if processing:
         return _load_hooked_transformer(official, name, main_device(device), dtype, processing | checkpoint)
-    return _load_bridge(official, name, device, dtype, has_public_name=True, **checkpoint)
+    return load_bridge(official, name, has_public_name=True, **checkpoint)  # type: ignore[arg-type]
 
 
 def _load_bridge(
-    source: str, name: str, device: str, dtype: str, *, has_public_name: bool, **boot_options: object
+    source: str, name: str, *, device: str, dtype: str, has_public_name: bool, **boot_options: object
 ) -> Teacher:
     import torch
     from transformer_lens.model_bridge import TransformerBridge
@@ -229,10 +260,29 @@ def _load_bridge(
     )
     checkpoint = {key: value for key, value in boot_options.items() if key in CHECKPOINT_OPTIONS}
     assert loader.plain is not None
-    load = partial(_load_bridge, source, name, device, FP32, has_public_name=has_public_name, **boot_options)
+    load = partial(
+        _load_bridge, source, name, device=device, dtype=FP32, has_public_name=has_public_name, **boot_options
+    )
     not_compared = check_against_plain(model, loader.plain, load)
     loading = {"class": "TransformerBridge", "dtype": dtype, **checkpoint}
     return Teacher(model, name, has_public_name, loading, loader.tokenizer, not_compared)
+
+
+def _load_bridge_shell(
+    source: str, name: str, *, device: str, dtype: str, has_public_name: bool, **boot_options: object
+) -> Teacher:
+    import torch
+    from transformer_lens.model_bridge import TransformerBridge
+
+    loader = ShellLoader()
+    model = TransformerBridge.boot_transformers(
+        source,
+        dtype=getattr(torch, dtype),
+        device=device,
+        model_class=loader,  # type: ignore[arg-type]
+        **boot_options,  # type: ignore[arg-type]
+    )
+    return Teacher(model, name, has_public_name, {"class": "TransformerBridge", "dtype": dtype})
 
 
 def _load_hooked_transformer(
@@ -297,6 +347,23 @@ def _load_gguf(path: Path, name: str, device: str, dtype: str) -> Teacher:
     not_compared = check_against_plain(model, loader.plain, partial(_load_gguf, path, name, device, FP32))
     loading = {"class": "TransformerBridge", "dtype": dtype}
     return Teacher(model, name, name == SMOLLM2, loading, loader.tokenizer, not_compared)
+
+
+def _load_gguf_shell(path: Path, name: str, device: str, dtype: str) -> Teacher:
+    import torch
+    from transformer_lens.model_bridge import TransformerBridge
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    folder, file = str(path.parent), path.name
+    with contextlib.redirect_stderr(io.StringIO()):  # transformers has no option to hide this progress bar
+        tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file)
+        config = AutoConfig.from_pretrained(folder, gguf_file=file)
+    torch_dtype = getattr(torch, dtype)
+    shell = ShellLoader().from_config(AutoModelForCausalLM, config, dtype=torch_dtype)
+    model = TransformerBridge.boot_transformers(
+        name, dtype=torch_dtype, device=device, hf_model=shell, tokenizer=tokenizer
+    )
+    return Teacher(model, name, name == SMOLLM2, {"class": "TransformerBridge", "dtype": dtype})
 
 
 def _packaged_smollm2() -> Path | None:

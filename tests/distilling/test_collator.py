@@ -1,0 +1,71 @@
+"""Tests of batches for a Trainer: where padding is, and which positions are counted."""
+
+import pytest
+import torch
+
+from tl_distill_floor.distilling.collator import DistillationCollator, following_tokens
+from tl_distill_floor.errors import InputError
+
+ROWS = [{"input_ids": [5, 6, 7]}, {"input_ids": [8, 9]}]
+
+
+def test_rows_of_different_lengths_are_padded_and_padding_is_not_counted() -> None:
+    batch = DistillationCollator(10)(ROWS)
+    assert batch["input_ids"].tolist() == [[5, 6, 7], [8, 9, 0]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 1, 0]]
+    assert batch["labels"].tolist() == [[-100, 6, 7], [-100, 9, -100]]
+    # The position of 5 predicts 6, that of 6 predicts 7, that of 8 predicts 9.
+    assert following_tokens(batch["labels"]).tolist() == [[6, 7, -100], [9, -100, -100]]
+
+
+def test_left_padding_is_moved_to_the_right_with_its_labels() -> None:
+    rows = [{"input_ids": [0, 5, 6], "attention_mask": [0, 1, 1], "labels": [-100, 5, -100]}]
+    batch = DistillationCollator(10)(rows)
+    assert batch["input_ids"].tolist() == [[5, 6, 0]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 0]]
+    assert batch["labels"].tolist() == [[-100, -100, -100]]
+
+
+def test_labels_of_a_given_collator_are_kept() -> None:
+    batch = {"input_ids": torch.tensor([[1, 2, 3, 4]]), "labels": torch.tensor([[1, -100, 3, 4]])}
+    prepared = DistillationCollator(10, lambda _rows: batch)(ROWS)
+    assert prepared["labels"].tolist() == [[-100, -100, 3, 4]]
+
+
+def test_the_tokenizer_of_a_given_collator_is_kept() -> None:
+    """The Trainer saves it with the model."""
+    from transformers import DataCollatorForLanguageModeling
+
+    class PaddingTokenizer:
+        """A tokenizer with a padding token, as far as the collator checks it."""
+
+        pad_token = "<pad>"
+        mask_token = None
+
+    tokenizer = PaddingTokenizer()
+    collator = DataCollatorForLanguageModeling(tokenizer, mlm=False)
+    assert DistillationCollator(10, collator).tokenizer is tokenizer
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([{"text": "a"}], "the dataset has text, and no input_ids; tokenize it"),
+        ([{"input_ids": [5, 10]}], "token ids from 5 to 10, and the teacher's vocabulary ends at 9"),
+        (
+            [{"input_ids": [5, 6, 7], "attention_mask": [1, 0, 1]}],
+            "an attention_mask hides tokens between others; remove these tokens",
+        ),
+        ([{"input_ids": [5, 6], "labels": [5, 6, 7]}], r"shapes \(1, 2\), \(1, 2\), \(1, 3\), which must be equal"),
+    ],
+)
+def test_rejects_rows_that_cannot_be_used(rows: list[dict[str, list[int]]], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        DistillationCollator(10)(rows)
+
+
+def test_rejects_batches_with_other_inputs() -> None:
+    """Positions of packed sequences would be ignored."""
+    batch = {"input_ids": torch.tensor([[1, 2]]), "position_ids": torch.tensor([[0, 0]])}
+    with pytest.raises(InputError, match="a batch has input_ids, position_ids, and a DistillationTrainer reads"):
+        DistillationCollator(10, lambda _rows: batch)(ROWS)

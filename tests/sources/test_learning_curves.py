@@ -1,0 +1,179 @@
+"""Tests of the curves that other trainers log, and of the sentences about those that cannot be read."""
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tl_distill_floor import InputError, LearningCurve, load_learning_curve
+
+LOSSES = (0.9, 0.7, 0.6)
+
+
+def write_state(directory: Path, history: Sequence[dict[str, Any]], **fields: Any) -> Path:
+    """Write a `trainer_state.json` and return its path."""
+    directory.mkdir(parents=True, exist_ok=True)
+    file = directory / "trainer_state.json"
+    file.write_text(json.dumps({"log_history": list(history), "global_step": 30} | fields))
+    return file
+
+
+def history(**tokens: int) -> list[dict[str, Any]]:
+    """Return a log as the Trainer writes it, with the training loss, evaluations, and the summary at the end."""
+    entries: list[dict[str, Any]] = []
+    for i, loss in enumerate(LOSSES, start=1):
+        seen = {name: i * count for name, count in tokens.items()}
+        entries += [{"step": 10 * i, "loss": 1.1 * loss, "learning_rate": 1e-3 / i, "train_runtime": 2.0} | seen]
+        entries += [{"step": 10 * i, "eval_loss": loss, "eval_runtime": 1.0} | seen]
+    entries += [dict(entries[-1])]  # the Trainer can evaluate once more at the end
+    return [*entries, {"step": 30, "train_loss": 0.8, "train_runtime": 9.0}]
+
+
+def write_csv(directory: Path, text: str) -> Path:
+    """Write a CSV file and return its path."""
+    file = directory / "curve.csv"
+    file.write_text(text)
+    return file
+
+
+@pytest.mark.parametrize("name", ["num_input_tokens_seen", "num_tokens"])
+def test_reads_the_evaluations_of_a_trainer_with_its_tokens(tmp_path: Path, name: str) -> None:
+    """The width is that of config.json next to the file, and the learning rate that of the training's entries."""
+    file = write_state(tmp_path, history(**{name: 1000}))
+    (tmp_path / "config.json").write_text(json.dumps({"hidden_size": 64}))
+    curve = load_learning_curve(file)
+    assert (curve.tokens, curve.losses) == ((1000, 2000, 3000), LOSSES)
+    assert (curve.column, curve.width, curve.warnings) == ("eval_loss", 64, ())
+    assert curve.learning_rates == pytest.approx((1e-3, 5e-4, 1e-3 / 3))
+
+
+def test_tokens_per_step_are_demanded_and_never_guessed(tmp_path: Path) -> None:
+    file = write_state(tmp_path, history(), train_batch_size=8)
+    message = (
+        "counts steps \\('step'\\) and no tokens; set --tokens-per-step to 8 sequences per process × sequence length"
+    )
+    with pytest.raises(InputError, match=message):
+        load_learning_curve(file)
+    assert load_learning_curve(file, tokens_per_step=512).tokens == (5120, 10_240, 15_360)
+    with pytest.raises(InputError, match="tokens per step must be above 0, got 0"):
+        load_learning_curve(file, tokens_per_step=0)
+    with pytest.raises(InputError, match="counts tokens in 'num_tokens'; leave out --tokens-per-step"):
+        load_learning_curve(write_state(tmp_path, history(num_tokens=9)), tokens_per_step=512)
+
+
+def test_takes_the_last_checkpoint_of_a_directory(tmp_path: Path) -> None:
+    write_state(tmp_path / "checkpoint-9", history(num_tokens=1))
+    write_state(tmp_path / "checkpoint-30", history(num_tokens=2))
+    assert load_learning_curve(tmp_path).tokens == (2, 4, 6)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match=r"holds neither a .* nor students"):
+        load_learning_curve(tmp_path / "empty")
+
+
+def test_a_training_loss_is_read_with_a_warning(tmp_path: Path) -> None:
+    entries = [entry for entry in history(num_tokens=10) if "eval_loss" not in entry]
+    curve = load_learning_curve(write_state(tmp_path, entries))
+    assert curve.column == "loss"
+    assert "'loss' is a loss on training text" in curve.warnings[0]
+
+
+def test_reads_charts_and_histories_of_weights_and_biases(tmp_path: Path) -> None:
+    """A chart has the run's name, and the range of smoothed values; a history has empty cells."""
+    columns = "train/global_step,a run - eval/loss,a run - eval/loss__MIN,a run - eval/loss__MAX"
+    rows = [f"{10 * i},{loss},{loss},{loss}" for i, loss in enumerate(LOSSES, start=1)]
+    file = write_csv(tmp_path, "\n".join([columns, *rows]))
+    curve = load_learning_curve(file, tokens_per_step=100)
+    assert (curve.tokens, curve.losses, curve.column) == ((1000, 2000, 3000), LOSSES, "a run - eval/loss")
+    assert load_learning_curve(file, loss="eval/loss", tokens_per_step=100) == curve
+
+    columns = "_step,train/global_step,train/num_tokens,train/loss,eval/loss"
+    text = f"{columns}\n0,10,1000,0.8,\n1,10,,,0.9\n2,15,1500,0.7,\n3,20,,,0.7\n4,25,2500,0.6,\n5,30,,,0.6\n"
+    curve = load_learning_curve(write_csv(tmp_path, text))
+    assert (curve.tokens, curve.losses) == ((1000, 2000, 3000), LOSSES)  # 20 steps are between 15 and 25, 30 after them
+
+
+def test_steps_that_weights_and_biases_counts_need_a_look(tmp_path: Path) -> None:
+    curve = load_learning_curve(write_csv(tmp_path, "Step,r - loss\n10,0.9\n20,0.8\n"), tokens_per_step=10)
+    assert "counts calls of wandb.log" in curve.warnings[0]
+
+
+def test_reads_an_export_of_tensorboard(tmp_path: Path) -> None:
+    rows = [f"{1.7e9 + i},{10 * i},{loss}" for i, loss in enumerate(LOSSES, start=1)]
+    file = write_csv(tmp_path, "\n".join(["Wall time,Step,Value", *rows]))
+    curve = load_learning_curve(file, tokens_per_step=100)
+    assert (curve.tokens, curve.losses, curve.warnings) == ((1000, 2000, 3000), LOSSES, ())
+
+
+def test_bits_become_nats(tmp_path: Path) -> None:
+    """1 bit is ln 2 = 0.693 nats."""
+    file = write_csv(tmp_path, "tokens,loss\n10,2\n20,1\n")
+    assert load_learning_curve(file, unit="bits").losses == pytest.approx((2 * math.log(2), math.log(2)))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "is not a readable .csv file"),
+        ("tokens,loss\n", "has no rows"),
+        ("tokens,loss\nmany,low\n", "holds no numbers"),
+        ("a,b\n1,2\n", "no column of .* is called a loss; name it with --loss: a, b"),
+        ("a,loss\n1,2\n", "no column of .* counts tokens or steps; name one with --tokens: a, loss"),
+        ("tokens,eval_loss,eval_kl\n1,2,1\n", "several losses; name KL.* with --loss: eval_loss, eval_kl"),
+        ("tokens,r1 - eval/loss,r2 - eval/loss\n1,2,1\n", "several losses; .* r1 - eval/loss, r2 - eval/loss"),
+        ("tokens,num_tokens,loss\n1,2,1\n", "counts tokens in several columns; name one with --tokens"),
+        ("tokens,loss\n10,0.9\n20,0.8\n5,0.7\n", "fall from 20 to 5 after point 2, so the training was restarted"),
+        ("tokens,loss\n10,0.9\n20,nan\n", "is nan after 20 tokens, so the training diverged"),
+        ("tokens,loss\n10,0.9\n20,inf\n", "is inf after 20 tokens"),
+        ("tokens,loss\n10,0.9\n20,-0.2\n", "is -0.2 after 20 tokens, but KL.* is never negative"),
+        ("tokens,loss\n0,0.9\n20,0.8\n", "start at 0; remove the points before training"),
+        ("tokens,loss\n10,0.9\n10,0.5\n", "two losses at 10 tokens"),
+        ("tokens,loss\n5,\n,0.9\n", "has a loss without 'tokens' in the same row"),
+    ],
+)
+def test_bad_tables_give_one_sentence(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        load_learning_curve(write_csv(tmp_path, text))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "is not JSON"),
+        ("[]", "has no log_history"),
+        ('{"log_history": 3}', "has no log_history"),
+        ('{"log_history": []}', "log_history of .* is empty"),
+        ('{"log_history": [{"step": 3, "loss": "low"}]}', "no column of .* is called a loss"),
+    ],
+)
+def test_bad_states_give_one_sentence(tmp_path: Path, content: str, message: str) -> None:
+    file = tmp_path / "trainer_state.json"
+    file.write_text(content)
+    with pytest.raises(InputError, match=message):
+        load_learning_curve(file)
+
+
+def test_names_that_do_not_exist_are_refused(tmp_path: Path) -> None:
+    file = write_csv(tmp_path, "tokens,r1 - kl,r2 - kl\n1,2,3\n")
+    with pytest.raises(
+        InputError, match="no column 'eval_kl' of numbers; set --loss to one of tokens, r1 - kl, r2 - kl"
+    ):
+        load_learning_curve(file, loss="eval_kl")
+    with pytest.raises(InputError, match="has 'kl' of several runs; set --loss to one of r1 - kl, r2 - kl"):
+        load_learning_curve(file, loss="kl")
+    with pytest.raises(InputError, match="no column 'steps' of numbers; set --tokens"):
+        load_learning_curve(file, loss="r1 - kl", tokens="steps")
+    with pytest.raises(InputError, match=r"there is no learning curve at .*missing"):
+        load_learning_curve(tmp_path / "missing.csv")
+    other = tmp_path / "curve.parquet"
+    other.write_bytes(b"PAR1")
+    with pytest.raises(InputError, match="is not a log that can be read"):
+        load_learning_curve(other)
+
+
+def test_a_curve_in_memory_is_checked_too() -> None:
+    with pytest.raises(InputError, match="the curve needs one loss for each number of tokens"):
+        LearningCurve(tokens=(1.0,), losses=())

@@ -1,0 +1,97 @@
+"""Checks of what a `DistillationTrainer` is given."""
+
+from transformers import PreTrainedModel, TrainingArguments
+
+from tl_distill_floor.distilling.frozen_teacher import FrozenTeacher
+from tl_distill_floor.distilling.layers import layers_of
+from tl_distill_floor.distilling.matching import Match
+from tl_distill_floor.errors import InputError
+
+
+def check_arguments(args: TrainingArguments, students: list[bool], depth: int | None, width: int | None) -> None:
+    """Check the Trainer's arguments.
+
+    Args:
+        args: the arguments.
+        students: which of the ways to give a student are used: a model, a width, a function.
+        depth: depth of a student that is built.
+        width: width of a student that is built.
+
+    Raises:
+        InputError: there is not one student, or an argument does not work with a distillation loss.
+    """
+    if sum(students) != 1:
+        raise InputError(
+            f"a DistillationTrainer trains one student, got {sum(students)} of model, width and model_init; give one"
+        )
+    if depth is not None and width is None:
+        raise InputError("depth is that of a student that is built; give width too, or no depth")
+    if args.label_smoothing_factor:
+        raise InputError(
+            "label_smoothing_factor has no effect on a distillation loss; set it to 0, or raise the temperature of the"
+            " Objective"
+        )
+    if args.use_liger_kernel:
+        raise InputError("use_liger_kernel replaces the loss of the student; set it to False")
+    if args.n_gpu > 1:
+        raise InputError(
+            f"this process sees {args.n_gpu} GPUs, and DataParallel is not supported; start one process per GPU with"
+            " torchrun or accelerate launch, or set CUDA_VISIBLE_DEVICES"
+        )
+    parallelism = getattr(args, "parallelism_config", None)
+    if parallelism is not None and (parallelism.cp_enabled or parallelism.sp_enabled):
+        raise InputError(
+            "context and sequence parallelism are not supported, because they divide sequences; turn it off"
+        )
+
+
+def check_dataset(name: str, dataset: object, args: TrainingArguments) -> None:
+    """Raise an InputError if a data set with named columns has no token ids, and no collator sees its other columns.
+
+    Args:
+        name: name of the argument.
+        dataset: a data set, or several by their names.
+        args: the Trainer's arguments.
+    """
+    for part in dataset.values() if isinstance(dataset, dict) else [dataset]:
+        columns = getattr(part, "column_names", None)
+        if isinstance(columns, list) and "input_ids" not in columns and args.remove_unused_columns:
+            raise InputError(
+                f"{name} has the columns {', '.join(columns)}, and no input_ids; tokenize it with the teacher's"
+                " tokenizer first"
+            )
+
+
+def check_student(student: PreTrainedModel, teacher: FrozenTeacher, match: Match | None) -> None:
+    """Check that a student can be distilled from a teacher.
+
+    Args:
+        student: the student.
+        teacher: its teacher.
+        match: layer that is matched with a hook point of the teacher.
+
+    Raises:
+        InputError: it is no causal language model, is the teacher itself, has another vocabulary, lacks the values of
+            its weights, or has no layer to match.
+    """
+    name = type(student).__name__
+    if not isinstance(student, PreTrainedModel) or student.get_output_embeddings() is None:
+        raise InputError(
+            f"a student must be a transformers causal language model, got {name}; load it with AutoModelForCausalLM"
+        )
+    if student is teacher.model:
+        raise InputError("the student is the teacher itself; give a copy, or width to build a narrower student")
+    vocabulary = int(student.config.get_text_config().vocab_size)
+    if vocabulary != teacher.vocabulary:
+        raise InputError(
+            f"the student has a vocabulary of {vocabulary:,} tokens and the teacher {teacher.name} one of"
+            f" {teacher.vocabulary:,}, so their predictions cannot be compared; give a student with the teacher's"
+            " vocabulary, or width to build one"
+        )
+    if any(weight.is_meta for weight in student.parameters()):
+        raise InputError(
+            "the student has weights without values in this process; set cpu_ram_efficient_loading of FSDP to false"
+        )
+    n_layers = len(layers_of(student))
+    if match is not None and not 0 <= match.layer < n_layers:
+        raise InputError(f"the student has layers 0 to {n_layers - 1}, got layer {match.layer} to match")

@@ -1,0 +1,138 @@
+"""Load what the probes of a run share: the teacher, its SAE, the labelled examples and the students."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from tl_distill_floor.annotations import (
+    LabelsLike,
+    Pooling,
+    ProgressMessageCallback,
+    SaeLike,
+    TeacherLike,
+    WidthsLike,
+)
+from tl_distill_floor.distilling.layers import is_residual, student_hook
+from tl_distill_floor.errors import InputError
+from tl_distill_floor.measuring.reloading import load_measured_sae, measured_dtype
+from tl_distill_floor.measuring.token_stream import device_of
+from tl_distill_floor.probing.examples import TokenizedExamples, tokenize_examples
+from tl_distill_floor.results.floor_prediction import FeatureFloorPrediction
+from tl_distill_floor.results.student import StudentResult
+from tl_distill_floor.sources.labels import load_labels
+from tl_distill_floor.sources.saes import SaeSource
+from tl_distill_floor.sources.teachers import Teacher, choose_context_size, load_teacher, tokenizer_of
+
+
+class RunInputs(NamedTuple):
+    """What all probes of a run share."""
+
+    floor: FeatureFloorPrediction
+    teacher: Teacher
+    source: SaeSource
+    """The SAE that was measured."""
+    examples: TokenizedExamples
+    labelled: str
+    """Name of the labelled text."""
+    students: tuple[StudentResult, ...]
+    """Saved students that did not diverge."""
+    widths: tuple[int, ...]
+    """Widths of the forecasts in rising order, each once."""
+    warnings: tuple[str, ...]
+
+    @property
+    def hook_name(self) -> str:
+        """The teacher's hook point."""
+        return self.floor.stats.hook_name
+
+    @property
+    def device(self) -> str:
+        """Torch device of the teacher."""
+        return str(device_of(self.teacher.model))
+
+    def student_hook(self, student: StudentResult) -> str:
+        """Return the student's residual stream at the same relative depth as the teacher's hook point."""
+        return student_hook(self.hook_name, int(self.teacher.model.cfg.n_layers), student.depth)
+
+
+class StepCounter:
+    """Progress of a run in steps."""
+
+    def __init__(self, progress: ProgressMessageCallback | None, total: int) -> None:
+        self._progress, self._total, self._done = progress, total, 0
+
+    def advance(self, message: str) -> None:
+        """Report one more step as done."""
+        self._done += 1
+        if self._progress is not None:
+            self._progress(self._done, max(self._total, self._done), message)
+
+
+def load_run_inputs(
+    floor: FeatureFloorPrediction,
+    teacher: TeacherLike | None,
+    sae: SaeLike | None,
+    labelled: LabelsLike | None,
+    labels: Sequence[str] | None,
+    *,
+    students: Sequence[StudentResult],
+    widths: WidthsLike | None,
+    pool: Pooling,
+    per_class: int,
+    seed: int,
+    device: str,
+) -> RunInputs:
+    """Load the teacher, the SAE and the labelled examples; for the arguments see `probe_run` and `ProbeConfig`.
+
+    Raises:
+        InputError: something cannot be loaded, the SAE is not the one that was measured, a width is below 1, or the
+            labels cannot be probed.
+    """
+    stats = floor.stats
+    source = load_measured_sae(stats, sae, device)
+    loaded_teacher = load_teacher(
+        teacher or stats.model_name, device=device, dtype=measured_dtype(stats), model_kwargs=source.model_kwargs
+    )
+    saved_students = [student for student in students if student.path is not None and student.status != "diverged"]
+    forecast_widths = _forecast_widths(floor, saved_students, widths)
+    labelled_text = load_labels(labelled, labels)
+    examples = tokenize_examples(
+        labelled_text,
+        tokenizer_of(loaded_teacher.model),
+        pool=pool,
+        context_size=int(stats.settings.get("context_size", choose_context_size(loaded_teacher.model))),
+        prepend_bos=source.prepend_bos is not False,
+        per_class=per_class,
+        seed=seed,
+    )
+    warnings = (*examples.warnings, *_warnings(students, stats.hook_name, source.counted_positions))
+    return RunInputs(
+        floor,
+        loaded_teacher,
+        source,
+        examples,
+        labelled_text.name,
+        tuple(saved_students),
+        tuple(forecast_widths),
+        warnings,
+    )
+
+
+def _forecast_widths(
+    floor: FeatureFloorPrediction, students: Sequence[StudentResult], widths: WidthsLike | None
+) -> list[int]:
+    """Return the widths of the forecasts in rising order, each once."""
+    given = [] if widths is None else [int(width) for width in widths]
+    chosen = sorted(set(given or [student.width for student in students] or floor.widths.tolist()))
+    if chosen[0] < 1:
+        raise InputError(f"a width must be at least 1 dimension, got {chosen[0]}")
+    return chosen
+
+
+def _warnings(students: Sequence[StudentResult], hook_name: str, positions: tuple[int | None, ...] | None) -> list[str]:
+    diverged = [student.name for student in students if student.status == "diverged"]
+    warnings = [f"diverged, and not probed: {', '.join(diverged)}"] if diverged else []
+    if students and not is_residual(hook_name):
+        warnings.append(f"students are probed at their residual stream, the teacher at {hook_name}")
+    if positions is not None:
+        warnings.append(f"labels are probed at all positions, the SAE was trained on positions {list(positions)}")
+    return warnings

@@ -1,0 +1,322 @@
+"""`load_learning_curve`: the tokens and the losses of a training, from the log of its trainer."""
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+
+from tl_distill_floor.annotations import LossUnit
+from tl_distill_floor.errors import InputError, check_choice
+from tl_distill_floor.sources.training_logs import Row, TrainingLog, read_training_log, width_of_checkpoint
+from tl_distill_floor.theory.capacity import Number
+
+TENSORBOARD = ("Wall time", "Step", "Value")
+"""Columns of a CSV file that TensorBoard exported."""
+TOKEN_NAMES = {
+    "tokens", "n_tokens", "num_tokens", "tokens_seen", "num_tokens_seen", "num_input_tokens_seen", "total_tokens",
+    "training_tokens", "tokens_trained", "consumed_tokens",
+}  # fmt: skip
+"""Names of columns that count the tokens trained on, after `train/`, `eval_` and the like."""
+STEP_NAMES = ("global_step", "step", "steps", "iteration", "_step")
+"""Names of columns that count steps; the first that exists is taken."""
+LOSS_WORDS = {"loss", "kl", "kld", "kldiv", "divergence"}
+"""A column whose name has one of these words may be the loss."""
+HELDOUT_WORDS = {"eval", "evaluation", "val", "valid", "validation", "test", "heldout", "held", "dev"}
+"""A loss whose name has one of these words was measured on held-out text."""
+RANGE_SUFFIXES = ("__MIN", "__MAX")
+"""Ends of the names of columns in which Weights & Biases exports the range of a smoothed value."""
+RATE_NAMES = ("learning_rate", "lr")
+"""Names of columns of the learning rate."""
+SAME_LOSS = 1e-3
+"""Losses at the same tokens are one evaluation that was done twice if they differ by at most this share."""
+N_LISTED = 12
+"""Columns that a message lists at most."""
+
+
+@dataclass(frozen=True)
+class LearningCurve:
+    """The tokens and the losses of one training.
+
+    Example:
+        >>> curve = LearningCurve(tokens=(1e6, 2e6, 4e6), losses=(0.9, 0.7, 0.6), width=64)
+        >>> curve.losses[-1]
+        0.6
+    """
+
+    tokens: tuple[float, ...]
+    """Tokens trained on at each point, rising."""
+    losses: tuple[float, ...]
+    """Loss at each point, nats per token."""
+    name: str = "the curve"
+    """Name of the training, for messages."""
+    column: str = ""
+    """Name of the loss in the file; empty if it has none."""
+    width: int | None = None
+    """Width of the student, dimensions; None if it is not known."""
+    learning_rates: tuple[float, ...] | None = None
+    """Learning rate at each point; None if it is not known."""
+    warnings: tuple[str, ...] = ()
+    """What to keep in mind about the losses and the tokens."""
+
+    def __post_init__(self) -> None:
+        """Check that the points are those of one training.
+
+        Raises:
+            InputError: there is no point, a loss is negative or not finite, or the tokens do not rise.
+        """
+        if not self.losses or len(self.tokens) != len(self.losses):
+            raise InputError(f"{self.name} needs one loss for each number of tokens, and at least one point")
+        for tokens, loss in zip(self.tokens, self.losses, strict=True):
+            if not math.isfinite(loss):
+                raise InputError(
+                    f"the loss of {self.name} is {loss} after {tokens:,.0f} tokens, so the training diverged there;"
+                    " remove the points from there on, or train again with a lower learning rate"
+                )
+            if loss < 0:
+                raise InputError(
+                    f"the loss of {self.name} is {loss:.4g} after {tokens:,.0f} tokens, but KL(teacher ‖ student) is"
+                    " never negative; log it over the full vocabulary, without terms of another kind"
+                )
+        if not self.tokens[0] > 0:
+            raise InputError(
+                f"the tokens of {self.name} start at {self.tokens[0]:,.0f}; remove the points before training"
+            )
+        for point, (before, after) in enumerate(pairwise(self.tokens), start=1):
+            if not after >= before:
+                raise InputError(
+                    f"the tokens of {self.name} fall from {before:,.0f} to {after:,.0f} after point {point}, so the"
+                    " training was restarted there; keep the points of one training, in their order"
+                )
+            if after == before:
+                raise InputError(f"{self.name} has two losses at {after:,.0f} tokens; keep one of them")
+
+
+def load_learning_curve(
+    path: str | Path,
+    *,
+    loss: str | None = None,
+    tokens: str | None = None,
+    tokens_per_step: Number | None = None,
+    unit: LossUnit = "nats",
+) -> LearningCurve:
+    """Load the learning curve of a training from the log of its trainer.
+
+    Args:
+        path: a `trainer_state.json` of the Hugging Face Trainer, the directory of its run or of a checkpoint, or a CSV
+            file with one row per point, such as Weights & Biases and TensorBoard export.
+        loss: column of the loss. If None, it is the only loss on held-out text; without one, the only loss.
+        tokens: column of the tokens trained on. If None, it is the only column of such a name.
+        tokens_per_step: tokens per step, for a file that has no tokens: the sequence length times the sequences per
+            step of all processes.
+        unit: unit of the loss, per token.
+
+    Returns:
+        The curve, in nats per token.
+
+    Raises:
+        InputError: the file cannot be read, several columns can be the loss or the tokens, or none, or the points are
+            not those of one training.
+
+    Example:
+        >>> curve = load_learning_curve("outputs/student", loss="eval_kl")  # doctest: +SKIP
+        >>> curve.tokens[-1], curve.losses[-1]  # doctest: +SKIP
+    """
+    check_choice("unit", unit, LossUnit)
+    if tokens_per_step is not None and not 0 < tokens_per_step < math.inf:
+        raise InputError(f"the tokens per step must be above 0, got {tokens_per_step}; set --tokens-per-step")
+    log = read_training_log(Path(path))
+    column = _loss_column(log, loss)
+    rows = [row for row in log.rows if column in row]
+    positions = _Positions.of(log, tokens, tokens_per_step)
+    points = _without_repeats([(positions.tokens(row), row) for row in rows], column)
+    scale = math.log(2) if unit == "bits" else 1.0
+    return LearningCurve(
+        tokens=tuple(position for position, _ in points),
+        losses=tuple(scale * row[column] for _, row in points),
+        name=str(log.file),
+        column=column,
+        width=width_of_checkpoint(log.file),
+        learning_rates=_learning_rates(log, positions, [position for position, _ in points]),
+        warnings=(*positions.warnings, *_loss_warnings(log, column)),
+    )
+
+
+@dataclass(frozen=True)
+class _Positions:
+    """How the tokens trained on are read from a row."""
+
+    log: TrainingLog
+    token_column: str | None
+    """Column of the tokens; None if they are counted in steps."""
+    step_column: str | None
+    """Column of the steps; None if there is none."""
+    tokens_per_step: Number | None
+    """Tokens per step, if there is no column of tokens."""
+    steps: np.ndarray
+    """Steps [row] at which the tokens are known."""
+    tokens_at_steps: np.ndarray
+    """Tokens [row] at these steps."""
+
+    @classmethod
+    def of(cls, log: TrainingLog, tokens: str | None, tokens_per_step: Number | None) -> "_Positions":
+        """Choose the columns of a log.
+
+        Raises:
+            InputError: the tokens are not known, or can be read in several ways.
+        """
+        token_column = _token_column(log) if tokens is None else _column_named(log, tokens, "--tokens")
+        steps = [name for wanted in STEP_NAMES for name in log.columns if _last_part(name) == wanted]
+        step_column = steps[0] if steps else None
+        if token_column is not None and tokens_per_step is not None:
+            raise InputError(f"{log.file} counts tokens in {token_column!r}; leave out --tokens-per-step")
+        if token_column is None and step_column is None:
+            raise InputError(
+                f"no column of {log.file} counts tokens or steps; name one with --tokens: {_listed(log.columns)}"
+            )
+        if token_column is None and tokens_per_step is None:
+            raise InputError(
+                f"{log.file} counts steps ({step_column!r}) and no tokens; set --tokens-per-step to {log.tokens_advice}"
+            )
+        known = {
+            row[step_column]: row[token_column]
+            for row in log.rows
+            if step_column is not None and step_column in row and token_column is not None and token_column in row
+        }
+        return cls(log, token_column, step_column, tokens_per_step, np.array(sorted(known)),
+                   np.array([known[step] for step in sorted(known)]))  # fmt: skip
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What to keep in mind about the tokens."""
+        if self.token_column is None and self.step_column in ("Step", "_step") and not _is_tensorboard(self.log):
+            return (
+                f"{self.step_column!r} of a Weights & Biases export counts calls of wandb.log: check that one call is"
+                " one step",
+            )
+        return ()
+
+    def tokens(self, row: Row) -> float:
+        """Return the tokens trained on at a row; where it has none, they are interpolated between other rows.
+
+        Raises:
+            InputError: they are not known.
+        """
+        if self.token_column is not None and self.token_column in row:
+            return row[self.token_column]
+        if self.step_column is None or self.step_column not in row:
+            raise InputError(
+                f"{self.log.file} has a loss without {self.token_column or self.step_column!r} in the same row; add it"
+            )
+        step = row[self.step_column]
+        if self.tokens_per_step is not None:
+            return step * float(self.tokens_per_step)
+        if step > self.steps[-1]:
+            return float(self.tokens_at_steps[-1] * step / self.steps[-1])
+        return float(np.interp(step, [0.0, *self.steps], [0.0, *self.tokens_at_steps]))
+
+
+def _loss_column(log: TrainingLog, loss: str | None) -> str:
+    """Return the column of the loss.
+
+    Raises:
+        InputError: there is none, or several can be meant.
+    """
+    if loss is not None:
+        return _column_named(log, loss, "--loss")
+    if _is_tensorboard(log):
+        return TENSORBOARD[-1]
+    losses = [name for name in log.columns if _words(name) & LOSS_WORDS and not name.endswith(RANGE_SUFFIXES)]
+    if not losses:
+        raise InputError(f"no column of {log.file} is called a loss; name it with --loss: {_listed(log.columns)}")
+    chosen = [name for name in losses if _words(name) & HELDOUT_WORDS] or losses
+    if len(chosen) > 1:
+        raise InputError(f"{log.file} has several losses; name KL(teacher ‖ student) with --loss: {_listed(chosen)}")
+    return chosen[0]
+
+
+def _token_column(log: TrainingLog) -> str | None:
+    """Return the column of the tokens, None if there is none.
+
+    Raises:
+        InputError: several columns count tokens, and differ.
+    """
+    names = [name for name in log.columns if _last_part(name) in TOKEN_NAMES]
+    for name in names[1:]:
+        if any(name in row and names[0] in row and row[name] != row[names[0]] for row in log.rows):
+            raise InputError(f"{log.file} counts tokens in several columns; name one with --tokens: {_listed(names)}")
+    return max(names, key=lambda name: sum(name in row for row in log.rows), default=None)
+
+
+def _column_named(log: TrainingLog, name: str, option: str) -> str:
+    """Return the column of a name; the name of the run, which Weights & Biases puts before it, can be left out.
+
+    Raises:
+        InputError: there is no such column, or it belongs to several runs.
+    """
+    matches = [name] if name in log.columns else [column for column in log.columns if column.endswith(f" - {name}")]
+    if not matches:
+        raise InputError(f"{log.file} has no column {name!r} of numbers; set {option} to one of {_listed(log.columns)}")
+    if len(matches) > 1:
+        raise InputError(f"{log.file} has {name!r} of several runs; set {option} to one of {_listed(matches)}")
+    return matches[0]
+
+
+def _without_repeats(points: Sequence[tuple[float, Row]], column: str) -> list[tuple[float, Row]]:
+    """Return the points without evaluations that were done twice, as the Trainer does at the end of a training."""
+    kept = list(points[:1])
+    for (before, previous), (tokens, row) in pairwise(points):
+        if tokens != before or abs(row[column] - previous[column]) > SAME_LOSS * abs(previous[column]):
+            kept.append((tokens, row))
+    return kept
+
+
+def _learning_rates(log: TrainingLog, positions: _Positions, tokens: Sequence[float]) -> tuple[float, ...] | None:
+    """Return the learning rate at some numbers of tokens, interpolated; None if the log has none."""
+    column = next((name for wanted in RATE_NAMES for name in log.columns if _last_part(name) == wanted), None)
+    if column is None:
+        return None
+    known = sorted({positions.tokens(row): row[column] for row in log.rows if column in row}.items())
+    rates = np.interp(tokens, [position for position, _ in known], [rate for _, rate in known])
+    return tuple(rates.tolist())
+
+
+def _loss_warnings(log: TrainingLog, column: str) -> tuple[str, ...]:
+    """Return what to keep in mind about a loss of this name."""
+    is_trained_on = column == "loss" and log.file.suffix == ".json"  # the Trainer's name of its training loss
+    if not is_trained_on and not _words(column) & {"train", "training"}:
+        return ()
+    return (f"{column!r} is a loss on training text, which falls below that on held-out text if text is repeated",)
+
+
+def _is_tensorboard(log: TrainingLog) -> bool:
+    """Return whether a log was exported by TensorBoard."""
+    return set(log.columns) == set(TENSORBOARD)
+
+
+def _last_part(name: str) -> str:
+    """Return the name of a column without the run, the group and the prefix of an evaluation.
+
+    Example:
+        >>> _last_part("run 3 - train/global_step"), _last_part("eval_num_tokens")
+        ('global_step', 'num_tokens')
+    """
+    return re.split(r" - |/", name.lower())[-1].removeprefix("eval_").removeprefix("train_")
+
+
+def _words(name: str) -> set[str]:
+    """Return the words of a column's name, without the name of the run.
+
+    Example:
+        >>> sorted(_words("test run - eval/kl_loss"))
+        ['eval', 'kl', 'loss']
+    """
+    return set(re.findall(r"[a-z]+", name.lower().split(" - ")[-1]))
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Return names for a message."""
+    return ", ".join(names[:N_LISTED]) + (", …" if len(names) > N_LISTED else "")
