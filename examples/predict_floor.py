@@ -9,7 +9,7 @@ model: TransformerBridge = load_teacher("tiny-prose").model  # or TransformerBri
 sae: SAE = load_sae("tiny-prose-sae").sae  # or SAE.from_pretrained(release, sae_id)
 
 # Fewer steps than the default of 1,000, for a quick look.
-floor = predict_floor(model, sae, widths=[32, 64, 128], n_tokens=50_000, steps=400)
+floor = predict_floor(model, sae, widths=[32, 64, 128], n_tokens=20_000, steps=100)
 
 print(f"{floor.n_features:,} features, sparsity {floor.alpha:.4f}, critical width {floor.critical_width:.0f}")
 for width, loss, (low, high) in zip(floor.widths, floor.feature_floor, floor.sampling_interval, strict=True):

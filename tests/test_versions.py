@@ -78,6 +78,7 @@ def test_every_imported_library_is_declared() -> None:
     assert {module for module, names in imported_distributions().items() if not names & declared} == set()
 
 
+@pytest.mark.slow
 def test_everything_but_processed_teachers_works_with_transformer_lens_4(tmp_path: Path) -> None:
     command = [sys.executable, "-c", USE_WITH_TRANSFORMER_LENS_4, str(tmp_path / "run")]
     completed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

@@ -49,6 +49,7 @@ def test_the_papers_configurations_are_48() -> None:
     assert all(max(c.widths) < c.teacher_width for c in configurations)
 
 
+@pytest.mark.slow
 def test_does_not_train_saved_configurations_again(tmp_path: Path) -> None:
     configurations = [ToyConfiguration(4, 0.9, (1, 2, 3), n_seeds=2, steps=50, seed=s) for s in (0, 1)]
     file = tmp_path / "results.json"

@@ -275,6 +275,7 @@ def browser() -> Iterator[Any]:
     driver.quit()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not BROWSER, reason="needs chromium and chromedriver")
 def test_browser_shows_the_page_without_errors(complete: Path, probes: Probes, browser: Any) -> None:
     from axe_core_python.selenium import Axe

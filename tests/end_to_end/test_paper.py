@@ -39,7 +39,7 @@ def tl_floor(*args: str, cwd: Path, hub: Path) -> subprocess.CompletedProcess[st
 
 
 def test_command_runs_offline(hub: Path, tmp_path: Path) -> None:
-    quick = ("--tokens", "4000", "--steps", "20")
+    quick = ("--tokens", "2000", "--steps", "10", "--widths", "8,24", "--no-head")
     done = tl_floor("measure", "pythia-410m", "--layer", "12", *quick, cwd=tmp_path, hub=hub)
     assert done.returncode == 0, done.stderr
     assert "pythia-410m, blocks.12.hook_resid_post (24 dimensions)" in done.stdout

@@ -152,6 +152,7 @@ def test_features_that_always_fire_together_need_one_dimension() -> None:
     assert simulated.floor[0, 0] > 0.1 * stats.cost.sum()
 
 
+@pytest.mark.slow
 def test_independent_features_reach_the_water_filling_floor() -> None:
     random = np.random.default_rng(0)
     codes = (random.random((60_000, 24)) * (random.random((60_000, 24)) < 0.1)).astype(np.float32)

@@ -192,6 +192,7 @@ def bursty_stats(
     return stats_of(None, blocks=(np.full(n_blocks, n_tokens), counts, counts * amplitude))
 
 
+@pytest.mark.slow
 def test_intervals_cover_the_true_values() -> None:
     """Of 60 measurements, at least 80 % of the 95 % intervals cover the mean over 150 other measurements."""
     random = np.random.default_rng(0)
