@@ -11,7 +11,7 @@ import torch
 
 from tests.helpers.models import save_family
 from tests.helpers.type_checks import without_type_checks
-from tl_distill_floor import InputError, distill, load_teacher, measure
+from tl_distill_floor import InputError, distill, head_floor, load_teacher, measure
 from tl_distill_floor.measuring.hooks import activation_reader
 from tl_distill_floor.measuring.token_stream import open_token_stream
 from tl_distill_floor.sources.teachers import tokenizer_of
@@ -55,6 +55,8 @@ def test_loads_weights_in_bf16(teacher_dir: Path) -> None:
 def test_auto_device_is_the_cpu_without_a_gpu(teacher_dir: Path, sae: Any, ids: torch.Tensor) -> None:
     on_auto, on_cpu = (measure(teacher_dir, sae, ids, device=device) for device in ("auto", "cpu"))
     assert on_auto.sum_cost.tolist() == on_cpu.sum_cost.tolist()
+    heads = [head_floor(teacher_dir, ids, widths=[8], steps=2, device=device) for device in ("auto", "cpu")]
+    assert heads[0] == heads[1]
     with pytest.raises(InputError, match="to measure, compare or probe it; name one device"):
         distill(teacher_dir, 8, ids, device="auto")
 

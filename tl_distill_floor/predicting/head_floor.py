@@ -28,7 +28,7 @@ from tl_distill_floor.predicting.low_rank_head import (
 from tl_distill_floor.predicting.progress import ProgressBarFactory, no_progress_bar
 from tl_distill_floor.results.head_floor import HeadFloor
 from tl_distill_floor.results.tail_loss import ratio_standard_error
-from tl_distill_floor.sources.devices import check_device
+from tl_distill_floor.sources.devices import check_device, main_device
 from tl_distill_floor.sources.teachers import choose_context_size, load_teacher
 from tl_distill_floor.sources.torch_state import neutral_torch_state
 
@@ -93,7 +93,7 @@ def head_floor(
             than 16,384 tokens.
         context_size: tokens per sequence; if None, 256 or the teacher's context if that is shorter.
         batch_size: sequences per forward pass of the teacher.
-        device: torch device of a teacher that is loaded here.
+        device: torch device of a teacher that is loaded here, or "auto", see `load_teacher`.
         dtype: dtype of a teacher that is loaded here, "fp32" or "bf16".
         seed: seed of the training.
         progress: called during the training with the steps done and the total, over all widths.
@@ -117,7 +117,7 @@ def head_floor(
             f" {steps}, {n_tokens}, {n_heldout_tokens} and {batch_size}"
         )
     sizes = None if widths is None else integer_widths(widths)
-    check_device(device)
+    check_device(main_device(device))
     teacher = load_teacher(model, device=device, dtype=dtype)
     stream = open_token_stream(teacher, text, choose_context_size(teacher.model, context_size), batch_size)
     return head_floor_of_stream(

@@ -83,7 +83,8 @@ def read_head_tokens(
         first = 0
         for ids in batches:
             counted = stream.counted(ids)
-            hidden = backbone(model_input(ids)).last_hidden[counted]
+            # The model's layers may be on several devices.
+            hidden = backbone(model_input(ids)).last_hidden[counted].to(head.weight.device)
             check_finite(hidden, "the input of the unembedding")
             numbers = torch.arange(first, first + len(ids))[:, None].expand(ids.shape)[counted.cpu()]
             parts.append((hidden, is_heldout[numbers], numbers))
