@@ -55,6 +55,12 @@ def test_unfinished_predictions_are_reported(bridge: Any, sae: Any, ids: Tensor)
     assert not any("not finished" in warning for warning in floor.warnings)
 
 
+def test_nothing_is_reported_as_unfinished_if_nothing_is_left_to_compute(bridge: Any, sae: Any, ids: Tensor) -> None:
+    reported: list[Any] = []
+    predict_floors(bridge, [sae], ids, cost="energy", steps=0, widths=[2], on_unfinished=reported.append)
+    assert reported == []
+
+
 def test_every_stage_has_a_progress_bar(bridge: Any, sae: Any, ids: Tensor) -> None:
     stages: list[tuple[str, str]] = []
     calls: dict[str, list[tuple[int, int]]] = {}

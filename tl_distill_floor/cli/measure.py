@@ -239,8 +239,7 @@ def save_and_print_unfinished(
         directories: run directory of each; None where nothing is saved.
         quiet: print nothing.
     """
-    from rich.console import Group
-
+    from tl_distill_floor.display.comparison import unfinished_comparison
     from tl_distill_floor.display.floor_tables import unfinished_table
     from tl_distill_floor.storage.atomic import commit_together
 
@@ -249,7 +248,7 @@ def save_and_print_unfinished(
             if directory is not None:
                 floor.save(directory)
     if not quiet and floors[0].head is None:
-        print_result(Group(*map(unfinished_table, floors)))
+        print_result(unfinished_table(floors[0]) if len(floors) == 1 else unfinished_comparison(floors))
 
 
 def _check_no_features_lost(directory: Path) -> None:

@@ -7,6 +7,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from tl_distill_floor.display.floor_tables import STILL_COMPUTED
 from tl_distill_floor.display.tables import plain_table, warning_lines
 from tl_distill_floor.display.units import SHORT_UNIT
 from tl_distill_floor.results.floor_prediction import FeatureFloorPrediction
@@ -29,6 +30,15 @@ def comparison_table(floors: Sequence[FeatureFloorPrediction]) -> RenderableType
         Text(_conclusion(floors)),
         warning_lines(warnings),
     )
+
+
+def unfinished_comparison(floors: Sequence[FeatureFloorPrediction]) -> RenderableType:
+    """Return what was measured of several SAEs, while the losses are still being computed.
+
+    Args:
+        floors: predictions for one teacher.
+    """
+    return Group(_measured(floors, prediction_labels(floors)), Text(STILL_COMPUTED[floors[0].unit]), Text())
 
 
 def run_comparison_table(floors: Sequence[FeatureFloorPrediction], labels: Sequence[str]) -> RenderableType:

@@ -7,6 +7,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from tl_distill_floor.annotations import CostUnit
 from tl_distill_floor.display.head_views import SHOWN_LEVEL, calibration_sentences, expected_sentence
 from tl_distill_floor.display.measurement_tables import format_l0
 from tl_distill_floor.display.tables import key_value_table, plain_table, warning_lines
@@ -16,9 +17,11 @@ from tl_distill_floor.results.floor_prediction import FeatureFloorPrediction, In
 from tl_distill_floor.sources.sae_directory import SaeEntry
 from tl_distill_floor.theory.capacity import n_features_held
 
-STILL_COMPUTED = (
-    "The loss of dropping features together is larger. It is computed now, and what a trained student loses."
-)
+STILL_COMPUTED: dict[CostUnit, str] = {
+    "nats": "The loss of dropping features together is larger. It is computed now, and what a trained student loses.",
+    "mse": "What bottleneck students of these widths lose is computed now.",
+}
+"""What follows after the text has been read, by the unit of the costs."""
 BAR_WIDTH = 48
 """Characters of the longest bar."""
 
@@ -36,7 +39,7 @@ def unfinished_table(floor: FeatureFloorPrediction) -> RenderableType:
     for width, cost in zip(floor.widths.tolist(), floor.additive.tolist(), strict=True):
         held = n_features_held(width, floor.capacity, floor.n_features)
         table.add_row(f"{width:,}", f"{held:,}", f"{cost:.4g}")
-    return Group(measured_table(floor), Text(), table, Text(STILL_COMPUTED), Text())
+    return Group(measured_table(floor), Text(), table, Text(STILL_COMPUTED[floor.unit]), Text())
 
 
 def measured_table(floor: FeatureFloorPrediction) -> Table:

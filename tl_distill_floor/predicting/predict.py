@@ -13,6 +13,7 @@ from jaxtyping import Int64
 
 from tl_distill_floor.annotations import (
     CostMethod,
+    CostUnit,
     Dtype,
     ProgressCallback,
     SaeLike,
@@ -40,11 +41,12 @@ from tl_distill_floor.sources.torch_state import neutral_torch_state
 NO_SAE_WARNING = (
     "no SAE is known for this teacher, so nothing is predicted from its features; give one, or train one with train_sae"
 )
-UNFINISHED_WARNING = (
-    "not finished: losses are summed costs of features, and the loss of dropping them together is larger; if the"
-    " command was interrupted, add --resume"
-)
-"""Warning of a prediction that is reported before everything is computed."""
+UNFINISHED_WARNINGS: dict[CostUnit, str] = {
+    "nats": "not finished: losses are summed costs of features, and the loss of dropping them together is larger; if"
+    " the command was interrupted, add --resume",
+    "mse": "not finished: the simulated floor is missing; if the command was interrupted, add --resume",
+}
+"""Warning of a prediction that is reported before everything is computed, by the unit of the costs."""
 UNFINISHED_BOOTSTRAP = 100
 """Resamples for the intervals of such a prediction."""
 
@@ -259,7 +261,8 @@ def predict_floors(
             process_group=process_group,
         )
     wants_head = head and bool(all_stats) and job.teacher is not None and cost != "energy" and head_steps(steps) > 1
-    report = on_unfinished if job.teacher is not None or steps else None
+    measures_losses = job.teacher is not None and cost != "energy"
+    report = on_unfinished if steps or measures_losses else None
     unfinished = [_unfinished(stats, sizes, min_count, seed) for stats in all_stats] if report else []
     if report and unfinished:
         report(unfinished)
@@ -287,7 +290,7 @@ def _unfinished(
 ) -> FeatureFloorPrediction:
     """Return the prediction from the features' statistics alone, with a warning that the rest is missing."""
     floor = floor_from_stats(stats, widths, min_count=min_count, steps=0, n_bootstrap=UNFINISHED_BOOTSTRAP, seed=seed)
-    return dataclasses.replace(floor, warnings=(UNFINISHED_WARNING, *floor.warnings))
+    return dataclasses.replace(floor, warnings=(UNFINISHED_WARNINGS[floor.unit], *floor.warnings))
 
 
 def _check_options(
