@@ -8,6 +8,8 @@ from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.helpers.source_imports import imported_names
 
 ROOT = Path(__file__).parents[1]

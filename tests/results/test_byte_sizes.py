@@ -26,8 +26,11 @@ def test_rejects_what_is_no_memory_size(text: str) -> None:
 
 
 def test_shows_three_digits() -> None:
-    shown = [format_bytes(number) for number in (0, 999, 1000, 12_345, 327_680, 2_261_440, 14 * 10**9, 2 * 10**12)]
-    assert shown == ["0 B", "999 B", "1.00 kB", "12.35 kB", "328 kB", "2.26 MB", "14.00 GB", "2.00 TB"]
+    shown = [
+        format_bytes(number)
+        for number in (0, 999, 1000, 12_345, 327_680, 2_261_440, 999_500_000, 14 * 10**9, 2 * 10**12)
+    ]
+    assert shown == ["0 B", "999 B", "1.00 kB", "12.35 kB", "328 kB", "2.26 MB", "1.00 GB", "14.00 GB", "2.00 TB"]
 
 
 @given(st.integers(min_value=1, max_value=10**14))

@@ -10,7 +10,7 @@ UNITS: dict[str, int] = {
     **{f"{prefix}ib": 1024**power for power, prefix in enumerate("kmgt", start=1)},
 }
 """Bytes of each unit, by its name in lower case."""
-SHOWN_UNITS = (("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("kB", 10**3))
+SHOWN_UNITS = (("kB", 10**3), ("MB", 10**6), ("GB", 10**9), ("TB", 10**12))
 
 
 def parse_bytes(text: str) -> int:
@@ -46,7 +46,11 @@ def format_bytes(number: int) -> str:
         >>> format_bytes(1_500_000_000), format_bytes(12)
         ('1.50 GB', '12 B')
     """
-    for unit, size in SHOWN_UNITS:
-        if number >= size:
-            return f"{number / size:.3g} {unit}" if number / size >= 100 else f"{number / size:.2f} {unit}"
-    return f"{number} B"
+    if number < SHOWN_UNITS[0][1]:
+        return f"{number} B"
+    # The first unit in which the rounded number is below 1,000.
+    unit, value = next(
+        ((unit, number / size) for unit, size in SHOWN_UNITS if number / size < 999.5),
+        (SHOWN_UNITS[-1][0], number / SHOWN_UNITS[-1][1]),
+    )
+    return f"{value:.0f} {unit}" if value >= 99.995 else f"{value:.2f} {unit}"
