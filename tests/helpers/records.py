@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 from tl_distill_floor.results.feature_stats import BlockSums, FeatureStats
+from tl_distill_floor.results.head_floor import HeadFloor
 
 QUICK = ("--tokens", 4096, "--lr", 1e-2, "--batch-size", 4, "--context-size", 32, "--start", "random", "--seed", 1)
 """Options of a training that takes seconds. With the teacher's own seed, a random student would be its copy."""
@@ -46,3 +47,11 @@ def stats_of(
         "blocks": BlockSums(tokens.astype(np.int64), counts.astype(np.int64), costs.astype(float)),
     }  # fmt: skip
     return FeatureStats(**(values | fields))
+
+
+def head_floor_of(widths: tuple[int, ...]) -> HeadFloor:
+    """Return a head floor of a teacher of 64 dimensions, at four widths below its own."""
+    return HeadFloor(
+        "made", "text", 64, 300, widths, (0.4, 0.2, 0.05, 0.01), (0.01, 0.005, 0.001, 0.0002),
+        (0.41, 0.21, 0.052, 0.011), (0.6, 0.35, 0.12, 0.03), 200, 10_000, 1000,
+    )  # fmt: skip

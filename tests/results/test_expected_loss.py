@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import t as student_t
 
-from tests.helpers.records import stats_of
+from tests.helpers.records import head_floor_of, stats_of
 from tl_distill_floor.display.as_json import floor_json
 from tl_distill_floor.display.floor_tables import widths_table
 from tl_distill_floor.distilling.calibrate import calibrate
@@ -33,10 +33,7 @@ WIDTHS = (4, 8, 16, 32)
 @pytest.fixture(scope="module")
 def head() -> HeadFloor:
     """Return a head floor of a teacher of 64 dimensions."""
-    return HeadFloor(
-        "made", "text", 64, 300, WIDTHS, (0.4, 0.2, 0.05, 0.01), (0.01, 0.005, 0.001, 0.0002),
-        (0.41, 0.21, 0.052, 0.011), (0.6, 0.35, 0.12, 0.03), 200, 10_000, 1000,
-    )  # fmt: skip
+    return head_floor_of(WIDTHS)
 
 
 @pytest.fixture(scope="module")

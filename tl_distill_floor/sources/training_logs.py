@@ -26,7 +26,7 @@ GENERAL_ADVICE = "the sequence length times the sequences per step of all proces
 """How many tokens a step has."""
 
 Row = Mapping[str, float]
-"""Numbers of one row by column; cells that are empty or no number are left out."""
+"""Numbers of one row by column; empty cells, and cells that are not a number, are left out."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ def _numbers(row: Mapping[str, Any]) -> Row:
 
 
 def _number(cell: Any) -> float | None:
-    """Return a cell as a number; None if it is empty or no number."""
+    """Return a cell as a number; None if it is empty or not a number."""
     if isinstance(cell, bool) or not isinstance(cell, int | float | str):
         return None
     try:
