@@ -215,6 +215,10 @@ def test_rerun_matches_full_forward_pass(
         replacement = original + torch.randn(original.shape, generator=torch.Generator().manual_seed(0))
         logits, rows = teacher.rerun(replacement), torch.tensor([3, 3, 0])
         torch.testing.assert_close(teacher.rerun(replacement[rows], rows), logits[rows])
+        every_third = slice(1, None, 3)
+        at_some_positions = teacher.rerun(replacement[rows], rows, every_third)
+        torch.testing.assert_close(at_some_positions, logits[rows, every_third])
+        torch.testing.assert_close(teacher.rerun(replacement), logits)
     handle = get_hook_point(model, hook_name).register_forward_hook(lambda *_: replacement)
     with torch.no_grad():
         torch.testing.assert_close(model(ids[:5]), logits)

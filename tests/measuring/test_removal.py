@@ -14,6 +14,7 @@ from torch import Tensor
 from tests.helpers.forward_passes import activation_of, logits_with
 from tests.helpers.models import CONTEXT, FEATURES
 from tl_distill_floor import FloorPrediction, InputError, floor_from_stats, measure, predict_floor
+from tl_distill_floor.measuring import removal
 from tl_distill_floor.measuring.job import prepare_job
 from tl_distill_floor.measuring.removal import _select_sequences, measure_restored_loss, measure_tail_loss
 from tl_distill_floor.predicting.bottleneck_task import held_out_sequences
@@ -22,14 +23,14 @@ from tl_distill_floor.results.tail_loss import TailLoss, rank_grid, ratio_standa
 SEQUENCES = np.array([1, 4, 5, 30])
 
 
-def kl_without(model: Any, sae: Any, ids: Tensor, removed: Tensor) -> np.ndarray:
-    """Return KL(teacher ‖ teacher without some features) of every sequence in nats, by a plain hook."""
+def kl_without(model: Any, sae: Any, ids: Tensor, removed: Tensor, positions: slice = slice(None)) -> np.ndarray:
+    """Return KL(teacher ‖ teacher without some features), summed over positions of each sequence, by a plain hook."""
     counted = (ids != 0) & (torch.arange(CONTEXT) > 0)
     activation = activation_of(model, ids)
     codes = sae.encode(activation).detach() * counted[..., None]
     without = activation - codes[..., removed] @ sae.W_dec[removed].detach()
     p, q = (logits_with(model, ids, a).double().log_softmax(-1) for a in (activation, without))
-    return (p.exp() * (p - q)).sum((1, 2)).numpy()
+    return (p.exp() * (p - q))[:, positions].sum((1, 2)).numpy()
 
 
 def test_tail_loss_matches_kl_of_plain_forward_passes(bridge: Any, sae: Any, ids: Tensor) -> None:
@@ -42,6 +43,20 @@ def test_tail_loss_matches_kl_of_plain_forward_passes(bridge: Any, sae: Any, ids
         np.testing.assert_allclose(loss, expected, rtol=1e-3, atol=1e-4)
     assert tail.n_tokens.tolist() == [int((ids[i, 1:] != 0).sum()) for i in SEQUENCES]
     assert tail.loss[-1].max() == 0
+
+
+def test_long_sequences_are_measured_at_every_fourth_position(
+    bridge: Any, sae: Any, ids: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(removal, "MIN_CONTEXT_SIZE", CONTEXT)
+    job, positions = prepare_job(bridge, [sae], ids, batch_size=3), slice(1, None, 4)
+    tail = measure_tail_loss(job, np.arange(FEATURES), np.array([0, 40]), np.array([1.0, 0.0]), SEQUENCES)
+    expected = kl_without(bridge, sae, ids[SEQUENCES], torch.arange(40, FEATURES), positions)
+    np.testing.assert_allclose(tail.loss[1], expected, rtol=1e-3, atol=1e-4)
+    assert tail.n_tokens.tolist() == [int((ids[i, positions] != 0).sum()) for i in SEQUENCES]
+    loss, n_tokens = measure_restored_loss(job, [torch.zeros_like], SEQUENCES)
+    np.testing.assert_allclose(loss[0], tail.loss[0], rtol=1e-4)
+    assert n_tokens.tolist() == tail.n_tokens.tolist()
 
 
 def test_features_outside_the_order_are_removed_with_the_last(bridge: Any, sae: Any, ids: Tensor) -> None:

@@ -15,11 +15,20 @@ from tests.helpers.models import CONTEXT, VOCABULARY, WIDTH
 from tl_distill_floor import HeadFloor, InputError, build_student, head_floor, predict_floor
 from tl_distill_floor.measuring.kl import forward_kl
 from tl_distill_floor.measuring.logit_map import LogitMap
+from tl_distill_floor.measuring.token_stream import open_token_stream
 from tl_distill_floor.predicting import head_floor as head_floor_module
+from tl_distill_floor.predicting import low_rank_head
 from tl_distill_floor.predicting.head_contexts import best_logits
 from tl_distill_floor.predicting.head_floor import _train_and_evaluate
-from tl_distill_floor.predicting.head_tokens import HeadTokens, TeacherHead
-from tl_distill_floor.predicting.low_rank_head import principal_directions
+from tl_distill_floor.predicting.head_tokens import (
+    MAX_HELDOUT_SHARE,
+    TOKENS_PER_KEPT,
+    HeadTokens,
+    TeacherHead,
+    read_head_tokens,
+)
+from tl_distill_floor.predicting.low_rank_head import LowRankHead, principal_directions, train_step
+from tl_distill_floor.sources.teachers import load_teacher
 
 OPTIONS: dict[str, Any] = {"steps": 20, "n_tokens": 1000, "n_heldout_tokens": 200, "batch_size": 8}
 
@@ -85,6 +94,36 @@ def test_best_logits_match_brute_force_optimisation(cap: float | None) -> None:
 
 def _kl(log_p: Tensor, logits: Tensor) -> Tensor:
     return (log_p.exp() * (log_p - logits.log_softmax(-1))).sum()
+
+
+@pytest.mark.parametrize("cap", [None, 2.0])
+def test_training_steps_follow_the_gradient_of_the_kl(cap: float | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The gradients that are propagated by hand, some tokens at a time, are those of autograd."""
+    random = torch.Generator().manual_seed(8)
+    tokens = linear_teacher(torch.randn(30, 5, generator=random), torch.randn(30, generator=random), 60, cap)
+    low_rank = LowRankHead(principal_directions(tokens.head, tokens.train), 2, cap, seed=0)
+    hidden = tokens.train[:7]
+    log_p = tokens.head.log_probs(hidden)
+    z = low_rank.encode(hidden)
+    logits = low_rank.logit_map(z @ low_rank.decode.T + low_rank.bias)
+    _kl(log_p, logits).div(7).backward()
+    expected = {name: weight.grad.clone() for name, weight in low_rank.named_parameters()}
+    low_rank.zero_grad()
+    monkeypatch.setattr(low_rank_head, "LOGITS_PER_CHUNK_CPU", 3 * 30)
+    before = {name: weight.detach().clone() for name, weight in low_rank.named_parameters()}
+    train_step(low_rank, torch.optim.SGD(low_rank.parameters(), lr=1.0), hidden, log_p.exp(), torch.float32)
+    for name, weight in low_rank.named_parameters():
+        torch.testing.assert_close(before[name] - weight.detach(), expected[name], atol=1e-5, rtol=1e-4)
+
+
+def test_held_out_tokens_are_spread_over_many_sequences(bridge: Any, ids: Tensor) -> None:
+    stream = open_token_stream(load_teacher(bridge), ids, CONTEXT, 8)
+    tokens = read_head_tokens(stream, ids.numel(), n_heldout_tokens=20)
+    n_sequences = int(len(ids) * MAX_HELDOUT_SHARE)
+    assert len(tokens.heldout) == 20
+    assert len(tokens.heldout_sequence.unique()) == min(n_sequences, 20 * TOKENS_PER_KEPT // CONTEXT) == 5
+    few = read_head_tokens(stream, ids.numel(), n_heldout_tokens=10**6)
+    assert len(few.heldout_sequence.unique()) == n_sequences
 
 
 def test_tokens_that_never_occur_cost_nothing() -> None:

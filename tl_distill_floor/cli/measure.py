@@ -27,7 +27,6 @@ from tl_distill_floor.cli.options import (
     SeedOption,
     StepsOption,
     TextOption,
-    TokensOption,
     WidthsOption,
     default_run_directory,
     parse_widths,
@@ -41,11 +40,13 @@ from tl_distill_floor.errors import InputError
 if TYPE_CHECKING:
     from tl_distill_floor.results.floor_prediction import FeatureFloorPrediction
 
+DEFAULT_TOKENS, QUICK_TOKENS = 200_000, 50_000
+"""Tokens that are read by default, with and without training."""
 N_CODES = 200_000
 """Tokens whose SAE codes are kept at most, for the simulated floor."""
-READING_SECONDS, STEPS_SECONDS = {"measuring": 42.0}, {"simulating": 41.0, "measuring simulated students": 37.0}
-HEAD_SECONDS = {"reading last hidden states": 4.0, "head floor": 85.0}
-TAIL_SECONDS = {"removing features": 34.0}
+READING_SECONDS, STEPS_SECONDS = {"measuring": 30.0}, {"simulating": 40.0, "measuring simulated students": 15.0}
+HEAD_SECONDS = {"reading last hidden states": 10.0, "head floor": 35.0}
+TAIL_SECONDS = {"removing features": 17.0}
 """Seconds that the stages of the default command take on two cores, which give the time that is left."""
 
 
@@ -77,7 +78,15 @@ def measure(
         ),
     ] = False,
     text: TextOption = None,
-    tokens: TokensOption = 200_000,
+    tokens: Annotated[
+        int | None,
+        typer.Option(
+            help="Number of tokens to read.",
+            min=1,
+            metavar="N",
+            show_default=f"{DEFAULT_TOKENS:,}, or {QUICK_TOKENS:,} with --steps 0",
+        ),
+    ] = None,
     cost: CostOption = "fisher",
     samples: Annotated[int, typer.Option(help="Outputs that fisher samples at each position.", min=1, metavar="N")] = 1,
     widths: WidthsOption = None,
@@ -105,6 +114,7 @@ def measure(
     """Measure a teacher's SAE features and predict the loss floor of its students."""
     from tl_distill_floor.cli.layers import parse_layers, sae_of_each_layer
 
+    n_tokens = tokens or (DEFAULT_TOKENS if steps or no_sae else QUICK_TOKENS)
     if no_sae:
         if sae is not None or layer is not None or sae_format is not None:
             raise InputError("--no-sae measures no layer; leave out --sae, --sae-format and --layer")
@@ -116,7 +126,7 @@ def measure(
             text,
             widths=parse_widths(widths),
             steps=steps,
-            n_tokens=tokens,
+            n_tokens=n_tokens,
             as_json=as_json,
             device=device,
             dtype=dtype,
@@ -138,7 +148,7 @@ def measure(
         layers=layers,
         cost=cost,
         n_samples=samples,
-        n_tokens=tokens,
+        n_tokens=n_tokens,
         widths=parse_widths(widths),
         steps=steps,
         head=head,
@@ -218,7 +228,7 @@ def bound_and_save(
 
 def _stages(cost: CostMethod, n_tokens: int, steps: int, head: bool) -> dict[str, float]:
     """Return the stages of a measurement, with about how many seconds each takes."""
-    reading = {stage: seconds * n_tokens / 200_000 for stage, seconds in READING_SECONDS.items()}
+    reading = {stage: seconds * n_tokens / DEFAULT_TOKENS for stage, seconds in READING_SECONDS.items()}
     in_nats = cost != "energy"
     return {
         **reading,

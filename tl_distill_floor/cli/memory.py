@@ -1,19 +1,12 @@
-"""Settings of the process that must be made before torch is imported: the memory allocator, and how threads wait.
+"""Settings of the process that must be made before torch is imported: the memory allocator, and how threads wait."""
 
-Each page of memory that the kernel maps for the first time costs a page fault. A measurement frees and allocates the
-same large tensors for every batch, so the process keeps what it has freed.
-"""
-
-import ctypes
 import os
-import sys
+from contextlib import ExitStack
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-"""Parameters of glibc's mallopt(3)."""
-TRIM_THRESHOLD = 2**30
-"""Bytes of freed memory that the process keeps."""
-MMAP_THRESHOLD = 2**25
-"""Bytes of the largest allocation that can be kept: the most that glibc accepts."""
+from tl_distill_floor.sources.process_memory import keep_freed_memory
+
+_until_the_end = ExitStack()
+"""Contexts that the process stays in."""
 
 
 def wait_passively() -> None:
@@ -26,14 +19,9 @@ def wait_passively() -> None:
 
 
 def tune_allocator() -> None:
-    """Let torch use huge pages, and keep freed memory in the process.
+    """Let torch use huge pages, and keep freed memory until the end of the process.
 
     Call this before torch is imported, since torch reads the setting of huge pages only then.
     """
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-    if sys.platform != "linux":
-        return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:  # musl has none
-        mallopt(M_TRIM_THRESHOLD, TRIM_THRESHOLD)
-        mallopt(M_MMAP_THRESHOLD, MMAP_THRESHOLD)
+    _until_the_end.enter_context(keep_freed_memory())

@@ -18,6 +18,7 @@ from tl_distill_floor.measuring.activation_batch import ActivationBatch, ActiveC
 from tl_distill_floor.measuring.job import AttachedSae, MeasurementJob
 from tl_distill_floor.measuring.kl import forward_kl_in_chunks
 from tl_distill_floor.measuring.passes import BatchReader, forward_pass, gradient_pass, rerun_pass
+from tl_distill_floor.measuring.rerun import ALL_POSITIONS
 from tl_distill_floor.measuring.sparse_rows import quiet_sparse
 from tl_distill_floor.measuring.token_stream import copy_to_device, holds_token
 
@@ -125,14 +126,16 @@ def kl_after_change(
     token: Int64[Tensor, " changed"],
     change: Float[Tensor, "changed d_model"],
     rows: Int64[Tensor, " row"] | None = None,
+    positions: slice = ALL_POSITIONS,
 ) -> Float64[Tensor, " row"]:
-    """Compute KL(teacher ‖ teacher with a changed activation), summed over the positions of each sequence.
+    """Compute KL(teacher ‖ teacher with a changed activation), summed over positions of each sequence.
 
     Args:
         batch: a batch of `rerun_pass`.
         token: indices, among the counted tokens, of the tokens whose activation changes.
         change: what is added to their activations.
         rows: indices of the sequences in the batch that run again; None runs all of them.
+        positions: positions to sum over.
 
     Returns:
         [row], nats.
@@ -146,10 +149,11 @@ def kl_after_change(
     activation = original[rows].flatten(2).float()
     row, position = rerun_row[batch.row[token.cpu()]].to(original.device), batch.position[token.cpu()]
     activation[row, position.to(original.device)] += change.to(activation)
-    logits = batch.teacher.rerun(activation, rows)
-    losses = forward_kl_in_chunks(batch.teacher.logits[rows], logits).double()
+    logits = batch.teacher.rerun(activation, rows, positions)
+    losses = forward_kl_in_chunks(batch.teacher.logits[rows, positions], logits).double()
     if batch.ids is not None:
-        losses = losses.where(holds_token(batch.ids[rows.to(batch.ids.device)]).to(losses.device), 0.0)
+        is_token = holds_token(batch.ids[rows.to(batch.ids.device)])[:, positions]
+        losses = losses.where(is_token.to(losses.device), 0.0)
     return losses.sum(1).cpu()
 
 

@@ -168,8 +168,8 @@ def differentiable_forward(
 
 def forward_logits(
     model: HookedModel, tokens: Int[Tensor, "batch position"]
-) -> Float[Tensor, "batch position vocabulary"]:
-    """Run a full forward pass and return its logits.
+) -> Float[Tensor, "batch some_position vocabulary"]:
+    """Run a full forward pass and return its logits, at all positions unless a hook gives the unembedding fewer.
 
     Raises:
         InputError: the forward pass fails, the model returns no logits, or its unembedding is random.

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from tl_distill_floor.annotations import HookedModel
 from tl_distill_floor.measuring.hooks import eval_mode, forward_hooks, forward_logits, get_hook_point
 
+ALL_POSITIONS = slice(None)
+
 
 class Rerunner:
     """A teacher that runs a batch of sequences, then runs it again with other activations at one hook point.
@@ -52,25 +54,32 @@ class Rerunner:
 
     @torch.no_grad()
     def rerun(
-        self, activation: Float[Tensor, "row position *d_model"], rows: Int[Tensor, " row"] | None = None
-    ) -> Float[Tensor, "row position vocabulary"]:
+        self,
+        activation: Float[Tensor, "row position *d_model"],
+        rows: Int[Tensor, " row"] | None = None,
+        positions: slice = ALL_POSITIONS,
+    ) -> Float[Tensor, "row some_position vocabulary"]:
         """Run sequences of the last batch with another activation at the hook point.
 
         Args:
             activation: the activation that replaces the teacher's.
             rows: indices of the sequences in the batch, repeats allowed; None runs all of them in order.
+            positions: positions whose logits are computed.
 
         Returns:
-            The logits.
+            The logits at these positions.
         """
         selected = slice(None) if rows is None else rows
         earlier_output = _select_rows(self._earlier_output, selected)
         self._replacement = activation
         try:
-            with _constant_output(self._earlier_blocks, earlier_output):
-                return forward_logits(self._model, self._tokens[selected])
+            with _constant_output(self._earlier_blocks, earlier_output), self._unembedding_only(positions):
+                logits = forward_logits(self._model, self._tokens[selected])
         finally:
             self._replacement = None
+        n_positions = self._tokens.shape[1]
+        # A model may compute all logits nevertheless.
+        return logits[:, positions] if logits.shape[1] == n_positions else logits
 
     def at_hook_point(self, _name: str, output: Tensor) -> Tensor | None:
         """Capture the activation in a first run, or replace it in a rerun."""
@@ -78,6 +87,23 @@ class Rerunner:
             self._captured.append(output)
             return None
         return self._replacement.to(output.dtype).view_as(output)
+
+    @contextmanager
+    def _unembedding_only(self, positions: slice) -> Iterator[None]:
+        """Give the unembedding some positions only during the context, if the model has one."""
+        unembed = getattr(self._model, "unembed", None)
+        if not isinstance(unembed, nn.Module):
+            yield
+            return
+
+        def select(_module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            return (inputs[0][:, positions], *inputs[1:]) if inputs else inputs
+
+        handle = unembed.register_forward_pre_hook(select)
+        try:
+            yield
+        finally:
+            handle.remove()
 
     @contextmanager
     def recording(self) -> Iterator[None]:

@@ -19,6 +19,8 @@ from tl_distill_floor.results.feature_stats import FeatureStats
 
 HELD_OUT_SHARE, MAX_HELD_OUT_TOKENS, MIN_HELD_OUT_SEQUENCES = 1 / 6, 16_384, 2
 """Share of the sequences that are held out, their approximate number of tokens at most, and their least number."""
+MIN_RANDOM_SEQUENCES = 32
+"""Sequences that are chosen at random, if there are so many, where none need be held out from a training."""
 RARE_COUNT = 8
 """Features that fire less often than this on held-out codes share one estimate of their lost share."""
 OUTPUTS_PER_PART = 2**20
@@ -272,7 +274,7 @@ def effective_number(cost: Float64[np.ndarray, " sequence"]) -> float:
 def held_out_sequences(stats: FeatureStats, seed: int = 0) -> Int64[np.ndarray, " sequence"]:
     """Return the numbers of the text's sequences that bottleneck students of a seed are not trained on.
 
-    If the statistics have no codes, as many sequences are chosen at random.
+    If the statistics have no codes, as many sequences are chosen at random, at least 32 if there are so many.
 
     Args:
         stats: measured statistics.
@@ -285,8 +287,9 @@ def held_out_sequences(stats: FeatureStats, seed: int = 0) -> Int64[np.ndarray, 
         return np.unique(stats.codes.sequence[_held_out_tokens(stats.codes.sequence, seed)])
     size = stats.settings["context_size"]
     n = max(1, (stats.n_tokens + stats.n_masked) // size)
-    chosen = np.random.default_rng(seed).permutation(n)[: max(MIN_HELD_OUT_SEQUENCES, MAX_HELD_OUT_TOKENS // size)]
-    return np.sort(chosen).astype(np.int64)
+    most = max(MIN_HELD_OUT_SEQUENCES, MAX_HELD_OUT_TOKENS // size)
+    n_chosen = min(most, max(MIN_RANDOM_SEQUENCES, round(n * HELD_OUT_SHARE)))
+    return np.sort(np.random.default_rng(seed).permutation(n)[:n_chosen]).astype(np.int64)
 
 
 def _select_features(

@@ -34,13 +34,13 @@ from tl_distill_floor.sources.torch_state import neutral_torch_state
 
 HEAD_STEPS = 200
 """Default training steps."""
-N_TOKENS, N_HELDOUT_TOKENS = 168_192, 8192
-"""Default numbers of tokens and, of these, of held-out tokens, at most."""
+N_TOKENS, N_HELDOUT_TOKENS = 168_192, 2048
+"""Default numbers of tokens that are read, and of held-out tokens that the result is measured on, at most."""
 MIN_HELDOUT_TOKENS, MAX_HELDOUT_LOGITS = 1024, 2**27
 """Limits of the default number of held-out tokens, and of its product with the vocabulary."""
 TOKENS_PER_STEP = 1024
-CHUNKS_PER_HALF_CHUNK = 4
-"""Chunks of held-out tokens of which one is evaluated after half of the steps too."""
+TOKENS_PER_HALF_TOKEN = 4
+"""Held-out tokens of which one is evaluated after half of the steps too."""
 BYTES_PER_WEIGHT = 16
 """Bytes of a trained weight, its gradient and the two averages of Adam, in fp32."""
 HIDDEN_COPIES = 2
@@ -89,8 +89,8 @@ def head_floor(
         widths: [width] student widths in dimensions, integers; shares of the teacher's width if None.
         steps: training steps of 1,024 tokens.
         n_tokens: tokens to read. Those that are not held out are trained on, several times if `steps` needs more.
-        n_heldout_tokens: tokens of these to hold out, at most an eighth. If None, 8,192; fewer for vocabularies of more
-            than 16,384 tokens.
+        n_heldout_tokens: held-out tokens to measure the result on, one of 8 of the sequences that are held out; at most
+            an eighth of all sequences is. If None, 2,048; fewer for vocabularies of more than 65,536 tokens.
         context_size: tokens per sequence; if None, 256 or the teacher's context if that is shorter.
         batch_size: sequences per forward pass of the teacher.
         device: torch device of a teacher that is loaded here, or "auto", see `load_teacher`.
@@ -214,7 +214,7 @@ def _train_and_evaluate(
     order = torch.empty(0, dtype=torch.long)
     n_halves = [steps // 2, steps - steps // 2]
     done = 0
-    for n_steps, best, every in zip(n_halves, (losses.half, losses.best), (CHUNKS_PER_HALF_CHUNK, 1), strict=True):
+    for n_steps, best, every in zip(n_halves, (losses.half, losses.best), (TOKENS_PER_HALF_TOKEN, 1), strict=True):
         for step in range(n_steps):
             if len(order) < TOKENS_PER_STEP:
                 order = torch.cat([order, torch.randperm(len(tokens.train), generator=random)])
@@ -252,16 +252,16 @@ def _evaluate(
     every: int,
     dtype: torch.dtype,
 ) -> None:
-    """Write the losses of the held-out tokens of every n-th chunk, with the best z and with the encoder's."""
+    """Write the losses of every n-th held-out token, with the best z and with the encoder's."""
     size = tokens_per_chunk(len(tokens.head.weight), tokens.heldout.device)
     for first in range(0, len(tokens.heldout), size * every):
-        hidden = tokens.heldout[first : first + size].float()
+        rows = slice(first, first + size * every, every)
+        hidden = tokens.heldout[rows].float()
         with torch.no_grad():
             z = low_rank.encode((hidden - directions.mean) @ directions.encode)
         result = best_logits(
             tokens.head.log_probs(hidden), low_rank.decode, low_rank.bias, z, low_rank.logit_map, dtype
         )
-        rows = slice(first, first + len(hidden))
         best[rows], encoded[rows] = result.kl.cpu().double().numpy(), result.start_kl.cpu().double().numpy()
 
 

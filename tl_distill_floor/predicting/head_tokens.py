@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Int64
 from torch import Tensor, nn
 
 from tl_distill_floor.annotations import ProgressCallback
@@ -16,6 +16,9 @@ from tl_distill_floor.sources.teacher_checks import check_head, forward_errors
 
 MAX_HELDOUT_SHARE = 1 / 8
 """Largest share of the sequences that is held out."""
+TOKENS_PER_KEPT = 8
+"""Tokens of held-out sequences of which one is kept. Losses differ more between sequences than within them, so that the
+same number of tokens from more sequences gives a smaller standard error."""
 
 
 @dataclass(frozen=True)
@@ -50,12 +53,13 @@ def read_head_tokens(
 ) -> HeadTokens:
     """Run a teacher over a text and keep its last hidden states.
 
-    The held-out sequences are spread evenly over the text.
+    The held-out sequences are spread evenly over the text, and the held-out tokens evenly over these sequences.
 
     Args:
         stream: the teacher and the text.
         n_tokens: tokens to read at most.
-        n_heldout_tokens: tokens of them to hold out at most; at most an eighth of all sequences is held out.
+        n_heldout_tokens: held-out tokens to keep at most. Sequences of 8 times as many tokens are held out, at most an
+            eighth of all.
         progress: called after every batch with the tokens read and the total.
 
     Raises:
@@ -72,10 +76,10 @@ def read_head_tokens(
             f"{stream.text.name} has {n_sequences} sequence(s) of {stream.context_size} tokens, and the head floor"
             " needs at least 2, one of them held out; give more text with --text, or a smaller --context-size"
         )
-    wanted = -(-n_heldout_tokens // stream.context_size)
+    wanted = -(-n_heldout_tokens * TOKENS_PER_KEPT // stream.context_size)
     n_heldout = max(1, min(wanted, int(n_sequences * MAX_HELDOUT_SHARE)))
     is_heldout = torch.zeros(n_sequences, dtype=torch.bool)
-    is_heldout[((torch.arange(n_heldout) + 0.5) * n_sequences / n_heldout).long()] = True
+    is_heldout[spread_evenly(n_heldout, n_sequences)] = True
     total, done = n_sequences * stream.context_size, 0
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
     with torch.no_grad(), forward_errors(model), teacher_backbone(model, None, model_input(batches[0])) as backbone:
@@ -94,8 +98,21 @@ def read_head_tokens(
     hidden, of_heldout, numbers = (torch.cat(columns) for columns in zip(*parts, strict=True))
     if not of_heldout.any() or of_heldout.all():
         raise InputError(f"{stream.text.name} has no tokens that count apart from special ones; give more text")
-    of_heldout_here = of_heldout.to(hidden.device)
-    return HeadTokens(head, hidden[~of_heldout_here], hidden[of_heldout_here], numbers[of_heldout])
+    train, held_out = (torch.where(selected)[0] for selected in (~of_heldout, of_heldout))
+    kept = held_out[spread_evenly(n_heldout_tokens, len(held_out))]
+    return HeadTokens(head, hidden[train.to(hidden.device)], hidden[kept.to(hidden.device)], numbers[kept])
+
+
+def spread_evenly(n: int, total: int) -> Int64[Tensor, " chosen"]:
+    """Return `n` indices below `total` at equal distances, or all of them if there are fewer.
+
+    Example:
+        >>> spread_evenly(3, 12).tolist()
+        [2, 6, 10]
+    """
+    n = min(n, total)
+    indices: Tensor = ((torch.arange(n) + 0.5) * total / n).long() if n else torch.arange(0)
+    return indices
 
 
 def _teacher_head(unembed: nn.Module, logit_map: LogitMap, d_model: int) -> TeacherHead:

@@ -24,6 +24,8 @@ HIDDEN_FACTOR = 2
 SMALLEST_EIGENVALUE = 1e-10
 """Smallest eigenvalue of a metric that is kept, as a share of the largest."""
 START_TOKENS_PER_CHUNK = 1024
+LOGITS_PER_CHUNK_CPU, LOGITS_PER_CHUNK_GPU = 2**22, 2**26
+"""Logits of a training step that are in memory at the same time: 16 MiB on a CPU, a block that it keeps when freed."""
 
 
 @dataclass(frozen=True)
@@ -164,16 +166,24 @@ def train_step(
     """
     with torch.enable_grad():
         z = low_rank.encode(coordinates)
-    z_low, decode = z.detach().to(dtype), low_rank.decode.to(dtype)
-    logits = low_rank.logit_map((z_low @ decode.T).float().add_(low_rank.bias))
-    slope = None if low_rank.logit_map.cap is None else 1 - (logits / low_rank.logit_map.cap).square()
-    gradient = logits.softmax(-1).sub_(p).div_(len(p))
-    if slope is not None:
-        gradient *= slope
-    gradient_low = gradient.to(dtype)
-    low_rank.decode.grad = (gradient_low.T @ z_low).float()
-    low_rank.bias.grad = gradient.sum(0)
-    torch.autograd.backward(z, (gradient_low @ decode).float())
+    z_low, decode, cap = z.detach().to(dtype), low_rank.decode.to(dtype), low_rank.logit_map.cap
+    z_gradient = torch.empty_like(z)
+    decode_gradient, bias_gradient = torch.zeros_like(low_rank.decode), torch.zeros_like(low_rank.bias)
+    n_logits = LOGITS_PER_CHUNK_CPU if p.device.type == "cpu" else LOGITS_PER_CHUNK_GPU
+    size = max(1, n_logits // p.shape[1])
+    for first in range(0, len(p), size):
+        rows = slice(first, first + size)
+        logits = low_rank.logit_map((z_low[rows] @ decode.T).float().add_(low_rank.bias))
+        slope = None if cap is None else 1 - (logits / cap).square()
+        gradient = logits.softmax(-1).sub_(p[rows])
+        if slope is not None:
+            gradient *= slope
+        gradient_low = gradient.to(dtype)
+        decode_gradient += gradient_low.T @ z_low[rows]
+        bias_gradient += gradient.sum(0)
+        z_gradient[rows] = gradient_low @ decode
+    low_rank.decode.grad, low_rank.bias.grad = decode_gradient.div_(len(p)), bias_gradient.div_(len(p))
+    torch.autograd.backward(z, z_gradient.div_(len(p)))
     optimizer.step()
     optimizer.zero_grad()
 

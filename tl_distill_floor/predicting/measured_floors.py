@@ -15,7 +15,7 @@ from tl_distill_floor.predicting.floors import floor_from_stats, student_widths,
 from tl_distill_floor.predicting.lost_features import features_shown_by_default
 from tl_distill_floor.predicting.progress import ProgressBarFactory
 from tl_distill_floor.predicting.promoted_tokens import compute_promoted_tokens
-from tl_distill_floor.predicting.simulation import train_if_possible
+from tl_distill_floor.predicting.simulation import RestoredLoss, TrainedBottlenecks, train_if_possible
 from tl_distill_floor.results.feature_stats import FeatureStats
 from tl_distill_floor.results.floor_prediction import FeatureFloorPrediction
 from tl_distill_floor.results.tail_loss import TailLoss, rank_grid
@@ -26,6 +26,8 @@ from tl_distill_floor.theory.floors import held_ranks
 HALF_PRECISION_WARNING = (
     "the teacher's logits are rounded to half precision: losses of some 1e-4 nats are rounding; use --dtype fp32"
 )
+SEQUENCES_PER_MEASURED_TWICE = 4
+"""Held-out sequences of which one is run with the students of half of the training, too."""
 
 
 def predict_measured(
@@ -77,8 +79,7 @@ def predict_measured(
         with make_bar("sequences", "removing features") as progress:
             tail = _measure_tail(job, stats, sizes, min_count, sequences, progress)
         if trained is not None:
-            with make_bar("sequences", "measuring simulated students") as progress:
-                restored_loss = measure_restored_loss(job, trained.restore_functions(), sequences, progress)
+            restored_loss = _measure_students(job, trained, sequences, make_bar)
     floor = floor_from_stats(
         stats,
         sizes,
@@ -110,6 +111,35 @@ def _measure_tail(
     order = rank_by_cost(stats.cost, alive)
     additive = remaining_costs(stats.cost[order])[ranks]
     return measure_tail_loss(job, order, ranks, additive, sequences, progress=progress)
+
+
+def _measure_students(
+    job: MeasurementJob,
+    trained: TrainedBottlenecks,
+    sequences: Int64[np.ndarray, " sequence"],
+    make_bar: ProgressBarFactory,
+) -> RestoredLoss:
+    """Measure the losses in nats of bottleneck students, and on some of the sequences also after half of the steps.
+
+    What the second half of the training gained differs less between sequences than the losses do.
+    """
+    is_measured_twice = np.arange(len(sequences)) % SEQUENCES_PER_MEASURED_TWICE == 0
+    total = len(sequences) + int(is_measured_twice.sum())
+    with make_bar("sequences", "measuring simulated students") as progress:
+
+        def report_first(done: int, _total: int) -> None:
+            if progress:
+                progress(done, total)
+
+        def report_second(done: int, _total: int) -> None:
+            if progress:
+                progress(len(sequences) + done, total)
+
+        all_steps, n_tokens = measure_restored_loss(job, trained.restore_functions(), sequences, report_first)
+        half_of_steps, _ = measure_restored_loss(
+            job, trained.restore_functions(after_half=True), sequences[is_measured_twice], report_second
+        )
+    return RestoredLoss(all_steps, half_of_steps, is_measured_twice, n_tokens)
 
 
 def training_device(attached: AttachedSae, device: str) -> str:

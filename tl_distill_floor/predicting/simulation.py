@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float64, Int64
+from jaxtyping import Bool, Float64, Int64
 
 from tl_distill_floor.annotations import ProgressCallback
 from tl_distill_floor.errors import InputError
@@ -25,6 +26,19 @@ from tl_distill_floor.results.tail_loss import ratio_standard_error
 TOKENS_PER_STEP = 1024
 
 
+class RestoredLoss(NamedTuple):
+    """Losses of the teacher with the codes that students restore, nats summed over the tokens of each sequence."""
+
+    all_steps: Float64[np.ndarray, "student sequence"]
+    """Loss of every student after all of its training steps."""
+    half_of_steps: Float64[np.ndarray, "student measured_twice"]
+    """Loss after half of the steps, on some of the sequences."""
+    is_measured_twice: Bool[np.ndarray, " sequence"]
+    """Which sequences these are."""
+    n_tokens: Int64[np.ndarray, " sequence"]
+    """Measured tokens of each sequence."""
+
+
 @dataclass(frozen=True, eq=False)
 class TrainedBottlenecks:
     """Bottleneck students of several widths and seeds, trained on the same codes."""
@@ -36,27 +50,27 @@ class TrainedBottlenecks:
     students: list[list[TrainedBottleneck]]
     """[seed][width]"""
 
-    def restore_functions(self) -> list[RestoreCodes]:
+    def restore_functions(self, *, after_half: bool = False) -> list[RestoreCodes]:
         """Return the function of each student that restores an SAE's codes, for `measure_restored_loss`.
 
-        Each seed and width has two students: after half of the steps, and after all of them.
+        Args:
+            after_half: students after half of the steps instead of all of them.
+
+        Returns:
+            Functions of all widths of the first seed, then of the second, and so on.
         """
         return [
-            self.task.restore_codes(model)
+            self.task.restore_codes(student.models[0 if after_half else 1])
             for of_seed in self.students
             for student in of_seed
-            for model in student.models
         ]
 
-    def simulation(
-        self,
-        restored_loss: tuple[Float64[np.ndarray, "student sequence"], Int64[np.ndarray, " sequence"]] | None = None,
-    ) -> Simulation:
+    def simulation(self, restored_loss: RestoredLoss | None = None) -> Simulation:
         """Return the losses of the students.
 
         Args:
-            restored_loss: losses in nats of the teacher with the codes that the students restore, as
-                `measure_restored_loss` returns them for `restore_functions`; None if they were not measured.
+            restored_loss: losses in nats of the teacher with the codes that the students restore; None if they were
+                not measured.
 
         Returns:
             Floors in the unit of the costs, and in nats if `restored_loss` is given.
@@ -75,7 +89,7 @@ class TrainedBottlenecks:
             on_training_text=self._table("on_training_text"),
             held_out_sequences=float(self.task.held_out_sequences),
             steps=self.steps,
-            **({} if restored_loss is None else self._losses_in_nats(*restored_loss)),
+            **({} if restored_loss is None else self._losses_in_nats(restored_loss)),
         )
 
     def _table(self, field: str) -> np.ndarray:
@@ -83,19 +97,20 @@ class TrainedBottlenecks:
         by_width = zip(*self.students, strict=True)
         return np.array([[getattr(student, field) for student in of_width] for of_width in by_width])
 
-    def _losses_in_nats(
-        self, loss: Float64[np.ndarray, "student sequence"], n_tokens: Int64[np.ndarray, " sequence"]
-    ) -> dict[str, np.ndarray]:
+    def _losses_in_nats(self, loss: RestoredLoss) -> dict[str, np.ndarray]:
         """Compute the fields of `Simulation` in nats; losses are extrapolated as `floor` is."""
-        floors, last_losses, errors = [], [], []
-        for of_seed in np.split(loss, len(self.students)):
-            mean = of_seed.sum(1) / n_tokens.sum()
-            shorter, longer = mean[::2], mean[1::2]
-            sampling_error = ratio_standard_error(of_seed, n_tokens)[1::2]
-            floors.append([extrapolate_loss(*pair) for pair in zip(shorter, longer, strict=True)])
-            last_losses.append(longer)
-            errors.append(np.hypot(sampling_error, EXTRAPOLATION_ERROR * np.maximum(shorter - longer, 0.0)))
-        return {"kl": np.array(floors).T, "kl_reached": np.array(last_losses).T, "kl_error": np.mean(errors, axis=0)}
+        measured_twice = loss.all_steps[:, loss.is_measured_twice]
+        gain = (loss.half_of_steps - measured_twice).sum(1) / loss.n_tokens[loss.is_measured_twice].sum()
+        longer = loss.all_steps.sum(1) / loss.n_tokens.sum()
+        floors = [extrapolate_loss(*pair) for pair in zip(longer + gain, longer, strict=True)]
+        sampling_error = ratio_standard_error(loss.all_steps, loss.n_tokens)
+        errors = np.hypot(sampling_error, EXTRAPOLATION_ERROR * np.maximum(gain, 0.0))
+
+        def by_width(values: Float64[np.ndarray, " student"] | list[float]) -> Float64[np.ndarray, "width seed"]:
+            table: np.ndarray = np.reshape(values, (len(self.students), -1)).T
+            return table
+
+        return {"kl": by_width(floors), "kl_reached": by_width(longer), "kl_error": by_width(errors).mean(1)}
 
 
 def train_bottlenecks(

@@ -21,5 +21,6 @@
 - `labels`: `load_labels`, labelled text for probes.
 - `learning_curves`: `load_learning_curve`, the tokens and losses of a training.
 - `training_logs`: rows of the logs of other trainers.
+- `process_memory`: freed memory stays in the process while something is computed.
 - `torch_state`: one state of torch in which everything is computed.
 """
