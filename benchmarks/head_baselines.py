@@ -17,7 +17,7 @@ from tl_distill_floor import build_student, load_teacher
 from tl_distill_floor.measuring.kl import forward_kl
 from tl_distill_floor.measuring.logit_map import LogitMap
 from tl_distill_floor.measuring.token_stream import TokenStream, model_input, open_token_stream
-from tl_distill_floor.predicting.head_floor import N_TOKENS
+from tl_distill_floor.predicting.head_floor import N_HELDOUT_TOKENS, N_TOKENS
 from tl_distill_floor.predicting.head_tokens import HeadTokens, read_head_tokens
 from tl_distill_floor.predicting.low_rank_head import principal_directions
 from tl_distill_floor.sources.teachers import choose_context_size
@@ -30,7 +30,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="tiny-prose")
     parser.add_argument("--widths", default="16,32,64,96,128,192")
-    parser.add_argument("--heldout-tokens", type=int, default=8192)
+    parser.add_argument("--heldout-tokens", type=int, default=N_HELDOUT_TOKENS)
     options = parser.parse_args()
     widths = [int(width) for width in options.widths.split(",")]
     teacher = load_teacher(options.model)
@@ -64,7 +64,10 @@ def projection_losses(tokens: HeadTokens, widths: list[int]) -> list[float]:
 
 @torch.no_grad()
 def sliced_loss(stream: TokenStream, tokens: HeadTokens, width: int) -> float:
-    """Return the loss of an untrained student, whose weights are projections of the teacher's."""
+    """Return the loss of an untrained student, whose weights are projections of the teacher's.
+
+    It is measured on every token of the held-out sequences; the projection, on those that `tokens` keeps.
+    """
     student = build_student(stream.teacher.model, width, start="svd").eval()
     heldout = set(tokens.heldout_sequence.tolist())
     summed, n_tokens, number = 0.0, 0, 0
@@ -78,7 +81,6 @@ def sliced_loss(stream: TokenStream, tokens: HeadTokens, width: int) -> float:
         inputs = model_input(rows)
         losses = forward_kl(stream.teacher.model(inputs), student(inputs).logits)
         summed, n_tokens = summed + float(losses[counted].sum()), n_tokens + int(counted.sum())
-    assert n_tokens == len(tokens.heldout), "both baselines are measured on the same tokens"
     return summed / n_tokens
 
 

@@ -220,7 +220,7 @@ def _train_and_evaluate(
                 order = torch.cat([order, torch.randperm(len(tokens.train), generator=random)])
             chosen, order = order[:TOKENS_PER_STEP], order[TOKENS_PER_STEP:]
             hidden = tokens.train[chosen.to(tokens.train.device)].float()
-            p = tokens.head.log_probs(hidden).exp()
+            p = tokens.head.probabilities(hidden)
             coordinates = (hidden - directions.mean) @ directions.encode
             for low_rank, optimizer in zip(heads, optimizers, strict=True):
                 set_lr(optimizer, step, n_steps)

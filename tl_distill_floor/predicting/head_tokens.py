@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from tl_distill_floor.annotations import ProgressCallback
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.measuring.hooks import check_finite
-from tl_distill_floor.measuring.logit_map import LogitMap
+from tl_distill_floor.measuring.logit_map import LogitMap, tokens_per_chunk
 from tl_distill_floor.measuring.teacher_backbone import teacher_backbone
 from tl_distill_floor.measuring.token_stream import TokenStream, model_input
 from tl_distill_floor.sources.teacher_checks import check_head, forward_errors
@@ -34,7 +34,19 @@ class TeacherHead:
 
     def log_probs(self, hidden: Float[Tensor, "token d_model"]) -> Float[Tensor, "token vocabulary"]:
         """Return the teacher's log-probabilities of the next token, in nats."""
-        return self.logit_map(hidden.float() @ self.weight.T + self.bias).log_softmax(-1)
+        return self._logits(hidden).log_softmax(-1)
+
+    def probabilities(self, hidden: Float[Tensor, "token d_model"]) -> Float[Tensor, "token vocabulary"]:
+        """Return the teacher's probabilities of the next token, with the logits of some tokens at a time in memory."""
+        result = torch.empty(len(hidden), len(self.weight), device=hidden.device)
+        size = tokens_per_chunk(len(self.weight), hidden.device)
+        for first in range(0, len(hidden), size):
+            rows = slice(first, first + size)
+            torch.softmax(self._logits(hidden[rows]), -1, out=result[rows])
+        return result
+
+    def _logits(self, hidden: Float[Tensor, "token d_model"]) -> Float[Tensor, "token vocabulary"]:
+        return self.logit_map(hidden.float() @ self.weight.T + self.bias)
 
 
 @dataclass(frozen=True)
