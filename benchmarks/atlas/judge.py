@@ -21,8 +21,10 @@ from students import Student, read_students
 
 from tl_distill_floor.theory.random_intercept import RandomInterceptFit, fit_random_intercept
 
-LEVELS = (0.5, 0.8, 0.95)
+LEVELS = (0.5, 0.8, 0.9, 0.95)
 """Probabilities of the prediction intervals that are checked."""
+WIDTH_LEVELS = (0.8, 0.9)
+"""Those whose width is shown."""
 SMALLEST = 1e-6
 """Predictions below this are replaced by it, nats: their logarithm is needed."""
 Terms = Callable[[Student, float], list[float]]
@@ -50,8 +52,8 @@ class Judged(NamedTuple):
     """R² of the logarithms."""
     coverage: tuple[float, ...]
     """Share of the losses inside the interval of each of `LEVELS`."""
-    factor: float
-    """Median ratio of the upper to the lower end of the 80 % intervals."""
+    factors: tuple[float, ...]
+    """Median ratio of the upper to the lower end of the intervals of each of `WIDTH_LEVELS`."""
 
 
 def fit_form(form: str, predictor: str, students: Sequence[Student]) -> RandomInterceptFit:
@@ -81,7 +83,8 @@ def terms_of(form: str, predictor: str, students: Sequence[Student]) -> Float64[
 def judge(form: str, predictor: str, students: Sequence[Student]) -> Judged:
     """Predict the students of each teacher from the others."""
     loss = np.array([student.loss for student in students])
-    value, low, high = np.empty(len(loss)), np.empty((3, len(loss))), np.empty((3, len(loss)))
+    shape = (len(LEVELS), len(loss))
+    value, low, high = np.empty(len(loss)), np.empty(shape), np.empty(shape)
     for teacher in {student.teacher for student in students}:
         left_out = np.array([student.teacher == teacher for student in students])
         fit = fit_form(form, predictor, [student for student in students if student.teacher != teacher])
@@ -98,7 +101,7 @@ def judge(form: str, predictor: str, students: Sequence[Student]) -> Judged:
         float(np.sqrt((log_errors**2).mean())),
         float(1 - (log_errors**2).mean() / np.log(loss).var()),
         tuple(float(((low[i] <= loss) & (loss <= high[i])).mean()) for i in range(len(LEVELS))),
-        float(np.median(high[1] / low[1])),
+        tuple(float(np.median(high[i] / low[i])) for i, level in enumerate(LEVELS) if level in WIDTH_LEVELS),
     )
 
 
@@ -182,20 +185,19 @@ def students_table(students: Sequence[Student]) -> Table:
 def main(directory: Path = Path(__file__).parent, most: int = 40) -> None:
     """Print the students, and the errors of each predictor on teachers that were left out."""
     students, left_out = read_students(directory)
-    console = Console(width=130)
+    console = Console(width=150)
     console.print(students_table(students), *left_out, sep="\n")
     below = [s for s in students if s.interval[1] < s.predictions["head"]]
     n_teachers = len({s.teacher for s in students})
     console.print(f"{len(students)} students of {n_teachers} teachers; {len(below)} below the head floor")
     rows = [judge(form, predictor, students) for predictor in students[0].predictions for form in TERMS]
     coverage = [f"{level:.0%}" for level in LEVELS]
-    table = Table(
-        "predictor", "form", "median error", "largest", "log error", "R² (log)", *coverage, "high/low of 80 %", box=None
-    )
+    widths = [f"high/low of {level:.0%}" for level in WIDTH_LEVELS]
+    table = Table("predictor", "form", "median error", "largest", "log error", "R² (log)", *coverage, *widths, box=None)
     for row in sorted(rows, key=lambda row: row.log_error)[:most]:
         errors = (f"{row.median_error:.0%}", f"{row.largest_error:.0%}", f"{row.log_error:.3f}", f"{row.r2:.3f}")
         covered = (f"{share:.0%}" for share in row.coverage)
-        table.add_row(row.predictor, row.form, *errors, *covered, f"{row.factor:.2f}")
+        table.add_row(row.predictor, row.form, *errors, *covered, *(f"{factor:.2f}" for factor in row.factors))
     console.print(table)
     console.print(pilots_table("a · x^b", "encoded + simulated, middle layer", students))
 
