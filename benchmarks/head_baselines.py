@@ -35,7 +35,7 @@ def main() -> None:
     widths = [int(width) for width in options.widths.split(",")]
     teacher = load_teacher(options.model)
     stream = open_token_stream(teacher, None, choose_context_size(teacher.model, None), 16)
-    tokens = read_head_tokens(stream, N_TOKENS, options.heldout_tokens)
+    tokens = read_head_tokens(stream, N_TOKENS, N_TOKENS, options.heldout_tokens)
     result = {
         "model": options.model,
         "unit": "nats per token, KL(teacher ‖ student)",

@@ -4,7 +4,6 @@ import dataclasses
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -443,16 +442,38 @@ def test_two_processes_give_the_same_students_as_one(teacher_dir: Path, ids: tor
         assert_same_students([tmp_path / n / "students" / name for n in ("1", "2")], ids)
 
 
-RESUME_TRAINING = """
-import sys, torch
+KILLED_TRAININGS = """
+import os, signal, sys, time, torch
 import warnings; warnings.simplefilter("ignore")
 torch.set_num_threads(1)
+from pathlib import Path
 from tl_distill_floor.distilling.distill import distill_students
 from tl_distill_floor.distilling.config import StudentSpec, DistillConfig
-config = DistillConfig(n_tokens=32 * 8 * 300, batch_size=8, n_evaluations=3, n_heldout_tokens=128, early_stop=False)
-ids = torch.load(sys.argv[2], weights_only=True)
-specs = [StudentSpec(8), StudentSpec(16)]
-distill_students(sys.argv[1], specs, ids, out=sys.argv[3], config=config, resume=True, checkpoint_seconds=0.0)
+from tl_distill_floor.distilling.sweep_checkpoint import SWEEP_CHECKPOINT_FILE
+teacher, ids, directory = sys.argv[1], torch.load(sys.argv[2], weights_only=True), Path(sys.argv[3])
+config = DistillConfig(n_tokens=32 * 8 * 60, batch_size=8, n_evaluations=3, n_heldout_tokens=128, early_stop=False)
+
+def start_training(out):
+    # Imports take longer than the training, so the processes share them.
+    process = os.fork()
+    if process == 0:
+        specs = [StudentSpec(8), StudentSpec(16)]
+        distill_students(teacher, specs, ids, out=out, config=config, resume=True, checkpoint_seconds=0.0)
+        os._exit(0)
+    return process
+
+checkpoint = directory / "killed" / "students" / SWEEP_CHECKPOINT_FILE
+for n_killed in range(4):
+    before, deadline = checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0, time.monotonic() + 120
+    process = start_training(directory / "killed")
+    while not (checkpoint.exists() and checkpoint.stat().st_mtime_ns != before) and time.monotonic() < deadline:
+        time.sleep(0.001)
+    time.sleep(0.011 * n_killed)
+    os.kill(process, signal.SIGKILL)
+    status = os.waitpid(process, 0)[1]
+    assert os.WIFSIGNALED(status), "the training ended before it was killed; train longer"
+for run in ("killed", "uninterrupted"):
+    assert os.waitpid(start_training(directory / run), 0)[1] == 0
 """
 
 
@@ -460,24 +481,10 @@ distill_students(sys.argv[1], specs, ids, out=sys.argv[3], config=config, resume
 def test_resumes_after_being_killed_by_the_system(teacher_dir: Path, ids: torch.Tensor, tmp_path: Path) -> None:
     """The process is killed four times, each time a little later after a checkpoint was written."""
     script = tmp_path / "train.py"
-    script.write_text(RESUME_TRAINING)
+    script.write_text(KILLED_TRAININGS)
     torch.save(ids, tmp_path / "ids.pt")
-    checkpoint, kills = tmp_path / "killed" / "students" / SWEEP_CHECKPOINT_FILE, 0
-    while kills < 4:
-        process = subprocess.Popen(
-            [sys.executable, script, teacher_dir, tmp_path / "ids.pt", tmp_path / "killed"], stderr=subprocess.DEVNULL
-        )
-        before, deadline = checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0, time.monotonic() + 120
-        while process.poll() is None and time.monotonic() < deadline:
-            if checkpoint.exists() and checkpoint.stat().st_mtime_ns != before:
-                time.sleep(0.011 * kills)
-                process.kill()
-            time.sleep(0.001)
-        assert process.wait() == -9, "the training ended before it was killed; train longer"
-        kills += 1
-    for run in ("killed", "uninterrupted"):
-        command = [sys.executable, script, teacher_dir, tmp_path / "ids.pt", tmp_path / run]
-        subprocess.run(command, check=True, timeout=300, stderr=subprocess.DEVNULL)
+    command = [sys.executable, script, teacher_dir, tmp_path / "ids.pt", tmp_path]
+    subprocess.run([str(part) for part in command], check=True, timeout=300)
     for name in ("width8", "width16"):
         first, second = (saved_weights(tmp_path / run / "students" / name) for run in ("killed", "uninterrupted"))
         assert all(torch.equal(first[key], second[key]) for key in first)

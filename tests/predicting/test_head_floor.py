@@ -118,11 +118,12 @@ def test_training_steps_follow_the_gradient_of_the_kl(cap: float | None, monkeyp
 
 def test_held_out_tokens_are_spread_over_many_sequences(bridge: Any, ids: Tensor) -> None:
     stream = open_token_stream(load_teacher(bridge), ids, CONTEXT, 8)
-    tokens = read_head_tokens(stream, ids.numel(), n_heldout_tokens=20)
+    tokens = read_head_tokens(stream, ids.numel(), n_train_tokens=10 * CONTEXT, n_heldout_tokens=20)
+    assert 9 * CONTEXT < len(tokens.train) <= 10 * CONTEXT
     n_sequences = int(len(ids) * MAX_HELDOUT_SHARE)
     assert len(tokens.heldout) == 20
     assert len(tokens.heldout_sequence.unique()) == min(n_sequences, 20 * TOKENS_PER_KEPT // CONTEXT) == 5
-    few = read_head_tokens(stream, ids.numel(), n_heldout_tokens=10**6)
+    few = read_head_tokens(stream, ids.numel(), 10**6, n_heldout_tokens=10**6)
     assert len(few.heldout_sequence.unique()) == n_sequences
 
 

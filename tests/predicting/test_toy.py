@@ -60,29 +60,31 @@ def test_matches_the_floor_of_plain_training() -> None:
     """The mean over seeds agrees within its standard errors with dense inputs, autograd and 20,000 steps of Adam."""
     n, alpha, width = 20, 0.9, 4
     importance = 1.0 / np.arange(1, n + 1)
-    plain = np.array([plain_floor(n, alpha, width, importance, seed) for seed in range(4)])
+    plain = plain_floors(n, alpha, width, importance, n_models=4)
     fast = toy.train(n, alpha, [width], n_seeds=4, steps=6000).floor[0]
     error = np.hypot(plain.std(ddof=1), fast.std(ddof=1)) / 2 + 0.01 * fast.mean()
     assert abs(plain.mean() - fast.mean()) < 3 * error
 
 
-def plain_floor(n: int, alpha: float, width: int, importance: np.ndarray, seed: int) -> float:
-    """Train one toy model on dense inputs with autograd, and return its floor."""
-    torch.manual_seed(seed)
+def plain_floors(n: int, alpha: float, width: int, importance: np.ndarray, n_models: int) -> np.ndarray:
+    """Train toy models on dense inputs of their own with autograd, and return their floors."""
+    torch.manual_seed(0)
     weight = torch.tensor(importance, dtype=torch.float32)
-    W, b = (torch.randn(width, n) * 0.1).requires_grad_(), torch.zeros(n, requires_grad=True)
+    W, b = (torch.randn(n_models, width, n) * 0.1).requires_grad_(), torch.zeros(n_models, 1, n, requires_grad=True)
     optimizer = torch.optim.Adam([W, b], lr=3e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 20_000)
+
+    def losses(n_inputs: int) -> torch.Tensor:
+        x = torch.rand(n_models, n_inputs, n) * (torch.rand(n_models, n_inputs, n) > alpha)
+        return ((relu(x @ W.mT @ W + b) - x).square() @ weight).mean(1)
+
     for _ in range(20_000):
-        x = torch.rand(512, n) * (torch.rand(512, n) > alpha)
-        loss = ((relu(x @ W.T @ W + b) - x).square() @ weight).mean()
         optimizer.zero_grad()
-        loss.backward()
+        losses(512).sum().backward()
         optimizer.step()
         schedule.step()
     with torch.no_grad():
-        x = torch.rand(500_000, n) * (torch.rand(500_000, n) > alpha)
-        return ((relu(x @ W.T @ W + b) - x).square() @ weight).mean().item()
+        return losses(500_000).numpy()
 
 
 def test_evaluation_matches_plain_inputs() -> None:

@@ -38,7 +38,9 @@ N_TOKENS, N_HELDOUT_TOKENS = 168_192, 2048
 """Default numbers of tokens that are read, and of held-out tokens that the result is measured on, at most."""
 MIN_HELDOUT_TOKENS, MAX_HELDOUT_LOGITS = 1024, 2**27
 """Limits of the default number of held-out tokens, and of its product with the vocabulary."""
-TOKENS_PER_STEP = 1024
+TOKENS_PER_STEP, MIN_USES_OF_TOKEN = 1024, 2
+"""Tokens of a training step, and how often each token is trained on at least. Reading more text takes time, and does
+not lower the loss."""
 TOKENS_PER_HALF_TOKEN = 4
 """Held-out tokens of which one is evaluated after half of the steps too."""
 BYTES_PER_WEIGHT = 16
@@ -88,7 +90,8 @@ def head_floor(
         text: text, see `load_text`; the embedded text if None. A part of it is held out.
         widths: [width] student widths in dimensions, integers; shares of the teacher's width if None.
         steps: training steps of 1,024 tokens.
-        n_tokens: tokens to read. Those that are not held out are trained on, several times if `steps` needs more.
+        n_tokens: tokens of the text that training and held-out sequences are chosen from. The training uses 512 tokens
+            per step, spread evenly over the text, each of them twice; if the text has fewer, more often.
         n_heldout_tokens: held-out tokens to measure the result on, one of 8 of the sequences that are held out; at most
             an eighth of all sequences is. If None, 2,048; fewer for vocabularies of more than 65,536 tokens.
         context_size: tokens per sequence; if None, 256 or the teacher's context if that is shorter.
@@ -167,7 +170,10 @@ def head_floor_of_stream(
     by_vocabulary = max(MIN_HELDOUT_TOKENS, min(N_HELDOUT_TOKENS, MAX_HELDOUT_LOGITS // int(model.cfg.d_vocab)))
     n_heldout_tokens = by_vocabulary if n_heldout_tokens is None else n_heldout_tokens
     with make_bar("tokens", "reading last hidden states") as reading:
-        tokens = read_head_tokens(stream, n_tokens, n_heldout_tokens, reading)
+        # Twice what the warning of little text asks for, since some tokens do not count.
+        fewest = 2 * MIN_TOKENS_PER_DIMENSION * max(narrower, default=0)
+        n_train_tokens = max(fewest, steps * TOKENS_PER_STEP // MIN_USES_OF_TOKEN)
+        tokens = read_head_tokens(stream, n_tokens, n_train_tokens, n_heldout_tokens, reading)
     with make_bar("steps", "head floor") as training:
         losses = _train_and_evaluate(tokens, narrower, steps, seed, progress or training)
     return _result(stream, tokens, all_widths, losses, {"steps": steps, "seed": seed, "batch_size": stream.batch_size})

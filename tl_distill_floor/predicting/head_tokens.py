@@ -1,9 +1,10 @@
 """Last hidden states of a teacher on training and held-out tokens, for the head floor."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int, Int64
+from jaxtyping import Bool, Float, Int, Int64
 from torch import Tensor, nn
 
 from tl_distill_floor.annotations import ProgressCallback
@@ -61,18 +62,23 @@ class HeadTokens:
 
 
 def read_head_tokens(
-    stream: TokenStream, n_tokens: int, n_heldout_tokens: int, progress: ProgressCallback | None = None
+    stream: TokenStream,
+    n_tokens: int,
+    n_train_tokens: int,
+    n_heldout_tokens: int,
+    progress: ProgressCallback | None = None,
 ) -> HeadTokens:
-    """Run a teacher over a text and keep its last hidden states.
+    """Run a teacher over sequences of a text and keep its last hidden states.
 
-    The held-out sequences are spread evenly over the text, and the held-out tokens evenly over these sequences.
+    Training and held-out sequences are spread evenly over the text; so are the held-out tokens over their sequences.
 
     Args:
         stream: the teacher and the text.
-        n_tokens: tokens to read at most.
+        n_tokens: tokens of the text that the sequences are chosen from.
+        n_train_tokens: tokens of the training sequences at most.
         n_heldout_tokens: held-out tokens to keep at most. Sequences of 8 times as many tokens are held out, at most an
             eighth of all.
-        progress: called after every batch with the tokens read and the total.
+        progress: called after every batch with the tokens that the teacher has run on and the total.
 
     Raises:
         InputError: the teacher has no head, a hidden state is not finite, or the text has fewer than two sequences.
@@ -92,19 +98,21 @@ def read_head_tokens(
     n_heldout = max(1, min(wanted, int(n_sequences * MAX_HELDOUT_SHARE)))
     is_heldout = torch.zeros(n_sequences, dtype=torch.bool)
     is_heldout[spread_evenly(n_heldout, n_sequences)] = True
-    total, done = n_sequences * stream.context_size, 0
+    (others,) = torch.where(~is_heldout)
+    is_read = is_heldout.clone()
+    is_read[others[spread_evenly(-(-n_train_tokens // stream.context_size), len(others))]] = True
+    total, done = int(is_read.sum()) * stream.context_size, 0
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
     with torch.no_grad(), forward_errors(model), teacher_backbone(model, None, model_input(batches[0])) as backbone:
         head = _teacher_head(backbone.unembed, backbone.logit_map, int(model.cfg.d_model))
-        first = 0
-        for ids in batches:
+        for numbers, ids in _selected_rows(batches, is_read, stream.batch_size):
             counted = stream.counted(ids)
             # The model's layers may be on several devices.
             hidden = backbone(model_input(ids)).last_hidden[counted].to(head.weight.device)
             check_finite(hidden, "the input of the unembedding")
-            numbers = torch.arange(first, first + len(ids))[:, None].expand(ids.shape)[counted.cpu()]
-            parts.append((hidden, is_heldout[numbers], numbers))
-            first, done = first + len(ids), done + ids.numel()
+            of_token = numbers[:, None].expand(ids.shape)[counted.cpu()]
+            parts.append((hidden, is_heldout[of_token], of_token))
+            done += ids.numel()
             if progress:
                 progress(done, total)
     hidden, of_heldout, numbers = (torch.cat(columns) for columns in zip(*parts, strict=True))
@@ -113,6 +121,15 @@ def read_head_tokens(
     train, held_out = (torch.where(selected)[0] for selected in (~of_heldout, of_heldout))
     kept = held_out[spread_evenly(n_heldout_tokens, len(held_out))]
     return HeadTokens(head, hidden[train.to(hidden.device)], hidden[kept.to(hidden.device)], numbers[kept])
+
+
+def _selected_rows(
+    batches: list[Int[Tensor, "_ position"]], is_selected: Bool[Tensor, " sequence"], batch_size: int
+) -> Iterator[tuple[Int64[Tensor, " row"], Int[Tensor, "row position"]]]:
+    """Yield the numbers and the token ids of the selected sequences in batches."""
+    numbers = torch.where(is_selected)[0]
+    rows = torch.cat(batches)[numbers]
+    yield from zip(torch.split(numbers, batch_size), torch.split(rows, batch_size), strict=True)
 
 
 def spread_evenly(n: int, total: int) -> Int64[Tensor, " chosen"]:
