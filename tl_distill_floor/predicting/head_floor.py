@@ -29,6 +29,7 @@ from tl_distill_floor.predicting.progress import ProgressBarFactory, no_progress
 from tl_distill_floor.results.head_floor import HeadFloor
 from tl_distill_floor.results.tail_loss import ratio_standard_error
 from tl_distill_floor.sources.devices import check_device, main_device
+from tl_distill_floor.sources.process_memory import return_freed_memory
 from tl_distill_floor.sources.teachers import choose_context_size, load_teacher
 from tl_distill_floor.sources.torch_state import neutral_torch_state
 
@@ -174,6 +175,7 @@ def head_floor_of_stream(
         fewest = 2 * MIN_TOKENS_PER_DIMENSION * max(narrower, default=0)
         n_train_tokens = max(fewest, steps * TOKENS_PER_STEP // MIN_USES_OF_TOKEN)
         tokens = read_head_tokens(stream, n_tokens, n_train_tokens, n_heldout_tokens, reading)
+    return_freed_memory()  # the training needs larger blocks than the forward passes
     with make_bar("steps", "head floor") as training:
         losses = _train_and_evaluate(tokens, narrower, steps, seed, progress or training)
     return _result(stream, tokens, all_widths, losses, {"steps": steps, "seed": seed, "batch_size": stream.batch_size})
@@ -215,6 +217,7 @@ def _train_and_evaluate(
     heads = [LowRankHead(directions, width, tokens.head.logit_map.cap, seed) for width in widths]
     first = tokens.train[:: max(1, len(tokens.train) // TOKENS_PER_STEP)].float()
     optimizers = [low_rank.optimizer(_encoded_loss(tokens.head, directions, low_rank, first)) for low_rank in heads]
+    directions = directions.without_decoder()  # the weights of the logits are copies of it
     product_dtype = _product_dtype(tokens.train.device)
     random = torch.Generator().manual_seed(seed)
     order = torch.empty(0, dtype=torch.long)
@@ -225,12 +228,9 @@ def _train_and_evaluate(
             if len(order) < TOKENS_PER_STEP:
                 order = torch.cat([order, torch.randperm(len(tokens.train), generator=random)])
             chosen, order = order[:TOKENS_PER_STEP], order[TOKENS_PER_STEP:]
-            hidden = tokens.train[chosen.to(tokens.train.device)].float()
-            p = tokens.head.probabilities(hidden)
-            coordinates = (hidden - directions.mean) @ directions.encode
-            for low_rank, optimizer in zip(heads, optimizers, strict=True):
+            for optimizer in optimizers:
                 set_lr(optimizer, step, n_steps)
-                train_step(low_rank, optimizer, coordinates, p, product_dtype)
+            _train_step_of_all(tokens, directions, heads, optimizers, chosen, product_dtype)
             done += 1
             if progress:
                 progress(done, steps)
@@ -239,14 +239,33 @@ def _train_and_evaluate(
     return losses
 
 
+def _train_step_of_all(
+    tokens: HeadTokens,
+    directions: PrincipalDirections,
+    heads: Sequence[LowRankHead],
+    optimizers: Sequence[torch.optim.Optimizer],
+    chosen: Int64[Tensor, " token"],
+    dtype: torch.dtype,
+) -> None:
+    """Take an optimizer step with the logits of every width, on the same training tokens."""
+    hidden = tokens.train[chosen.to(tokens.train.device)].float()
+    p = tokens.head.probabilities(hidden)
+    coordinates = (hidden - directions.mean) @ directions.encode
+    for low_rank, optimizer in zip(heads, optimizers, strict=True):
+        train_step(low_rank, optimizer, coordinates, p, dtype)
+
+
 @torch.no_grad()
 def _encoded_loss(
     head: TeacherHead, directions: PrincipalDirections, low_rank: LowRankHead, hidden: Float[Tensor, "token d_model"]
 ) -> float:
     """Return the mean loss of some tokens, with the encoder's z."""
-    z = low_rank.encode((hidden - directions.mean) @ directions.encode)
-    log_q = low_rank.logit_map(z @ low_rank.decode.T + low_rank.bias).log_softmax(-1)
-    return max(0.0, float(kl_from_log_probs(head.log_probs(hidden), log_q).mean()))
+    kl = []
+    for chunk in torch.split(hidden, tokens_per_chunk(len(head.weight), hidden.device)):
+        z = low_rank.encode((chunk - directions.mean) @ directions.encode)
+        log_q = low_rank.logit_map(z @ low_rank.decode.T + low_rank.bias).log_softmax(-1)
+        kl.append(kl_from_log_probs(head.log_probs(chunk), log_q))
+    return max(0.0, float(torch.cat(kl).mean()))
 
 
 def _evaluate(

@@ -1,5 +1,6 @@
 """Logits of low rank: their start from principal components, and their training."""
 
+import dataclasses
 import math
 from dataclasses import dataclass
 
@@ -37,8 +38,12 @@ class PrincipalDirections:
 
     mean: Float[Tensor, " d_model"]
     encode: Float[Tensor, "d_model d_model"]
-    decode: Float[Tensor, "vocabulary d_model"]
+    decode: Float[Tensor, "vocabulary n_decoded"]
     bias: Float[Tensor, " vocabulary"]
+
+    def without_decoder(self) -> "PrincipalDirections":
+        """Return the directions without `decode`, which is as large as the unembedding."""
+        return dataclasses.replace(self, decode=self.decode.new_empty(len(self.bias), 0))
 
 
 def principal_directions(

@@ -39,7 +39,12 @@ def keep_freed_memory() -> Iterator[None]:
             _n_computations -= 1
             if not _n_computations:
                 _set_thresholds(KEPT_BYTES_AFTERWARDS)
-                _call_glibc("malloc_trim", 0)
+                return_freed_memory()
+
+
+def return_freed_memory() -> None:
+    """Return all freed memory to the system, for example what loading a model took and does not need any more."""
+    _call_glibc("malloc_trim", 0)
 
 
 def _set_thresholds(kept_bytes: int) -> None:

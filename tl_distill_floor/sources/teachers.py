@@ -27,6 +27,7 @@ from tl_distill_floor.sources.model_names import (
     tiny_prose_directory,
 )
 from tl_distill_floor.sources.packing import DEFAULT_CONTEXT_SIZE
+from tl_distill_floor.sources.process_memory import return_freed_memory
 from tl_distill_floor.sources.teacher_checks import PlainModelLoader, check_against_plain
 from tl_distill_floor.sources.teacher_shells import ShellLoader
 from tl_distill_floor.sources.torch_state import neutral_torch_state
@@ -118,7 +119,9 @@ def load_teacher(
     check_choice("dtype", dtype, Dtype)
     check_device(main_device(device))
     with _report_load_errors(str(model)):
-        return _load_named(str(model), device, TORCH_DTYPES[dtype], model_kwargs or {})
+        teacher = _load_named(str(model), device, TORCH_DTYPES[dtype], model_kwargs or {})
+    return_freed_memory()  # loading can take several times the memory of the model
+    return teacher
 
 
 @neutral_torch_state()
