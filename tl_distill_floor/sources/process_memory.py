@@ -1,7 +1,8 @@
 """Keep freed memory in the process while something is computed.
 
 Each page of memory that the kernel maps for the first time costs a page fault. A measurement frees and allocates the
-same large tensors for every batch. By default, glibc returns each of them to the kernel, which can double the time.
+same large tensors for every batch. By default, glibc returns each of them to the kernel, which can nearly double the
+time.
 """
 
 import ctypes
