@@ -249,7 +249,7 @@ def _train_step_of_all(
 ) -> None:
     """Take an optimizer step with the logits of every width, on the same training tokens."""
     hidden = tokens.train[chosen.to(tokens.train.device)].float()
-    p = tokens.head.probabilities(hidden)
+    p = tokens.head.probabilities(hidden).to(dtype)
     coordinates = (hidden - directions.mean) @ directions.encode
     for low_rank, optimizer in zip(heads, optimizers, strict=True):
         train_step(low_rank, optimizer, coordinates, p, dtype)

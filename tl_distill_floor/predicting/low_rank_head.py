@@ -25,15 +25,16 @@ HIDDEN_FACTOR = 2
 SMALLEST_EIGENVALUE = 1e-10
 """Smallest eigenvalue of a metric that is kept, as a share of the largest."""
 START_TOKENS_PER_CHUNK = 1024
-LOGITS_PER_CHUNK_CPU, LOGITS_PER_CHUNK_GPU = 2**22, 2**26
-"""Logits of a training step that are in memory at the same time: 16 MiB on a CPU, a block that it keeps when freed."""
+LOGIT_BYTES_CPU, LOGIT_BYTES_GPU = 31 * 2**20, 2**28
+"""Size of an array of logits that a training step computes at a time: on a CPU, a block that it keeps when freed."""
 
 
 @dataclass(frozen=True)
 class PrincipalDirections:
     """Directions of a teacher's last hidden states, in falling order of what they contribute to the KL.
 
-    The coordinates x = (h − mean) · encode have variance 1, and the logits are about decode · x + bias.
+    The coordinates x = (h − mean) · encode have variance 1. The logits are about decode · x + bias, up to a number for
+    each token that changes no probability.
     """
 
     mean: Float[Tensor, " d_model"]
@@ -77,12 +78,13 @@ def principal_directions(
     variances, components = variances.flip(0), components.flip(1)
     deviations = variances.clamp(min=float(variances.max()) * SMALLEST_EIGENVALUE + 1e-30).sqrt()
     scale = head.logit_map.scale
-    return PrincipalDirections(
-        mean=mean.float(),
-        encode=(root @ components / deviations).float(),
-        decode=scale * (head.weight @ (inverse_root @ components * deviations).float()),
-        bias=scale * (head.weight @ mean.float() + head.bias),
-    )
+    decode = scale * (head.weight @ (inverse_root @ components * deviations).float())
+    bias = scale * (head.weight @ mean.float() + head.bias)
+    if head.logit_map.cap is None:
+        # The same change of all logits changes no probability. Likely tokens get small logits, which bf16 rounds less.
+        decode -= mean_p @ decode
+        bias -= mean_p @ bias.nan_to_num(0.0, 0.0, 0.0)
+    return PrincipalDirections(mean.float(), (root @ components / deviations).float(), decode, bias)
 
 
 def _mean_and_covariance(
@@ -131,6 +133,15 @@ class LowRankHead(nn.Module):
         network: Tensor = gelu(coordinates @ self.network_in + self.network_bias) @ self.network_out
         return coordinates @ self.linear + self.shift + network
 
+    def with_bias(self, dtype: torch.dtype) -> Float[Tensor, "vocabulary with_bias"]:
+        """Return `decode` with two more columns whose sum is the bias, in a dtype that may round it.
+
+        The second of them is what the first one rounds off.
+        """
+        rounded = self.bias.to(dtype)
+        rest = (self.bias - rounded.float()).nan_to_num(0.0, 0.0, 0.0).to(dtype)
+        return torch.cat([self.decode.to(dtype), rounded[:, None], rest[:, None]], 1)
+
     def optimizer(self, first_loss: float) -> torch.optim.Optimizer:
         """Return Adam with a learning rate for each weight that fits its size.
 
@@ -167,26 +178,24 @@ def train_step(
         optimizer: its optimizer.
         coordinates: principal coordinates of the last hidden states.
         p: the teacher's probabilities.
-        dtype: dtype of the matrix products.
+        dtype: dtype of the matrix products and of the logits; that of `p`.
     """
-    with torch.enable_grad():
-        z = low_rank.encode(coordinates)
-    z_low, decode, cap = z.detach().to(dtype), low_rank.decode.to(dtype), low_rank.logit_map.cap
-    z_gradient = torch.empty_like(z)
-    decode_gradient, bias_gradient = torch.zeros_like(low_rank.decode), torch.zeros_like(low_rank.bias)
-    n_logits = LOGITS_PER_CHUNK_CPU if p.device.type == "cpu" else LOGITS_PER_CHUNK_GPU
-    size = max(1, n_logits // p.shape[1])
+    with torch.enable_grad(), torch.autocast(p.device.type, dtype, enabled=dtype != torch.float32):
+        z = low_rank.encode(coordinates).float()
+    width, cap, weights = z.shape[1], low_rank.logit_map.cap, low_rank.with_bias(dtype)
+    inputs = torch.cat([z.detach().to(dtype), z.new_ones(len(z), 2, dtype=dtype)], 1)
+    z_gradient, weights_gradient = torch.empty_like(z), torch.zeros_like(weights, dtype=torch.float32)
+    n_bytes = LOGIT_BYTES_CPU if p.device.type == "cpu" else LOGIT_BYTES_GPU
+    size = max(1, n_bytes // (p.shape[1] * p.element_size()))
     for first in range(0, len(p), size):
         rows = slice(first, first + size)
-        logits = low_rank.logit_map((z_low[rows] @ decode.T).float().add_(low_rank.bias))
-        slope = None if cap is None else 1 - (logits / cap).square()
+        logits = low_rank.logit_map(inputs[rows] @ weights.T)
         gradient = logits.softmax(-1).sub_(p[rows])
-        if slope is not None:
-            gradient *= slope
-        gradient_low = gradient.to(dtype)
-        decode_gradient += gradient_low.T @ z_low[rows]
-        bias_gradient += gradient.sum(0)
-        z_gradient[rows] = gradient_low @ decode
+        if cap is not None:
+            gradient *= 1 - (logits / cap).square()
+        weights_gradient += gradient.T @ inputs[rows]
+        z_gradient[rows] = gradient @ weights[:, :width]
+    decode_gradient, bias_gradient = weights_gradient[:, :width].contiguous(), weights_gradient[:, width].contiguous()
     low_rank.decode.grad, low_rank.bias.grad = decode_gradient.div_(len(p)), bias_gradient.div_(len(p))
     torch.autograd.backward(z, z_gradient.div_(len(p)))
     optimizer.step()
