@@ -21,7 +21,8 @@ from tl_distill_floor.measuring.removal import measure_tail_loss
 from tl_distill_floor.measuring.rerun import rerunner
 from tl_distill_floor.measuring.teacher_backbone import ReachedUnembeddingError, capture_input_and_stop
 from tl_distill_floor.predicting.floors import student_widths
-from tl_distill_floor.predicting.head_floor import HEAD_STEPS, N_HELDOUT_TOKENS, TOKENS_PER_STEP, _product_dtype
+from tl_distill_floor.predicting.head_floor import HEAD_STEPS, N_HELDOUT_TOKENS, TOKENS_PER_STEP
+from tl_distill_floor.predicting.processor import product_dtype
 from tl_distill_floor.predicting.simulation import TOKENS_PER_STEP as TOKENS_PER_SIMULATION_STEP
 
 STUDENT_WIDTHS = (16, 32, 64, 96, 128, 192)
@@ -170,7 +171,7 @@ def _open_head(job: Job, setting: Setting) -> PrepareStage:
 
 def run_low_rank_losses(workload: Workload, widths: Sequence[int], steps: int, n_heldout: int) -> None:
     """Compute last hidden states, and losses of low-rank logits with their gradients, without training anything."""
-    device, dtype = workload.device, _product_dtype(workload.device)
+    device, dtype = workload.device, product_dtype(workload.device)
     hidden = torch.cat([_last_hidden(workload.model, batch) for batch in workload.batches()])
     weight = next(workload.model.unembed.parameters()).detach().float()
     teacher = weight.T if len(weight) != int(workload.model.cfg.d_vocab) else weight

@@ -247,19 +247,20 @@ def simulate(
         bottleneck.train, codes, weight, amplitude, [width],
         steps=steps, batch_size=TOKENS_PER_STEP, seed=0, report=StepCounter(None, 1),
     )  # fmt: skip
-    batches = bottleneck._batches(codes, np.ones(codes.n_tokens), TOKENS_PER_STEP, 0, weight.device)
-    batch, by_feature = next(batches)
+    batch = next(
+        training_batches(codes, np.ones(codes.n_tokens), weight, TOKENS_PER_STEP, 0, product_dtype(weight.device))
+    )
     n_steps = bottleneck.n_steps_per_width(steps)
 
     def limit() -> None:
         student = bottleneck.BottleneckTrainer(width, weight, amplitude, 0, 1.0)
         for _ in range(n_steps):
-            student.step(batch, by_feature, 1.0)
+            student.step(batch, 1.0)
 
     def dense() -> None:
         student = bottleneck.BottleneckTrainer(width, weight, amplitude, 0, 1.0)
-        x = torch.zeros(batch.n_tokens, n_features, device=device)
-        x[batch.token, batch.feature] = batch.value
+        x = torch.zeros(batch.codes.n_tokens, n_features, device=device)
+        x[batch.token, batch.codes.feature] = batch.codes.value
         for _ in range(n_steps):
             gradient = dense_gradient(student.model, x, weight)
             student.W.grad, student.scaled_b.grad = gradient.W, gradient.b

@@ -12,10 +12,11 @@ from tests.helpers.models import FEATURES
 from tl_distill_floor import FeatureStats, head_floor, measure, predict_floor, toy
 from tl_distill_floor.measuring.logit_map import LogitMap
 from tl_distill_floor.measuring.sparse_rows import quiet_sparse
-from tl_distill_floor.predicting.bottleneck import Bottleneck, EntriesByFeature, SparseBatch, loss_gradient
+from tl_distill_floor.predicting.bottleneck import Bottleneck, loss_gradient
 from tl_distill_floor.predicting.head_contexts import best_logits
 from tl_distill_floor.predicting.head_floor import _free_memory
 from tl_distill_floor.predicting.simulation import hidden_states, simulate
+from tl_distill_floor.predicting.sparse_batches import SparseBatch, TrainingBatch
 from tl_distill_floor.results.codes import Codes
 
 
@@ -40,14 +41,11 @@ def some_bottleneck(width: int, device: str) -> Bottleneck:
 
 def test_gradient_of_a_bottleneck_student_is_that_of_the_cpu() -> None:
     batch = SparseBatch.from_codes(some_codes(200))
-    by_feature = EntriesByFeature.from_batch(batch, FEATURES)
     gradients = []
     for device in ("cpu", DEVICE):
-        there, weight = torch.device(device), torch.ones(FEATURES, device=device)
+        there = TrainingBatch.prepare(batch, torch.ones(FEATURES, device=device), 64)
         with quiet_sparse():
-            gradients.append(
-                loss_gradient(some_bottleneck(8, device), batch.to(there), by_feature.to(there), weight, 64)
-            )
+            gradients.append(loss_gradient(some_bottleneck(8, device), there))
     for expected, gradient in zip(*gradients, strict=True):
         torch.testing.assert_close(gradient.cpu(), expected, rtol=1e-4, atol=1e-6)
 

@@ -11,9 +11,11 @@ from tests.helpers.records import stats_of
 from tl_distill_floor import InputError, floor_from_stats
 from tl_distill_floor.measuring.sparse_rows import quiet_sparse
 from tl_distill_floor.predicting import bottleneck, bottleneck_task, simulation
-from tl_distill_floor.predicting.bottleneck import Bottleneck, EntriesByFeature, SparseBatch
+from tl_distill_floor.predicting.bottleneck import Bottleneck
 from tl_distill_floor.predicting.bottleneck_task import BottleneckTask, CodesLoss, effective_number
+from tl_distill_floor.predicting.processor import product_dtype
 from tl_distill_floor.predicting.progress import StepCounter
+from tl_distill_floor.predicting.sparse_batches import SparseBatch, TrainingBatch, training_batches
 from tl_distill_floor.results.codes import Codes
 from tl_distill_floor.results.feature_stats import FeatureStats
 from tl_distill_floor.results.simulation import Simulation
@@ -50,7 +52,7 @@ def sparse_gradient(model: Bottleneck, codes: np.ndarray, n_inactive: int) -> Bo
     """Compute the gradient on sparse codes."""
     batch = SparseBatch.from_codes(Codes.from_dense(codes))
     with quiet_sparse():
-        return bottleneck.loss_gradient(model, batch, EntriesByFeature.from_batch(batch, N), WEIGHT, n_inactive)
+        return bottleneck.loss_gradient(model, TrainingBatch.prepare(batch, WEIGHT, n_inactive))
 
 
 @pytest.mark.parametrize("n_tokens", [1, 7, 40])
@@ -69,6 +71,15 @@ def test_mean_gradient_over_all_orders_of_the_tokens_matches_autograd(n_inactive
     assert not torch.allclose(orders[0].W, orders[-1].W)  # a single order does not match
 
 
+def test_gradient_with_products_in_half_precision_is_close() -> None:
+    codes, model = some_codes(200), some_model()
+    batch = SparseBatch.from_codes(Codes.from_dense(codes))
+    with quiet_sparse():
+        gradient = bottleneck.loss_gradient(model, TrainingBatch.prepare(batch, WEIGHT, 200, torch.bfloat16))
+    for rounded, exact in zip(gradient, dense_gradient(model, codes), strict=True):
+        assert float((rounded - exact).norm()) < 5e-3 * float(exact.norm())
+
+
 def test_gradient_weights_tokens() -> None:
     # Three times the weight is the same as three copies of the token.
     codes, model = some_codes(4), some_model()
@@ -76,7 +87,7 @@ def test_gradient_weights_tokens() -> None:
         token_weight=torch.tensor([0.5, 1 / 6, 1 / 6, 1 / 6])
     )
     with quiet_sparse():
-        gradient = bottleneck.loss_gradient(model, batch, EntriesByFeature.from_batch(batch, N), WEIGHT, 4)
+        gradient = bottleneck.loss_gradient(model, TrainingBatch.prepare(batch, WEIGHT, 4))
     expected = dense_gradient(model, codes[[0, 0, 0, 1, 2, 3]])
     torch.testing.assert_close(gradient.W, expected.W)
     torch.testing.assert_close(gradient.b, expected.b)
@@ -88,13 +99,13 @@ def test_costly_tokens_are_sampled_more_often_with_smaller_weights() -> None:
     codes[7] *= 20
     cost = (codes.astype(np.float64) ** 2).sum(1)
     assert cost[7] > 0.5 * cost.sum()
-    batches = bottleneck._batches(Codes.from_dense(codes), cost, 8, 0, torch.device("cpu"))
+    batches = training_batches(Codes.from_dense(codes), cost, WEIGHT, 8, 0)
     total_weight = np.zeros(40)
-    for _, (batch, _) in zip(range(5000), batches, strict=False):
+    for _, batch in zip(range(5000), batches, strict=False):
         dense = torch.zeros(8, N)
-        dense[batch.token, batch.feature] = batch.value
+        dense[batch.token, batch.codes.feature] = batch.codes.value
         tokens = [int(np.abs(codes - row).sum(1).argmin()) for row in dense.numpy()]
-        np.add.at(total_weight, tokens, batch.token_weight.numpy())
+        np.add.at(total_weight, tokens, batch.codes.token_weight.numpy())
         assert tokens.count(7) >= 2
     filled = codes.any(1)  # tokens without active features are all equal
     assert total_weight[filled] / 5000 == pytest.approx(np.full(filled.sum(), 1 / 40), rel=0.15)
@@ -192,10 +203,10 @@ def test_shorter_training_matches_a_separate_training_of_half_the_steps() -> Non
     (_, (shorter, longer)) = bottleneck.train(codes, WEIGHT, amplitude, [1, 2], report=report, **options)
     for n, model in ((20, shorter), (40, longer)):
         student = bottleneck.BottleneckTrainer(2, WEIGHT, amplitude, 3, 1.0)
-        batches = bottleneck._batches(codes, cost, 64, 3, torch.device("cpu"))
-        with torch.no_grad(), quiet_sparse():
+        batches = training_batches(codes, cost, WEIGHT, 64, 3, product_dtype(WEIGHT.device))
+        with quiet_sparse():
             for step, batch in zip(range(n), batches, strict=False):
-                student.step(*batch, bottleneck._rate_share(step, n, 1.0))  # both warm up for one step
+                student.step(batch, bottleneck._rate_share(step, n, 1.0))  # both warm up for one step
         torch.testing.assert_close(student.model.W, model.W)
         torch.testing.assert_close(student.model.b, model.b)
 

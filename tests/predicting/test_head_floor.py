@@ -125,7 +125,7 @@ def test_half_precision_does_not_round_large_common_logits() -> None:
         tokens = linear_teacher(weight, torch.full((40,), offset))
         low_rank = LowRankHead(principal_directions(tokens.head, tokens.train), 3, None, seed=0)
         before = {name: value.detach().clone() for name, value in low_rank.named_parameters()}
-        p = tokens.head.probabilities(tokens.train[:512]).to(dtype)
+        p = tokens.head.probabilities(tokens.train[:512], dtype)
         train_step(low_rank, torch.optim.SGD(low_rank.parameters(), lr=1.0), tokens.train[:512], p, dtype)
         steps.append({name: before[name] - value.detach() for name, value in low_rank.named_parameters()})
     for name in ("decode", "bias", "linear"):

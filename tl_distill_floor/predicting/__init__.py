@@ -8,6 +8,7 @@
 - `simulation`: `simulate`, the losses of bottleneck students that are trained on an SAE's codes.
 - `bottleneck_task`: the codes that bottleneck students are trained on and evaluated on.
 - `bottleneck`: the model and the training of bottleneck students.
+- `sparse_batches`: the batches of their training.
 - `lost_features`: `lost_features` and `one_feature`, the features that a student loses.
 - `promoted_tokens`: `add_promoted_tokens`, the tokens that shown features promote.
 - `head_floor`: `head_floor`, an estimate of the least loss of any student of a width; it needs no SAE.
@@ -16,6 +17,7 @@
 - `head_contexts`: the best low-rank logits of each context.
 - `toy`: `toy.train`, toy models of superposition on synthetic features.
 - `toy_experiments`: grids of toy models, among them the paper's.
+- `processor`: the dtype and the threads of trainings.
 - `progress`: progress callbacks and bars.
 """
 

@@ -14,19 +14,20 @@ sampled by importance, in proportion to their cost.
 
 import copy
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, Float64, Int, Int32, Int64
-from scipy.sparse import csr_array
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
 from tl_distill_floor.measuring.sparse_rows import quiet_sparse
-from tl_distill_floor.measuring.token_stream import copy_to_device
+from tl_distill_floor.predicting.processor import product_dtype, threads_for
 from tl_distill_floor.predicting.progress import StepCounter
+from tl_distill_floor.predicting.sparse_batches import SparseBatch, TrainingBatch, training_batches
 from tl_distill_floor.predicting.toy import INITIAL_SCALE
 from tl_distill_floor.results.codes import Codes
 
@@ -35,79 +36,6 @@ W_LEARNING_RATE, BIAS_LEARNING_RATE = 0.05, 0.03
 BETAS = (0.8, 0.95)
 WARM_UP_SHARE, CONSTANT_SHARE = 0.05, 0.5
 """Share of the shorter training in which the learning rate rises, and share of each training before it falls."""
-MIN_INACTIVE_TOKENS, MAX_INACTIVE_TOKENS = 64, 256
-"""Bounds of the number of tokens per batch on which inactive features are decoded."""
-INACTIVE_OUTPUTS = 2**21
-"""Number of outputs, tokens × features, that are decoded for inactive features, within these bounds."""
-
-
-class SparseBatch(NamedTuple):
-    """Codes of some tokens as compressed sparse rows."""
-
-    row_start: Int[Tensor, " rows"]
-    """[token + 1] index of each token's first entry."""
-    feature: Int[Tensor, " entry"]
-    value: Float[Tensor, " entry"]
-    token_weight: Float[Tensor, " token"]
-    """Weight of each token when tokens are averaged."""
-    start_on_cpu: Int64[np.ndarray, " rows"]
-    """`row_start`, which can be read without waiting for a GPU."""
-
-    @classmethod
-    def from_codes(cls, codes: Codes) -> "SparseBatch":
-        """Return all tokens of some codes, with equal weights."""
-        equal = np.full(codes.n_tokens, 1.0 / codes.n_tokens)
-        return cls.from_arrays(codes.row_start, codes.feature, codes.value, equal)
-
-    @classmethod
-    def from_arrays(
-        cls,
-        row_start: Int64[np.ndarray, " rows"],
-        feature: Int32[np.ndarray, " entry"],
-        value: Float32[np.ndarray, " entry"],
-        token_weight: Float64[np.ndarray, " token"],
-    ) -> "SparseBatch":
-        """Convert arrays to tensors."""
-        return cls(
-            torch.from_numpy(row_start),
-            torch.from_numpy(feature.astype(np.int64)),
-            torch.from_numpy(value),
-            torch.from_numpy(token_weight.astype(np.float32)),
-            row_start,
-        )
-
-    def to(self, device: torch.device) -> "SparseBatch":
-        """Move the batch to a device."""
-        return SparseBatch(
-            copy_to_device(self.row_start, device),
-            copy_to_device(self.feature, device),
-            copy_to_device(self.value, device),
-            copy_to_device(self.token_weight, device),
-            self.start_on_cpu,
-        )
-
-    def select_range(self, first: int, last: int) -> "SparseBatch":
-        """Return the tokens from `first` up to, but without, `last`."""
-        start, end, tokens = int(self.start_on_cpu[first]), int(self.start_on_cpu[last]), slice(first, last + 1)
-        return SparseBatch(
-            self.row_start[tokens] - start,
-            self.feature[start:end],
-            self.value[start:end],
-            self.token_weight[first:last],
-            self.start_on_cpu[tokens] - start,
-        )
-
-    @property
-    def n_tokens(self) -> int:
-        """Number of tokens."""
-        return len(self.row_start) - 1
-
-    @property
-    def token(self) -> Int[Tensor, " entry"]:
-        """Token of each entry."""
-        tokens = torch.arange(self.n_tokens, device=self.feature.device)
-        # With the size, a GPU need not be asked for it.
-        return tokens.repeat_interleave(self.row_start.diff(), output_size=len(self.feature))
 
 
 class Bottleneck(NamedTuple):
@@ -137,73 +65,35 @@ class Bottleneck(NamedTuple):
         return error.square_().mul_(weight)
 
 
-class EntriesByFeature(NamedTuple):
-    """The entries of a batch, sorted by feature (compressed sparse columns)."""
-
-    start: Int[Tensor, " columns"]
-    """[feature + 1] index of each feature's first entry."""
-    token: Int[Tensor, " entry"]
-    entry: Int[Tensor, " entry"]
-    """Index of the entry in the batch."""
-
-    @classmethod
-    def from_batch(cls, codes: SparseBatch, n_features: int) -> "EntriesByFeature":
-        """Sort the entries of a batch."""
-        # SciPy's counting sort is eight times as fast as torch's argsort.
-        indices = np.arange(len(codes.feature))
-        rows = csr_array((indices, codes.feature.numpy(), codes.row_start.numpy()), (codes.n_tokens, n_features))
-        columns = rows.tocsc()
-        return cls(*(torch.from_numpy(a).long() for a in (columns.indptr, columns.indices, columns.data)))
-
-    def to(self, device: torch.device) -> "EntriesByFeature":
-        """Move the entries to a device."""
-        return EntriesByFeature(*(copy_to_device(tensor, device) for tensor in self))
-
-    def weighted_sum(
-        self, value: Float[Tensor, " entry"], hidden: Float[Tensor, "token width"]
-    ) -> Float[Tensor, "feature width"]:
-        """Compute Σ value · hidden over the entries of each feature."""
-        weights = value[self.entry]
-        return embedding_bag(self.token, hidden, self.start[:-1], mode="sum", per_sample_weights=weights)
-
-
 @torch.no_grad()
-def loss_gradient(
-    model: Bottleneck,
-    codes: SparseBatch,
-    by_feature: EntriesByFeature,
-    weight: Float[Tensor, " feature"],
-    n_decoded: int,
-) -> Bottleneck:
+def loss_gradient(model: Bottleneck, batch: TrainingBatch) -> Bottleneck:
     """Estimate the gradient of the weighted mean loss per token with respect to W and b.
 
-    Active features count on every token. Inactive features count on the first `n_decoded` tokens, scaled up to all
+    Active features count on every token. Inactive features count on the first tokens of the batch, scaled up to all
     tokens. The mean over all orders of the tokens is the exact gradient.
 
     Args:
         model: the bottleneck student.
-        codes: the batch.
-        by_feature: its entries, sorted by feature.
-        weight: [feature] cost of a squared error.
-        n_decoded: number of tokens on which inactive features are decoded.
+        batch: the batch.
     """
-    n_tokens, n, n_decoded = codes.n_tokens, len(model.b), min(n_decoded, codes.n_tokens)
-    hidden, token = model.hidden(codes), codes.token
-    pattern = torch.sparse_csr_tensor(codes.row_start, codes.feature, codes.value, (n_tokens, n))
+    codes, scale = batch.codes, batch.inactive_scale
+    n_decoded, dtype = len(scale), scale.dtype
+    hidden = model.hidden(codes)
+    pattern = torch.sparse_csr_tensor(codes.row_start, codes.feature, codes.value, (codes.n_tokens, len(model.b)))
     z = torch.sparse.sampled_addmm(pattern, hidden, model.W.T, beta=0.0).values() + model.b[codes.feature]
-    error = (z.relu() - codes.value).mul_(weight[codes.feature]).mul_(2.0 * codes.token_weight[token]).mul_(z > 0)
+    error = (z.relu() - codes.value).mul_(batch.entry_scale).mul_(z > 0)
 
-    n_active = int(codes.start_on_cpu[n_decoded])
-    inactive = model.output(hidden[:n_decoded])
-    inactive[token[:n_active], codes.feature[:n_active]] = 0.0
-    inactive.mul_(weight).mul_(codes.token_weight[:n_decoded, None] * (2.0 * n_tokens / n_decoded))
+    decoded = Bottleneck(model.W.to(dtype), model.b.to(dtype))
+    decoded_hidden = hidden[:n_decoded].to(dtype)
+    inactive = decoded.output(decoded_hidden).mul_(scale)
 
     hidden_gradient = model.hidden(codes, error)
-    hidden_gradient[:n_decoded] += inactive @ model.W
+    hidden_gradient[:n_decoded] += inactive @ decoded.W
     # W is in the decoder and in the encoder.
-    W_gradient = by_feature.weighted_sum(error, hidden).addmm_(inactive.T, hidden[:n_decoded])
-    W_gradient += by_feature.weighted_sum(codes.value, hidden_gradient)
-    return Bottleneck(W_gradient, inactive.sum(0).index_add_(0, codes.feature, error))
+    W_gradient = batch.by_feature.weighted_sum(hidden, error)
+    W_gradient += inactive.T @ decoded_hidden
+    W_gradient += batch.by_feature.weighted_sum(hidden_gradient)
+    return Bottleneck(W_gradient, inactive.sum(0, dtype=torch.float32).index_add_(0, codes.feature, error))
 
 
 class BottleneckTrainer:
@@ -230,9 +120,10 @@ class BottleneckTrainer:
         """The student with its current parameters."""
         return Bottleneck(self.W.detach(), self.scaled_b.detach() * self.amplitude)
 
-    def step(self, batch: SparseBatch, by_feature: EntriesByFeature, rate_share: float) -> None:
+    @torch.no_grad()
+    def step(self, batch: TrainingBatch, rate_share: float) -> None:
         """Train on one batch with a share of the highest learning rate."""
-        gradient = loss_gradient(self.model, batch, by_feature, self.weight, n_inactive_tokens(len(self.weight)))
+        gradient = loss_gradient(self.model, batch)
         self.W.grad, self.scaled_b.grad = gradient.W, gradient.b * self.amplitude
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * rate_share
@@ -290,15 +181,17 @@ def train(
     longer = [BottleneckTrainer(width, weight, amplitude, seed, rate) for width in widths]
     shorter: list[BottleneckTrainer] = []
     half, warm_up = steps // 2, WARM_UP_SHARE * (steps // 2)
-    batches = _batches(codes, token_cost, batch_size, seed, weight.device)
-    with torch.no_grad(), quiet_sparse():
-        for step, (batch, by_feature) in zip(range(steps), batches, strict=False):
+    dtype = product_dtype(weight.device) if weight.device.type == "cpu" else torch.float32
+    batches = training_batches(codes, token_cost, weight, batch_size, seed, dtype)
+    with quiet_sparse(), threads_for(len(widths), weight.device) as for_each:
+        for step, batch in zip(range(steps), batches, strict=False):
             if step == int(CONSTANT_SHARE * half):
                 shorter = [trainer.copy() for trainer in longer]
-            for trainers, n in ((longer, steps), (shorter, half)):
-                for trainer in trainers if step < n else ():
-                    trainer.step(batch, by_feature, _rate_share(step, n, warm_up))
-                    report.step()
+            trainings = [(trainer, steps) for trainer in longer]
+            trainings += [(trainer, half) for trainer in shorter] if step < half else []
+            for_each(partial(_train_step, batch=batch, step=step, warm_up=warm_up), trainings[::-1])
+            for _ in trainings:
+                report.step()
     return [(one.model, other.model) for one, other in zip(shorter, longer, strict=True)]
 
 
@@ -313,37 +206,10 @@ def n_steps_per_width(steps: int) -> int:
     return steps + half - int(CONSTANT_SHARE * half)
 
 
-def n_inactive_tokens(n_features: int) -> int:
-    """Return the number of tokens per batch on which inactive features are decoded."""
-    return min(max(INACTIVE_OUTPUTS // n_features, MIN_INACTIVE_TOKENS), MAX_INACTIVE_TOKENS)
-
-
-def _batches(
-    codes: Codes, cost: Float64[np.ndarray, " token"], size: int, seed: int, device: torch.device
-) -> Iterator[tuple[SparseBatch, EntriesByFeature]]:
-    """Yield batches without end; half of the tokens are sampled uniformly, half in proportion to their cost.
-
-    Weights correct for the sampling. A few tokens of a language model are tens of times as large as the others. With
-    uniform sampling they would be rare, and their gradients would be too large for anything else to be learned.
-    """
-    random = np.random.default_rng(seed)
-    n_tokens = codes.n_tokens
-    probability = (1.0 / n_tokens + cost / cost.sum()) / 2.0 if cost.sum() > 0 else np.full(n_tokens, 1.0 / n_tokens)
-    token_weight = 1.0 / (n_tokens * probability * size)
-    n_batches = max(1, n_tokens // size)
-    while True:
-        order = random.permutation(n_tokens)
-        cumulative = np.cumsum(probability[order])
-        for offset in random.permutation(n_batches):
-            # Systematic sampling: over one pass, each token is sampled as often as expected, up to one.
-            quantiles = (np.arange(size) + (offset + random.random()) / n_batches) * (cumulative[-1] / size)
-            sampled = random.permutation(order[np.minimum(np.searchsorted(cumulative, quantiles), n_tokens - 1)])
-            row_start, entries = codes.select_entries(sampled)
-            batch = SparseBatch.from_arrays(
-                row_start, codes.feature[entries], codes.value[entries], token_weight[sampled]
-            )
-            by_feature = EntriesByFeature.from_batch(batch, codes.n_features)
-            yield batch.to(device), by_feature.to(device)
+def _train_step(training: tuple[BottleneckTrainer, int], batch: TrainingBatch, step: int, warm_up: float) -> None:
+    """Do one step of a training of a number of steps."""
+    trainer, n_steps = training
+    trainer.step(batch, _rate_share(step, n_steps, warm_up))
 
 
 def _rate_share(step: int, steps: int, warm_up: float) -> float:

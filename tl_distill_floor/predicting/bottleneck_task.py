@@ -12,8 +12,9 @@ from torch import Tensor
 
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.measuring.removal import RestoreCodes
-from tl_distill_floor.predicting.bottleneck import Bottleneck, SparseBatch, train
+from tl_distill_floor.predicting.bottleneck import Bottleneck, train
 from tl_distill_floor.predicting.progress import StepCounter
+from tl_distill_floor.predicting.sparse_batches import SparseBatch
 from tl_distill_floor.results.codes import Codes
 from tl_distill_floor.results.feature_stats import FeatureStats
 

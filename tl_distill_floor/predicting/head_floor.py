@@ -25,6 +25,7 @@ from tl_distill_floor.predicting.low_rank_head import (
     set_lr,
     train_step,
 )
+from tl_distill_floor.predicting.processor import product_dtype
 from tl_distill_floor.predicting.progress import ProgressBarFactory, no_progress_bar
 from tl_distill_floor.results.head_floor import HeadFloor
 from tl_distill_floor.results.tail_loss import ratio_standard_error
@@ -218,7 +219,7 @@ def _train_and_evaluate(
     first = tokens.train[:: max(1, len(tokens.train) // TOKENS_PER_STEP)].float()
     optimizers = [low_rank.optimizer(_encoded_loss(tokens.head, directions, low_rank, first)) for low_rank in heads]
     directions = directions.without_decoder()  # the weights of the logits are copies of it
-    product_dtype = _product_dtype(tokens.train.device)
+    dtype = product_dtype(tokens.train.device)
     random = torch.Generator().manual_seed(seed)
     order = torch.empty(0, dtype=torch.long)
     n_halves = [steps // 2, steps - steps // 2]
@@ -230,12 +231,12 @@ def _train_and_evaluate(
             chosen, order = order[:TOKENS_PER_STEP], order[TOKENS_PER_STEP:]
             for optimizer in optimizers:
                 set_lr(optimizer, step, n_steps)
-            _train_step_of_all(tokens, directions, heads, optimizers, chosen, product_dtype)
+            _train_step_of_all(tokens, directions, heads, optimizers, chosen, dtype)
             done += 1
             if progress:
                 progress(done, steps)
         for i, low_rank in enumerate(heads):
-            _evaluate(tokens, directions, low_rank, best[i], losses.encoded[i], every, product_dtype)
+            _evaluate(tokens, directions, low_rank, best[i], losses.encoded[i], every, dtype)
     return losses
 
 
@@ -249,7 +250,7 @@ def _train_step_of_all(
 ) -> None:
     """Take an optimizer step with the logits of every width, on the same training tokens."""
     hidden = tokens.train[chosen.to(tokens.train.device)].float()
-    p = tokens.head.probabilities(hidden).to(dtype)
+    p = tokens.head.probabilities(hidden, dtype)
     coordinates = (hidden - directions.mean) @ directions.encode
     for low_rank, optimizer in zip(heads, optimizers, strict=True):
         train_step(low_rank, optimizer, coordinates, p, dtype)
@@ -346,14 +347,6 @@ def _warnings(widths: Sequence[int], floor: np.ndarray, gain: np.ndarray, n_trai
             " further"
         )
     return warnings
-
-
-def _product_dtype(device: torch.device) -> torch.dtype:
-    """Return the dtype of the large matrix products: bf16 where the processor has units for it."""
-    if device.type == "cuda":
-        return torch.bfloat16
-    capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
-    return torch.bfloat16 if capabilities.get("amx_bf16") else torch.float32
 
 
 def _free_memory(device: torch.device) -> int:

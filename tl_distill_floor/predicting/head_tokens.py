@@ -37,13 +37,20 @@ class TeacherHead:
         """Return the teacher's log-probabilities of the next token, in nats."""
         return self._logits(hidden).log_softmax(-1)
 
-    def probabilities(self, hidden: Float[Tensor, "token d_model"]) -> Float[Tensor, "token vocabulary"]:
-        """Return the teacher's probabilities of the next token, with the logits of some tokens at a time in memory."""
-        result = torch.empty(len(hidden), len(self.weight), device=hidden.device)
+    def probabilities(
+        self, hidden: Float[Tensor, "token d_model"], dtype: torch.dtype = torch.float32
+    ) -> Float[Tensor, "token vocabulary"]:
+        """Return the teacher's probabilities of the next token, with the logits of some tokens at a time in memory.
+
+        Args:
+            hidden: last hidden states.
+            dtype: dtype that the probabilities are rounded to.
+        """
+        result = torch.empty(len(hidden), len(self.weight), dtype=dtype, device=hidden.device)
         size = tokens_per_chunk(len(self.weight), hidden.device)
         for first in range(0, len(hidden), size):
             rows = slice(first, first + size)
-            torch.softmax(self._logits(hidden[rows]), -1, out=result[rows])
+            result[rows] = self._logits(hidden[rows]).softmax(-1)
         return result
 
     def _logits(self, hidden: Float[Tensor, "token d_model"]) -> Float[Tensor, "token vocabulary"]:

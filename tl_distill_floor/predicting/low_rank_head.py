@@ -196,6 +196,7 @@ def train_step(
         weights_gradient += gradient.T @ inputs[rows]
         z_gradient[rows] = gradient @ weights[:, :width]
     decode_gradient, bias_gradient = weights_gradient[:, :width].contiguous(), weights_gradient[:, width].contiguous()
+    del weights, weights_gradient
     low_rank.decode.grad, low_rank.bias.grad = decode_gradient.div_(len(p)), bias_gradient.div_(len(p))
     torch.autograd.backward(z, z_gradient.div_(len(p)))
     optimizer.step()

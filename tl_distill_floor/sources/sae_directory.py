@@ -95,12 +95,12 @@ def find_saes(model_name: str, layer: int | None = None) -> list[SaeEntry]:
         'gpt2-small-res-jb:blocks.8.hook_resid_pre'
     """
     name = base_name(model_name)
-    entries = []
-    if name == base_name(PAPER_MODEL):
-        entries += _paper_entries()
-    if name == TINY_PROSE:
+    entries = _paper_entries() if name == base_name(PAPER_MODEL) else []
+    is_embedded = name == TINY_PROSE
+    if is_embedded:
         entries.append(SaeEntry(EMBEDDED_SAE, layer_from_id(EMBEDDED_HOOK), EMBEDDED_HOOK, None, None))
-    for release, lookup in sae_directory().items():
+    # SAELens knows no SAE of the embedded teacher, and reading its directory takes over a second.
+    for release, lookup in ({} if is_embedded else sae_directory()).items():
         if base_name(lookup.model) == name:
             entries += [
                 directory_entry(release, lookup, sae_id)

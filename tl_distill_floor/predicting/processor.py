@@ -1,0 +1,70 @@
+"""How the trainings use a processor: the dtype of their large products, and a thread for each model."""
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Protocol, TypeVar
+
+import torch
+
+Item = TypeVar("Item")
+
+
+class ForEach(Protocol):
+    """A function that calls another one on each of several items."""
+
+    def __call__(self, function: Callable[[Item], None], items: Sequence[Item]) -> None:
+        """Call `function` on each of `items`."""
+
+
+def product_dtype(device: torch.device) -> torch.dtype:
+    """Return the dtype of large matrix products: bf16 where the processor has units for it.
+
+    Args:
+        device: device of the matrices.
+    """
+    if device.type == "cuda":
+        return torch.bfloat16
+    capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
+    return torch.bfloat16 if capabilities.get("amx_bf16") else torch.float32
+
+
+@contextmanager
+def threads_for(n_items: int, device: torch.device) -> Iterator[ForEach]:
+    """Yield a function that calls another one on each of several items, on a CPU for some of them at the same time.
+
+    The threads of torch are divided among the calls. Threads that share one small operation wait for each other; in
+    threads that work on different items they do not.
+
+    Args:
+        n_items: number of items.
+        device: device of the computation; on others than a CPU, one item comes after the other.
+
+    Example:
+        >>> results = []
+        >>> with threads_for(2, torch.device("cpu")) as for_each:
+        ...     for_each(results.append, ["a", "b"])
+        >>> sorted(results)
+        ['a', 'b']
+    """
+    n_threads = torch.get_num_threads()
+    n_workers = min(n_items, n_threads) if device.type == "cpu" else 1
+
+    def one_by_one(function: Callable[[Item], None], items: Sequence[Item]) -> None:
+        for item in items:
+            function(item)
+
+    if n_workers < 2:
+        yield one_by_one
+        return
+    pool = ThreadPoolExecutor(n_workers, "model", torch.set_num_threads, (n_threads // n_workers,))
+
+    def in_threads(function: Callable[[Item], None], items: Sequence[Item]) -> None:
+        for _ in pool.map(function, items):  # raises what a call raised
+            pass
+
+    try:
+        yield in_threads
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(n_threads)  # the pool has changed it for threads that start later
