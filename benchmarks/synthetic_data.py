@@ -76,16 +76,23 @@ def stats_with_blocks(n_features: int, hook_name: str, n_blocks: int = 64, block
     """Return statistics whose costs follow a power law, with firing counts that vary between the blocks of the text."""
     random = np.random.default_rng(0)
     rate = np.exp(random.normal(np.log(2e-3), 1.5, n_features)).clip(1e-5, 0.5)
-    count = np.stack([random.poisson(rate * block_tokens) for _ in range(n_blocks)]).clip(max=block_tokens)
-    cost = count * (np.arange(1.0, n_features + 1) ** -1.1 / rate)
-    return _feature_stats(hook_name, BlockSums(np.full(n_blocks, block_tokens), count, cost))
+    cost_per_token = np.arange(1.0, n_features + 1) ** -1.1 / rate
+    blocks = BlockSums(  # with the dtypes that a measurement gives them
+        np.full(n_blocks, block_tokens),
+        np.empty((n_blocks, n_features), dtype=np.int32),
+        np.empty((n_blocks, n_features), dtype=np.float32),
+    )
+    for count, cost in zip(blocks.firing_count, blocks.cost, strict=True):
+        count[:] = random.poisson(rate * block_tokens).clip(max=block_tokens)
+        cost[:] = count * cost_per_token
+    return _feature_stats(hook_name, blocks)
 
 
 def _feature_stats(hook_name: str, blocks: BlockSums, contexts: FeatureContexts | None = None) -> FeatureStats:
     """Return statistics with the given sums over blocks of the text."""
-    count = blocks.firing_count.sum(0)
+    count, cost = blocks.firing_count.sum(0, dtype=np.int64), blocks.cost.sum(0, dtype=np.float64)
     return FeatureStats(
         "made-up", hook_name, "made-up-sae", "made-up text", 1024, int(blocks.n_tokens.sum()), 0, count,
-        count.astype(float), count * 2.0, np.ones(len(count)), blocks.cost.sum(0), "mse", 4, np.zeros(1024), 8.0, 1.0,
+        count.astype(float), count * 2.0, np.ones(len(count)), cost, "mse", 4, np.zeros(1024), 8.0, 1.0,
         blocks, contexts=contexts,
     )  # fmt: skip

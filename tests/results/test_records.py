@@ -150,6 +150,21 @@ def test_merging_adds_sums_and_limits_the_number_of_blocks() -> None:
         np.testing.assert_array_equal(total.blocks.firing_count.sum(0), total.firing_count)
 
 
+def test_sums_of_blocks_keep_their_32_bits_and_do_not_overflow() -> None:
+    largest = np.iinfo(np.int32).max
+    halves = BlockSums(
+        np.array([largest // 2, largest // 2]),
+        np.full((2, 3), largest // 2, dtype=np.int32),
+        np.full((2, 3), 0.5, dtype=np.float32),
+    )
+    joined = halves.coarser()
+    assert joined.firing_count.tolist() == [[largest // 2 * 2] * 3]
+    assert joined.cost.tolist() == [[1.0] * 3]
+    assert (joined.firing_count.dtype, joined.cost.dtype) == (np.int32, np.float32)
+    with pytest.raises(ValueError, match="more tokens than int32 counts; measure less text"):
+        replace(halves, n_tokens=halves.n_tokens + 1).coarser()
+
+
 def test_paths_and_links_in_a_run_do_not_lead_out_of_it(distilled: Path, tmp_path: Path) -> None:
     """The path that a file states is ignored, and saving replaces a link instead of writing to its target."""
     student = tmp_path / "students" / "width8"

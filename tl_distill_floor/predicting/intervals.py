@@ -46,7 +46,9 @@ def add_intervals(prediction: FeatureFloorPrediction, n_bootstrap: int, seed: in
     if n_blocks < 2:
         return prediction
     times = block_bootstrap(n_blocks, n_bootstrap, seed)
-    lost = np.stack([stats.blocks.cost @ prediction.lost_share(int(width)) for width in prediction.widths], axis=1)
+    shares = np.stack([prediction.lost_share(int(width)) for width in prediction.widths], axis=1)
+    # One block after the other, since NumPy converts what it multiplies to 64 bits.
+    lost = np.stack([cost @ shares for cost in stats.blocks.cost])
     resampled = _resample(stats, lost, prediction.min_count, times)
     floor, summed = prediction.feature_floor, np.maximum(lost.sum(0) / stats.n_tokens, 1e-300)
     floor_error = np.hypot(resampled.floor.std(0) * floor / summed, prediction.measured_error())

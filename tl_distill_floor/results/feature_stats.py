@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float64, Int64
+from jaxtyping import Bool, Float, Float64, Int, Int64
 
 from tl_distill_floor.annotations import CostUnit
 from tl_distill_floor.errors import InputError
@@ -25,19 +25,28 @@ MAX_BLOCKS = 64
 
 @dataclass(frozen=True, eq=False)
 class BlockSums:
-    """Sums over consecutive blocks of text. The bootstrap resamples blocks; they also show how alive features grow."""
+    """Sums over consecutive blocks of text. The bootstrap resamples blocks; they also show how alive features grow.
+
+    Their numbers have 32 bits, since there are up to 64 times as many of them as of the sums over the whole text.
+    """
 
     n_tokens: Int64[np.ndarray, " block"]
     """Counted tokens."""
-    firing_count: Int64[np.ndarray, "block feature"]
+    firing_count: Int[np.ndarray, "block feature"]
     """Tokens on which the feature's activation is not 0."""
-    cost: Float64[np.ndarray, "block feature"]
+    cost: Float[np.ndarray, "block feature"]
     """Cost of the feature, summed over the block's tokens."""
+
+    def __post_init__(self) -> None:
+        """Raise a ValueError if a count may not fit into its dtype."""
+        if self.n_tokens.max(initial=0) > np.iinfo(self.firing_count.dtype).max:
+            raise ValueError(f"a block has more tokens than {self.firing_count.dtype} counts; measure less text")
 
     @classmethod
     def from_sums(cls, sums: FeatureSums) -> "BlockSums":
         """Return sums over a stretch of text as one block."""
-        return cls(np.array([sums.n_tokens]), sums.firing_count[None], sums.sum_cost[None])
+        counts, costs = sums.firing_count.astype(np.int32), sums.sum_cost.astype(np.float32)
+        return cls(np.array([sums.n_tokens]), counts[None], costs[None])
 
     def merge(self, other: "BlockSums") -> "BlockSums":
         """Return the blocks of `self` and `other`; while there are more than `MAX_BLOCKS`, neighbours are joined."""
@@ -59,7 +68,8 @@ class BlockSums:
     def coarser(self) -> "BlockSums":
         """Return half as many blocks: the sums of each two neighbours."""
         pairs = np.arange(0, len(self.n_tokens), 2)
-        return BlockSums(*(np.add.reduceat(getattr(self, f.name), pairs, axis=0) for f in dataclasses.fields(self)))
+        arrays = (getattr(self, f.name) for f in dataclasses.fields(self))
+        return BlockSums(*(np.add.reduceat(array, pairs, axis=0, dtype=array.dtype) for array in arrays))
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from jaxtyping import Bool, Float64, Int64
+from jaxtyping import Bool, Float, Float64, Int, Int64
 
 from tl_distill_floor.theory.bootstrap import UNKNOWN, Z_95, Interval, block_bootstrap
 
@@ -25,8 +25,8 @@ N_POINTS, N_BENDS = 256, 400
 MIN_UNEXPLAINED, MAX_ERROR_RATIO, MIN_STEEPENING = 0.01, 0.5, 1.5
 """A bend is a cliff if a straight fit leaves more than the first share of the variance unexplained, the bent fit leaves
 at most the second share of that, and the exponent grows at least by the third factor."""
-RESAMPLES_PER_PART = 25
-"""Number of resamples that are in memory at once."""
+RESAMPLES_PER_PART, COSTS_PER_PART = 25, 2**24
+"""Number of resamples that are in memory at once, and of their costs."""
 FEATURES_PER_PART = 2**16
 """Number of features of which copies of the blocks' sums are in memory at once."""
 
@@ -135,8 +135,8 @@ def fit_power_law(cost: npt.ArrayLike) -> PowerLaw | None:
 
 def power_law_with_intervals(
     cost: Float64[np.ndarray, " feature"],
-    block_cost: Float64[np.ndarray, "block feature"],
-    block_firing_count: Int64[np.ndarray, "block feature"],
+    block_cost: Float[np.ndarray, "block feature"],
+    block_firing_count: Int[np.ndarray, "block feature"],
     *,
     min_count: int = 1,
     n_bootstrap: int = 100,
@@ -271,15 +271,16 @@ def _r2(fits: _ProfileFits, variance: float) -> float:
 
 def _resampled_profiles(
     has_cost: Bool[np.ndarray, " feature"],
-    block_cost: Float64[np.ndarray, "block feature"],
-    block_firing_count: Int64[np.ndarray, "block feature"],
+    block_cost: Float[np.ndarray, "block feature"],
+    block_firing_count: Int[np.ndarray, "block feature"],
     min_count: int,
     resamples: Int64[np.ndarray, "resample block"],
 ) -> tuple[Float64[np.ndarray, "resample point"], Int64[np.ndarray, " resample"]]:
     """Return (profiles, numbers of features) of the resamples that have enough features with a cost."""
     times, profiles, counts = resamples.astype(np.float64), [], []
-    buffer = np.empty((min(RESAMPLES_PER_PART, len(times)), len(has_cost)))
-    for part in np.array_split(times, -(-len(times) // RESAMPLES_PER_PART)):
+    resamples_per_part = max(1, min(RESAMPLES_PER_PART, COSTS_PER_PART // len(has_cost)))
+    buffer = np.empty((min(resamples_per_part, len(times)), len(has_cost)))
+    for part in np.array_split(times, -(-len(times) // resamples_per_part)):
         resampled = buffer[: len(part)]
         for first in range(0, len(has_cost), FEATURES_PER_PART):
             features = slice(first, first + FEATURES_PER_PART)
