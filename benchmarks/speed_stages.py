@@ -28,8 +28,10 @@ from tl_distill_floor.measuring.promoted_tokens import LOGITS_AT_ONCE, find_prom
 from tl_distill_floor.measuring.teacher_backbone import teacher_backbone
 from tl_distill_floor.measuring.token_stream import device_of
 from tl_distill_floor.predicting import bottleneck
+from tl_distill_floor.predicting.processor import product_dtype
 from tl_distill_floor.predicting.progress import StepCounter
 from tl_distill_floor.predicting.simulation import TOKENS_PER_STEP
+from tl_distill_floor.predicting.sparse_batches import training_batches
 from tl_distill_floor.sources.teachers import Teacher
 
 
