@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from tl_distill_floor import FeatureStats
-from tl_distill_floor.predicting import bottleneck
+from tl_distill_floor.predicting import sparse_batches
 from tl_distill_floor.predicting.simulation import TOKENS_PER_STEP, simulate
 
 
@@ -24,7 +24,7 @@ def main() -> None:
     stats = FeatureStats.load(parser.parse_args().run)
     for width in (32, 128):
         for name, n_tokens in (("dense", TOKENS_PER_STEP), ("256 tokens", 256), ("64 tokens", 64)):
-            bottleneck.MIN_INACTIVE_TOKENS = bottleneck.MAX_INACTIVE_TOKENS = n_tokens
+            sparse_batches.MIN_INACTIVE_TOKENS = sparse_batches.MAX_INACTIVE_TOKENS = n_tokens
             started = time.perf_counter()
             simulation = simulate(stats, np.array([width]), steps=1000)
             seconds = time.perf_counter() - started

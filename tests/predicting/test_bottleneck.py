@@ -211,6 +211,20 @@ def test_shorter_training_matches_a_separate_training_of_half_the_steps() -> Non
         torch.testing.assert_close(student.model.b, model.b)
 
 
+def test_students_trained_at_the_same_time_are_those_trained_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    codes, n_threads, floors = Codes.from_dense(some_codes(400)), torch.get_num_threads(), []
+    options = {"steps": 20, "batch_size": 64, "seed": 3}
+    torch.set_num_threads(2)
+    for most in (bottleneck.MAX_PARALLEL_WEIGHTS, 0):
+        monkeypatch.setattr(bottleneck, "MAX_PARALLEL_WEIGHTS", most)
+        report = StepCounter(None, 1)
+        floors.append(bottleneck.train(codes, WEIGHT, torch.ones(N), [1, 2, 3], report=report, **options))
+    torch.set_num_threads(n_threads)
+    for pairs in zip(*floors, strict=True):
+        for parallel, one_by_one in zip(*pairs, strict=True):
+            torch.testing.assert_close(parallel, one_by_one)
+
+
 def codes_loss(lost: list[float], cost: list[float]) -> CodesLoss:
     """Return the loss of one feature on sequences of one token."""
     return CodesLoss(np.array([sum(lost)]), np.array(lost), np.array([sum(cost)]), np.array(cost))

@@ -36,6 +36,9 @@ W_LEARNING_RATE, BIAS_LEARNING_RATE = 0.05, 0.03
 BETAS = (0.8, 0.95)
 WARM_UP_SHARE, CONSTANT_SHARE = 0.05, 0.5
 """Share of the shorter training in which the learning rate rises, and share of each training before it falls."""
+MAX_PARALLEL_WEIGHTS = 2**22
+"""Weights of the widest student up to which several students are trained at the same time. All threads share the work
+on a larger one, whose gradients take more memory."""
 
 
 class Bottleneck(NamedTuple):
@@ -183,7 +186,8 @@ def train(
     half, warm_up = steps // 2, WARM_UP_SHARE * (steps // 2)
     dtype = product_dtype(weight.device) if weight.device.type == "cpu" else torch.float32
     batches = training_batches(codes, token_cost, weight, batch_size, seed, dtype)
-    with quiet_sparse(), threads_for(len(widths), weight.device) as for_each:
+    n_parallel = len(widths) if len(weight) * max(widths) <= MAX_PARALLEL_WEIGHTS else 1
+    with quiet_sparse(), threads_for(n_parallel, weight.device) as for_each:
         for step, batch in zip(range(steps), batches, strict=False):
             if step == int(CONSTANT_SHARE * half):
                 shorter = [trainer.copy() for trainer in longer]
