@@ -44,8 +44,8 @@ DEFAULT_TOKENS, QUICK_TOKENS = 200_000, 50_000
 """Tokens that are read by default, with and without training."""
 N_CODES = 200_000
 """Tokens whose SAE codes are kept at most, for the simulated floor."""
-READING_SECONDS, STEPS_SECONDS = {"measuring": 36.0}, {"simulating": 60.0, "measuring simulated students": 19.0}
-HEAD_SECONDS = {"reading last hidden states": 10.0, "head floor": 46.0}
+READING_SECONDS, STEPS_SECONDS = {"measuring": 36.0}, {"simulating": 40.0, "measuring simulated students": 19.0}
+HEAD_SECONDS = {"reading last hidden states": 10.0, "head floor": 36.0}
 TAIL_SECONDS = {"removing features": 20.0}
 """Seconds that the stages of the default command take on two cores, which give the time that is left."""
 
