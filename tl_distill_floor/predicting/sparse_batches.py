@@ -159,10 +159,11 @@ class TrainingBatch(NamedTuple):
         by_feature = EntriesByFeature.from_batch(codes, len(weight)).to(device)
         codes = codes.to(device)
         token, n_active = codes.token, int(codes.start_on_cpu[n_decoded])
-        scale = torch.outer(codes.token_weight[:n_decoded] * (2.0 * codes.n_tokens / n_decoded), weight)
+        of_token = codes.token_weight[:n_decoded] * (2.0 * codes.n_tokens / n_decoded)
+        scale = torch.outer(of_token.to(dtype), weight.to(dtype))
         scale[token[:n_active], codes.feature[:n_active]] = 0.0
         entry_scale = weight[codes.feature].mul_(2.0 * codes.token_weight[token])
-        return cls(codes, by_feature, token, entry_scale, scale.to(dtype))
+        return cls(codes, by_feature, token, entry_scale, scale)
 
 
 def training_batches(
