@@ -28,7 +28,6 @@ from tl_distill_floor.measuring.promoted_tokens import LOGITS_AT_ONCE, find_prom
 from tl_distill_floor.measuring.teacher_backbone import teacher_backbone
 from tl_distill_floor.measuring.token_stream import device_of
 from tl_distill_floor.predicting import bottleneck
-from tl_distill_floor.predicting.processor import product_dtype
 from tl_distill_floor.predicting.progress import StepCounter
 from tl_distill_floor.predicting.simulation import TOKENS_PER_STEP
 from tl_distill_floor.predicting.sparse_batches import training_batches
@@ -249,9 +248,8 @@ def simulate(
         bottleneck.train, codes, weight, amplitude, [width],
         steps=steps, batch_size=TOKENS_PER_STEP, seed=0, report=StepCounter(None, 1),
     )  # fmt: skip
-    batch = next(
-        training_batches(codes, np.ones(codes.n_tokens), weight, TOKENS_PER_STEP, 0, product_dtype(weight.device))
-    )
+    dtype = bottleneck.gradient_dtype(weight.device)
+    batch = next(training_batches(codes, np.ones(codes.n_tokens), weight, TOKENS_PER_STEP, 0, dtype))
     n_steps = bottleneck.n_steps_per_width(steps)
 
     def limit() -> None:

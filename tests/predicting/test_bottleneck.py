@@ -13,7 +13,6 @@ from tl_distill_floor.measuring.sparse_rows import quiet_sparse
 from tl_distill_floor.predicting import bottleneck, bottleneck_task, simulation
 from tl_distill_floor.predicting.bottleneck import Bottleneck
 from tl_distill_floor.predicting.bottleneck_task import BottleneckTask, CodesLoss, effective_number
-from tl_distill_floor.predicting.processor import product_dtype
 from tl_distill_floor.predicting.progress import StepCounter
 from tl_distill_floor.predicting.sparse_batches import SparseBatch, TrainingBatch, training_batches
 from tl_distill_floor.results.codes import Codes
@@ -203,7 +202,7 @@ def test_shorter_training_matches_a_separate_training_of_half_the_steps() -> Non
     (_, (shorter, longer)) = bottleneck.train(codes, WEIGHT, amplitude, [1, 2], report=report, **options)
     for n, model in ((20, shorter), (40, longer)):
         student = bottleneck.BottleneckTrainer(2, WEIGHT, amplitude, 3, 1.0)
-        batches = training_batches(codes, cost, WEIGHT, 64, 3, product_dtype(WEIGHT.device))
+        batches = training_batches(codes, cost, WEIGHT, 64, 3, bottleneck.gradient_dtype(WEIGHT.device))
         with quiet_sparse():
             for step, batch in zip(range(n), batches, strict=False):
                 student.step(batch, bottleneck._rate_share(step, n, 1.0))  # both warm up for one step

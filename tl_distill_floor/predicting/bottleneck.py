@@ -184,8 +184,7 @@ def train(
     longer = [BottleneckTrainer(width, weight, amplitude, seed, rate) for width in widths]
     shorter: list[BottleneckTrainer] = []
     half, warm_up = steps // 2, WARM_UP_SHARE * (steps // 2)
-    dtype = product_dtype(weight.device) if weight.device.type == "cpu" else torch.float32
-    batches = training_batches(codes, token_cost, weight, batch_size, seed, dtype)
+    batches = training_batches(codes, token_cost, weight, batch_size, seed, gradient_dtype(weight.device))
     n_parallel = len(widths) if len(weight) * max(widths) <= MAX_PARALLEL_WEIGHTS else 1
     with quiet_sparse(), threads_for(n_parallel, weight.device) as for_each:
         for step, batch in zip(range(steps), batches, strict=False):
@@ -197,6 +196,15 @@ def train(
             for _ in trainings:
                 report.step()
     return [(one.model, other.model) for one, other in zip(shorter, longer, strict=True)]
+
+
+def gradient_dtype(device: torch.device) -> torch.dtype:
+    """Return the dtype of the products with all features: bf16 on a CPU with units for it, where they take most time.
+
+    Args:
+        device: device of the training.
+    """
+    return product_dtype(device) if device.type == "cpu" else torch.float32
 
 
 def n_steps_per_width(steps: int) -> int:
