@@ -4,7 +4,9 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-MOST_SEQUENCES = {"cpu": 256, "cuda": 4096}
+from tl_distill_floor.measuring.sampling import sample_outcomes
+
+MOST_SEQUENCES = {"cpu": 512, "cuda": 4096}
 """Sequences that are generated at a time, by type of device."""
 
 
@@ -45,5 +47,6 @@ def _generate_batch(
     for position in range(1, context_size):
         with torch.autocast(model.device.type, torch.bfloat16):
             logits = model(ids[:, position - 1 : position], past_key_values=cache, use_cache=True).logits[:, -1]
-        ids[:, position] = torch.multinomial(logits.float().softmax(-1), 1, generator=generator)[:, 0]
+        uniform = torch.rand(n_sequences, device=ids.device, generator=generator)
+        ids[:, position] = sample_outcomes(logits.float().softmax(-1), uniform)
     return ids

@@ -1,5 +1,6 @@
 """Type checks of the package during the tests: make them cheap, and switch them off."""
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
@@ -7,6 +8,7 @@ from typing import Any
 
 import jaxtyping
 from beartype import BeartypeConf, beartype
+from beartype.roar import BeartypeDecorHintPep585DeprecationWarning
 
 _CONF: Any = BeartypeConf(violation_type=jaxtyping.TypeCheckError)
 
@@ -37,7 +39,10 @@ def _has_shapes(function: Callable[..., Any]) -> bool:
 
 def _with_beartype(function: Callable[..., Any]) -> Callable[..., Any]:
     """Return a function whose types are checked unless jaxtyping is disabled."""
-    checked = beartype(conf=_CONF)(function)
+    with warnings.catch_warnings():
+        # Classes of other libraries (datasets) have bases that beartype calls deprecated.
+        warnings.simplefilter("ignore", BeartypeDecorHintPep585DeprecationWarning)
+        checked = beartype(conf=_CONF)(function)
 
     @wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:

@@ -13,6 +13,7 @@
 - `text`: `load_text`, token sequences from files, datasets, objects in memory and SAELens stores.
 - `packing`: documents packed into sequences of one length.
 - `token_rows`: rows of token ids, and their padding.
+- `packed_rows`: rows of token ids that hold several documents.
 - `cached_activations`: activations that SAELens cached.
 - `documents`: documents of files, datasets and objects in memory.
 - `text_files`: plain text and JSON lines.

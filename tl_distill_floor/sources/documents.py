@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.sources.items import FIRST_ITEMS, Replayed, is_split_dataset, items_digest, open_items
+from tl_distill_floor.sources.packed_rows import IDS, TOKEN_COLUMNS, documents_of_token_rows
 from tl_distill_floor.sources.tables import (
     FILE_KINDS,
     Table,
@@ -28,7 +29,7 @@ from tl_distill_floor.sources.token_rows import IDS_EXPECTED, TokenRow, is_token
 
 EMBEDDED_TEXT = "embedded text"
 CHAT_COLUMNS = ("messages", "conversations", "conversation")
-COLUMNS = ("text", *CHAT_COLUMNS, "input_ids", "attention_mask")
+COLUMNS = ("text", *CHAT_COLUMNS, *TOKEN_COLUMNS)
 """Columns that a row's document is read from: the first that it has."""
 ROW_EXAMPLE = '{"text": "..."}'
 PATH_SUFFIXES = (".txt", ".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow", COMPRESSED)
@@ -200,8 +201,8 @@ def _documents_of_row(row: Mapping[str, Any], location: str) -> Iterator[Documen
                 ' {"role": "...", "content": "..."}; rename their fields'
             )
         yield Chat(tuple(chat), location)
-    elif row.get("input_ids") is not None:
-        yield from rows_of(row["input_ids"], row.get("attention_mask"), location)
+    elif row.get(IDS) is not None:
+        yield from documents_of_token_rows(row, location)
     else:
         columns = ", ".join(map(str, row)) or "none"
         raise InputError(

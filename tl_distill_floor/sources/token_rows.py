@@ -49,11 +49,12 @@ def token_row(ids: object, mask: object = None, location: str = "") -> TokenRow:
 
     Args:
         ids: token ids [position].
-        mask: 1 for tokens, 0 for padding [position]; None if it is not known.
+        mask: 1 for tokens (or a document's number), 0 for padding [position]; None if it is not known.
         location: where the row is from, for messages.
 
     Raises:
-        InputError: the ids are not integers [position], one is negative, or the mask has another length.
+        InputError: the ids are not integers [position], one is negative, or the mask has another length, or values that
+            are not integers of at least 0.
     """
     prefix = f"{location}: " if location else ""
     given = as_tensor(ids)
@@ -70,6 +71,11 @@ def token_row(ids: object, mask: object = None, location: str = "") -> TokenRow:
             f"{prefix}the attention_mask has the shape {tuple(valid.shape)}, the token ids {tuple(tensor.shape)};"
             " give one value for each id"
         )
+    if not torch.equal(valid.float(), valid.long().clamp(min=0).float()):
+        raise InputError(
+            f"{prefix}an attention_mask must have 1 at tokens and 0 at padding, or the number of each document from 1;"
+            f" got {float(valid.min()):g} to {float(valid.max()):g}, as if it were added to attention scores"
+        )
     return TokenRow(tensor, valid != 0)
 
 
@@ -79,7 +85,7 @@ def rows_of(ids: object, mask: object = None, location: str = "") -> Iterator[To
     Raises:
         InputError: see `token_row`.
     """
-    if _is_row(ids):
+    if is_row(ids):
         yield token_row(ids, mask, location)
         return
     assert isinstance(ids, Iterable)
@@ -165,7 +171,8 @@ def is_token_ids(value: object) -> bool:
     return isinstance(value, Tensor) or (kind in "iufb" and kind != "")
 
 
-def _is_row(ids: object) -> bool:
+def is_row(ids: object) -> bool:
+    """Return whether values are of one row, not of a batch of rows."""
     if isinstance(ids, Tensor) or hasattr(ids, "ndim"):
         return int(ids.ndim) < 2  # type: ignore[attr-defined]
     if not isinstance(ids, Sequence) or isinstance(ids, str):
