@@ -1,5 +1,6 @@
 """Tests of threads that work on different models."""
 
+from contextlib import nullcontext
 from threading import Barrier
 
 import pytest
@@ -55,3 +56,12 @@ def test_products_are_in_half_precision_where_the_processor_has_units_for_it(mon
     for capabilities, dtype in (({"amx_bf16": True}, torch.bfloat16), ({}, torch.float32)):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda found=capabilities: found)
         assert product_dtype(CPU) == dtype
+
+
+def test_products_on_a_gpu_are_in_half_precision_if_it_has_units_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device", lambda _: nullcontext())
+    for has_units, dtype in ((True, torch.bfloat16), (False, torch.float32)):
+        # A T4 multiplies bf16 matrices too, by emulation, which is slower than fp32.
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, has=has_units: has)
+        assert product_dtype(torch.device("cuda:0")) == dtype
+    assert product_dtype(torch.device("mps")) == torch.float32

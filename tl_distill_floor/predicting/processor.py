@@ -18,13 +18,18 @@ class ForEach(Protocol):
 
 
 def product_dtype(device: torch.device) -> torch.dtype:
-    """Return the dtype of large matrix products: bf16 where the processor has units for it.
+    """Return the dtype of large matrix products: bf16 where the processor has units for it, fp32 elsewhere.
+
+    CPUs with AMX have them, and NVIDIA's GPUs from compute capability 8 (A100) on.
 
     Args:
         device: device of the matrices.
     """
     if device.type == "cuda":
-        return torch.bfloat16
+        with torch.cuda.device(device):
+            return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+    if device.type != "cpu":
+        return torch.float32
     capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
     return torch.bfloat16 if capabilities.get("amx_bf16") else torch.float32
 
