@@ -218,6 +218,7 @@ def _atlas_floor(row: dict[str, Any]) -> FloorPrediction:
         standard_error=tuple(columns["head_standard_error"]),
         half_steps=tuple(columns["head_half_steps"]),
         encoded=tuple(columns["head_encoded"]),
+        known_share=columns["known_share"],
         steps=200,
         n_train_tokens=1,
         n_heldout_tokens=1,

@@ -7,13 +7,14 @@ import json
 from pathlib import Path
 
 import typer
-from judge import fit_form
+from judge import FORM_OF_EXPECTED, fit_form
 from students import read_students
 
 import tl_distill_floor
-from tl_distill_floor.results.expected_loss import EXPECTED_LOSS_FILE
+from tl_distill_floor.results.expected_loss import EXPECTED_LOSS_FILE, WITH_KNOWN_SHARE
 
 FORM = "a · x^b"
+"""The form for head floors of older versions, which have no known share."""
 PREDICTORS = {"head": "head, encoded", "head and simulated": "encoded + simulated, middle layer"}
 """The predictor of the atlas behind each one of the package."""
 HEAD_STEPS = 200
@@ -28,23 +29,28 @@ def main(out: Path = DATA_FILE) -> None:
     directory = Path(__file__).parent
     students, _ = read_students(directory)
     names = sorted({student.teacher for student in students})
-    rows = [json.loads((directory / f"{name}.json").read_text(encoding="utf-8"))["recipe"] for name in names]
+    rows = [json.loads((directory / f"{name}.json").read_text(encoding="utf-8")) for name in names]
     fits = {}
     for name, predictor in PREDICTORS.items():
-        fit = fit_form(FORM, predictor, students)
-        fits[name] = {
-            "coefficients": fit.coefficients,
-            "covariance": fit.covariance,
-            "between": fit.between,
-            "within": fit.within,
-        }
+        for suffix, form in (("", FORM), (WITH_KNOWN_SHARE, FORM_OF_EXPECTED)):
+            fit = fit_form(form, predictor, students)
+            fits[name + suffix] = {
+                "coefficients": fit.coefficients,
+                "covariance": fit.covariance,
+                "between": fit.between,
+                "within": fit.within,
+                "n_teacher_terms": fit.n_group_terms,
+            }
     stored = {
-        "what": "log loss = a + b · log x + u, u of the teacher; losses in nats per token, KL(teacher ‖ student)",
+        "what": "log loss = a + b · log x + c · log k + u, k the known share and u of the teacher; losses in nats per"
+        " token, KL(teacher ‖ student)",
         "fits": fits,
         "n_students": len(students),
         "head_steps": HEAD_STEPS,
         "teachers": [
-            {"name": name} | {key: row[key] for key in ("family", "n_layers", "d_model", "vocab_size")}
+            {"name": name}
+            | {key: row["recipe"][key] for key in ("family", "n_layers", "d_model", "vocab_size")}
+            | {"known_share": row["predictions"]["known_share"]}
             for name, row in zip(names, rows, strict=True)
         ],
     }

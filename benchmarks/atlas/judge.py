@@ -25,6 +25,8 @@ LEVELS = (0.5, 0.8, 0.9, 0.95)
 """Probabilities of the prediction intervals that are checked."""
 WIDTH_LEVELS = (0.8, 0.9)
 """Those whose width is shown."""
+FORM_OF_EXPECTED = "a · x^b · known share^c"
+"""The form of the package's expected loss."""
 SMALLEST = 1e-6
 """Predictions below this are replaced by it, nats: their logarithm is needed."""
 Terms = Callable[[Student, float], list[float]]
@@ -35,6 +37,7 @@ TERMS: dict[str, Terms] = {
     "a · x^b · layers^c": lambda student, x: [1.0, np.log(x), np.log(student.n_layers)],
     "a · x^b · vocabulary^c": lambda student, x: [1.0, np.log(x), np.log(student.vocabulary)],
     "a · x^b, tied": lambda student, x: [1.0, np.log(x), float(student.is_tied)],
+    "a · x^b · known share^c": lambda student, x: [1.0, np.log(x), np.log(student.known_share)],
 }
 """The terms of the logarithm of the loss, by form. The first two have a coefficient of 1 for log x."""
 
@@ -199,7 +202,7 @@ def main(directory: Path = Path(__file__).parent, most: int = 40) -> None:
         covered = (f"{share:.0%}" for share in row.coverage)
         table.add_row(row.predictor, row.form, *errors, *covered, *(f"{factor:.2f}" for factor in row.factors))
     console.print(table)
-    console.print(pilots_table("a · x^b", "encoded + simulated, middle layer", students))
+    console.print(pilots_table(FORM_OF_EXPECTED, "encoded + simulated, middle layer", students))
 
 
 if __name__ == "__main__":

@@ -70,12 +70,16 @@ def student_text(recipe: Recipe, teacher: Teacher, text: Path, out: Path) -> str
         torch.save(ids.to(torch.int32), file)
         print(f"generated {ids.numel():,} tokens", flush=True)
     generated = torch.load(file, weights_only=True).long()
-    with gzip.open(text, "rt", encoding="utf-8") as lines:
-        documents = [json.loads(line)["text"] for line in lines]
-    sequences = torch.cat([pack(tokenizer, documents, recipe.context_size), generated])
+    sequences = torch.cat([pack(tokenizer, read_documents(text), recipe.context_size), generated])
     ends = sequences == tokenizer.eos_token_id
     # Two of these tokens at the beginning or at the end would be read as padding.
     return sequences[~(ends[:, 1] | ends[:, -2:].all(dim=1))]
+
+
+def read_documents(file: Path) -> list[str]:
+    """Return the documents of a file that `save_texts` wrote."""
+    with gzip.open(file, "rt", encoding="utf-8") as lines:
+        return [json.loads(line)["text"] for line in lines]
 
 
 def train_students(recipe: Recipe, teacher: str, texts: dict[str, Path], out: Path, device: str) -> list[StudentResult]:
@@ -128,6 +132,7 @@ def predict(
         "head_standard_error": list(head.standard_error),
         "head_half_steps": list(head.half_steps),
         "head_encoded": list(head.encoded),
+        "known_share": head.known_share,
         "layers": {
             floor.stats.hook_name: {
                 "unexplained": floor.stats.fvu,

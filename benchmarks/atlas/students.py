@@ -28,6 +28,8 @@ class Student:
     n_layers: int
     vocabulary: int
     is_tied: bool
+    known_share: float
+    """Share of the next token's entropy that the teacher's context removes."""
     predictions: dict[str, float]
     """Predicted losses, up to a factor."""
 
@@ -74,6 +76,7 @@ def _student(row: dict[str, Any], student: dict[str, Any], fit: LearningCurveFit
         n_layers=recipe["n_layers"],
         vocabulary=recipe["vocab_size"],
         is_tied=recipe["tied"],
+        known_share=predicted["known_share"],
         predictions={
             "head": head,
             "head, encoded": encoded,

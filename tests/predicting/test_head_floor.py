@@ -1,6 +1,7 @@
 """Tests of the head floor against closed forms, brute-force optimisation and real students."""
 
 import copy
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -156,6 +157,29 @@ def test_tokens_that_never_occur_cost_nothing() -> None:
     expected = _train_and_evaluate(without, [4], steps=20, seed=0, progress=None)
     assert np.isfinite(losses.best).all()
     assert losses.best.mean() == pytest.approx(expected.best.mean(), rel=0.05)
+
+
+def test_known_share_is_the_part_of_the_entropy_that_the_context_removes() -> None:
+    """Two contexts with p = (3/4, 1/4) and (1/4, 3/4), and a third token that never occurs."""
+    weight = torch.tensor([[1.0], [-1.0], [0.0]]) * np.log(3.0) / 2
+    head = TeacherHead(weight, torch.tensor([0.0, 0.0, -torch.inf]), LogitMap())
+    hidden = torch.tensor([[1.0], [-1.0]])
+    conditional = -(0.75 * np.log(0.75) + 0.25 * np.log(0.25))
+    assert head.known_share(hidden) == pytest.approx(1 - conditional / np.log(2), abs=1e-6)
+    assert head.known_share(hidden[:1]) == pytest.approx(0.0, abs=1e-6)
+    assert head.known_share(100 * hidden) == pytest.approx(1.0, abs=1e-6)
+
+
+def test_a_file_without_a_known_share_is_read(head: HeadFloor, tmp_path: Path) -> None:
+    assert head.known_share is not None
+    assert 0 < head.known_share < 1
+    file = head.save(tmp_path)
+    values = json.loads(file.read_text())
+    del values["known_share"]
+    file.write_text(json.dumps(values))
+    loaded = HeadFloor.load(tmp_path)
+    assert loaded.known_share is None
+    assert loaded.expected_at(8).value > 0
 
 
 def test_principal_coordinates_are_uncorrelated_and_decode_to_the_logits() -> None:

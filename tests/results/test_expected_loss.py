@@ -44,10 +44,33 @@ def floor(head: HeadFloor) -> FloorPrediction:
 
 
 def test_is_the_power_law_of_the_fit() -> None:
-    fit = RandomInterceptFit((math.log(2.0), 0.5), ((0.0, 0.0), (0.0, 0.0)), between=0.03, within=0.01, n_groups=6)
-    loss = StudentLosses(fit, 30, ("a",), 64, 300, 200).at(0.25, 0.8)
-    factor = math.exp(0.2 * student_t.ppf(0.9, 5))
+    none, sizes = ((0.0, 0.0), (0.0, 0.0)), {"n_groups": 6, "n_observations": 30}
+    fit = RandomInterceptFit((math.log(2.0), 0.5), none, between=0.03, within=0.01, **sizes)
+    loss = StudentLosses(fit, 30, ("a",), 64, 300, 200, (0.3, 0.5)).at(0.25, 0.8)
+    # Satterthwaite 1946, with five students of each teacher: 0.008 = 0.01 · (1 − 1/5) is from `within`.
+    factor = math.exp(0.2 * student_t.ppf(0.9, 0.04**2 / (0.032**2 / 5 + 0.008**2 / 23)))
     assert loss == pytest.approx((1.0, 1.0 / factor, factor))
+
+
+def test_students_lose_more_of_a_teacher_that_knows_more() -> None:
+    none, sizes = ((0.0,) * 3,) * 3, {"n_groups": 6, "n_observations": 30, "n_group_terms": 2}
+    fit = RandomInterceptFit((math.log(2.0), 0.5, 2.0), none, between=0.03, within=0.01, **sizes)
+    losses = StudentLosses(fit, 30, ("a",), 64, 300, 200, (0.3, 0.5), known_share=0.4)
+    assert losses.at(0.25, 0.8).value == pytest.approx(2.0 * 0.25**0.5 * 0.4**2)
+    assert dataclasses.replace(losses, known_share=0.0).at(0.25, 0.8).value < 1e-9
+
+
+def test_a_head_floor_with_a_known_share_uses_it(head: HeadFloor, floor: FloorPrediction) -> None:
+    shares = student_losses("head").shares
+    knowing = [dataclasses.replace(head, known_share=share) for share in shares]
+    for width in WIDTHS:
+        less, more = (record.expected_at(width).value for record in knowing)
+        assert less < more
+        assert more == dataclasses.replace(floor, head=knowing[1]).expected_at(width).value
+    assert len({head.digest(), *(record.digest() for record in knowing)}) == 3
+    assert "extrapolation" not in knowing[0]._repr_html_()
+    beyond = dataclasses.replace(head, known_share=0.72)._repr_html_()
+    assert "72%, which is an extrapolation too" in beyond
 
 
 def test_students_of_the_teacher_shift_and_narrow_it() -> None:
@@ -116,7 +139,7 @@ def test_a_prediction_without_it_says_what_is_missing(floor: FloorPrediction) ->
 def test_is_shown_and_planned(floor: FloorPrediction) -> None:
     table, explanation, *_ = widths_table(floor).renderables
     assert "expected" in [column.header for column in table.columns]  # type: ignore[attr-defined]
-    assert "students of 6 teachers;" in str(explanation)
+    assert "students of 7 teachers;" in str(explanation)
     assert floor_json(floor)["expected"] == floor.expected.tolist()  # type: ignore[union-attr]
     assert "expected of a trained student (80 %)" in [trace.name for trace in floor.plot().data]
     assert expected_loss(floor, 8) == floor.expected_at(8, 0.8)

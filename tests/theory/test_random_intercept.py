@@ -23,9 +23,9 @@ def simulated(seed: int, between: float = 0.3, within: float = 0.1) -> tuple[np.
 
 
 @cache
-def fitted(seed: int) -> RandomInterceptFit:
+def fitted(seed: int, between: float = 0.3) -> RandomInterceptFit:
     """Return the fit to all simulated groups but the last."""
-    x, y = simulated(seed)
+    x, y = simulated(seed, between)
     return fit_random_intercept(x[:-N_EACH], y[:-N_EACH], GROUPS)
 
 
@@ -37,12 +37,12 @@ def test_recovers_coefficients_and_variances() -> None:
 
 
 @pytest.mark.parametrize(("level", "least", "most"), [(0.5, 0.38, 0.62), (0.95, 0.89, 0.995)])
-@pytest.mark.parametrize("n_seen", [0, 2])
-def test_intervals_cover_a_new_group(level: float, least: float, most: float, n_seen: int) -> None:
+@pytest.mark.parametrize(("n_seen", "between"), [(0, 0.3), (2, 0.3), (0, 0.05)])
+def test_intervals_cover_a_new_group(level: float, least: float, most: float, n_seen: int, between: float) -> None:
     inside = []
     for seed in range(60):
-        x, y = simulated(seed)
-        fit = fitted(seed)
+        x, y = simulated(seed, between)
+        fit = fitted(seed, between)
         new_x, new_y = x[-N_EACH:], y[-N_EACH:]
         predicted = fit.predict(new_x[n_seen:], level, seen_x=new_x[:n_seen], seen_y=new_y[:n_seen])
         inside.append((predicted.low <= new_y[n_seen:]) & (new_y[n_seen:] <= predicted.high))
@@ -50,18 +50,22 @@ def test_intervals_cover_a_new_group(level: float, least: float, most: float, n_
 
 
 def test_seen_observations_condition_the_joint_normal_distribution() -> None:
-    fit = RandomInterceptFit((0.2, 0.9), ((0.04, 0.01), (0.01, 0.02)), between=0.1, within=0.05, n_groups=6)
+    covariance = ((0.04, 0.01), (0.01, 0.02))
+    fit = RandomInterceptFit((0.2, 0.9), covariance, between=0.1, within=0.05, n_groups=6, n_observations=30)
     x, y = simulated(3)
     x, seen_y = x[:5], y[:2]
     joint = x @ np.array(fit.covariance) @ x.T + fit.between + fit.within * np.eye(5)
     mean = x @ np.array(fit.coefficients)
     gain = joint[2:, :2] @ np.linalg.inv(joint[:2, :2])
     expected = mean[2:] + gain @ (seen_y - mean[:2])
-    deviation = np.sqrt(np.diag(joint[2:, 2:] - gain @ joint[:2, 2:]))
+    variance = np.diag(joint[2:, 2:] - gain @ joint[:2, 2:])
+    # Satterthwaite 1946: 0.04 of `within` has 30 - 6 - 1 degrees of freedom, the rest 6 - 1.
+    degrees = variance**2 / ((variance - 0.04) ** 2 / 5 + 0.04**2 / 23)
+    margin = np.sqrt(variance) * student_t.ppf(0.9, degrees)
     predicted = fit.predict(x[2:], 0.8, seen_x=x[:2], seen_y=seen_y)
     np.testing.assert_allclose(predicted.value, expected)
-    np.testing.assert_allclose(predicted.high - expected, deviation * student_t.ppf(0.9, 5))
-    np.testing.assert_allclose(expected - predicted.low, deviation * student_t.ppf(0.9, 5))
+    np.testing.assert_allclose(predicted.high - expected, margin)
+    np.testing.assert_allclose(expected - predicted.low, margin)
 
 
 def test_fixed_coefficients_leave_the_variances_to_fit() -> None:
@@ -82,3 +86,11 @@ def test_groups_without_a_difference_have_no_variance_between_them() -> None:
 def test_rejects_two_groups() -> None:
     with pytest.raises(InputError, match="at least 3 groups"):
         fit_random_intercept(np.ones((4, 1)), np.arange(4.0), ["a", "a", "b", "b"])
+
+
+def test_terms_of_groups_are_counted() -> None:
+    """The mean intercept and a term that is the same within each group are estimated from 8 groups."""
+    x, y = simulated(1)
+    of_group = np.repeat(np.arange(N_GROUPS, dtype=float), N_EACH)
+    fit = fit_random_intercept(np.column_stack([x[:-N_EACH], of_group]), y[:-N_EACH], GROUPS)
+    assert (fit.n_groups, fit.n_observations, fit.n_group_terms) == (8, 48, 2)

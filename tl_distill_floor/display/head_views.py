@@ -67,7 +67,7 @@ def expected_sentence(predictor: LossPredictor, head: HeadFloor) -> str:
         predictor: what the expected loss is computed from.
         head: the head floor.
     """
-    losses = student_losses(predictor)
+    losses = student_losses(predictor, head.known_share)
     is_one = head.model_name in losses.teachers
     sentences = [
         f"Expected is what a trained student loses, from {losses.n_students} students of {len(losses.teachers)}"
@@ -85,6 +85,12 @@ def expected_sentence(predictor: LossPredictor, head: HeadFloor) -> str:
         sentences.append(
             f"These teachers have at most {losses.widest:,} dimensions and {losses.largest_vocabulary:,} tokens of"
             f" vocabulary: for {' and '.join(beyond)} it is an extrapolation, and the interval may be too narrow."
+        )
+    low, high = losses.shares
+    if head.known_share is not None and not low <= head.known_share <= high:
+        sentences.append(
+            f"Their contexts remove {low:.0%} to {high:.0%} of the next token's entropy, this teacher's"
+            f" {head.known_share:.0%}, which is an extrapolation too."
         )
     return " ".join(sentences)
 

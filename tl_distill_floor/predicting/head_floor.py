@@ -43,6 +43,8 @@ MIN_HELDOUT_TOKENS, MAX_HELDOUT_LOGITS = 1024, 2**27
 TOKENS_PER_STEP, MIN_USES_OF_TOKEN = 1024, 2
 """Tokens of a training step, and how often each token is trained on at least. Reading more text takes time, and does
 not lower the loss."""
+SHARE_TOKENS = 4096
+"""Training tokens that the known share is computed from, at most."""
 TOKENS_PER_HALF_TOKEN = 4
 """Held-out tokens of which one is evaluated after half of the steps too."""
 BYTES_PER_WEIGHT = 16
@@ -318,6 +320,7 @@ def _result(
         standard_error=tuple(errors),
         half_steps=non_increasing(np.maximum(0.0, floor + gain)),
         encoded=non_increasing(losses.encoded.mean(1)),
+        known_share=tokens.head.known_share(tokens.train[:: max(1, len(tokens.train) // SHARE_TOKENS)]),
         steps=settings["steps"],
         n_train_tokens=len(tokens.train),
         n_heldout_tokens=len(tokens.heldout),

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from tl_distill_floor.annotations import ProgressCallback
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.measuring.hooks import check_finite
+from tl_distill_floor.measuring.kl import expected_log_prob
 from tl_distill_floor.measuring.logit_map import LogitMap, tokens_per_chunk
 from tl_distill_floor.measuring.teacher_backbone import teacher_backbone
 from tl_distill_floor.measuring.token_stream import TokenStream, model_input
@@ -52,6 +53,25 @@ class TeacherHead:
             rows = slice(first, first + size)
             result[rows] = self._logits(hidden[rows]).softmax(-1)
         return result
+
+    def known_share(self, hidden: Float[Tensor, "token d_model"]) -> float:
+        """Return the share of the next token's entropy that the context removes, by the teacher's own probabilities.
+
+        It is 1 − E[H(p)] / H(E[p]): the uncertainty coefficient (Theil 1970) of the next token given the context. A
+        teacher that knows only how frequent the tokens are has 0.
+
+        Args:
+            hidden: last hidden states.
+        """
+        mean = torch.zeros(len(self.weight), dtype=torch.float64, device=hidden.device)
+        entropy = 0.0
+        for chunk in torch.split(hidden, tokens_per_chunk(len(self.weight), hidden.device)):
+            log_p = self.log_probs(chunk)
+            p = log_p.exp()
+            mean += p.double().sum(0) / len(hidden)
+            entropy -= float(expected_log_prob(p, log_p).double().sum()) / len(hidden)
+        of_mean = -float(torch.special.xlogy(mean, mean).sum())
+        return max(0.0, 1.0 - entropy / of_mean) if of_mean > 0 else 0.0
 
     def _logits(self, hidden: Float[Tensor, "token d_model"]) -> Float[Tensor, "token vocabulary"]:
         return self.logit_map(hidden.float() @ self.weight.T + self.bias)

@@ -49,7 +49,7 @@ class ExpectedCurve:
             return PredictedLoss(0.0, 0.0, 0.0)
         narrower = {seen: loss for seen, loss in losses.items() if seen < self.head.d_model}
         seen = [(self._x_at(self.head, seen_width), loss) for seen_width, loss in narrower.items()]
-        loss = student_losses(self.predictor).at(self._x_at(self.head, width), level, seen)
+        loss = student_losses(self.predictor, self.head.known_share).at(self._x_at(self.head, width), level, seen)
         bound = self.head.floor_at(float(width))
         return PredictedLoss(*(max(part, bound) for part in loss))
 

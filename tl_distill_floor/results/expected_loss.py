@@ -9,6 +9,7 @@ from importlib.resources import files
 from typing import Literal, TypeAlias
 
 import numpy as np
+from jaxtyping import Float64
 
 from tl_distill_floor.theory.random_intercept import RandomInterceptFit
 from tl_distill_floor.theory.regression import PredictedLoss
@@ -17,13 +18,20 @@ LossPredictor: TypeAlias = Literal["head", "head and simulated"]
 """What the expected loss is computed from: "head" is the loss of the head floor whose coordinates are encoded; "head
 and simulated" is the sum of that and the simulated floor of a layer."""
 EXPECTED_LOSS_FILE = "expected_loss.json"
+WITH_KNOWN_SHARE = ", known share"
+"""Added to the name of a predictor in that file: its fit with the term of the known share."""
 SMALLEST_LOSS = 1e-9
 """Losses below this are 0 up to rounding, nats per token."""
+SMALLEST_SHARE = 1e-6
+"""Known shares below this are replaced by it: their logarithm is needed."""
 
 
 @dataclass(frozen=True)
 class StudentLosses:
-    """Fit of log loss = a + b · log x + u to the students of several teachers, where u is of the teacher.
+    """Fit of log loss = a + b · log x + c · log k + u to the students of several teachers, where u is of the teacher.
+
+    k is the known share: how much of the next token's entropy the teacher's context removes. At the same x, students
+    lose more of a teacher that knows more.
 
     A trained student loses more than the floors say, since its layers are narrow one after the other and its training
     is not perfect. The students of other teachers show how much more, and how much this differs from teacher to
@@ -47,6 +55,10 @@ class StudentLosses:
     """Tokens of the largest vocabulary."""
     head_steps: int
     """Training steps of the head floors."""
+    shares: tuple[float, float]
+    """Smallest and largest known share of the teachers."""
+    known_share: float | None = None
+    """Known share of the teacher whose students are predicted; None in a fit without this term."""
 
     def at(self, x: float, level: float, seen: Sequence[tuple[float, float]] = ()) -> PredictedLoss:
         """Return the expected loss of a student, with the prediction interval of a teacher that was not fitted.
@@ -67,24 +79,33 @@ class StudentLosses:
             return PredictedLoss(0.0, 0.0, 0.0)
         seen = [(seen_x, loss) for seen_x, loss in seen if seen_x > SMALLEST_LOSS and loss > SMALLEST_LOSS]
         predicted = self.fit.predict(
-            _terms([x]), level, seen_x=_terms([s[0] for s in seen]), seen_y=np.log([s[1] for s in seen])
+            self._terms([x]), level, seen_x=self._terms([s[0] for s in seen]), seen_y=np.log([s[1] for s in seen])
         )
         return PredictedLoss(*(math.exp(float(part[0])) for part in predicted))
 
+    def _terms(self, x: Sequence[float]) -> Float64[np.ndarray, "student term"]:
+        """Return the terms of the fit."""
+        columns = [np.ones(len(x)), np.log(np.array(x, dtype=np.float64))]
+        if self.known_share is not None:
+            columns.append(np.full(len(x), math.log(max(self.known_share, SMALLEST_SHARE))))
+        return np.stack(columns, axis=1)
+
 
 @cache
-def student_losses(predictor: LossPredictor) -> StudentLosses:
+def student_losses(predictor: LossPredictor, known_share: float | None = None) -> StudentLosses:
     """Return the fit to the students that were trained for this package, see `benchmarks/atlas`.
 
     Args:
         predictor: what the expected loss is computed from.
+        known_share: that of the teacher, see `HeadFloor.known_share`; None for a fit without it.
 
     Example:
         >>> student_losses("head").fit.n_groups >= 4
         True
     """
     stored = json.loads((files("tl_distill_floor.assets") / EXPECTED_LOSS_FILE).read_text(encoding="utf-8"))
-    fit = stored["fits"][predictor]
+    fit = stored["fits"][predictor if known_share is None else predictor + WITH_KNOWN_SHARE]
+    shares = [teacher["known_share"] for teacher in stored["teachers"]]
     return StudentLosses(
         fit=RandomInterceptFit(
             coefficients=tuple(fit["coefficients"]),
@@ -92,12 +113,16 @@ def student_losses(predictor: LossPredictor) -> StudentLosses:
             between=fit["between"],
             within=fit["within"],
             n_groups=len(stored["teachers"]),
+            n_observations=stored["n_students"],
+            n_group_terms=fit["n_teacher_terms"],
         ),
         n_students=stored["n_students"],
         teachers=tuple(teacher["name"] for teacher in stored["teachers"]),
         widest=max(teacher["d_model"] for teacher in stored["teachers"]),
         largest_vocabulary=max(teacher["vocab_size"] for teacher in stored["teachers"]),
         head_steps=stored["head_steps"],
+        shares=(min(shares), max(shares)),
+        known_share=known_share,
     )
 
 
@@ -143,8 +168,3 @@ def narrowest(least: int, most: int, is_enough: Callable[[int], bool]) -> int:
         else:
             too_narrow = middle
     return wide_enough
-
-
-def _terms(x: Sequence[float]) -> np.ndarray:
-    """Return the terms of the fit [student, 2]."""
-    return np.stack([np.ones(len(x)), np.log(np.array(x, dtype=np.float64))], axis=1)

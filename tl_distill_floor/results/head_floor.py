@@ -60,6 +60,9 @@ class HeadFloor(JsonRecord):
     """Tokens that the logits were trained on."""
     n_heldout_tokens: int
     """Held-out tokens that the losses were measured on."""
+    known_share: float | None = None
+    """Share of the next token's entropy that the context removes, by the teacher's own probabilities; None in files of
+    older versions."""
     settings: dict[str, Any] = field(default_factory=dict)
     """Options of the computation."""
     warnings: tuple[str, ...] = ()
@@ -78,6 +81,8 @@ class HeadFloor(JsonRecord):
             raise ValueError("d_model, vocab_size, steps and numbers of tokens must be above 0")
         if any(loss > 0 for width, loss in zip(self.widths, self.floor, strict=True) if width >= self.d_model):
             raise ValueError("the floor must be 0 at the teacher's width and above")
+        if self.known_share is not None and not 0 <= self.known_share <= 1:
+            raise ValueError("the known share must be from 0 to 1")
 
     @property
     def n_tokens(self) -> int:
@@ -146,7 +151,8 @@ class HeadFloor(JsonRecord):
             >>> head.expected_at(96, level=0.8)  # doctest: +SKIP
         """
         seen = [(self.encoded_at(seen_width), loss) for seen_width, loss in (losses or {}).items()]
-        loss, bound = student_losses("head").at(self.encoded_at(width), level, seen), self.floor_at(width)
+        loss = student_losses("head", self.known_share).at(self.encoded_at(width), level, seen)
+        bound = self.floor_at(width)
         return PredictedLoss(*(max(part, bound) for part in loss))
 
     def width_for(self, max_loss: Number, confidence: float | None = None) -> int:
@@ -178,7 +184,11 @@ class HeadFloor(JsonRecord):
 
     def digest(self) -> str:
         """Return a hash of everything that a prediction depends on: 16 hexadecimal digits."""
-        measured = (self.model_name, self.d_model, self.vocab_size, self.widths, self.floor, self.encoded)
+        measured: tuple[object, ...] = (
+            self.model_name, self.d_model, self.vocab_size, self.widths, self.floor, self.encoded
+        )  # fmt: skip
+        if self.known_share is not None:
+            measured = (*measured, self.known_share)
         return hashlib.sha256(repr(measured).encode()).hexdigest()[:16]
 
     def __repr__(self) -> str:

@@ -31,7 +31,8 @@ class RandomInterceptFit:
     Source: Laird and Ware 1982, "Random-effects models for longitudinal data", with a random intercept only.
 
     Example:
-        >>> fit = RandomInterceptFit((1.0,), ((0.0,),), between=3.0, within=1.0, n_groups=1_000_000)
+        >>> sizes = {"n_groups": 10**6, "n_observations": 10**7}
+        >>> fit = RandomInterceptFit((1.0,), ((0.0,),), between=3.0, within=1.0, **sizes)
         >>> fit.predict(np.array([[2.0]])).value
         array([2.])
         >>> fit.predict(np.array([[2.0]]), seen_x=np.array([[0.0]]), seen_y=np.array([4.0])).value
@@ -48,6 +49,10 @@ class RandomInterceptFit:
     """Variance of e, from observation to observation of one group."""
     n_groups: int
     """Number of groups of the fit."""
+    n_observations: int
+    """Number of observations of all groups."""
+    n_group_terms: int = 1
+    """Terms that are the same for all observations of a group, such as a mean intercept."""
 
     def predict(
         self,
@@ -60,8 +65,9 @@ class RandomInterceptFit:
         """Predict new observations of one group that was not part of the fit.
 
         The coefficients and the intercept are normal variables. Observations of the same group, if there are some,
-        condition them, so that the interval narrows. Quantiles are of Student's t distribution with one degree of
-        freedom less than there are groups.
+        condition them, so that the interval narrows. Quantiles are of Student's t distribution with Satterthwaite's
+        degrees of freedom (1946, "An approximate distribution of estimates of variance components"): few if most of the
+        variance is from group to group, as there are few groups.
 
         Args:
             x: terms of the new observations.
@@ -70,7 +76,7 @@ class RandomInterceptFit:
             seen_y: their values.
 
         Example:
-            >>> fit = RandomInterceptFit((1.0,), ((0.0,),), between=0.0, within=1.0, n_groups=1_000_000)
+            >>> fit = RandomInterceptFit((1.0,), ((0.0,),), 0.0, 1.0, n_groups=10**6, n_observations=10**7)
             >>> fit.predict(np.array([[0.0]]), 0.95).high.round(2)
             array([1.96])
         """
@@ -82,8 +88,23 @@ class RandomInterceptFit:
             mean = mean + gain @ (seen_y - seen_x @ coefficients)
             covariance = covariance - gain @ self._covariance(seen_x, x)
         variance = np.maximum(np.diag(covariance), 0.0) + self.within
-        margin = float(student_t.ppf(0.5 + level / 2, max(self.n_groups - 1, 1))) * np.sqrt(variance)
+        margin = student_t.ppf(0.5 + level / 2, self._degrees_of_freedom(variance)) * np.sqrt(variance)
         return PredictedValues(mean, mean - margin, mean + margin)
+
+    def _degrees_of_freedom(self, variance: Float64[np.ndarray, " new"]) -> Float64[np.ndarray, " new"]:
+        """Return the degrees of freedom of the variances of predictions.
+
+        The variance of the groups' means, `between` + `within` / (observations of a group), and `within` are estimated
+        independently. What a prediction's variance holds beyond the part of the latter is counted to the former.
+        """
+        per_group = self.n_observations / self.n_groups
+        of_groups = max(self.n_groups - self.n_group_terms, 1)
+        of_observations = max(self.n_observations - self.n_groups - len(self.coefficients) + self.n_group_terms, 1)
+        from_within = np.minimum(self.within * (1.0 - 1.0 / per_group), variance)
+        from_groups = variance - from_within
+        uncertainty = from_groups**2 / of_groups + from_within**2 / of_observations
+        degrees: np.ndarray = np.divide(variance**2, uncertainty, out=np.ones_like(variance), where=uncertainty > 0)
+        return degrees
 
     def _covariance(
         self, x: Float64[np.ndarray, "one term"], other: Float64[np.ndarray, "other term"]
@@ -126,7 +147,8 @@ def fit_random_intercept(
         )
     if fixed:
         between, within = _variances(y - x.sum(1), groups)
-        return RandomInterceptFit((1.0,) * n_terms, ((0.0,) * n_terms,) * n_terms, between, within, n_groups)
+        none = ((0.0,) * n_terms,) * n_terms
+        return RandomInterceptFit((1.0,) * n_terms, none, between, within, n_groups, len(y), n_group_terms=0)
     from statsmodels.regression.mixed_linear_model import MixedLM
 
     with warnings.catch_warnings():
@@ -139,7 +161,15 @@ def fit_random_intercept(
         between=max(float(result.cov_re[0, 0]), 0.0),
         within=float(result.scale),
         n_groups=n_groups,
+        n_observations=len(y),
+        n_group_terms=_n_group_terms(x, groups),
     )
+
+
+def _n_group_terms(x: Float64[np.ndarray, "observation term"], groups: list[str]) -> int:
+    """Return how many terms are the same for all observations of each group."""
+    spread = [np.ptp(x[np.array(groups) == group], axis=0) for group in set(groups)]
+    return int((np.max(spread, axis=0) == 0).sum())
 
 
 def _variances(residuals: Float64[np.ndarray, " observation"], groups: list[str]) -> tuple[float, float]:
