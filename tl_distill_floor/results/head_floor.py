@@ -60,13 +60,13 @@ class HeadFloor(JsonRecord):
     """Tokens that the logits were trained on."""
     n_heldout_tokens: int
     """Held-out tokens that the losses were measured on."""
-    known_share: float | None = None
-    """Share of the next token's entropy that the context removes, by the teacher's own probabilities; None in files of
-    older versions."""
     settings: dict[str, Any] = field(default_factory=dict)
     """Options of the computation."""
     warnings: tuple[str, ...] = ()
     """What to keep in mind when using the head floor."""
+    known_share: float | None = None
+    """Share of the next token's entropy that the context removes, by the teacher's own probabilities; None in files of
+    older versions."""
 
     def __post_init__(self) -> None:
         """Raise a ValueError if a field has an impossible value."""
