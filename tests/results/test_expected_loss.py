@@ -70,7 +70,7 @@ def test_a_head_floor_with_a_known_share_uses_it(head: HeadFloor, floor: FloorPr
     assert len({head.digest(), *(record.digest() for record in knowing)}) == 3
     assert "extrapolation" not in knowing[0]._repr_html_()
     beyond = dataclasses.replace(head, known_share=0.72)._repr_html_()
-    assert "72%, which is an extrapolation too" in beyond
+    assert "72% it is an extrapolation" in beyond
 
 
 def test_students_of_the_teacher_shift_and_narrow_it() -> None:

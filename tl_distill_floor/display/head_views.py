@@ -89,8 +89,8 @@ def expected_sentence(predictor: LossPredictor, head: HeadFloor) -> str:
     low, high = losses.shares
     if head.known_share is not None and not low <= head.known_share <= high:
         sentences.append(
-            f"Their contexts remove {low:.0%} to {high:.0%} of the next token's entropy, this teacher's"
-            f" {head.known_share:.0%}, which is an extrapolation too."
+            f"The contexts of these teachers remove {low:.0%} to {high:.0%} of the next token's entropy; at this"
+            f" teacher's {head.known_share:.0%} it is an extrapolation."
         )
     return " ".join(sentences)
 
