@@ -69,6 +69,8 @@ def test_a_head_floor_with_a_known_share_uses_it(head: HeadFloor, floor: FloorPr
         assert more == dataclasses.replace(floor, head=knowing[1]).expected_at(width).value
     assert len({head.digest(), *(record.digest() for record in knowing)}) == 3
     assert "extrapolation" not in knowing[0]._repr_html_()
+    assert "An older version made this run" in head._repr_html_()
+    assert "An older version" not in knowing[0]._repr_html_()
     beyond = dataclasses.replace(head, known_share=0.72)._repr_html_()
     assert "72% it is an extrapolation" in beyond
 

@@ -86,6 +86,8 @@ def expected_sentence(predictor: LossPredictor, head: HeadFloor) -> str:
             f"These teachers have at most {losses.widest:,} dimensions and {losses.largest_vocabulary:,} tokens of"
             f" vocabulary: for {' and '.join(beyond)} it is an extrapolation, and the interval may be too narrow."
         )
+    if head.known_share is None:
+        sentences.append("An older version made this run; measured again, the interval is narrower.")
     low, high = losses.shares
     if head.known_share is not None and not low <= head.known_share <= high:
         sentences.append(
