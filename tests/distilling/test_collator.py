@@ -56,6 +56,10 @@ def test_the_tokenizer_of_a_given_collator_is_kept() -> None:
             [{"input_ids": [5, 6, 7], "attention_mask": [1, 0, 1]}],
             "an attention_mask hides tokens between others; remove these tokens",
         ),
+        ([{"input_ids": [5, 6], "attention_mask": [0.0, -1e9]}], "as if it were added to attention scores"),
+        ([{"input_ids": [5, 6], "position_ids": [0, 0], "attention_mask": [1, 1]}], "a row holds several documents"),
+        ([{"input_ids": [5, 6], "seq_lengths": [1, 1]}], "a row holds several documents"),
+        ([{"input_ids": [5, 6], "attention_mask": [1, 2]}], "numbers the documents of packed rows"),
         ([{"input_ids": [5, 6], "labels": [5, 6, 7]}], r"shapes \(1, 2\), \(1, 2\), \(1, 3\), which must be equal"),
     ],
 )

@@ -10,12 +10,15 @@ from torch.nn.utils.rnn import pad_sequence
 
 from tl_distill_floor.distilling.losses import NO_LABEL
 from tl_distill_floor.errors import InputError
+from tl_distill_floor.sources.packed_rows import LENGTHS, POSITIONS, documents_of_token_rows
+from tl_distill_floor.sources.token_rows import check_mask_values
 
 Features: TypeAlias = Sequence[Mapping[str, Any]]
 """Rows of a dataset, with `input_ids` and if need be `attention_mask` and `labels`."""
 Collator: TypeAlias = Callable[[Features], Mapping[str, Any]]
 KEYS = ("input_ids", "attention_mask", "labels")
 """What a batch may have."""
+ONE_DOCUMENT_EACH = "give rows of one document each"
 
 
 class DistillationCollator:
@@ -53,7 +56,11 @@ class DistillationCollator:
                 " another data_collator, or remove columns of the dataset"
             )
         ids = torch.as_tensor(batch["input_ids"])
-        visible = torch.as_tensor(batch.get("attention_mask", torch.ones_like(ids))).bool()
+        mask = torch.as_tensor(batch.get("attention_mask", torch.ones_like(ids)))
+        check_mask_values(mask)
+        if mask.numel() and int(mask.max()) > 1:
+            raise InputError(f"an attention_mask numbers the documents of packed rows; {ONE_DOCUMENT_EACH}")
+        visible = mask.bool()
         labels = torch.as_tensor(batch.get("labels", ids))
         shapes = [tuple(tensor.shape) for tensor in (ids, visible, labels)]
         if len(set(shapes)) > 1:
@@ -83,13 +90,15 @@ def pad_features(features: Features) -> dict[str, Tensor]:
         `input_ids`, `attention_mask` and, if the first row has them, `labels`, each [batch, position].
 
     Raises:
-        InputError: a row has no `input_ids`.
+        InputError: a row has no `input_ids`, or holds several documents.
     """
     if not features or "input_ids" not in features[0]:
         columns = ", ".join(features[0]) if features else "no columns"
         raise InputError(
             f"the dataset has {columns}, and no input_ids; tokenize it, for example with load_text(...).read()"
         )
+    if any(len(list(documents_of_token_rows(row))) > 1 for row in features if {POSITIONS, LENGTHS} & set(row)):
+        raise InputError(f"a row holds several documents, by its {POSITIONS} or {LENGTHS}; {ONE_DOCUMENT_EACH}")
     ids = [torch.as_tensor(row["input_ids"]) for row in features]
     masks = [
         torch.as_tensor(row["attention_mask"]) if "attention_mask" in row else torch.ones_like(row_ids)

@@ -71,12 +71,22 @@ def token_row(ids: object, mask: object = None, location: str = "") -> TokenRow:
             f"{prefix}the attention_mask has the shape {tuple(valid.shape)}, the token ids {tuple(tensor.shape)};"
             " give one value for each id"
         )
-    if not torch.equal(valid.float(), valid.long().clamp(min=0).float()):
+    check_mask_values(valid, prefix)
+    return TokenRow(tensor, valid != 0)
+
+
+def check_mask_values(mask: Tensor, prefix: str = "") -> None:
+    """Raise an InputError if an attention mask has other values than integers of at least 0.
+
+    Args:
+        mask: the mask.
+        prefix: beginning of the message.
+    """
+    if mask.numel() and not torch.equal(mask.float(), mask.long().clamp(min=0).float()):
         raise InputError(
             f"{prefix}an attention_mask must have 1 at tokens and 0 at padding, or the number of each document from 1;"
-            f" got {float(valid.min()):g} to {float(valid.max()):g}, as if it were added to attention scores"
+            f" got {float(mask.min()):g} to {float(mask.max()):g}, as if it were added to attention scores"
         )
-    return TokenRow(tensor, valid != 0)
 
 
 def rows_of(ids: object, mask: object = None, location: str = "") -> Iterator[TokenRow]:
