@@ -8,7 +8,7 @@ learning curve is of a kind of `learning_curves.py`, with the exponents and the 
 "two rates" is the sum of a fast power law (exponents 0.8 to 1.5) and a slow one (0.2 to 0.6); "training log" is a plain
 curve of 2,000 points with noise of 3 %, as trainers log them. Of schedules that decay over all steps, "linear, logged"
 and "cosine, logged" have the learning rate in their log, and "cosine" has not. The expected loss scatters around the
-loss at which the student would saturate as the atlas's teachers do (a standard deviation of 0.35 of the logarithm), and
+loss at which the student would saturate as the atlas's teachers do (a standard deviation of 0.3 of the logarithm), and
 the bound is 2.2 to 10 times lower. Two more situations are "stalled", where the student would saturate at 1.2 to 4
 times the upper end of the 95 % interval, and "wrong loss", where the curve is multiplied by a number that brings its
 end to 1 % to 90 % of the bound.
@@ -45,7 +45,7 @@ Kind = Literal[
 ]
 Situation = Literal["as expected", "stalled", "wrong loss"]
 REACHED, LEFT_AT_END = (0.05, 3.0), (0.01, 0.9)
-TEACHERS_SPREAD = 0.35
+TEACHERS_SPREAD, KNOWN_SHARE = 0.3, 0.45
 WIDTH, TEACHER_WIDTH, VOCABULARY = 64, 256, 4096
 N_TOKENS, N_LOGGED, LOG_NOISE = 3e6, 2000, 0.03
 ATLAS = Path(__file__).parent / "atlas"
@@ -135,8 +135,8 @@ def _train(kind: Kind, end: float, amplitude: float, random: np.random.Generator
 
 def _prediction(expected: float, bound: float) -> FloorPrediction:
     """Return a prediction with a given expected loss and a given bound."""
-    intercept, slope = student_losses("head").fit.coefficients
-    encoded = math.exp((math.log(expected) - intercept) / slope)
+    intercept, slope, of_share = student_losses("head", KNOWN_SHARE).fit.coefficients
+    encoded = math.exp((math.log(expected) - intercept - of_share * math.log(KNOWN_SHARE)) / slope)
     bounds = {
         "floor": (bound,),
         "standard_error": (0.02 * bound,),
@@ -144,7 +144,9 @@ def _prediction(expected: float, bound: float) -> FloorPrediction:
         "encoded": (encoded,),
     }
     steps = {"steps": 200, "n_train_tokens": 180_000, "n_heldout_tokens": 8192}
-    head = HeadFloor("simulated", "simulated", TEACHER_WIDTH, VOCABULARY, (WIDTH,), **bounds, **steps)
+    head = HeadFloor(
+        "simulated", "simulated", TEACHER_WIDTH, VOCABULARY, (WIDTH,), **bounds, **steps, known_share=KNOWN_SHARE
+    )
     return FloorPrediction.from_head(head)
 
 

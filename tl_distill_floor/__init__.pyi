@@ -33,6 +33,7 @@ from .probing.probe_run import probe_run as probe_run
 from .probing.sparse_probe import sparse_probe as sparse_probe
 from .results.calibration import Calibration as Calibration
 from .results.diagnosis import Diagnosis as Diagnosis
+from .results.expected_loss import StudentLoss as StudentLoss
 from .results.feature_stats import FeatureStats as FeatureStats
 from .results.floor_prediction import FeatureFloorPrediction as FeatureFloorPrediction
 from .results.floor_prediction import FloorPrediction as FloorPrediction

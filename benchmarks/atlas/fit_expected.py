@@ -6,6 +6,7 @@ python benchmarks/atlas/fit_expected.py
 import json
 from pathlib import Path
 
+import numpy as np
 import typer
 from judge import FORM_OF_EXPECTED, fit_form
 from students import read_students
@@ -38,14 +39,17 @@ def main(out: Path = DATA_FILE) -> None:
                 "coefficients": fit.coefficients,
                 "covariance": fit.covariance,
                 "between": fit.between,
+                "slope": fit.slope,
+                "centre": fit.centre,
                 "within": fit.within,
                 "n_teacher_terms": fit.n_group_terms,
             }
     stored = {
-        "what": "log loss = a + b · log x + c · log k + u, k the known share and u of the teacher; losses in nats per"
-        " token, KL(teacher ‖ student)",
+        "what": "log loss = a + b · log x + c · log k, k the known share; teachers differ in a (variance: between) and"
+        " in b (variance: slope); losses in nats per token, KL(teacher ‖ student)",
         "fits": fits,
         "n_students": len(students),
+        "log_error": float(np.median([student.log_error for student in students])),
         "head_steps": HEAD_STEPS,
         "teachers": [
             {"name": name}

@@ -3,12 +3,12 @@
     python benchmarks/atlas/judge.py
 
 Reads the rows of the atlas (`*.json` next to this script). The loss of a student is L∞ of its learning curve; students
-whose L∞ is not known within a factor of 3 are left out. Every predictor is fitted to all teachers but one, and predicts
-the students of that one. Errors are relative to the student's loss. The intervals are those of a new teacher.
+whose L∞ is not known within a factor of 3 are left out, and the others count by how well it is known. Every predictor
+is fitted to all teachers but one, and predicts the students of that one. Errors are relative to the student's loss. The
+intervals are those of a new teacher.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,7 +19,8 @@ from rich.console import Console
 from rich.table import Table
 from students import Student, read_students
 
-from tl_distill_floor.theory.random_intercept import RandomInterceptFit, fit_random_intercept
+from tl_distill_floor.results.expected_loss import LOG_X
+from tl_distill_floor.theory.random_effects import Observations, RandomEffectsFit, fit_random_effects
 
 LEVELS = (0.5, 0.8, 0.9, 0.95)
 """Probabilities of the prediction intervals that are checked."""
@@ -31,15 +32,16 @@ SMALLEST = 1e-6
 """Predictions below this are replaced by it, nats: their logarithm is needed."""
 Terms = Callable[[Student, float], list[float]]
 TERMS: dict[str, Terms] = {
-    "none": lambda _, x: [np.log(x)],
-    "C · x": lambda _, x: [1.0, np.log(x)],
+    "none": lambda *_: [],
+    "C · x": lambda *_: [1.0],
     "a · x^b": lambda _, x: [1.0, np.log(x)],
     "a · x^b · layers^c": lambda student, x: [1.0, np.log(x), np.log(student.n_layers)],
     "a · x^b · vocabulary^c": lambda student, x: [1.0, np.log(x), np.log(student.vocabulary)],
     "a · x^b, tied": lambda student, x: [1.0, np.log(x), float(student.is_tied)],
     "a · x^b · known share^c": lambda student, x: [1.0, np.log(x), np.log(student.known_share)],
 }
-"""The terms of the logarithm of the loss, by form. The first two have a coefficient of 1 for log x."""
+"""The terms of the logarithm of the loss, by form. For the first two it is that of loss / x."""
+FORMS_OF_RATIO = ("none", "C · x")
 
 
 class Judged(NamedTuple):
@@ -59,28 +61,46 @@ class Judged(NamedTuple):
     """Median ratio of the upper to the lower end of the intervals of each of `WIDTH_LEVELS`."""
 
 
-def fit_form(form: str, predictor: str, students: Sequence[Student]) -> RandomInterceptFit:
-    """Fit a form to students.
+class PilotsJudged(NamedTuple):
+    """How well the wider students of a teacher were predicted from its narrow ones."""
+
+    median_error: float
+    """Relative to the loss."""
+    log_error: float
+    """Root mean square of log(predicted / loss)."""
+    coverage: float
+    """Share of the losses inside their 80 % interval."""
+    factor: float
+    """Median ratio of the upper to the lower end of these intervals."""
+
+
+def fit_form(form: str, predictor: str, students: Sequence[Student]) -> RandomEffectsFit:
+    """Fit a form to students; teachers differ in the factor and, where it is fitted, in the exponent.
 
     Args:
         form: a key of `TERMS`.
         predictor: a key of a student's predictions.
         students: the students.
     """
-    x, y = terms_of(form, predictor, students), np.log([student.loss for student in students])
-    groups = [student.teacher for student in students]
-    if form == "none":
-        return fit_random_intercept(x, y, groups, fixed=True)
-    if form == "C · x":
-        intercept = fit_random_intercept(x[:, :1], y - x[:, 1], groups)
-        covariance = ((intercept.covariance[0][0], 0.0), (0.0, 0.0))
-        return replace(intercept, coefficients=(intercept.coefficients[0], 1.0), covariance=covariance)
-    return fit_random_intercept(x, y, groups)
+    varying = None if form in FORMS_OF_RATIO else LOG_X
+    return fit_random_effects(
+        observations_of(form, predictor, students), [student.teacher for student in students], varying=varying
+    )
 
 
-def terms_of(form: str, predictor: str, students: Sequence[Student]) -> Float64[np.ndarray, "student term"]:
-    """Return the terms of each student."""
-    return np.array([TERMS[form](student, max(student.predictions[predictor], SMALLEST)) for student in students])
+def observations_of(form: str, predictor: str, students: Sequence[Student]) -> Observations:
+    """Return the terms of each student, and the logarithm of its loss, or of loss / x for the forms of that ratio."""
+    x = np.array([max(student.predictions[predictor], SMALLEST) for student in students])
+    terms = np.array([TERMS[form](student, of_student) for student, of_student in zip(students, x, strict=True)])
+    log_loss = np.log([student.loss for student in students]) - log_divisor(form, predictor, students)
+    noise = np.array([student.log_error for student in students]) ** 2
+    return Observations(terms.reshape(len(students), -1), log_loss, noise)
+
+
+def log_divisor(form: str, predictor: str, students: Sequence[Student]) -> Float64[np.ndarray, " student"]:
+    """Return log x for the forms of loss / x, and 0 for the others."""
+    x = np.array([max(student.predictions[predictor], SMALLEST) for student in students])
+    return np.log(x) if form in FORMS_OF_RATIO else np.zeros(len(students))
 
 
 def judge(form: str, predictor: str, students: Sequence[Student]) -> Judged:
@@ -89,12 +109,13 @@ def judge(form: str, predictor: str, students: Sequence[Student]) -> Judged:
     shape = (len(LEVELS), len(loss))
     value, low, high = np.empty(len(loss)), np.empty(shape), np.empty(shape)
     for teacher in {student.teacher for student in students}:
+        own = [student for student in students if student.teacher == teacher]
         left_out = np.array([student.teacher == teacher for student in students])
         fit = fit_form(form, predictor, [student for student in students if student.teacher != teacher])
-        x = terms_of(form, predictor, [student for student in students if student.teacher == teacher])
+        terms, divisor = observations_of(form, predictor, own).x, log_divisor(form, predictor, own)
         for i, level in enumerate(LEVELS):
-            predicted = fit.predict(x, level)
-            value[left_out], low[i, left_out], high[i, left_out] = (np.exp(part) for part in predicted)
+            predicted = fit.predict(terms, level)
+            value[left_out], low[i, left_out], high[i, left_out] = (np.exp(part + divisor) for part in predicted)
     errors, log_errors = np.abs(value - loss) / loss, np.log(value / loss)
     return Judged(
         predictor,
@@ -108,32 +129,30 @@ def judge(form: str, predictor: str, students: Sequence[Student]) -> Judged:
     )
 
 
-def judge_pilots(form: str, predictor: str, students: Sequence[Student], n_seen: int) -> tuple[float, float, float]:
+def judge_pilots(form: str, predictor: str, students: Sequence[Student], n_seen: int) -> PilotsJudged:
     """Predict the students of each teacher from its narrowest ones and the other teachers.
 
     Args:
-        form: a key of `TERMS`.
+        form: a key of `TERMS`, none of loss / x.
         predictor: a key of a student's predictions.
         students: the students.
         n_seen: number of students of the same teacher that are seen. The others are judged from the fourth on.
-
-    Returns:
-        (median relative error, log error, median ratio of the ends of the 80 % intervals).
     """
     log_errors, widths = [], []
     for teacher in {student.teacher for student in students}:
         own = sorted((s for s in students if s.teacher == teacher), key=lambda student: student.width)
         fit = fit_form(form, predictor, [student for student in students if student.teacher != teacher])
-        seen, judged = own[:n_seen], own[max(n_seen, 3) :]
-        x = terms_of(form, predictor, own)
-        y = np.log([student.loss for student in own])
-        predicted = fit.predict(x[-len(judged) :], 0.8, seen_x=x[: len(seen)], seen_y=y[: len(seen)])
-        log_errors += list(predicted.value - y[-len(judged) :])
+        observations = observations_of(form, predictor, own)
+        seen = Observations(*(values[:n_seen] for values in observations))
+        judged = Observations(*(values[max(n_seen, 3) :] for values in observations))
+        predicted = fit.predict(judged.x, 0.8, seen=seen)
+        log_errors += list(predicted.value - judged.y)
         widths += list(predicted.high - predicted.low)
-    errors = np.array(log_errors)
-    return (
+    errors, half_widths = np.array(log_errors), np.array(widths) / 2
+    return PilotsJudged(
         float(np.median(np.abs(np.expm1(errors)))),
         float(np.sqrt((errors**2).mean())),
+        float((np.abs(errors) <= half_widths).mean()),
         float(np.exp(np.median(widths))),
     )
 
@@ -157,10 +176,12 @@ def judge_linear_fit(predictor: str, students: Sequence[Student], n_seen: int) -
 
 def pilots_table(form: str, predictor: str, students: Sequence[Student]) -> Table:
     """Return a table of the errors after 0 to 3 students of the same teacher were seen."""
-    table = Table("narrow students seen", "median error", "log error", "high/low of 80 %", box=None, title=predictor)
+    columns = ("narrow students seen", "median error", "log error", "in 80 %", "high/low of 80 %")
+    table = Table(*columns, box=None, title=predictor)
     for n_seen in range(4):
-        median, log_error, factor = judge_pilots(form, predictor, students, n_seen)
-        table.add_row(str(n_seen), f"{median:.0%}", f"{log_error:.3f}", f"{factor:.2f}")
+        judged = judge_pilots(form, predictor, students, n_seen)
+        errors = (f"{judged.median_error:.0%}", f"{judged.log_error:.3f}")
+        table.add_row(str(n_seen), *errors, f"{judged.coverage:.0%}", f"{judged.factor:.2f}")
     table.add_row("3, linear fit of these alone", f"{judge_linear_fit(predictor, students, 3):.0%}")
     return table
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from tl_distill_floor.theory.learning_curve import LearningCurveFit, fit_learning_curve
+from tl_distill_floor.theory.learning_curve import LearningCurveFit, fit_learning_curve, log_error
 
 LARGEST_INTERVAL = 3.0
 """A student whose L∞ is not known within this factor is left out."""
@@ -25,6 +25,8 @@ class Student:
     """L∞ of its learning curve."""
     interval: tuple[float, float]
     """95 % interval of `loss`."""
+    log_error: float
+    """Standard error of the logarithm of `loss`."""
     n_layers: int
     vocabulary: int
     is_tied: bool
@@ -73,6 +75,7 @@ def _student(row: dict[str, Any], student: dict[str, Any], fit: LearningCurveFit
         reached=student["losses"][-1],
         loss=fit.floor,
         interval=fit.interval,
+        log_error=log_error(fit.floor, fit.interval),
         n_layers=recipe["n_layers"],
         vocabulary=recipe["vocab_size"],
         is_tied=recipe["tied"],

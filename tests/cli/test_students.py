@@ -150,7 +150,7 @@ def test_a_plan_without_calibration_says_so(measured: tuple[Path, Path, Path], t
     chosen = plan(floor, model, max_params=count_parameters(model, 16), depth=2)
     assert (chosen.calibrated, chosen.depth, chosen.unit) == (False, 2, "nats")
     assert chosen.loss == pytest.approx(floor.expected_at(chosen.width).value)
-    assert any("37 trained students of 7 teachers" in sentence for sentence in chosen.known)
+    assert any("45 trained students of 9 teachers" in sentence for sentence in chosen.known)
     assert any("fewer layers" in sentence for sentence in chosen.assumed)
     # The 90 % bounds of all narrower students of the family are above the loss that was asked for.
     max_loss = expected_loss(floor, 12).high

@@ -15,6 +15,7 @@ from tl_distill_floor.distilling.plan import plan
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.predicting.floors import floor_from_stats
 from tl_distill_floor.results.calibration import Calibration
+from tl_distill_floor.results.expected_loss import StudentLoss
 from tl_distill_floor.results.floor_prediction import FloorPrediction
 from tl_distill_floor.results.student import StudentResult
 from tl_distill_floor.theory.regression import fit_line, leave_one_out_error
@@ -70,6 +71,24 @@ def test_chooses_the_predictor_that_generated_the_losses(floor: FloorPrediction)
     assert calibration.loo_error < 1e-6 < min(calibration.nulls.values())
     at_teacher = 2.0 * floor.predicted("theorem", floor.stats.d_model) + 0.5
     assert calibration.at_teacher_width == pytest.approx(at_teacher)
+
+
+def test_students_have_the_errors_of_their_learning_curves(floor: FloorPrediction, tmp_path: Path) -> None:
+    students = [
+        student(2, 0.8, interval=(0.4, 1.6)),
+        student(4, 0.3, interval=(0.3, 0.3)),
+        student(4, 0.5, interval=(0.5, 0.5)),
+        student(8, 0.2, interval=(0.0, 0.2), status="under-trained", losses=(0.2,)),
+    ]
+    calibration = calibrate(floor, students)
+    calibration.save(tmp_path)
+    # An interval of 95 % is 3.92 standard errors wide. Of the last L∞ nothing is known below its third.
+    expected = {2: StudentLoss(0.8, np.log(4) / 3.92), 4: StudentLoss(0.4, 0.0), 8: StudentLoss(0.2, np.log(3) / 3.92)}
+    for loaded in (calibration, Calibration.load(tmp_path)):
+        for width, loss in loaded.student_losses.items():
+            assert loss == pytest.approx(expected[width], rel=1e-4)
+    older = dataclasses.replace(calibration, log_errors=())
+    assert older.student_losses[4] == StudentLoss(pytest.approx(0.4), None)  # type: ignore[arg-type]
 
 
 def test_null_models_fit_losses_that_depend_only_on_the_width(floor: FloorPrediction) -> None:

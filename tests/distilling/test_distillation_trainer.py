@@ -374,3 +374,19 @@ def test_rejects_data_without_token_ids_or_counted_positions(plain: Any, student
     trainer = DistillationTrainer(student, args, teacher=plain, eval_dataset=masked)
     with pytest.raises(InputError, match="no position of the evaluation data set is counted"):
         trainer.evaluate()
+
+
+@pytest.mark.parametrize("column", ["seq_lengths", "position_ids"])
+def test_rejects_packed_rows_of_a_data_set(column: str, plain: Any, student: Any, tmp_path: Path) -> None:
+    """The Trainer drops columns that the model does not have, before the collator sees them."""
+    from datasets import Dataset
+
+    one, two = {"seq_lengths": ([4], [2, 2]), "position_ids": ([0, 1, 2, 3], [0, 1, 0, 1])}[column]
+    for documents in (one, two):
+        rows = Dataset.from_dict({"input_ids": [[1, 2, 3, 4]], column: [documents], "name": ["a"]})
+        trainer = DistillationTrainer(student, arguments(tmp_path), teacher=plain, eval_dataset=rows)
+        if documents is one:
+            assert trainer.evaluate()["eval_loss"] > 0
+        else:
+            with pytest.raises(InputError, match="a row holds several documents"):
+                trainer.evaluate()

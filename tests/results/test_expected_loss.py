@@ -21,10 +21,16 @@ from tl_distill_floor.distilling.calibrate import calibrate
 from tl_distill_floor.distilling.plan import expected_loss
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.predicting.floors import floor_from_stats
-from tl_distill_floor.results.expected_loss import EXPECTED_LOSS_FILE, StudentLosses, narrowest, student_losses
+from tl_distill_floor.results.expected_loss import (
+    EXPECTED_LOSS_FILE,
+    StudentLoss,
+    StudentLosses,
+    narrowest,
+    student_losses,
+)
 from tl_distill_floor.results.floor_prediction import FloorPrediction
 from tl_distill_floor.results.head_floor import HeadFloor
-from tl_distill_floor.theory.random_intercept import RandomInterceptFit
+from tl_distill_floor.theory.random_effects import RandomEffectsFit
 
 ATLAS = Path(__file__).parents[2] / "benchmarks" / "atlas"
 WIDTHS = (4, 8, 16, 32)
@@ -44,18 +50,17 @@ def floor(head: HeadFloor) -> FloorPrediction:
 
 
 def test_is_the_power_law_of_the_fit() -> None:
-    none, sizes = ((0.0, 0.0), (0.0, 0.0)), {"n_groups": 6, "n_observations": 30}
-    fit = RandomInterceptFit((math.log(2.0), 0.5), none, between=0.03, within=0.01, **sizes)
-    loss = StudentLosses(fit, 30, ("a",), 64, 300, 200, (0.3, 0.5)).at(0.25, 0.8)
-    # Satterthwaite 1946, with five students of each teacher: 0.008 = 0.01 · (1 − 1/5) is from `within`.
-    factor = math.exp(0.2 * student_t.ppf(0.9, 0.04**2 / (0.032**2 / 5 + 0.008**2 / 23)))
+    none = ((0.0, 0.0), (0.0, 0.0))
+    fit = RandomEffectsFit((math.log(2.0), 0.5), none, between=0.03, within=0.01, n_groups=6)
+    loss = StudentLosses(fit, 0.1, 30, ("a",), 64, 300, 200, (0.3, 0.5)).at(0.25, 0.8)
+    factor = math.exp(0.2 * student_t.ppf(0.9, 5))
     assert loss == pytest.approx((1.0, 1.0 / factor, factor))
 
 
 def test_students_lose_more_of_a_teacher_that_knows_more() -> None:
-    none, sizes = ((0.0,) * 3,) * 3, {"n_groups": 6, "n_observations": 30, "n_group_terms": 2}
-    fit = RandomInterceptFit((math.log(2.0), 0.5, 2.0), none, between=0.03, within=0.01, **sizes)
-    losses = StudentLosses(fit, 30, ("a",), 64, 300, 200, (0.3, 0.5), known_share=0.4)
+    none = ((0.0,) * 3,) * 3
+    fit = RandomEffectsFit((math.log(2.0), 0.5, 2.0), none, between=0.03, within=0.01, n_groups=6, n_group_terms=2)
+    losses = StudentLosses(fit, 0.1, 30, ("a",), 64, 300, 200, (0.3, 0.5), known_share=0.4)
     assert losses.at(0.25, 0.8).value == pytest.approx(2.0 * 0.25**0.5 * 0.4**2)
     assert dataclasses.replace(losses, known_share=0.0).at(0.25, 0.8).value < 1e-9
 
@@ -78,9 +83,13 @@ def test_a_head_floor_with_a_known_share_uses_it(head: HeadFloor, floor: FloorPr
 def test_students_of_the_teacher_shift_and_narrow_it() -> None:
     losses = student_losses("head and simulated")
     alone = losses.at(0.1, 0.8)
-    seen = losses.at(0.1, 0.8, [(x, 2.0 * losses.at(x, 0.8).value) for x in (0.4, 0.8, 1.0)])
-    assert 1.3 * alone.value < seen.value < 2.0 * alone.value
-    assert seen.high / seen.low < 0.8 * alone.high / alone.low
+    twice = [(x, 2.0 * losses.at(x, 0.8).value) for x in (0.4, 0.8, 1.0)]
+    exact, uncertain = (
+        losses.at(0.1, 0.8, [(x, StudentLoss(loss, error)) for x, loss in twice]) for error in (0.0, 0.5)
+    )
+    assert 1.2 * alone.value < uncertain.value < exact.value < 2.0 * alone.value
+    assert exact.high / exact.low < 0.8 * alone.high / alone.low
+    assert exact.high / exact.low < uncertain.high / uncertain.low < alone.high / alone.low
 
 
 @given(x=st.floats(1e-6, 10.0), level=st.floats(0.05, 0.99))
@@ -141,7 +150,7 @@ def test_a_prediction_without_it_says_what_is_missing(floor: FloorPrediction) ->
 def test_is_shown_and_planned(floor: FloorPrediction) -> None:
     table, explanation, *_ = widths_table(floor).renderables
     assert "expected" in [column.header for column in table.columns]  # type: ignore[attr-defined]
-    assert "students of 7 teachers;" in str(explanation)
+    assert "students of 9 teachers;" in str(explanation)
     assert floor_json(floor)["expected"] == floor.expected.tolist()  # type: ignore[union-attr]
     assert "expected of a trained student (80 %)" in [trace.name for trace in floor.plot().data]
     assert expected_loss(floor, 8) == floor.expected_at(8, 0.8)
@@ -153,7 +162,8 @@ def test_a_calibration_may_have_students_that_are_narrower_than_the_head_floor_o
     inside = {8: 0.5, 16: 0.3}
     losses = {2: 2.0, **inside, 64: 1e-4}
     calibrated = dataclasses.replace(floor, calibration=calibrate(floor, losses))
-    assert calibrated.student_losses == inside | {64: 1e-4}
+    exact = {width: StudentLoss(loss) for width, loss in (inside | {64: 1e-4}).items()}
+    assert calibrated.student_losses == exact
     assert calibrated.expected_at(32) == floor.expected_at(32, losses=inside)
     assert "students of the calibration narrow it" in calibrated._repr_html_()
     with pytest.raises(InputError, match="the narrowest width of this head floor is 4, got 2"):

@@ -13,6 +13,7 @@ from tl_distill_floor import (
     FloorPrediction,
     HeadFloor,
     InputError,
+    StudentLoss,
     calibrate,
     floor_from_stats,
     lost_features,
@@ -103,7 +104,7 @@ def test_students_of_the_teacher_narrow_it(floor: FloorPrediction) -> None:
     assert calibration.predictor == "head"
     assert list(calibration.predictors) == ["head"]
     calibrated = floor.calibrated_by(calibration)
-    assert calibrated.student_losses == losses
+    assert calibrated.student_losses == {width: StudentLoss(loss) for width, loss in losses.items()}
     before, after = (expected_loss(record, 32) for record in (floor, calibrated))
     assert after.high / after.low < before.high / before.low
     assert "The 3 students of the calibration narrow it" in calibrated._repr_html_()

@@ -14,6 +14,7 @@ from tl_distill_floor.results.calibration import Calibration
 from tl_distill_floor.results.floor_prediction import FloorPrediction
 from tl_distill_floor.results.student import StudentResult
 from tl_distill_floor.sources.model_names import same_model
+from tl_distill_floor.theory.learning_curve import log_error
 from tl_distill_floor.theory.regression import LinearFit, fit_line, leave_one_out_error
 
 MIN_WIDTHS = 3
@@ -33,6 +34,8 @@ class ObservedLoss(NamedTuple):
     """How its training ended; "given" if only the loss was given."""
     n_parameters: int | None
     """Number of parameters; None if only the loss was given."""
+    log_error: float | None
+    """Standard error of the logarithm of the loss; None if only the loss was given."""
 
 
 def calibrate(floor: FloorPrediction, students: Sequence[StudentResult] | Mapping[int, float]) -> Calibration:
@@ -89,6 +92,7 @@ def calibrate(floor: FloorPrediction, students: Sequence[StudentResult] | Mappin
         nulls=_null_errors(widths.astype(float), losses, [student.n_parameters for student in observed]),
         at_teacher_width=fits[best].at(floor.predicted(best, floor.d_model)).value,
         warnings=tuple(warnings),
+        log_errors=tuple(student.log_error for student in observed),
     )
 
 
@@ -140,7 +144,8 @@ def _observed_losses(
             raise InputError("every student's loss must be a number above 0, in nats per token")
         if not all(float(width) == int(width) for width in students):
             raise InputError(f"a width must be an integer, got {', '.join(map(str, students))}")
-        return [ObservedLoss(int(width), float(loss), "given", None) for width, loss in sorted(students.items())], []
+        given = sorted(students.items())
+        return [ObservedLoss(int(width), float(loss), "given", None, None) for width, loss in given], []
     _check_teacher(floor, students)
     diverged = [student.name for student in students if student.status == "diverged"]
     without_floor = [student.name for student in students if student.status != "diverged" and student.floor <= 0]
@@ -162,7 +167,8 @@ def _observed_losses(
             f"their floors are not known, so the losses that they reached are used: {', '.join(not_known)}; train"
             " longer"
         )
-    return [ObservedLoss(s.width, s.floor, s.status, s.n_parameters) for s in used], warnings
+    observed = [ObservedLoss(s.width, s.floor, s.status, s.n_parameters, log_error(s.floor, s.interval)) for s in used]
+    return observed, warnings
 
 
 def _check_teacher(floor: FloorPrediction, students: Sequence[StudentResult]) -> None:

@@ -46,9 +46,10 @@ class DistillationCollator:
             features: rows of a dataset.
 
         Raises:
-            InputError: the batch has other inputs, token ids outside of the vocabulary, or a mask that hides tokens
-                between others.
+            InputError: a row holds several documents, or the batch has other inputs, token ids outside of the
+                vocabulary, or a mask that hides tokens between others.
         """
+        features = [_one_document(row) for row in features]
         batch = {name: value for name, value in self._collator(features).items() if value is not None}
         if "input_ids" not in batch or not batch.keys() <= set(KEYS):
             raise InputError(
@@ -90,15 +91,13 @@ def pad_features(features: Features) -> dict[str, Tensor]:
         `input_ids`, `attention_mask` and, if the first row has them, `labels`, each [batch, position].
 
     Raises:
-        InputError: a row has no `input_ids`, or holds several documents.
+        InputError: a row has no `input_ids`.
     """
     if not features or "input_ids" not in features[0]:
         columns = ", ".join(features[0]) if features else "no columns"
         raise InputError(
             f"the dataset has {columns}, and no input_ids; tokenize it, for example with load_text(...).read()"
         )
-    if any(len(list(documents_of_token_rows(row))) > 1 for row in features if {POSITIONS, LENGTHS} & set(row)):
-        raise InputError(f"a row holds several documents, by its {POSITIONS} or {LENGTHS}; {ONE_DOCUMENT_EACH}")
     ids = [torch.as_tensor(row["input_ids"]) for row in features]
     masks = [
         torch.as_tensor(row["attention_mask"]) if "attention_mask" in row else torch.ones_like(row_ids)
@@ -118,6 +117,19 @@ def following_tokens(labels: Int[Tensor, "batch position"]) -> Int[Tensor, "batc
         labels: each position's own token, or -100, as in a batch of the Trainer.
     """
     return torch.cat([labels[:, 1:], torch.full_like(labels[:, :1], NO_LABEL)], dim=1)
+
+
+def _one_document(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a row without the columns that say where documents begin.
+
+    Raises:
+        InputError: they say that it holds several documents, or do not fit the token ids.
+    """
+    if "input_ids" not in row or not {POSITIONS, LENGTHS} & set(row):
+        return row
+    if len(list(documents_of_token_rows(row))) > 1:
+        raise InputError(f"a row holds several documents, by its {POSITIONS} or {LENGTHS}; {ONE_DOCUMENT_EACH}")
+    return {name: value for name, value in row.items() if name not in (POSITIONS, LENGTHS)}
 
 
 def _move_padding_right(

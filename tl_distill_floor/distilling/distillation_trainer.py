@@ -32,6 +32,7 @@ from tl_distill_floor.distilling.unembedding_loss import UnembeddingLoss, loss_a
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.measuring.hooks import eval_mode
 from tl_distill_floor.measuring.logit_map import LazyLogits, LogitMap, measure_logit_map, sample_ids
+from tl_distill_floor.sources.packed_rows import LENGTHS, POSITIONS
 
 TrainerDataset: TypeAlias = Dataset[Any] | datasets.Dataset | datasets.IterableDataset | Sequence[Mapping[str, Any]]
 """Rows with `input_ids` and, if need be, `attention_mask` and `labels`."""
@@ -158,6 +159,11 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
         student: PreTrainedModel = super().call_model_init(trial)
         self._prepare_student(student)
         return student
+
+    def _set_signature_columns_if_needed(self) -> None:
+        """Keep the columns that say where documents begin: the collator refuses rows of several documents."""
+        super()._set_signature_columns_if_needed()
+        self._signature_columns += [name for name in (POSITIONS, LENGTHS) if name not in self._signature_columns]
 
     def compute_loss(
         self,

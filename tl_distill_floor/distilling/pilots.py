@@ -7,6 +7,7 @@ from tl_distill_floor.distilling.build import count_parameters
 from tl_distill_floor.distilling.plan import least_width
 from tl_distill_floor.distilling.widths import family_widths, spaced_widths
 from tl_distill_floor.errors import InputError
+from tl_distill_floor.results.expected_loss import StudentLoss
 from tl_distill_floor.results.floor_prediction import FloorPrediction
 from tl_distill_floor.results.head_floor import HeadFloor
 from tl_distill_floor.results.pilots import Pilots
@@ -52,7 +53,7 @@ def choose_pilots(floor: FloorPrediction | HeadFloor, teacher: TeacherLike | Non
     choices = []
     for widths in combinations(candidates, N_PILOTS):
         cost = sum(parameters[candidate] for candidate in widths) / parameters[width]
-        expected = {candidate: floor.expected_at(candidate, LEVEL).value for candidate in widths}
+        expected = {candidate: StudentLoss(floor.expected_at(candidate, LEVEL).value) for candidate in widths}
         choices.append(Pilots(widths, cost, before, floor.expected_at(width, LEVEL, floor.student_losses | expected)))
     affordable = [choice for choice in choices if choice.cost <= LARGEST_COST]
     if not affordable:

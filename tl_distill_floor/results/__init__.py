@@ -12,6 +12,7 @@
 - `expected_curve`: `ExpectedCurve`, the expected loss at any width.
 - `floor_prediction`: `FloorPrediction`, the predicted loss of every student width.
 - `feature_floors`: `FeatureFloors`, the part of it that features predict.
+- `student_floors`: `StudentFloors`, the part of it that says what trained students lose.
 - `floor_curve`: `FloorCurve`, interpolation of floors over widths.
 - `floor_files`: the files of a floor prediction.
 - `lost_features`: `LostFeatures` and `OneFeature`, the features that a student loses.

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from tl_distill_floor.annotations import CostUnit, Predictor, StudentStatus
+from tl_distill_floor.results.expected_loss import StudentLoss, mean_loss
 from tl_distill_floor.results.record_files import JsonRecord
 from tl_distill_floor.theory.regression import LinearFit
 
@@ -43,6 +44,8 @@ class Calibration(JsonRecord):
     """Loss that the fit predicts for a student as wide as its teacher: C times the floor at that width, plus B."""
     warnings: tuple[str, ...] = field(default=())
     """What to keep in mind when using the fit."""
+    log_errors: tuple[float | None, ...] = ()
+    """Standard error of the logarithm of each student's loss; None if the user gave it. Empty in older files."""
 
     @property
     def fit(self) -> LinearFit:
@@ -50,12 +53,13 @@ class Calibration(JsonRecord):
         return self.predictors[self.predictor]
 
     @property
-    def mean_losses(self) -> dict[int, float]:
+    def student_losses(self) -> dict[int, StudentLoss]:
         """Mean loss of the students of each width."""
-        by_width: dict[int, list[float]] = {}
-        for width, loss in zip(self.widths, self.losses, strict=True):
-            by_width.setdefault(width, []).append(loss)
-        return {width: sum(losses) / len(losses) for width, losses in sorted(by_width.items())}
+        by_width: dict[int, list[StudentLoss]] = {}
+        log_errors = self.log_errors or (None,) * len(self.losses)
+        for width, loss, error in zip(self.widths, self.losses, log_errors, strict=True):
+            by_width.setdefault(width, []).append(StudentLoss(loss, error))
+        return {width: mean_loss(students) for width, students in sorted(by_width.items())}
 
     @property
     def slope(self) -> float:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from tl_distill_floor.errors import InputError
-from tl_distill_floor.results.expected_loss import LossPredictor, student_losses
+from tl_distill_floor.results.expected_loss import LossPredictor, StudentLoss, student_losses
 from tl_distill_floor.results.head_floor import HeadFloor
 from tl_distill_floor.theory.capacity import Number
 from tl_distill_floor.theory.regression import PredictedLoss
@@ -34,7 +34,7 @@ class ExpectedCurve:
         """Return whether the loss of a trained student is predicted at a width: in nats, with a head floor."""
         return self.is_in_nats and self.has_head_at(width)
 
-    def at(self, width: Number, level: float, losses: Mapping[int, float]) -> PredictedLoss:
+    def at(self, width: Number, level: float, losses: Mapping[int, StudentLoss]) -> PredictedLoss:
         """Return the loss that a trained student is expected to reach; see `FloorPrediction.expected_at`.
 
         Raises:

@@ -6,12 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
-from typing import Literal, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from jaxtyping import Float64
 
-from tl_distill_floor.theory.random_intercept import RandomInterceptFit
+from tl_distill_floor.theory.random_effects import Observations, RandomEffectsFit
 from tl_distill_floor.theory.regression import PredictedLoss
 
 LossPredictor: TypeAlias = Literal["head", "head and simulated"]
@@ -20,15 +20,54 @@ and simulated" is the sum of that and the simulated floor of a layer."""
 EXPECTED_LOSS_FILE = "expected_loss.json"
 WITH_KNOWN_SHARE = ", known share"
 """Added to the name of a predictor in that file: its fit with the term of the known share."""
+LOG_X = 1
+"""Index of the term log x, whose coefficient differs from teacher to teacher."""
 SMALLEST_LOSS = 1e-9
 """Losses below this are 0 up to rounding, nats per token."""
 SMALLEST_SHARE = 1e-6
 """Known shares below this are replaced by it: their logarithm is needed."""
 
 
+class StudentLoss(NamedTuple):
+    """Loss of a trained student, and how well it is known."""
+
+    loss: float
+    """L∞ of its learning curve, nats per token."""
+    log_error: float | None = None
+    """Standard error of log L∞; None if it is not known, then that of a typical student is assumed."""
+
+
+def as_student_loss(loss: StudentLoss | float) -> StudentLoss:
+    """Return a loss with its error, which is not known if the loss is a number.
+
+    Args:
+        loss: nats per token.
+
+    Example:
+        >>> as_student_loss(0.2)
+        StudentLoss(loss=0.2, log_error=None)
+    """
+    return loss if isinstance(loss, StudentLoss) else StudentLoss(float(loss))
+
+
+def mean_loss(students: Sequence[StudentLoss]) -> StudentLoss:
+    """Return the mean loss of students of the same width, and its error if all of theirs are known.
+
+    Args:
+        students: at least one; their errors are independent.
+
+    Example:
+        >>> mean_loss([StudentLoss(0.2, 0.3), StudentLoss(0.4, 0.4)]).log_error
+        0.25
+    """
+    n, errors = len(students), [student.log_error for student in students if student.log_error is not None]
+    error = math.sqrt(sum(error**2 for error in errors)) / n if len(errors) == n else None
+    return StudentLoss(sum(student.loss for student in students) / n, error)
+
+
 @dataclass(frozen=True)
 class StudentLosses:
-    """Fit of log loss = a + b · log x + c · log k + u to the students of several teachers, where u is of the teacher.
+    """Fit of log loss = a + b · log x + c · log k to the students of several teachers, which differ in a and b.
 
     k is the known share: how much of the next token's entropy the teacher's context removes. At the same x, students
     lose more of a teacher that knows more.
@@ -43,8 +82,10 @@ class StudentLosses:
         True
     """
 
-    fit: RandomInterceptFit
+    fit: RandomEffectsFit
     """Fit of the logarithms."""
+    log_error: float
+    """Median standard error of log L∞ of its students, for those whose error is not known."""
     n_students: int
     """Number of students."""
     teachers: tuple[str, ...]
@@ -60,13 +101,13 @@ class StudentLosses:
     known_share: float | None = None
     """Known share of the teacher whose students are predicted; None in a fit without this term."""
 
-    def at(self, x: float, level: float, seen: Sequence[tuple[float, float]] = ()) -> PredictedLoss:
+    def at(self, x: float, level: float, seen: Sequence[tuple[float, StudentLoss]] = ()) -> PredictedLoss:
         """Return the expected loss of a student, with the prediction interval of a teacher that was not fitted.
 
         Args:
             x: what the loss is computed from, nats per token.
             level: probability of the two-sided interval.
-            seen: (x, loss) of students of the same teacher, which narrow the interval.
+            seen: x and loss of students of the same teacher, which narrow the interval.
 
         Returns:
             Nats per token; 0 if x is 0.
@@ -77,10 +118,13 @@ class StudentLosses:
         """
         if x <= SMALLEST_LOSS:
             return PredictedLoss(0.0, 0.0, 0.0)
-        seen = [(seen_x, loss) for seen_x, loss in seen if seen_x > SMALLEST_LOSS and loss > SMALLEST_LOSS]
-        predicted = self.fit.predict(
-            self._terms([x]), level, seen_x=self._terms([s[0] for s in seen]), seen_y=np.log([s[1] for s in seen])
+        used = [(seen_x, student) for seen_x, student in seen if min(seen_x, student.loss) > SMALLEST_LOSS]
+        observations = Observations(
+            self._terms([seen_x for seen_x, _ in used]),
+            np.log([student.loss for _, student in used]),
+            np.array([self.log_error if s.log_error is None else s.log_error for _, s in used]) ** 2,
         )
+        predicted = self.fit.predict(self._terms([x]), level, seen=observations)
         return PredictedLoss(*(math.exp(float(part[0])) for part in predicted))
 
     def _terms(self, x: Sequence[float]) -> Float64[np.ndarray, "student term"]:
@@ -107,15 +151,18 @@ def student_losses(predictor: LossPredictor, known_share: float | None = None) -
     fit = stored["fits"][predictor if known_share is None else predictor + WITH_KNOWN_SHARE]
     shares = [teacher["known_share"] for teacher in stored["teachers"]]
     return StudentLosses(
-        fit=RandomInterceptFit(
+        fit=RandomEffectsFit(
             coefficients=tuple(fit["coefficients"]),
             covariance=tuple(tuple(row) for row in fit["covariance"]),
             between=fit["between"],
             within=fit["within"],
             n_groups=len(stored["teachers"]),
-            n_observations=stored["n_students"],
             n_group_terms=fit["n_teacher_terms"],
+            varying=LOG_X,
+            centre=fit["centre"],
+            slope=fit["slope"],
         ),
+        log_error=stored["log_error"],
         n_students=stored["n_students"],
         teachers=tuple(teacher["name"] for teacher in stored["teachers"]),
         widest=max(teacher["d_model"] for teacher in stored["teachers"]),

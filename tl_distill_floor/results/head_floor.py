@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from tl_distill_floor.errors import InputError
-from tl_distill_floor.results.expected_loss import narrowest, student_losses, upper_bound
+from tl_distill_floor.results.expected_loss import StudentLoss, as_student_loss, narrowest, student_losses, upper_bound
 from tl_distill_floor.results.record_files import JsonRecord
 from tl_distill_floor.theory.capacity import Number
 from tl_distill_floor.theory.regression import PredictedLoss
@@ -132,14 +132,15 @@ class HeadFloor(JsonRecord):
         return self._at(width, self.encoded)
 
     def expected_at(
-        self, width: Number, level: float = 0.95, losses: Mapping[int, float] | None = None
+        self, width: Number, level: float = 0.95, losses: Mapping[int, StudentLoss | float] | None = None
     ) -> PredictedLoss:
         """Return the loss that a trained student is expected to reach, from students of other teachers.
 
         Args:
             width: dimensions.
             level: probability of the two-sided interval.
-            losses: losses of trained students of this teacher by width, nats per token, which narrow the interval.
+            losses: losses of trained students of this teacher by width, nats per token, which narrow the interval;
+                numbers, or `StudentLoss` with an error.
 
         Returns:
             Nats per token, with the prediction interval of a teacher that was not fitted; at least the head floor.
@@ -150,7 +151,7 @@ class HeadFloor(JsonRecord):
         Example:
             >>> head.expected_at(96, level=0.8)  # doctest: +SKIP
         """
-        seen = [(self.encoded_at(seen_width), loss) for seen_width, loss in (losses or {}).items()]
+        seen = [(self.encoded_at(seen_width), as_student_loss(loss)) for seen_width, loss in (losses or {}).items()]
         loss = student_losses("head", self.known_share).at(self.encoded_at(width), level, seen)
         bound = self.floor_at(width)
         return PredictedLoss(*(max(part, bound) for part in loss))

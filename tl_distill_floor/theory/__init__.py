@@ -10,7 +10,7 @@
 - `learning_curve`: extrapolation of a learning curve to the loss at saturation.
 - `remaining_loss`: how much of a loss more tokens would remove.
 - `regression`: linear fits with prediction intervals and leave-one-width-out errors.
-- `random_intercept`: linear fits over several teachers, and predictions for one that was not seen.
+- `random_effects`: linear fits over several teachers, and predictions for one that was not seen.
 - `bootstrap`: the block bootstrap.
 
 No torch is needed here.

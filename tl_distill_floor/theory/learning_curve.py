@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from jaxtyping import Float64
 from scipy.stats import f as f_distribution
+from scipy.stats import norm
 
 Status: TypeAlias = Literal["saturated", "under-trained", "diverged"]
 
@@ -95,6 +96,23 @@ def fit_learning_curve(n_tokens: npt.ArrayLike, loss: npt.ArrayLike) -> Learning
         if fit.floor * LARGEST_EXTRAPOLATION >= last:
             return fit
     return LearningCurveFit(last, (0.0, last), 0.0, 0.0, "under-trained")
+
+
+def log_error(floor: float, interval: tuple[float, float]) -> float:
+    """Return the standard error of the logarithm of L∞, from its interval.
+
+    Args:
+        floor: L∞, above 0.
+        interval: its 95 % interval. A lower end below a third of L∞ counts as a third, as no L∞ is known better.
+
+    Example:
+        >>> round(log_error(0.5, (0.45, 0.55)), 3)
+        0.051
+        >>> log_error(0.5, (0.0, 0.5)) == log_error(0.5, (0.5 / 3, 0.5))
+        True
+    """
+    low, high = interval
+    return math.log(max(high, floor) / max(low, floor / LARGEST_EXTRAPOLATION)) / (2.0 * float(norm.ppf(0.975)))
 
 
 class _Profile(NamedTuple):

@@ -1,0 +1,190 @@
+"""`StudentFloors`: what trained students are expected to lose, at any width."""
+
+from collections.abc import Mapping
+from functools import cached_property
+
+import numpy as np
+from jaxtyping import Float64
+
+from tl_distill_floor.annotations import CostUnit, Predictor
+from tl_distill_floor.errors import InputError, check_choice
+from tl_distill_floor.results.calibration import Calibration
+from tl_distill_floor.results.expected_curve import ExpectedCurve
+from tl_distill_floor.results.expected_loss import StudentLoss, as_student_loss, narrowest, upper_bound
+from tl_distill_floor.results.feature_floors import FeatureFloors
+from tl_distill_floor.results.head_floor import HeadFloor
+from tl_distill_floor.results.simulation import Simulation
+from tl_distill_floor.theory.capacity import Number
+from tl_distill_floor.theory.regression import PredictedLoss
+
+
+class StudentFloors(FeatureFloors):
+    """The part of a `FloorPrediction` that says what trained students lose: bound, expected and calibrated loss."""
+
+    head: HeadFloor | None
+    calibration: Calibration | None
+    simulation: Simulation | None
+
+    @property
+    def unit(self) -> CostUnit:
+        """Unit of the losses: "nats" (per token) or "mse" (squared error per token)."""
+        raise NotImplementedError
+
+    @property
+    def d_model(self) -> int:
+        """Width of the teacher, in dimensions."""
+        raise NotImplementedError
+
+    @property
+    def head_floor(self) -> HeadFloor:
+        """The head floor.
+
+        Raises:
+            InputError: it was not computed.
+        """
+        if self.head is None:
+            raise InputError("this prediction has no head floor; measure with a teacher, in nats and with steps")
+        return self.head
+
+    @property
+    def bound(self) -> Float64[np.ndarray, " width"] | None:
+        """Head floor at each width, nats per token: an estimate, from above, of the least loss of any student, whose
+        logits have no higher rank than its width; None if it was not computed."""
+        if self.head is None or not self._expected.has_head_at(int(self.widths[0])):
+            return None
+        return np.array([self.head.floor_at(int(width)) for width in self.widths])
+
+    @cached_property
+    def expected(self) -> Float64[np.ndarray, " width"] | None:
+        """Loss that a trained student is expected to reach at each width, nats per token; see `expected_at`. None if
+        losses are not in nats, or the head floor was not computed."""
+        if not self._expected.is_known_at(int(self.widths[0])):
+            return None
+        return np.array([self.expected_at(int(width)).value for width in self.widths])
+
+    @property
+    def interval(self) -> Float64[np.ndarray, "width 2"] | None:
+        """95 % prediction interval of `expected` at each width, for a teacher that was not fitted; None without
+        `expected`."""
+        if self.expected is None:
+            return None
+        return np.array([self.expected_at(int(width))[1:] for width in self.widths])
+
+    @property
+    def student_losses(self) -> dict[int, StudentLoss]:
+        """Mean loss of the calibration's students of each width that has a head floor, nats per token."""
+        losses = {} if self.calibration is None else self.calibration.student_losses
+        return {width: loss for width, loss in losses.items() if self._expected.has_head_at(width)}
+
+    @property
+    def calibrated(self) -> Float64[np.ndarray, " width"] | None:
+        """Predicted loss of trained students, C · floor + B, nats per token; None if there is no calibration."""
+        if self.calibration is None:
+            return None
+        return np.array([self.calibrated_at(int(width)).value for width in self.widths])
+
+    def predicted(self, predictor: Predictor, width: Number) -> float:
+        """Return the floor of one predictor at any width.
+
+        Args:
+            predictor: "theorem", "independent", "simulated" or "head".
+            width: dimensions.
+
+        Returns:
+            Loss in `unit`.
+
+        Raises:
+            InputError: there is no such predictor, or this one was not computed.
+
+        Example:
+            >>> floor.predicted("theorem", 96)  # doctest: +SKIP
+        """
+        check_choice("predictor", predictor, Predictor)
+        if predictor == "head":
+            return self.head_floor.floor_at(float(width))
+        return self._curve.predicted(predictor, width)
+
+    def expected_at(
+        self, width: Number, level: float = 0.95, losses: Mapping[int, StudentLoss | float] | None = None
+    ) -> PredictedLoss:
+        """Return the loss that a trained student is expected to reach, with its prediction interval.
+
+        It is fitted to students of other teachers (`benchmarks/atlas`). The interval is of a teacher that was not among
+        them. Students of this teacher narrow it.
+
+        Args:
+            width: dimensions.
+            level: probability of the two-sided interval.
+            losses: losses of trained students of this teacher by width, nats per token; `student_losses` if None.
+                Numbers, or `StudentLoss` with an error. Of students as wide as the teacher nothing is learned.
+
+        Returns:
+            Loss with lower and upper bound, KL(teacher ‖ student) in nats per token; at least the head floor, and 0 at
+            the teacher's width and above.
+
+        Raises:
+            InputError: losses are not in nats, or there is no head floor at this width.
+
+        Example:
+            >>> floor.expected_at(96, level=0.8)  # doctest: +SKIP
+            >>> floor.expected_at(96, losses={16: 0.91, 32: 0.52})  # doctest: +SKIP
+        """
+        given = self.student_losses if losses is None else losses
+        return self._expected.at(width, level, {seen: as_student_loss(loss) for seen, loss in given.items()})
+
+    def calibrated_at(self, width: Number, level: float = 0.95) -> PredictedLoss:
+        """Return the predicted loss of a trained student at any width, with its prediction interval.
+
+        Args:
+            width: dimensions.
+            level: probability of the interval.
+
+        Returns:
+            Loss with lower and upper bound: KL(teacher ‖ student) in nats per token.
+
+        Raises:
+            InputError: there is no calibration.
+
+        Example:
+            >>> floor.calibrated_at(96).value  # doctest: +SKIP
+        """
+        if self.calibration is None:
+            raise InputError("this prediction has no calibration; run tl-floor distill and calibrate")
+        return self.calibration.fit.at(self.predicted(self.calibration.predictor, width), level)
+
+    def width_for(self, max_loss: Number, confidence: float | None = None) -> int:
+        """Return the width of the narrowest student whose loss is at most `max_loss`.
+
+        Args:
+            max_loss: loss in `unit`, at least 0.
+            confidence: probability with which a trained student stays below `max_loss`, inside (0, 1). If None, its
+                expected loss is at most `max_loss`; the feature floor is where `expected` is None.
+
+        Returns:
+            Width in dimensions: at least 1, and at least the narrowest one of the head floor if a loss is expected.
+
+        Raises:
+            ValueError: `max_loss` is negative or NaN, or `confidence` is outside (0, 1).
+            InputError: `confidence` is given and `expected` is None.
+
+        Example:
+            >>> floor.width_for(max_loss=0.1), floor.width_for(max_loss=0.1, confidence=0.9)  # doctest: +SKIP
+        """
+        if not max_loss >= 0:
+            raise ValueError(f"max_loss must be at least 0, in {self.unit}, got {max_loss}")
+        if self.head is None or self.expected is None:
+            if confidence is not None:
+                self.expected_at(int(self.widths[0]))  # says what is missing
+            return self._curve.width_for(max_loss)
+        least, d_model = self.head.widths[0], self.d_model
+        if confidence is None:
+            return narrowest(least, d_model, lambda width: self.expected_at(width).value <= float(max_loss))
+        return narrowest(
+            least, d_model, lambda width: upper_bound(self.expected_at, width, confidence) <= float(max_loss)
+        )
+
+    @cached_property
+    def _expected(self) -> ExpectedCurve:
+        """Expected losses at any width."""
+        simulated_at = None if self.simulation is None else self.floor_at
+        return ExpectedCurve(self.head, simulated_at, self.unit == "nats")
