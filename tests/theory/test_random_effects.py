@@ -81,7 +81,7 @@ def test_intervals_cover_a_new_group(
     level: float, least: float, most: float, n_seen: int, between: float, slope: float, noise: float
 ) -> None:
     inside = []
-    for seed in range(60):
+    for seed in range(40):
         new = rows(simulated(seed, between, slope, noise), slice(-N_EACH, None))
         truth = rows(simulated(seed, between, slope), slice(-N_EACH, None))  # the same without measurement errors
         fit = fitted(seed, between, slope, noise)
