@@ -28,6 +28,8 @@ WIDTH_LEVELS = (0.8, 0.9)
 """Those whose width is shown."""
 FORM_OF_EXPECTED = "a · x^b · known share^c"
 """The form of the package's expected loss."""
+MOST_PILOTS, PILOT_SHARES = 2, (0.25, 0.5)
+"""Pilots of a student, at most, and the width of the widest, as shares of the student's."""
 SMALLEST = 1e-6
 """Predictions below this are replaced by it, nats: their logarithm is needed."""
 Terms = Callable[[Student, float], list[float]]
@@ -62,8 +64,10 @@ class Judged(NamedTuple):
 
 
 class PilotsJudged(NamedTuple):
-    """How well the wider students of a teacher were predicted from its narrow ones."""
+    """How well students were predicted from narrower ones of the same teacher."""
 
+    n_students: int
+    """Students that were predicted."""
     median_error: float
     """Relative to the loss."""
     log_error: float
@@ -129,27 +133,38 @@ def judge(form: str, predictor: str, students: Sequence[Student]) -> Judged:
     )
 
 
-def judge_pilots(form: str, predictor: str, students: Sequence[Student], n_seen: int) -> PilotsJudged:
-    """Predict the students of each teacher from its narrowest ones and the other teachers.
+def judge_pilots(
+    form: str, predictor: str, students: Sequence[Student], n_pilots: int, widest_share: float
+) -> PilotsJudged:
+    """Predict the students of each teacher from narrower ones, its pilots, and from the other teachers.
+
+    Students with fewer than `MOST_PILOTS` possible pilots are left out, so that the same ones are judged with any
+    number of pilots.
 
     Args:
         form: a key of `TERMS`, none of loss / x.
         predictor: a key of a student's predictions.
         students: the students.
-        n_seen: number of students of the same teacher that are seen. The others are judged from the fourth on.
+        n_pilots: number of pilots; the widest possible ones are taken.
+        widest_share: width of the widest possible pilot, as a share of the student's.
     """
     log_errors, widths = [], []
     for teacher in {student.teacher for student in students}:
         own = sorted((s for s in students if s.teacher == teacher), key=lambda student: student.width)
         fit = fit_form(form, predictor, [student for student in students if student.teacher != teacher])
         observations = observations_of(form, predictor, own)
-        seen = Observations(*(values[:n_seen] for values in observations))
-        judged = Observations(*(values[max(n_seen, 3) :] for values in observations))
-        predicted = fit.predict(judged.x, 0.8, seen=seen)
-        log_errors += list(predicted.value - judged.y)
-        widths += list(predicted.high - predicted.low)
+        for i, student in enumerate(own):
+            possible = [j for j, pilot in enumerate(own) if pilot.width <= widest_share * student.width]
+            if len(possible) < MOST_PILOTS:
+                continue
+            pilots = possible[len(possible) - n_pilots :]
+            seen = Observations(*(values[pilots] for values in observations))
+            predicted = fit.predict(observations.x[i : i + 1], 0.8, seen=seen)
+            log_errors.append(float(predicted.value[0] - observations.y[i]))
+            widths.append(float(predicted.high[0] - predicted.low[0]))
     errors, half_widths = np.array(log_errors), np.array(widths) / 2
     return PilotsJudged(
+        len(errors),
         float(np.median(np.abs(np.expm1(errors)))),
         float(np.sqrt((errors**2).mean())),
         float((np.abs(errors) <= half_widths).mean()),
@@ -157,32 +172,16 @@ def judge_pilots(form: str, predictor: str, students: Sequence[Student], n_seen:
     )
 
 
-def judge_linear_fit(predictor: str, students: Sequence[Student], n_seen: int) -> float:
-    """Return the median relative error of a linear fit to the narrowest students of each teacher alone.
-
-    Args:
-        predictor: a key of a student's predictions.
-        students: the students.
-        n_seen: number of students that are fitted. The others are judged.
-    """
-    errors: list[float] = []
-    for teacher in {student.teacher for student in students}:
-        own = sorted((s for s in students if s.teacher == teacher), key=lambda student: student.width)
-        x, loss = np.array([s.predictions[predictor] for s in own]), np.array([s.loss for s in own])
-        slope, baseline = np.polyfit(x[:n_seen], loss[:n_seen], 1)
-        errors += list(np.abs(slope * x[n_seen:] + baseline - loss[n_seen:]) / loss[n_seen:])
-    return float(np.median(errors))
-
-
 def pilots_table(form: str, predictor: str, students: Sequence[Student]) -> Table:
-    """Return a table of the errors after 0 to 3 students of the same teacher were seen."""
-    columns = ("narrow students seen", "median error", "log error", "in 80 %", "high/low of 80 %")
+    """Return a table of the errors with 0 to 2 pilots."""
+    columns = ("pilots", "at most as wide", "students", "median error", "log error", "in 80 %", "high/low of 80 %")
     table = Table(*columns, box=None, title=predictor)
-    for n_seen in range(4):
-        judged = judge_pilots(form, predictor, students, n_seen)
-        errors = (f"{judged.median_error:.0%}", f"{judged.log_error:.3f}")
-        table.add_row(str(n_seen), *errors, f"{judged.coverage:.0%}", f"{judged.factor:.2f}")
-    table.add_row("3, linear fit of these alone", f"{judge_linear_fit(predictor, students, 3):.0%}")
+    for share in PILOT_SHARES:
+        for n_pilots in range(MOST_PILOTS + 1):
+            judged = judge_pilots(form, predictor, students, n_pilots, share)
+            errors = (f"{judged.median_error:.0%}", f"{judged.log_error:.3f}")
+            interval = (f"{judged.coverage:.0%}", f"{judged.factor:.2f}")
+            table.add_row(str(n_pilots), f"{share:.0%}", str(judged.n_students), *errors, *interval)
     return table
 
 
