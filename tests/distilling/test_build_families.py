@@ -1,5 +1,7 @@
 """Tests of students of families whose weights are joined, or whose sizes do not all follow one rule."""
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from tl_distill_floor.distilling.family_models import create_model
 from tl_distill_floor.distilling.narrowing import check_rotation
 from tl_distill_floor.distilling.student_config import student_config
 from tl_distill_floor.errors import InputError
+from tl_distill_floor.sources.teachers import load_teacher
 
 SIZES = {
     "vocab_size": 300, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -145,9 +148,15 @@ def test_rejects_a_projection_that_changes_the_logits() -> None:
         check_rotation(create_model(narrow), swapped)
 
 
-def test_students_of_a_model_of_text_and_images_are_text_models(tokenizer: Any, tmp_path: Path) -> None:
-    from transformer_lens.model_bridge import TransformerBridge
-    from transformers import Gemma3Config, Gemma3ForConditionalGeneration
+def test_students_of_a_model_of_text_and_images_are_text_models(
+    tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TransformerLens installs torchvision for such a model if it is missing, and with it another torch."""
+    from transformers import AutoProcessor, Gemma3Config, Gemma3ForConditionalGeneration
+
+    installed: list[Any] = []
+    monkeypatch.setattr(subprocess, "check_call", installed.append)
+    monkeypatch.setitem(sys.modules, "torchvision", None)
 
     text = {**SIZES, "head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 16}
     vision = {
@@ -160,7 +169,10 @@ def test_students_of_a_model_of_text_and_images_are_text_models(tokenizer: Any, 
     plain = Gemma3ForConditionalGeneration(config)
     plain.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    bridge = TransformerBridge.boot_transformers(str(tmp_path), device="cpu")
+    load_processor = AutoProcessor.from_pretrained
+    bridge = load_teacher(str(tmp_path)).model
+    assert installed == []
+    assert AutoProcessor.from_pretrained == load_processor
     ids = torch.arange(6, 26).view(2, 10)
     for start in ("teacher-slice", "svd"):
         student = build_student(bridge, 64, start=start)

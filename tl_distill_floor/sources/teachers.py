@@ -14,6 +14,7 @@ from typing import Any
 
 from tl_distill_floor.annotations import Dtype, HookedModel, TeacherLike, Tokenizer
 from tl_distill_floor.errors import InputError, check_choice
+from tl_distill_floor.sources.bridges import boot_bridge
 from tl_distill_floor.sources.devices import AUTO_DEVICE, TORCH_DTYPES, check_device, main_device
 from tl_distill_floor.sources.hub import MAX_REASON_CHARACTERS
 from tl_distill_floor.sources.model_names import (
@@ -249,15 +250,14 @@ def _load_bridge(
     source: str, name: str, *, device: str, dtype: str, has_public_name: bool, **boot_options: object
 ) -> Teacher:
     import torch
-    from transformer_lens.model_bridge import TransformerBridge
 
     placement = {"device_map": device} if device == AUTO_DEVICE else {"device": device}
     loader = PlainModelLoader()
     # TransformerLens takes any object with `from_pretrained` for the class of the model.
-    model = TransformerBridge.boot_transformers(
+    model = boot_bridge(
         source,
         dtype=getattr(torch, dtype),
-        model_class=loader,  # type: ignore[arg-type]
+        model_class=loader,
         **placement,
         **boot_options,
     )
@@ -275,15 +275,14 @@ def _load_bridge_shell(
     source: str, name: str, *, device: str, dtype: str, has_public_name: bool, **boot_options: object
 ) -> Teacher:
     import torch
-    from transformer_lens.model_bridge import TransformerBridge
 
     loader = ShellLoader()
-    model = TransformerBridge.boot_transformers(
+    model = boot_bridge(
         source,
         dtype=getattr(torch, dtype),
         device=device,
-        model_class=loader,  # type: ignore[arg-type]
-        **boot_options,  # type: ignore[arg-type]
+        model_class=loader,
+        **boot_options,
     )
     return Teacher(model, name, has_public_name, {"class": "TransformerBridge", "dtype": dtype})
 
@@ -333,7 +332,6 @@ def _load_plain(official: str, dtype: str, config: Any, options: Mapping[str, ob
 
 def _load_gguf(path: Path, name: str, device: str, dtype: str) -> Teacher:
     import torch
-    from transformer_lens.model_bridge import TransformerBridge
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     folder, file, loader = str(path.parent), path.name, PlainModelLoader()
@@ -343,9 +341,7 @@ def _load_gguf(path: Path, name: str, device: str, dtype: str) -> Teacher:
             folder, gguf_file=file, dtype=getattr(torch, dtype), output_loading_info=True
         )
     loader.inspect(plain, report, tokenizer)
-    model = TransformerBridge.boot_transformers(
-        name, dtype=getattr(torch, dtype), device=device, hf_model=plain, tokenizer=tokenizer
-    )
+    model = boot_bridge(name, dtype=getattr(torch, dtype), device=device, hf_model=plain, tokenizer=tokenizer)
     assert loader.plain is not None
     not_compared = check_against_plain(model, loader.plain, partial(_load_gguf, path, name, device, FP32))
     loading = {"class": "TransformerBridge", "dtype": dtype}
@@ -354,7 +350,6 @@ def _load_gguf(path: Path, name: str, device: str, dtype: str) -> Teacher:
 
 def _load_gguf_shell(path: Path, name: str, device: str, dtype: str) -> Teacher:
     import torch
-    from transformer_lens.model_bridge import TransformerBridge
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     folder, file = str(path.parent), path.name
@@ -363,9 +358,7 @@ def _load_gguf_shell(path: Path, name: str, device: str, dtype: str) -> Teacher:
         config = AutoConfig.from_pretrained(folder, gguf_file=file)
     torch_dtype = getattr(torch, dtype)
     shell = ShellLoader().from_config(AutoModelForCausalLM, config, dtype=torch_dtype)
-    model = TransformerBridge.boot_transformers(
-        name, dtype=torch_dtype, device=device, hf_model=shell, tokenizer=tokenizer
-    )
+    model = boot_bridge(name, dtype=torch_dtype, device=device, hf_model=shell, tokenizer=tokenizer)
     return Teacher(model, name, name == SMOLLM2, {"class": "TransformerBridge", "dtype": dtype})
 
 
