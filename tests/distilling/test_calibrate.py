@@ -1,6 +1,7 @@
 """Tests of the fits of predictions to students, of the null models, and of the input that is rejected."""
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,10 @@ def test_students_have_the_errors_of_their_learning_curves(floor: FloorPredictio
             assert loss == pytest.approx(expected[width], rel=1e-4)
     older = dataclasses.replace(calibration, log_errors=())
     assert older.student_losses[4] == StudentLoss(pytest.approx(0.4), None)  # type: ignore[arg-type]
+    file = calibration.save(tmp_path)
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"log_errors": [0.1]}))
+    with pytest.raises(InputError, match="log_errors of a calibration need one value for each student"):
+        Calibration.load(tmp_path)
 
 
 def test_null_models_fit_losses_that_depend_only_on_the_width(floor: FloorPrediction) -> None:

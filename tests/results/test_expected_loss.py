@@ -92,6 +92,13 @@ def test_students_of_the_teacher_shift_and_narrow_it() -> None:
     assert exact.high / exact.low < uncertain.high / uncertain.low < alone.high / alone.low
 
 
+@pytest.mark.parametrize("error", [-0.1, math.nan, math.inf])
+def test_rejects_an_impossible_error_of_a_loss(head: HeadFloor, floor: FloorPrediction, error: float) -> None:
+    for record in (head, floor):
+        with pytest.raises(InputError, match="log_error of a student's loss must be a number of at least 0, got"):
+            record.expected_at(16, losses={4: StudentLoss(0.5, error)})
+
+
 @given(x=st.floats(1e-6, 10.0), level=st.floats(0.05, 0.99))
 def test_the_interval_holds_the_value(x: float, level: float) -> None:
     for predictor in ("head", "head and simulated"):

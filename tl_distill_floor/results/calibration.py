@@ -47,6 +47,12 @@ class Calibration(JsonRecord):
     log_errors: tuple[float | None, ...] = ()
     """Standard error of the logarithm of each student's loss; None if the user gave it. Empty in older files."""
 
+    def __post_init__(self) -> None:
+        """Raise a ValueError if the fields of the students have different lengths."""
+        lengths = {len(self.widths), len(self.losses), len(self.statuses), len(self.log_errors or self.losses)}
+        if len(lengths) > 1:
+            raise ValueError("widths, losses, statuses and log_errors of a calibration need one value for each student")
+
     @property
     def fit(self) -> LinearFit:
         """Linear fit of the best predictor."""

@@ -11,6 +11,7 @@ from typing import Literal, NamedTuple, TypeAlias
 import numpy as np
 from jaxtyping import Float64
 
+from tl_distill_floor.errors import InputError
 from tl_distill_floor.theory.random_effects import Observations, RandomEffectsFit
 from tl_distill_floor.theory.regression import PredictedLoss
 
@@ -43,11 +44,17 @@ def as_student_loss(loss: StudentLoss | float) -> StudentLoss:
     Args:
         loss: nats per token.
 
+    Raises:
+        InputError: the error is negative or not finite.
+
     Example:
         >>> as_student_loss(0.2)
         StudentLoss(loss=0.2, log_error=None)
     """
-    return loss if isinstance(loss, StudentLoss) else StudentLoss(float(loss))
+    student = loss if isinstance(loss, StudentLoss) else StudentLoss(float(loss))
+    if student.log_error is not None and not 0 <= student.log_error < math.inf:
+        raise InputError(f"the log_error of a student's loss must be a number of at least 0, got {student.log_error}")
+    return student
 
 
 def mean_loss(students: Sequence[StudentLoss]) -> StudentLoss:

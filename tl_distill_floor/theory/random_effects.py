@@ -159,8 +159,10 @@ def fit_random_effects(
     scale = np.log(max(float(residual.var()), ROUNDING))
     bounds = [(scale + np.log(SMALLEST_VARIANCE), scale + np.log(LARGEST_VARIANCE))] * (len(effects) + 1)
     starts = [np.full(len(effects) + 1, scale - 1.0), np.full(len(effects) + 1, scale - 3.0)]
-    found = [minimize(lambda v: fit_with(v).minus_log_likelihood, s, method="L-BFGS-B", bounds=bounds) for s in starts]
-    log_variances = min(found, key=lambda result: float(result.fun)).x
+    results = [
+        minimize(lambda v: fit_with(v).minus_log_likelihood, s, method="L-BFGS-B", bounds=bounds) for s in starts
+    ]
+    log_variances = min(results, key=lambda result: float(result.fun)).x
     best, variances = fit_with(log_variances), np.exp(log_variances).tolist()
     return RandomEffectsFit(
         coefficients=tuple(best.coefficients.tolist()),
