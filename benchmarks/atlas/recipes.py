@@ -3,9 +3,9 @@
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from transformers import GPT2Config, GPTNeoXConfig, LlamaConfig, PretrainedConfig
+from transformers import GPT2Config, GPTNeoXConfig, LlamaConfig, PretrainedConfig, Qwen3Config
 
-Family = Literal["gpt_neox", "llama", "gpt2"]
+Family = Literal["gpt_neox", "llama", "qwen3", "gpt2"]
 
 
 @dataclass(frozen=True)
@@ -56,14 +56,16 @@ class Recipe:
                 tie_word_embeddings=self.tied,
                 rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.25},
             )
-        if self.family == "llama":
-            return LlamaConfig(
+        if self.family in ("llama", "qwen3"):
+            make = LlamaConfig if self.family == "llama" else Qwen3Config
+            return make(
                 vocab_size=self.vocab_size,
                 hidden_size=self.d_model,
                 intermediate_size=8 * self.d_model // 3,
                 num_hidden_layers=self.n_layers,
                 num_attention_heads=self.d_model // 32,
                 num_key_value_heads=self.d_model // 64,
+                head_dim=32,
                 max_position_embeddings=self.context_size,
                 bos_token_id=0,
                 eos_token_id=0,
@@ -148,6 +150,19 @@ RECIPES: dict[str, Recipe] = {
         student_widths=(8, 16, 32, 48, 64, 96),
         epochs=2.5,
         student_tokens=5_000_000,
+        student_batch_size=16,
+        generated_tokens=4_000_000,
+    ),
+    "qwen3-code": Recipe(
+        family="qwen3",
+        n_layers=4,
+        d_model=192,
+        vocab_size=1024,
+        tied=True,
+        sources=("python",),
+        student_widths=(12, 24, 48, 72, 96),
+        epochs=2.0,
+        student_tokens=8_000_000,
         student_batch_size=16,
         generated_tokens=4_000_000,
     ),

@@ -12,13 +12,15 @@ import resource, sys
 from contextlib import nullcontext
 import numpy as np
 from tl_distill_floor.cli.memory import tune_allocator
-from tl_distill_floor.sources.process_memory import keep_freed_memory
+from tl_distill_floor.sources.process_memory import keep_freed_memory, return_large_blocks
 def page_faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     np.ones(3 * 2**20)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 if "command line" in sys.argv:
     tune_allocator()
+if "sharded" in sys.argv:
+    return_large_blocks()
 library = "library" in sys.argv
 with keep_freed_memory() if library else nullcontext(), keep_freed_memory() if library else nullcontext():
     page_faults()
@@ -52,6 +54,13 @@ def test_memory_goes_back_to_the_system_after_a_computation() -> None:
     during, afterwards = page_faults("library")
     assert during < 100
     assert afterwards > 1000
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs glibc")
+@pytest.mark.skipif(HUGE_PAGES.exists() and "[always]" in HUGE_PAGES.read_text(), reason="huge pages cause few faults")
+def test_memory_of_gathered_weights_goes_back_at_once_also_during_a_computation() -> None:
+    assert min(page_faults("library", "sharded")) > 1000
+    assert min(page_faults("command line", "sharded")) > 1000
 
 
 @pytest.mark.parametrize(("given", "kept"), [(None, "passive"), ("active", "active")])

@@ -14,7 +14,6 @@ any number of processes can resume them. They are not written by `torch.distribu
 pickle: an interrupted training that somebody else left in a directory must not run code.
 """
 
-import ctypes
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -36,14 +35,12 @@ from tl_distill_floor.distilling.family_models import create_model, sample_ids
 from tl_distill_floor.distilling.layers import layers_of
 from tl_distill_floor.distilling.student_config import hugging_face_config, student_config
 from tl_distill_floor.errors import InputError
+from tl_distill_floor.sources.process_memory import return_large_blocks
 from tl_distill_floor.sources.teachers import Teacher, load_teacher, load_teacher_shell
 
 SAME_LOGITS, SAME_LOGITS_HALF = 1e-3, 0.05
 """Largest difference of the logits before and after sharding, as a share of the largest logit: in fp32, and in dtypes
 of 16 bits."""
-
-M_MMAP_THRESHOLD = -3
-"""Number of an option of glibc's `mallopt`: size from which a block is requested from the system by itself."""
 
 
 def launched_with_fsdp() -> bool:
@@ -83,7 +80,7 @@ def load_to_shard(teacher: TeacherLike, dtype: Dtype, accelerator: Accelerator) 
             " directory"
         )
     if accelerator.device.type == "cpu":
-        _return_freed_memory()
+        return_large_blocks()
     if accelerator.is_main_process:
         return load_teacher(teacher, device="cpu", dtype=dtype)  # type: ignore[arg-type]
     return load_teacher_shell(str(teacher), dtype=dtype)
@@ -280,16 +277,6 @@ class ShardedMuon(torch.optim.Muon):
         muon = torch.optim.Muon([change], weight_decay=0.0, momentum=0.0, nesterov=False, **options)
         muon.step()  # type: ignore[no-untyped-call]
         matrix.mul_(1 - group["lr"] * group["weight_decay"]).add_(sharded_like(change.detach(), matrix))
-
-
-def _return_freed_memory() -> None:
-    """Let the C library return freed blocks of 1 MiB and more to the system at once.
-
-    Otherwise most of the memory of layers that were gathered and freed stays with the process.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc only
-    if mallopt is not None:
-        mallopt(M_MMAP_THRESHOLD, 2**20)
 
 
 def _root(model: HookedModel | nn.Module) -> Any:

@@ -16,11 +16,12 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 KEPT_BYTES, KEPT_BYTES_AFTERWARDS = 2**30, 2**26
 """Bytes of freed memory that the process keeps during a computation, and afterwards: glibc's own default can rise to
 this."""
-LARGEST_KEPT_BLOCK = 2**25
-"""Bytes of the largest block that can be kept: the most that glibc accepts."""
+LARGEST_KEPT_BLOCK, LARGEST_KEPT_BLOCK_OF_SHARDS = 2**25, 2**20
+"""Bytes of the largest block that can be kept (the most that glibc accepts), and in a process that shards weights."""
 
 _lock = threading.Lock()
 _n_computations = 0
+_largest_kept_block = LARGEST_KEPT_BLOCK
 
 
 @contextmanager
@@ -48,10 +49,21 @@ def return_freed_memory() -> None:
     _call_glibc("malloc_trim", 0)
 
 
+def return_large_blocks() -> None:
+    """Let the process return freed blocks of 1 MiB and more to the system at once, from now on.
+
+    With sharded weights, most of the memory of layers that were gathered and freed would otherwise stay in the process.
+    """
+    global _largest_kept_block
+    with _lock:
+        _largest_kept_block = LARGEST_KEPT_BLOCK_OF_SHARDS
+        _call_glibc("mallopt", M_MMAP_THRESHOLD, _largest_kept_block)
+
+
 def _set_thresholds(kept_bytes: int) -> None:
     """Set how much freed memory glibc keeps, in blocks of what size."""
     _call_glibc("mallopt", M_TRIM_THRESHOLD, kept_bytes)
-    _call_glibc("mallopt", M_MMAP_THRESHOLD, LARGEST_KEPT_BLOCK)
+    _call_glibc("mallopt", M_MMAP_THRESHOLD, _largest_kept_block)
 
 
 def _call_glibc(name: str, *args: int) -> None:
