@@ -33,9 +33,9 @@ from scipy.optimize import brentq
 
 from tl_distill_floor.annotations import Verdict
 from tl_distill_floor.distilling.config import DistillConfig
-from tl_distill_floor.distilling.diagnose import LEFT, diagnose
+from tl_distill_floor.distilling.diagnose import UNDER_TRAINED_SHARE, diagnose
 from tl_distill_floor.results.diagnosis import Diagnosis
-from tl_distill_floor.results.expected_loss import student_losses
+from tl_distill_floor.results.expected_loss import expected_loss_fit
 from tl_distill_floor.results.floor_prediction import FloorPrediction
 from tl_distill_floor.results.head_floor import HeadFloor
 from tl_distill_floor.sources.learning_curves import LearningCurve
@@ -93,7 +93,7 @@ def simulate(kind: Kind, situation: Situation, seed: int) -> Simulated:
     training = _train(kind, end, reached * left, random)
     losses, reached = training.losses, training.reached
     left = 1 - end / reached
-    verdict: Verdict = "under-trained" if left > LEFT else "capacity-limited"
+    verdict: Verdict = "under-trained" if left > UNDER_TRAINED_SHARE else "capacity-limited"
     expected = end * math.exp(TEACHERS_SPREAD * random.standard_normal())
     if situation == "stalled":
         expected *= end / (_prediction(expected, 0.0).expected_at(WIDTH).high * random.uniform(1.2, 4.0))
@@ -135,7 +135,7 @@ def _train(kind: Kind, end: float, amplitude: float, random: np.random.Generator
 
 def _prediction(expected: float, bound: float) -> FloorPrediction:
     """Return a prediction with a given expected loss and a given bound."""
-    intercept, slope, of_share = student_losses("head", KNOWN_SHARE).fit.coefficients
+    intercept, slope, of_share = expected_loss_fit("encoded", KNOWN_SHARE).fit.coefficients
     encoded = math.exp((math.log(expected) - intercept - of_share * math.log(KNOWN_SHARE)) / slope)
     bounds = {
         "floor": (bound,),
@@ -193,7 +193,7 @@ def print_students() -> None:
             early = _diagnosis(student, floor, SHARE_OF_TRAINING)
             later = student["losses"][-1]
             limit = min(student["floor"], later)
-            truth = "under-trained" if limit < (1 - LEFT) * early.reached else "not shown"
+            truth = "under-trained" if limit < (1 - UNDER_TRAINED_SHARE) * early.reached else "not shown"
             n_students[truth] += 1
             n_students[f"{truth}, {early.verdict}"] += 1
             low, high = early.end_interval

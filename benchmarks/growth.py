@@ -74,8 +74,10 @@ def prepare_simulation(n_features: int, width: int) -> Callable[[], object]:
     """Return a function that trains a bottleneck student for a few steps."""
     codes = random_codes(n_features, 40, 2048)
     weight, amplitude = torch.ones(n_features), torch.ones(n_features)
-    report = StepCounter(None, 1)
-    return lambda: bottleneck.train(codes, weight, amplitude, [width], steps=10, batch_size=1024, seed=0, report=report)
+    counter = StepCounter(None, 1)
+    return lambda: bottleneck.train(
+        codes, weight, amplitude, [width], steps=10, batch_size=1024, seed=0, counter=counter
+    )
 
 
 GROWTHS = {

@@ -2,8 +2,8 @@
 
 - `projection`: the teacher's last hidden state, projected to its leading principal directions in the metric of the KL.
   It is the start of the head floor's training.
-- `sliced`: the teacher itself, projected to the leading singular directions of its residual stream (`build_student`
-  with `start="svd"`).
+- `sliced`: the teacher itself, projected to the leading singular directions of its embeddings (`build_student` with
+  `start="svd"`).
 
     python benchmarks/head_baselines.py --model tiny-prose --widths 16,32,64,96,128,192
 """
@@ -54,7 +54,7 @@ def projection_losses(tokens: HeadTokens, widths: list[int]) -> list[float]:
     sums = [0.0] * len(widths)
     for hidden in torch.split(tokens.heldout.float(), TOKENS_AT_ONCE):
         teacher = tokens.head.log_probs(hidden)
-        coordinates = (hidden - directions.mean) @ directions.encode
+        coordinates = directions.coordinates(hidden)
         for i, width in enumerate(widths):
             z, decode = coordinates[:, :width], directions.decode[:, :width]
             student = LogitMap(1.0, tokens.head.logit_map.cap)(z @ decode.T + directions.bias)

@@ -246,7 +246,7 @@ def simulate(
     weight, amplitude = (torch.ones(n_features, device=device) for _ in range(2))
     ours = partial(
         bottleneck.train, codes, weight, amplitude, [width],
-        steps=steps, batch_size=TOKENS_PER_STEP, seed=0, report=StepCounter(None, 1),
+        steps=steps, batch_size=TOKENS_PER_STEP, seed=0, counter=StepCounter(None, 1),
     )  # fmt: skip
     dtype = bottleneck.gradient_dtype(weight.device)
     batch = next(training_batches(codes, np.ones(codes.n_tokens), weight, TOKENS_PER_STEP, 0, dtype))

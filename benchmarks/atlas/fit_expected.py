@@ -12,16 +12,15 @@ from judge import FORM_OF_EXPECTED, fit_form
 from students import read_students
 
 import tl_distill_floor
-from tl_distill_floor.results.expected_loss import EXPECTED_LOSS_FILE, WITH_KNOWN_SHARE
+from tl_distill_floor.results.expected_loss import EXPECTED_LOSS_FILE, WITH_KNOWN_SHARE, WITHOUT_KNOWN_SHARE
+from tl_distill_floor.theory.random_effects import RandomEffectsFit
 
-FORM = "a · x^b"
-"""The form for head floors of older versions, which have no known share."""
-PREDICTORS = {"head": "head, encoded", "head and simulated": "encoded + simulated, middle layer"}
+FORMS = {WITHOUT_KNOWN_SHARE: "a · x^b", WITH_KNOWN_SHARE: FORM_OF_EXPECTED}
+"""The forms that are fitted; head floors of older versions have no known share."""
+PREDICTORS = {"encoded": "head, encoded", "encoded and simulated": "encoded + simulated, middle layer"}
 """The predictor of the atlas behind each one of the package."""
 HEAD_STEPS = 200
 """Training steps of the atlas's head floors: the default."""
-
-
 DATA_FILE = Path(tl_distill_floor.__file__).parent / "assets" / EXPECTED_LOSS_FILE
 
 
@@ -31,22 +30,13 @@ def main(out: Path = DATA_FILE) -> None:
     students, _ = read_students(directory)
     names = sorted({student.teacher for student in students})
     rows = [json.loads((directory / f"{name}.json").read_text(encoding="utf-8")) for name in names]
-    fits = {}
-    for name, predictor in PREDICTORS.items():
-        for suffix, form in (("", FORM), (WITH_KNOWN_SHARE, FORM_OF_EXPECTED)):
-            fit = fit_form(form, predictor, students)
-            fits[name + suffix] = {
-                "coefficients": fit.coefficients,
-                "covariance": fit.covariance,
-                "between": fit.between,
-                "slope": fit.slope,
-                "centre": fit.centre,
-                "within": fit.within,
-                "n_teacher_terms": fit.n_group_terms,
-            }
+    fits = {
+        name: {part: _stored(fit_form(form, predictor, students)) for part, form in FORMS.items()}
+        for name, predictor in PREDICTORS.items()
+    }
     stored = {
-        "what": "log loss = a + b · log x + c · log k, k the known share; teachers differ in a (variance: between) and"
-        " in b (variance: slope); losses in nats per token, KL(teacher ‖ student)",
+        "what": "log loss = a + b · log x + c · log k, k the known share; teachers differ in a"
+        " (intercept_variance) and b (slope_variance); losses in nats per token, KL(teacher ‖ student)",
         "fits": fits,
         "n_students": len(students),
         "log_error": float(np.median([student.log_error for student in students])),
@@ -60,6 +50,19 @@ def main(out: Path = DATA_FILE) -> None:
     }
     out.write_text(json.dumps(stored, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     print(f"Wrote {out.name}: {len(students)} students of {len(names)} teachers")
+
+
+def _stored(fit: RandomEffectsFit) -> dict[str, object]:
+    """Return what the data file holds of a fit."""
+    return {
+        "coefficients": fit.coefficients,
+        "covariance": fit.covariance,
+        "intercept_variance": fit.intercept_variance,
+        "slope_variance": fit.slope_variance,
+        "residual_variance": fit.residual_variance,
+        "centre": fit.centre,
+        "n_teacher_terms": fit.n_group_terms,
+    }
 
 
 if __name__ == "__main__":

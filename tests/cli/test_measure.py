@@ -78,7 +78,7 @@ def test_measures_without_an_sae(teacher_dir: Path, prose_file: Path, tmp_path: 
     assert "measured without an SAE" in refused(run("probe", tmp_path))
     assert "leave out --sae" in refused(run(*command, "--layer", 1))
     assert "leave out --cost energy" in refused(run(*command, "--cost", "energy"))
-    assert "at least 2 steps" in refused(run(*command[:-1], 0))
+    assert "needs at least 8; raise the steps, got 0" in refused(run(*command[:-1], 0))
 
 
 def test_a_prediction_carries_the_bound(measured: tuple[Path, Path, Path]) -> None:

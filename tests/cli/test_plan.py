@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from tests.helpers.cli import refused, run
 from tests.helpers.models import WIDTH
-from tests.helpers.records import stats_of
+from tests.helpers.records import narrow_head_floor, stats_of
 from tl_distill_floor import FloorPrediction, floor_from_stats
 from tl_distill_floor.results.head_floor import HeadFloor
 
@@ -19,10 +19,7 @@ from tl_distill_floor.results.head_floor import HeadFloor
 @pytest.fixture(scope="module")
 def head(teacher_dir: Path) -> HeadFloor:
     """Return a head floor of the random teacher."""
-    return HeadFloor(
-        str(teacher_dir), "text", WIDTH, 300, (2, 4, 8, 16), (0.8, 0.4, 0.2, 0.05), (0.01,) * 4, (0.9, 0.5, 0.3, 0.1),
-        (1.0, 0.6, 0.35, 0.12), 200, 10_000, 1000,
-    )  # fmt: skip
+    return narrow_head_floor(model_name=str(teacher_dir), d_model=WIDTH)
 
 
 @pytest.fixture

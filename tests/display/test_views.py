@@ -14,7 +14,7 @@ from rich.text import Text
 
 from tests.helpers.learning_curves import diagnosis
 from tests.helpers.probes import sparse_probes
-from tests.helpers.records import stats_of
+from tests.helpers.records import made_head_floor, stats_of
 from tl_distill_floor import (
     Calibration,
     FeatureStats,
@@ -73,8 +73,15 @@ def tail_loss() -> TailLoss:
 
 def head() -> HeadFloor:
     """Return a head floor of three widths, the last of which is the teacher's."""
-    losses = ((1.0, 0.4, 0.0), (0.1, 0.04, 0.0), (1.1, 0.41, 0.0), (1.5, 0.6, 0.0))
-    return HeadFloor("made", "text", 16, 300, (4, 8, 16), *losses, steps=20, n_train_tokens=900, n_heldout_tokens=100)
+    return made_head_floor(
+        d_model=16,
+        widths=(4, 8, 16),
+        floor=(1.0, 0.4, 0.0),
+        standard_error=(0.1, 0.04, 0.0),
+        half_steps=(1.1, 0.41, 0.0),
+        encoded=(1.5, 0.6, 0.0),
+        steps=20,
+    )
 
 
 def calibration() -> Calibration:

@@ -8,7 +8,6 @@ import pytest
 
 from tl_distill_floor import FloorPrediction, Pilots, StudentResult, StudentSpec, train_pilots
 from tl_distill_floor.errors import InputError
-from tl_distill_floor.results.head_floor import HeadFloor
 from tl_distill_floor.theory.regression import PredictedLoss
 
 LOSSES = {4: 0.9, 6: 0.7, 8: 0.5}
@@ -17,10 +16,9 @@ LOSSES = {4: 0.9, 6: 0.7, 8: 0.5}
 @pytest.fixture
 def floor(teacher_dir: Path) -> FloorPrediction:
     """Return the prediction of a teacher that was measured without an SAE."""
-    head = HeadFloor(
-        str(teacher_dir), "prose.txt", 24, 300, (2, 4, 8, 16), (0.8, 0.4, 0.2, 0.05), (0.01,) * 4, (0.9, 0.5, 0.3, 0.1),
-        (1.0, 0.6, 0.35, 0.12), 200, 10_000, 1000, {"context_size": 32},
-    )  # fmt: skip
+    head = narrow_head_floor(
+        model_name=str(teacher_dir), text_name="prose.txt", d_model=24, settings={"context_size": 32}
+    )
     return FloorPrediction.from_head(head)
 
 

@@ -7,24 +7,20 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.helpers.records import stats_of
+from tests.helpers.records import narrow_head_floor, stats_of
 from tl_distill_floor.distilling.build import count_parameters
 from tl_distill_floor.distilling.pilots import choose_pilots
 from tl_distill_floor.distilling.plan import plan
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.predicting.floors import floor_from_stats
 from tl_distill_floor.results.floor_prediction import FloorPrediction
-from tl_distill_floor.results.head_floor import HeadFloor
 
 
 @pytest.fixture(scope="module")
 def floor(teacher_dir: Path, bridge: Any) -> FloorPrediction:
     """Return a prediction in nats with a head floor for the random teacher."""
     width = int(bridge.cfg.d_model)
-    head = HeadFloor(
-        "made", "text", width, 300, (2, 4, 8, 16), (0.8, 0.4, 0.2, 0.05), (0.01,) * 4, (0.9, 0.5, 0.3, 0.1),
-        (1.0, 0.6, 0.35, 0.12), 200, 10_000, 1000,
-    )  # fmt: skip
+    head = narrow_head_floor(d_model=width)
     sampled = np.zeros(width)
     stats = stats_of(
         1.0 / np.arange(1, 65), d_model=width, model_name=str(teacher_dir), sampled_sum=sampled, cost_unit="nats"

@@ -5,8 +5,9 @@ from typing import Literal
 
 import numpy as np
 
+from tests.helpers.records import made_head_floor
 from tl_distill_floor import Diagnosis, HeadFloor
-from tl_distill_floor.results.expected_loss import student_losses
+from tl_distill_floor.results.expected_loss import expected_loss_fit
 
 Kind = Literal["plain", "warm-up", "decay", "averaged"]
 """A training: with a constant learning rate; with a rise over the first 2 % of the steps; also with a fall over the
@@ -39,10 +40,17 @@ def made_head(expected: float, bound: float, width: int = 64) -> HeadFloor:
         bound: its least loss; the standard error and what more training would gain are 1 % of it.
         width: the width.
     """
-    intercept, slope = student_losses("head").fit.coefficients
+    intercept, slope = expected_loss_fit("encoded").fit.coefficients
     encoded = math.exp((math.log(expected) - intercept) / slope)
-    losses = ((bound,), (0.01 * bound,), (1.01 * bound,), (encoded,))
-    return HeadFloor("made", "text", 256, 4096, (width,), *losses, steps=20, n_train_tokens=900, n_heldout_tokens=100)
+    return made_head_floor(
+        d_model=256,
+        vocab_size=4096,
+        widths=(width,),
+        floor=(bound,),
+        standard_error=(0.01 * bound,),
+        half_steps=(1.01 * bound,),
+        encoded=(encoded,),
+    )
 
 
 def diagnosis() -> Diagnosis:

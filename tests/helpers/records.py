@@ -49,9 +49,36 @@ def stats_of(
     return FeatureStats(**(values | fields))
 
 
-def head_floor_of(widths: tuple[int, ...]) -> HeadFloor:
-    """Return a head floor of a teacher of 64 dimensions, at four widths below its own."""
-    return HeadFloor(
-        "made", "text", 64, 300, widths, (0.4, 0.2, 0.05, 0.01), (0.01, 0.005, 0.001, 0.0002),
-        (0.41, 0.21, 0.052, 0.011), (0.6, 0.35, 0.12, 0.03), 200, 10_000, 1000,
-    )  # fmt: skip
+def made_head_floor(**changes: Any) -> HeadFloor:
+    """Return a head floor of a teacher of 64 dimensions, at four widths below its own.
+
+    Args:
+        changes: values of fields that are different.
+    """
+    fields: dict[str, Any] = {
+        "model_name": "made",
+        "text_name": "text",
+        "d_model": 64,
+        "vocab_size": 300,
+        "widths": (4, 8, 16, 32),
+        "floor": (0.4, 0.2, 0.05, 0.01),
+        "standard_error": (0.01, 0.005, 0.001, 0.0002),
+        "half_steps": (0.41, 0.21, 0.052, 0.011),
+        "encoded": (0.6, 0.35, 0.12, 0.03),
+        "steps": 200,
+        "n_train_tokens": 10_000,
+        "n_heldout_tokens": 1000,
+    }
+    return HeadFloor(**fields | changes)
+
+
+def narrow_head_floor(**changes: Any) -> HeadFloor:
+    """Return a head floor at widths from 2 to 16; for the arguments see `made_head_floor`."""
+    losses = {
+        "widths": (2, 4, 8, 16),
+        "floor": (0.8, 0.4, 0.2, 0.05),
+        "standard_error": (0.01,) * 4,
+        "half_steps": (0.9, 0.5, 0.3, 0.1),
+        "encoded": (1.0, 0.6, 0.35, 0.12),
+    }
+    return made_head_floor(**losses | changes)

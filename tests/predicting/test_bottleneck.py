@@ -196,10 +196,10 @@ def test_equal_seeds_give_equal_results_and_other_seeds_do_not() -> None:
 def test_shorter_training_matches_a_separate_training_of_half_the_steps() -> None:
     """The shorter training shares work with the longer one and with other widths, but not results."""
     codes = Codes.from_dense(some_codes(400))
-    amplitude, report = torch.ones(N), StepCounter(None, 1)
+    amplitude, counter = torch.ones(N), StepCounter(None, 1)
     cost = (codes.dense().astype(np.float64) ** 2 * WEIGHT.numpy()).sum(1)
     options = {"steps": 40, "batch_size": 64, "seed": 3}
-    (_, (shorter, longer)) = bottleneck.train(codes, WEIGHT, amplitude, [1, 2], report=report, **options)
+    (_, (shorter, longer)) = bottleneck.train(codes, WEIGHT, amplitude, [1, 2], counter=counter, **options)
     for n, model in ((20, shorter), (40, longer)):
         student = bottleneck.BottleneckTrainer(2, WEIGHT, amplitude, 3, 1.0)
         batches = training_batches(codes, cost, WEIGHT, 64, 3, bottleneck.gradient_dtype(WEIGHT.device))
@@ -216,8 +216,8 @@ def test_students_trained_at_the_same_time_are_those_trained_one_by_one(monkeypa
     torch.set_num_threads(2)
     for most in (bottleneck.MAX_PARALLEL_WEIGHTS, 0):
         monkeypatch.setattr(bottleneck, "MAX_PARALLEL_WEIGHTS", most)
-        report = StepCounter(None, 1)
-        floors.append(bottleneck.train(codes, WEIGHT, torch.ones(N), [1, 2, 3], report=report, **options))
+        counter = StepCounter(None, 1)
+        floors.append(bottleneck.train(codes, WEIGHT, torch.ones(N), [1, 2, 3], counter=counter, **options))
     torch.set_num_threads(n_threads)
     for pairs in zip(*floors, strict=True):
         for parallel, one_by_one in zip(*pairs, strict=True):

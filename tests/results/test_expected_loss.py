@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import t as student_t
 
-from tests.helpers.records import head_floor_of, stats_of
+from tests.helpers.records import made_head_floor, stats_of
 from tl_distill_floor.display.as_json import floor_json
 from tl_distill_floor.display.floor_tables import widths_table
 from tl_distill_floor.distilling.calibrate import calibrate
@@ -23,10 +23,10 @@ from tl_distill_floor.errors import InputError
 from tl_distill_floor.predicting.floors import floor_from_stats
 from tl_distill_floor.results.expected_loss import (
     EXPECTED_LOSS_FILE,
+    ExpectedLossFit,
     StudentLoss,
-    StudentLosses,
+    expected_loss_fit,
     narrowest,
-    student_losses,
 )
 from tl_distill_floor.results.floor_prediction import FloorPrediction
 from tl_distill_floor.results.head_floor import HeadFloor
@@ -39,7 +39,7 @@ WIDTHS = (4, 8, 16, 32)
 @pytest.fixture(scope="module")
 def head() -> HeadFloor:
     """Return a head floor of a teacher of 64 dimensions."""
-    return head_floor_of(WIDTHS)
+    return made_head_floor(widths=WIDTHS)
 
 
 @pytest.fixture(scope="module")
@@ -49,24 +49,26 @@ def floor(head: HeadFloor) -> FloorPrediction:
     return dataclasses.replace(floor_from_stats(stats, widths=list(WIDTHS)), head=head)
 
 
-def test_is_the_power_law_of_the_fit() -> None:
+def test_expected_loss_is_a_power_law() -> None:
     none = ((0.0, 0.0), (0.0, 0.0))
-    fit = RandomEffectsFit((math.log(2.0), 0.5), none, between=0.03, within=0.01, n_groups=6)
-    loss = StudentLosses(fit, 0.1, 30, ("a",), 64, 300, 200, (0.3, 0.5)).at(0.25, 0.8)
+    fit = RandomEffectsFit((math.log(2.0), 0.5), none, intercept_variance=0.03, residual_variance=0.01, n_groups=6)
+    loss = ExpectedLossFit(fit, 0.1, 30, ("a",), 64, 300, 200, (0.3, 0.5)).at(0.25, 0.8)
     factor = math.exp(0.2 * student_t.ppf(0.9, 5))
     assert loss == pytest.approx((1.0, 1.0 / factor, factor))
 
 
 def test_students_lose_more_of_a_teacher_that_knows_more() -> None:
     none = ((0.0,) * 3,) * 3
-    fit = RandomEffectsFit((math.log(2.0), 0.5, 2.0), none, between=0.03, within=0.01, n_groups=6, n_group_terms=2)
-    losses = StudentLosses(fit, 0.1, 30, ("a",), 64, 300, 200, (0.3, 0.5), known_share=0.4)
+    fit = RandomEffectsFit(
+        (math.log(2.0), 0.5, 2.0), none, intercept_variance=0.03, residual_variance=0.01, n_groups=6, n_group_terms=2
+    )
+    losses = ExpectedLossFit(fit, 0.1, 30, ("a",), 64, 300, 200, (0.3, 0.5), known_share=0.4)
     assert losses.at(0.25, 0.8).value == pytest.approx(2.0 * 0.25**0.5 * 0.4**2)
     assert dataclasses.replace(losses, known_share=0.0).at(0.25, 0.8).value < 1e-9
 
 
 def test_a_head_floor_with_a_known_share_uses_it(head: HeadFloor, floor: FloorPrediction) -> None:
-    shares = student_losses("head").shares
+    shares = expected_loss_fit("encoded").shares
     knowing = [dataclasses.replace(head, known_share=share) for share in shares]
     for width in WIDTHS:
         less, more = (record.expected_at(width).value for record in knowing)
@@ -74,14 +76,15 @@ def test_a_head_floor_with_a_known_share_uses_it(head: HeadFloor, floor: FloorPr
         assert more == dataclasses.replace(floor, head=knowing[1]).expected_at(width).value
     assert len({head.digest(), *(record.digest() for record in knowing)}) == 3
     assert "extrapolation" not in knowing[0]._repr_html_()
-    assert "An older version made this run" in head._repr_html_()
-    assert "An older version" not in knowing[0]._repr_html_()
+    assert "This run is from an older version" in head._repr_html_()
+    assert "older version" not in knowing[0]._repr_html_()
     beyond = dataclasses.replace(head, known_share=0.72)._repr_html_()
-    assert "72% it is an extrapolation" in beyond
+    assert "extrapolation" in beyond
+    assert "remove 72% of the next" in beyond
 
 
-def test_students_of_the_teacher_shift_and_narrow_it() -> None:
-    losses = student_losses("head and simulated")
+def test_students_of_the_teacher_shift_and_narrow_the_interval() -> None:
+    losses = expected_loss_fit("encoded and simulated")
     alone = losses.at(0.1, 0.8)
     twice = [(x, 2.0 * losses.at(x, 0.8).value) for x in (0.4, 0.8, 1.0)]
     exact, uncertain = (
@@ -101,10 +104,10 @@ def test_rejects_an_impossible_error_of_a_loss(head: HeadFloor, floor: FloorPred
 
 @given(x=st.floats(1e-6, 10.0), level=st.floats(0.05, 0.99))
 def test_the_interval_holds_the_value(x: float, level: float) -> None:
-    for predictor in ("head", "head and simulated"):
-        loss = student_losses(predictor).at(x, level)  # type: ignore[arg-type]
+    for predictor in ("encoded", "encoded and simulated"):
+        loss = expected_loss_fit(predictor).at(x, level)  # type: ignore[arg-type]
         assert loss.low < loss.value < loss.high
-        assert student_losses(predictor).at(1.1 * x, level).value > loss.value  # type: ignore[arg-type]
+        assert expected_loss_fit(predictor).at(1.1 * x, level).value > loss.value  # type: ignore[arg-type]
 
 
 @pytest.mark.slow
@@ -179,7 +182,9 @@ def test_a_calibration_may_have_students_that_are_narrower_than_the_head_floor_o
 
 def test_a_large_teacher_is_an_extrapolation(floor: FloorPrediction, head: HeadFloor) -> None:
     large = dataclasses.replace(head, d_model=4096, vocab_size=50_000)
-    assert "for 4,096 dimensions and 50,000 tokens of vocabulary it is an extrapolation" in large._repr_html_()
+    assert (
+        "4,096 dimensions (at most 512 in the fit), 50,000 tokens of vocabulary (at most 8,000)" in large._repr_html_()
+    )
     assert "extrapolation" not in head._repr_html_()
     assert "head floors of 200 steps, and this one has 60" in dataclasses.replace(head, steps=60)._repr_html_()
 

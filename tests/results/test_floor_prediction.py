@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.helpers.records import head_floor_of, stats_of
+from tests.helpers.records import made_head_floor, stats_of
 from tl_distill_floor import (
     FeatureFloorPrediction,
     FloorPrediction,
@@ -32,7 +32,7 @@ FEATURE_FIELDS = ("stats", "n_features", "alpha", "capacity", "critical_width", 
 @pytest.fixture(scope="module")
 def head() -> HeadFloor:
     """Return a head floor of a teacher of 64 dimensions."""
-    return head_floor_of(WIDTHS)
+    return made_head_floor(widths=WIDTHS)
 
 
 @pytest.fixture(scope="module")

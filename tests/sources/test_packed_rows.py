@@ -73,7 +73,12 @@ def test_padding_stays_with_its_document() -> None:
         ({"position_ids": [0, 1, 2, 0, 0]}, "0 at two neighbouring tokens, which may be padding; .* attention_mask"),
         ({"position_ids": [0, 1, 2]}, r"position_ids have the shape \(3,\), the token ids \(5,\)"),
         ({"position_ids": [[0, 1, 2, 3, 4]] * 2}, "there are 2 rows of position_ids for 1 rows of token ids"),
-        ({"seq_lengths": [3, 3]}, "row 1: seq_lengths add up to 6, and the row has 5 token ids"),
+        (
+            {"seq_lengths": [3, 3]},
+            "row 1: the documents of seq_lengths have 6 tokens together, and the row has 5 token ids",
+        ),
+        ({"cu_seq_lens": [0, 3, 6]}, "row 1: the documents of cu_seq_lens have 6 tokens together"),
+        ({"segment_ids": [0, 0, 1]}, "row 1: segment_ids has 3 values for 5 token ids; give one for each id"),
         ({"attention_mask": [0.0, 0.0, 0.0, -1e9, -1e9]}, "as if it were added to attention scores"),
         ({"attention_mask": [1.0, 1.0, 1.0, 0.5, 0.0]}, "must have 1 at tokens and 0 at padding"),
     ],
@@ -91,7 +96,16 @@ def test_a_packed_dataset_gives_the_sequences_of_its_documents(tokenizer: Any) -
     assert [len(row) for row in packed] == [102, 102]
     expected = sequences([*parts[0], *parts[1]], tokenizer)
     positions = [[i for length in of_row for i in range(length)] for of_row in lengths]
-    for column in ({"seq_lengths": lengths}, {"position_ids": positions}):
+    numbers = [[n for n, length in enumerate(of_row) for _ in range(length)] for of_row in lengths]
+    boundaries = [[sum(of_row[:n]) for n in range(len(of_row) + 1)] for of_row in lengths]
+    for column in (
+        {"seq_lengths": lengths},
+        {"seq_lens": lengths},
+        {"position_ids": positions},
+        {"segment_ids": numbers},
+        {"seq_idx": numbers},
+        {"cu_seq_lens_q": boundaries},
+    ):
         dataset = Dataset.from_dict({"input_ids": packed, "labels": packed} | column)
         assert torch.equal(sequences(dataset, tokenizer), expected)
         assert torch.equal(sequences(dataset.to_iterable_dataset(), tokenizer), expected)

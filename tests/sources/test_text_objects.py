@@ -300,6 +300,6 @@ def test_rows_of_unequal_lengths_are_documents(tokenizer: Any) -> None:
 
 
 def test_rejects_a_row_of_another_length_after_many(tokenizer: Any) -> None:
-    rows = [[1] * CONTEXT] * 100 + [[1, 2]]
+    rows = [[1] * CONTEXT] * 100 + [[1, 2]] * 2
     with pytest.raises(InputError, match="row 101 of list holds 2 token ids, the rows before it 32"):
         sequences(rows, tokenizer)

@@ -49,9 +49,9 @@ def fitted(seed: int, between: float = 0.3, slope: float = 0.0, noise: float = 0
 def test_recovers_coefficients_and_variances(noise: float) -> None:
     fits = [fitted(seed, slope=0.2, noise=noise) for seed in range(20)]
     assert np.mean([fit.coefficients[1] for fit in fits]) == pytest.approx(0.8, abs=0.05)
-    assert np.mean([fit.between for fit in fits]) == pytest.approx(0.09, rel=0.25)
-    assert np.mean([fit.slope for fit in fits]) == pytest.approx(0.04, rel=0.3)
-    assert np.mean([fit.within for fit in fits]) == pytest.approx(WITHIN**2, rel=0.25)
+    assert np.mean([fit.intercept_variance for fit in fits]) == pytest.approx(0.09, rel=0.25)
+    assert np.mean([fit.slope_variance for fit in fits]) == pytest.approx(0.04, rel=0.3)
+    assert np.mean([fit.residual_variance for fit in fits]) == pytest.approx(WITHIN**2, rel=0.25)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -60,7 +60,9 @@ def test_matches_statsmodels_without_measurement_errors(seed: int) -> None:
     fit, expected = fitted(seed), MixedLM(known.y, known.x, groups=GROUPS).fit(reml=True)
     np.testing.assert_allclose(fit.coefficients, expected.fe_params, rtol=1e-4)
     np.testing.assert_allclose(fit.covariance, expected.cov_params()[:2, :2], rtol=0.01, atol=1e-6)
-    np.testing.assert_allclose((fit.between, fit.within), (expected.cov_re[0, 0], expected.scale), rtol=0.01)
+    np.testing.assert_allclose(
+        (fit.intercept_variance, fit.residual_variance), (expected.cov_re[0, 0], expected.scale), rtol=0.01
+    )
 
 
 def test_an_observation_with_a_large_measurement_error_counts_little() -> None:
@@ -69,7 +71,7 @@ def test_an_observation_with_a_large_measurement_error_counts_little() -> None:
     noisy = wrong._replace(noise=np.where(np.arange(len(known.y)) == 3, 1e4, 0.0))
     fit = fitted(0)
     assert fit_random_effects(noisy, GROUPS).coefficients == pytest.approx(fit.coefficients, abs=0.01)
-    assert fit_random_effects(wrong, GROUPS).within > 5 * fit.within
+    assert fit_random_effects(wrong, GROUPS).residual_variance > 5 * fit.residual_variance
 
 
 @pytest.mark.parametrize(("level", "least", "most"), [(0.5, 0.38, 0.65), (0.95, 0.89, 0.999)])
@@ -93,11 +95,18 @@ def test_intervals_cover_a_new_group(
 def test_seen_observations_condition_the_joint_normal_distribution() -> None:
     covariance = ((0.04, 0.01), (0.01, 0.02))
     fit = RandomEffectsFit(
-        (0.2, 0.9), covariance, between=0.1, within=0.05, n_groups=6, varying=1, centre=-1.0, slope=0.03
+        (0.2, 0.9),
+        covariance,
+        intercept_variance=0.1,
+        residual_variance=0.05,
+        n_groups=6,
+        varying=1,
+        centre=-1.0,
+        slope_variance=0.03,
     )
     x, seen_y, noise = simulated(3).x[:5], simulated(3).y[:2], np.array([0.01, 0.2])
-    joint = x @ np.array(fit.covariance) @ x.T + fit.between + fit.within * np.eye(5)
-    joint += fit.slope * np.outer(x[:, 1] + 1.0, x[:, 1] + 1.0)
+    joint = x @ np.array(fit.covariance) @ x.T + fit.intercept_variance + fit.residual_variance * np.eye(5)
+    joint += fit.slope_variance * np.outer(x[:, 1] + 1.0, x[:, 1] + 1.0)
     joint[:2, :2] += np.diag(noise)
     mean = x @ np.array(fit.coefficients)
     gain = joint[2:, :2] @ np.linalg.inv(joint[:2, :2])
@@ -114,13 +123,13 @@ def test_without_terms_only_the_variances_are_fitted() -> None:
     fit = fit_random_effects(Observations(np.empty((6, 0)), y, np.zeros(6)), ["a", "a", "b", "b", "c", "c"])
     # Means 1, -1 and 2; variance 0.02 within a group, half of it in a mean of two.
     assert (fit.coefficients, fit.n_group_terms) == ((), 0)
-    assert fit.within == pytest.approx(0.02, rel=1e-3)
-    assert fit.between == pytest.approx((1 + 1 + 4) / 3 - 0.01, rel=1e-3)
+    assert fit.residual_variance == pytest.approx(0.02, rel=1e-3)
+    assert fit.intercept_variance == pytest.approx((1 + 1 + 4) / 3 - 0.01, rel=1e-3)
     assert fit.predict(np.empty((1, 0)), 0.8).high == pytest.approx(np.sqrt(2.01) * student_t.ppf(0.9, 3), rel=1e-3)
 
 
 def test_groups_without_a_difference_have_no_variance_between_them() -> None:
-    assert 0 <= fitted(0, between=0.0).between < 0.01
+    assert 0 <= fitted(0, between=0.0).intercept_variance < 0.01
 
 
 def test_rejects_two_groups() -> None:

@@ -52,7 +52,7 @@ def distill(
         StudentStart,
         typer.Option(
             help="Initial weights: random; teacher-slice, the first rows and columns of the teacher's weights; or svd,"
-            " the teacher's weights projected onto the leading singular directions of its residual stream.",
+            " the teacher's weights projected onto the leading singular directions of its embeddings.",
             metavar="START",
         ),
     ] = "svd",

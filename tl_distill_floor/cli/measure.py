@@ -74,7 +74,7 @@ def measure(
         bool,
         typer.Option(
             "--no-sae",
-            help="Use no SAE: estimate only the least loss that the rank of a student's logits allows.",
+            help="Use no SAE: predict only the bound and the expected loss of students.",
         ),
     ] = False,
     text: TextOption = None,
@@ -120,7 +120,7 @@ def measure(
             raise InputError("--no-sae measures no layer; leave out --sae, --sae-format and --layer")
         if cost != "fisher":
             raise InputError(f"--no-sae measures losses in nats and no feature; leave out --cost {cost}")
-        bound_and_save(
+        measure_without_sae(
             out or default_run_directory(model, None),
             model,
             text,
@@ -165,7 +165,7 @@ def measure(
     print_floors(floors, directories, as_json)
 
 
-def bound_and_save(
+def measure_without_sae(
     directory: Path,
     model: str,
     text: str | None,
@@ -199,18 +199,17 @@ def bound_and_save(
     from tl_distill_floor.cli.run_directory import lock_for_measuring
     from tl_distill_floor.display.as_json import floor_json
     from tl_distill_floor.display.head_views import prediction_table
-    from tl_distill_floor.results.floor_prediction import FloorPrediction
 
     with lock_for_measuring(directory, resume=False), quiet_libraries():
         _check_no_features_lost(directory)
-        from tl_distill_floor.predicting.head_floor import N_TOKENS, head_floor, head_steps
+        from tl_distill_floor.predicting.without_sae import predict_without_sae
 
-        head = head_floor(
+        floor = predict_without_sae(
             model,
             text,
             widths=widths,
-            steps=head_steps(steps),
-            n_tokens=min(n_tokens, N_TOKENS),
+            steps=steps,
+            n_tokens=n_tokens,
             context_size=context_size,
             batch_size=batch_size,
             device=device,
@@ -218,7 +217,6 @@ def bound_and_save(
             seed=seed,
             progress_bar=StagedProgress(HEAD_SECONDS, quiet=as_json),
         )
-        floor = FloorPrediction.from_head(head)
         floor.save(directory)
     if as_json:
         print_json(floor_json(floor))
@@ -242,7 +240,7 @@ def _stages(cost: CostMethod, n_tokens: int, steps: int, head: bool) -> dict[str
 def save_and_print_unfinished(
     floors: "list[FeatureFloorPrediction]", directories: Sequence[Path | None], *, quiet: bool
 ) -> None:
-    """Save predictions of which a part is still being computed, and print those that were measured just now.
+    """Save unfinished predictions, and print them the first time, before the head floor is known.
 
     Args:
         floors: the predictions.

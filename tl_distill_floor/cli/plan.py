@@ -127,8 +127,8 @@ def plan(
             "--init",
             "--start",
             help="Write initial weights too: random; teacher-slice, the first rows and columns of the teacher's"
-            " weights; or svd, the teacher's weights projected onto the leading singular directions of its residual"
-            " stream.",
+            " weights; or svd, the teacher's weights projected onto the leading singular directions of its"
+            " embeddings.",
             show_default="no weights",
             rich_help_panel=EXPORT,
         ),

@@ -9,6 +9,7 @@ from tl_distill_floor.results.floor_prediction import FeatureFloorPrediction, Fl
 from tl_distill_floor.results.head_floor import HeadFloor
 from tl_distill_floor.results.tail_loss import TailLoss, ratio_standard_error
 from tl_distill_floor.storage.versioned import to_json
+from tl_distill_floor.theory.bootstrap import Z_95
 from tl_distill_floor.theory.power_law import PowerLaw
 
 FEATURE_CURVES = ("theorem", "independent", "simulated", "feature_floor", "additive", "structure_gain")
@@ -92,7 +93,7 @@ def head_json(head: HeadFloor) -> dict[str, Any]:
 def head_intervals(head: HeadFloor) -> list[tuple[float, float]]:
     """Return the 95 % interval of the bound at each of its widths, from the number of held-out sequences."""
     pairs = zip(head.floor, head.standard_error, strict=True)
-    return [(max(0.0, floor - 1.96 * error), floor + 1.96 * error) for floor, error in pairs]
+    return [(max(0.0, floor - Z_95 * error), floor + Z_95 * error) for floor, error in pairs]
 
 
 def power_law_json(law: PowerLaw) -> dict[str, Any]:

@@ -13,13 +13,15 @@ from tl_distill_floor.display.measurement_tables import format_l0
 from tl_distill_floor.display.tables import key_value_table, plain_table, warning_lines
 from tl_distill_floor.display.units import LONG_UNIT, SHORT_UNIT, STUDENT_LOSS
 from tl_distill_floor.results.expected_loss import LossPredictor
-from tl_distill_floor.results.floor_prediction import FeatureFloorPrediction, Interval
+from tl_distill_floor.results.floor_prediction import FeatureFloorPrediction
 from tl_distill_floor.sources.sae_directory import SaeEntry
+from tl_distill_floor.theory.bootstrap import Interval
 from tl_distill_floor.theory.capacity import n_features_held
 
 STILL_COMPUTED: dict[CostUnit, str] = {
-    "nats": "The loss of dropping features together is larger. It is computed now, and what a trained student loses.",
-    "mse": "What bottleneck students of these widths lose is computed now.",
+    "nats": "The loss of dropping features together is larger. It is being computed, and so is the expected loss of a"
+    " trained student.",
+    "mse": "The losses of bottleneck students of these widths are being computed.",
 }
 """What follows after the text has been read, by the unit of the costs."""
 BAR_WIDTH = 48
@@ -86,10 +88,10 @@ def bar_chart(floor: FeatureFloorPrediction) -> Table:
 
 
 def expected_sentences(floor: FeatureFloorPrediction) -> list[str]:
-    """Return on which evidence the expected loss is based; nothing if no loss is expected."""
+    """Return sentences about the expected loss and the bound; none if no loss is expected."""
     if floor.expected is None or floor.head is None:
         return []
-    predictor: LossPredictor = "head" if floor.simulation is None else "head and simulated"
+    predictor: LossPredictor = "encoded" if floor.simulation is None else "encoded and simulated"
     sentences = [expected_sentence(predictor, floor.head), *calibration_sentences(floor)]
     return [*sentences, "Bound is the head floor: the least that a student can lose, estimated from above."]
 

@@ -18,9 +18,10 @@ from tl_distill_floor.display.figure_style import (
 from tl_distill_floor.display.tables import key_value_table, plain_table, warning_lines
 from tl_distill_floor.display.units import LONG_UNIT, STUDENT_LOSS
 from tl_distill_floor.results.calibration import Calibration
-from tl_distill_floor.results.expected_loss import LossPredictor, student_losses
+from tl_distill_floor.results.expected_loss import LossPredictor, expected_loss_fit
 from tl_distill_floor.results.floor_prediction import FloorPrediction
 from tl_distill_floor.results.head_floor import HeadFloor
+from tl_distill_floor.theory.bootstrap import Z_95
 from tl_distill_floor.theory.regression import PredictedLoss
 
 SHOWN_LEVEL = 0.8
@@ -56,43 +57,33 @@ def prediction_table(floor: FloorPrediction) -> RenderableType:
         expected = floor.expected_at(width, SHOWN_LEVEL)
         interval = f"{expected.low:.3g} to {expected.high:.3g}"
         table.add_row(f"{width:,}", f"{bound:.4g}", f"{error:.2g}", f"{half:.4g}", f"{expected.value:.3g}", interval)
-    expected_text = Text(" ".join([expected_sentence("head", head), *calibration_sentences(floor)]))
+    expected_text = Text(" ".join([expected_sentence("encoded", head), *calibration_sentences(floor)]))
     return Group(measured, Text(), table, Text(BOUND), expected_text, warning_lines(floor.warnings))
 
 
 def expected_sentence(predictor: LossPredictor, head: HeadFloor) -> str:
-    """Return on which evidence the expected loss is based, and where the teacher is outside of it.
+    """Return sentences that name the students behind the expected loss, and say where this teacher is unlike theirs.
 
     Args:
         predictor: what the expected loss is computed from.
         head: the head floor.
     """
-    losses = student_losses(predictor, head.known_share)
+    losses = expected_loss_fit(predictor, head.known_share)
     is_one = head.model_name in losses.teachers
     sentences = [
         f"Expected is what a trained student loses, from {losses.n_students} students of {len(losses.teachers)}"
-        f" teachers{', of which this is one' if is_one else ''}; the interval is of a teacher that is not among them."
+        f" teachers{', of which this is one' if is_one else ''}; the interval is that for a new teacher."
     ]
     if head.steps != losses.head_steps:
         sentences.append(
             f"The fit is to head floors of {losses.head_steps} steps, and this one has {head.steps}: expected is too"
             f" {'high' if head.steps < losses.head_steps else 'low'}."
         )
-    beyond = [f"{head.d_model:,} dimensions"] if head.d_model > losses.widest else []
-    if head.vocab_size > losses.largest_vocabulary:
-        beyond.append(f"{head.vocab_size:,} tokens of vocabulary")
-    if beyond:
-        sentences.append(
-            f"These teachers have at most {losses.widest:,} dimensions and {losses.largest_vocabulary:,} tokens of"
-            f" vocabulary: for {' and '.join(beyond)} it is an extrapolation, and the interval may be too narrow."
-        )
     if head.known_share is None:
-        sentences.append("An older version made this run; measured again, the interval is narrower.")
-    low, high = losses.shares
-    if head.known_share is not None and not low <= head.known_share <= high:
+        sentences.append("This run is from an older version; measure it again for a narrower interval.")
+    if respects := losses.extrapolations(head.d_model, head.vocab_size, head.known_share):
         sentences.append(
-            f"The contexts of these teachers remove {low:.0%} to {high:.0%} of the next token's entropy; at this"
-            f" teacher's {head.known_share:.0%} it is an extrapolation."
+            f"For this teacher it is an extrapolation, and the interval may be too narrow: {', '.join(respects)}."
         )
     return " ".join(sentences)
 
@@ -116,7 +107,7 @@ def prediction_figure(floor: FloorPrediction) -> go.Figure:
     """
     head = floor.head_floor
     shown = np.flatnonzero(np.array(head.floor) > 0)
-    bound, error = np.array(head.floor)[shown], 1.96 * np.array(head.standard_error)[shown]
+    bound, error = np.array(head.floor)[shown], Z_95 * np.array(head.standard_error)[shown]
     figure, widths = go.Figure(), np.array(head.widths)[shown].tolist()
     expected = [floor.expected_at(width, SHOWN_LEVEL) for width in widths]
     add_expected(figure, widths, expected)

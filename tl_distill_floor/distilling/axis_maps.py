@@ -29,7 +29,7 @@ class Product(NamedTuple):
     factors: tuple[int, ...]
 
 
-class Piece(NamedTuple):
+class PairedPiece(NamedTuple):
     """An axis that has some of the positions of another axis, in the student and in the teacher."""
 
     full_axis: int
@@ -135,7 +135,7 @@ class AxisMaps:
         for one, other in set(student.joined) & set(teacher.joined):
             self._union(one, other)
         pieces = [
-            Piece(own.full_axis, own.positions, theirs.positions, own.part)
+            PairedPiece(own.full_axis, own.positions, theirs.positions, own.part)
             for own, theirs in zip(student.pieces, teacher.pieces, strict=True)
             if (own.full_axis, own.part) == (theirs.full_axis, theirs.part)
         ]
@@ -143,7 +143,7 @@ class AxisMaps:
         while self._join_parts(pieces, products):
             pass
         self._products: dict[int, list[Product]] = defaultdict(list)
-        self._pieces: dict[int, list[Piece]] = defaultdict(list)
+        self._pieces: dict[int, list[PairedPiece]] = defaultdict(list)
         for product in products:
             self._products[self._find(product.full_axis)].append(product)
         for piece in pieces:
@@ -207,7 +207,7 @@ class AxisMaps:
         sizes = [self._sizes[axis] for axis in axes]
         return math.prod(own for own, _ in sizes), math.prod(theirs for _, theirs in sizes)
 
-    def _join_parts(self, pieces: Sequence[Piece], products: Sequence[Product]) -> bool:
+    def _join_parts(self, pieces: Sequence[PairedPiece], products: Sequence[Product]) -> bool:
         """Join the factors of equal sizes of the same class, and its pieces of equal positions; return whether any."""
         known: dict[object, tuple[int, ...]] = {}
         keyed: list[tuple[object, tuple[int, ...]]] = [

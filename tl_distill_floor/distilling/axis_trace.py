@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+# Operations whose output has the axes of their input: split or merged, the same, or fewer of them.
 VIEWS = {"view", "_unsafe_view", "reshape", "_reshape_alias", "view_copy", "unsqueeze", "squeeze", "flatten"}
 COPIES = {"clone", "detach", "alias", "contiguous", "_to_copy", "lift_fresh"}
-"""Operations that a model may skip: their output has the axes of their input."""
 REDUCTIONS = {"sum", "mean", "amax", "amin", "var", "std", "any", "all", "argmax", "max", "min", "linalg_vector_norm"}
 
 

@@ -48,7 +48,8 @@ def calibrate(floor: FloorPrediction, students: Sequence[StudentResult] | Mappin
 
     Args:
         floor: prediction for the students' teacher.
-        students: results of `distill`, without those that diverged; or {width: loss in nats per token}.
+        students: results of `distill`, of which those that diverged or have a floor of 0 are left out with a warning;
+            or {width: loss in nats per token}.
 
     Returns:
         The fit of every predictor, and the errors of the null models. Losses that do not fall with the width are

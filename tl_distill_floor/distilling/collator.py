@@ -10,7 +10,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from tl_distill_floor.distilling.losses import NO_LABEL
 from tl_distill_floor.errors import InputError
-from tl_distill_floor.sources.packed_rows import LENGTHS, POSITIONS, documents_of_token_rows
+from tl_distill_floor.sources.packed_rows import PACKING_COLUMNS, documents_of_token_rows
 from tl_distill_floor.sources.token_rows import check_mask_values
 
 Features: TypeAlias = Sequence[Mapping[str, Any]]
@@ -125,11 +125,12 @@ def _one_document(row: Mapping[str, Any]) -> Mapping[str, Any]:
     Raises:
         InputError: they say that it holds several documents, or do not fit the token ids.
     """
-    if "input_ids" not in row or not {POSITIONS, LENGTHS} & set(row):
+    if "input_ids" not in row or not set(PACKING_COLUMNS) & set(row):
         return row
     if len(list(documents_of_token_rows(row))) > 1:
-        raise InputError(f"a row holds several documents, by its {POSITIONS} or {LENGTHS}; {ONE_DOCUMENT_EACH}")
-    return {name: value for name, value in row.items() if name not in (POSITIONS, LENGTHS)}
+        names = " and ".join(name for name in PACKING_COLUMNS if name in row)
+        raise InputError(f"a row holds several documents, by its {names}; {ONE_DOCUMENT_EACH}")
+    return {name: value for name, value in row.items() if name not in PACKING_COLUMNS}
 
 
 def _move_padding_right(

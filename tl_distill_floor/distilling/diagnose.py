@@ -14,6 +14,7 @@ from tl_distill_floor.results.floor_prediction import FloorPrediction
 from tl_distill_floor.results.head_floor import HeadFloor
 from tl_distill_floor.results.student import StudentResult
 from tl_distill_floor.sources.learning_curves import LearningCurve, load_learning_curve
+from tl_distill_floor.theory.bootstrap import Z_95
 from tl_distill_floor.theory.learning_curve import DIVERGED_ABOVE, ROUNDING
 from tl_distill_floor.theory.regression import PredictedLoss
 from tl_distill_floor.theory.remaining_loss import (
@@ -24,22 +25,21 @@ from tl_distill_floor.theory.remaining_loss import (
     remaining_loss,
 )
 
-LEFT = 0.1
+UNDER_TRAINED_SHARE = 0.1
 """A student is under-trained if more tokens would remove more than this share of its loss."""
-SURE, LIKELY = 0.75, 0.55
-"""The verdict is "under-trained" from the first probability of that on, and not known between the two."""
+UNDER_TRAINED_FROM, SATURATED_UP_TO = 0.75, 0.55
+"""Probabilities that more than this share is left: from the first one on the verdict is "under-trained", up to the
+second one the curve is at its end, and between them the verdict is not known."""
 LEVEL = 0.95
 """Level of the prediction interval of the expected loss."""
 SMALLEST_RATE = 1e-3
 """Smallest learning rate, as a share of the highest, by which tokens are weighted."""
-FLAT = ("capacity-limited", "stalled above the expected loss")
-"""Verdicts on curves that have hardly anything left to gain."""
-Z_95 = 1.96
-"""97.5 % quantile of the normal distribution."""
+VERDICTS_AT_THE_END = ("capacity-limited", "stalled above the expected loss")
+"""Verdicts on curves that are at their end: hardly anything is left to gain."""
 MOST_TOKENS = 100.0
 """Multiples of the tokens so far up to which the tokens for half of what is left are stated."""
-CHECKS = "temperature 1, forward direction, the mean over all tokens, no masked or padded ones"
-"""What to check about a loss."""
+LOSS_REQUIREMENTS = "temperature 1, forward direction, the mean over all tokens, no masked or padded ones"
+"""What a loss must be for a verdict on it."""
 
 
 def diagnose(
@@ -218,24 +218,25 @@ def _below(reached: float, bound: float, width: int) -> tuple[Verdict, str]:
     """Return the verdict on a loss below the bound, and its reason in one sentence."""
     return "below what the width allows", (
         f"{reached:.4g} is less than the {bound:.4g} that any student of width {width:,} loses, so this is not"
-        f" KL(teacher ‖ student) in nats per token; check the loss: {CHECKS}"
+        f" KL(teacher ‖ student) in nats per token; check the loss: {LOSS_REQUIREMENTS}"
     )
 
 
 def _verdict(end: _End, width: int, expected: PredictedLoss) -> tuple[Verdict, str]:
     """Return the verdict on a loss whose end is known, and its reason in one sentence."""
-    probability, share = end.left.probability_above(LEFT), f"about {end.left.quantile(0.5):.0%} of the loss"
-    if probability >= SURE:
+    probability = end.left.probability_above(UNDER_TRAINED_SHARE)
+    share = f"about {end.left.quantile(0.5):.0%} of the loss"
+    if probability >= UNDER_TRAINED_FROM:
         return "under-trained", f"{share} is left to gain, half of it with {_tokens_for_half(end)}"
-    if probability > LIKELY:
+    if probability > SATURATED_UP_TO:
         return "not known", (
             f"{share} is left to gain, and at most {end.left.quantile(0.975):.0%}: the curve leaves open whether that"
-            f" is more than {LEFT:.0%}; train longer"
+            f" is more than {UNDER_TRAINED_SHARE:.0%}; train longer"
         )
     if end.loss > expected.high:
         return "stalled above the expected loss", (
             f"more tokens would remove {share}, and the width explains at most {expected.high:.4g}; check the learning"
-            f" rate, the text, the number of layers, and the loss: KL alone, in nats, {CHECKS}"
+            f" rate, the text, the number of layers, and the loss: KL alone, in nats, {LOSS_REQUIREMENTS}"
         )
     return "capacity-limited", (
         f"more tokens would remove {share}, and what remains is within what students of width {width:,} lose; choose a"
@@ -293,8 +294,10 @@ def _warnings(
     """Return what to keep in mind about the losses and the verdict."""
     warnings = []
     if student is None and verdict != "below what the width allows":
-        warnings.append(f"the loss is taken as KL(teacher ‖ student) in nats per token on held-out text: {CHECKS}")
-    if student is None and curve.learning_rates is None and verdict in FLAT:
+        warnings.append(
+            f"the loss is taken as KL(teacher ‖ student) in nats per token on held-out text: {LOSS_REQUIREMENTS}"
+        )
+    if student is None and curve.learning_rates is None and verdict in VERDICTS_AT_THE_END:
         warnings.append(
             "the curve has no learning rate: if it decayed over more than the last fifth of the training, the loss may"
             " be flat because of that"

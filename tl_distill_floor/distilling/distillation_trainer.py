@@ -32,7 +32,7 @@ from tl_distill_floor.distilling.unembedding_loss import UnembeddingLoss, loss_a
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.measuring.hooks import eval_mode
 from tl_distill_floor.measuring.logit_map import LazyLogits, LogitMap, measure_logit_map, sample_ids
-from tl_distill_floor.sources.packed_rows import LENGTHS, POSITIONS
+from tl_distill_floor.sources.packed_rows import PACKING_COLUMNS
 
 TrainerDataset: TypeAlias = Dataset[Any] | datasets.Dataset | datasets.IterableDataset | Sequence[Mapping[str, Any]]
 """Rows with `input_ids` and, if need be, `attention_mask` and `labels`."""
@@ -62,8 +62,8 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
         depth: number of layers of a student that is built; the teacher's if None.
         start: initial weights of a student that is built. Its random weights have the seed `args.seed`.
         objective: training loss of every position; KL(teacher ‖ student) if None.
-        match: layer of the student that is matched with a hook point of the teacher; None for no hook matching. Of a
-            teacher that is a `transformers` model, a hook point of the residual stream between layers.
+        match: layer of the student that is matched with a hook point of the teacher; None for no hook matching. If the
+            teacher is a `transformers` model, its hook point must be the residual stream between two layers.
         target: part of the teacher's activation that is matched; all of it if None.
         teacher_dtype: precision of a teacher that is loaded by name.
         train_dataset: rows of `input_ids`.
@@ -163,7 +163,7 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
     def _set_signature_columns_if_needed(self) -> None:
         """Keep the columns that say where documents begin: the collator refuses rows of several documents."""
         super()._set_signature_columns_if_needed()
-        self._signature_columns += [name for name in (POSITIONS, LENGTHS) if name not in self._signature_columns]
+        self._signature_columns += [name for name in PACKING_COLUMNS if name not in self._signature_columns]
 
     def compute_loss(
         self,

@@ -20,7 +20,7 @@ from tl_distill_floor.measuring.kl import expected_log_prob, forward_kl, kl_from
 from tl_distill_floor.measuring.logit_map import LazyLogits, tokens_per_chunk
 
 NO_LABEL = -100
-"""Label of a position that no token follows."""
+"""Label of a position whose next token is no target of the training, as in PyTorch's cross-entropy (`ignore_index`)."""
 
 
 class TeacherDistribution(NamedTuple):

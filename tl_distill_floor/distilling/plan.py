@@ -11,17 +11,18 @@ from tl_distill_floor.distilling.candidates import Choice, StudentFamily, choose
 from tl_distill_floor.distilling.student_config import check_depth, hugging_face_config
 from tl_distill_floor.distilling.widths import family_widths, teacher_width
 from tl_distill_floor.errors import InputError
-from tl_distill_floor.results.expected_loss import LossPredictor, student_losses
+from tl_distill_floor.results.expected_loss import LossPredictor, expected_loss_fit
 from tl_distill_floor.results.floor_prediction import FeatureFloorPrediction, FloorPrediction
 from tl_distill_floor.results.head_floor import HeadFloor
 from tl_distill_floor.results.plan import Candidate, Limits, Plan
 from tl_distill_floor.sources.teachers import load_teacher
 from tl_distill_floor.sources.torch_state import neutral_torch_state
+from tl_distill_floor.theory.bootstrap import Z_95
 from tl_distill_floor.theory.regression import PredictedLoss
 
 TWO_SIDED_LEVEL = 0.8
 """Level of the two-sided interval whose upper end is the one-sided bound of 90 %."""
-Z_ONE_SIDED_90, Z_TWO_SIDED_95 = 1.2816, 1.96
+Z_ONE_SIDED_90 = 1.2816
 """Quantiles of the normal distribution: 90 % and 97.5 %."""
 
 
@@ -121,7 +122,7 @@ def expected_loss(floor: FloorPrediction, width: int) -> PredictedLoss:
     low, high = features.sampling_interval.T
     relative = (high - low) / (2 * np.maximum(features.feature_floor, 1e-300))
     relative_at_width = float(np.interp(np.log(width), np.log(features.widths), relative))
-    margin = value * relative_at_width * Z_ONE_SIDED_90 / Z_TWO_SIDED_95
+    margin = value * relative_at_width * Z_ONE_SIDED_90 / Z_95
     return PredictedLoss(value, max(value - margin, 0.0), value + margin)
 
 
@@ -209,14 +210,16 @@ def _known(floor: FloorPrediction, width: int) -> tuple[str, ...]:
     if floor.stats is None:
         head = floor.head_floor
         text = f"the teacher's logits on {head.n_heldout_tokens:,} held-out tokens of {head.text_name}"
-        return text, *_known_of_students(head, "head", width), *own
+        return text, *_known_of_students(head, "encoded", width), *own
     stats = floor.stats
     measured = f"{floor.n_features:,} features of {stats.sae_name} at {stats.hook_name}, on {stats.n_tokens:,} tokens"
     if floor.expected is not None and floor.head is not None:
-        known = _known_of_students(floor.head, "head" if floor.simulation is None else "head and simulated", width)
+        known = _known_of_students(
+            floor.head, "encoded" if floor.simulation is None else "encoded and simulated", width
+        )
         return measured, *known, *own
     if calibration is None:
-        return measured, "no student: the loss is the predicted floor, and training does not go far below it"
+        return measured, "no trained student: the loss is the feature floor, and a trained student tends to lose more"
     fit = calibration.fit
     return measured, (
         f"students of widths {widths}: loss = {fit.slope:.3g} · {calibration.predictor} + {fit.baseline:.3g}, with a"
@@ -226,7 +229,7 @@ def _known(floor: FloorPrediction, width: int) -> tuple[str, ...]:
 
 def _known_of_students(head: HeadFloor, predictor: LossPredictor, width: int) -> tuple[str, str]:
     """Return statements about the least loss of a student, and about the students of other teachers."""
-    losses = student_losses(predictor)
+    losses = expected_loss_fit(predictor)
     return (
         f"a student of width {width} loses at least about {head.floor_at(width):.3g} nats per token (head floor)",
         f"{losses.n_students} trained students of {len(losses.teachers)} teachers: the loss and its interval are fitted"
@@ -237,7 +240,7 @@ def _known_of_students(head: HeadFloor, predictor: LossPredictor, width: int) ->
 def _assumed(floor: FloorPrediction, width: int, *, has_fewer_layers: bool) -> tuple[str, ...]:
     """Return statements about what was not measured."""
     if floor.expected is not None:
-        assumed = _assumed_of_students(floor.d_model)
+        assumed = _assumed_of_students(floor.head_floor)
     else:
         assumed = _assumed_of_features(floor.with_features(), width)
     if has_fewer_layers:
@@ -245,14 +248,14 @@ def _assumed(floor: FloorPrediction, width: int, *, has_fewer_layers: bool) -> t
     return tuple(assumed)
 
 
-def _assumed_of_students(d_model: int) -> list[str]:
+def _assumed_of_students(head: HeadFloor) -> list[str]:
     """Return what is assumed if the loss is fitted to students of other teachers."""
     assumed = [
         "that this teacher differs from those of the fit no more than they differ from each other",
         "that the student is trained until its loss hardly falls, on text of the teacher's kind",
     ]
-    if d_model > (widest := student_losses("head").widest):
-        assumed.append(f"that the fit, to teachers of up to {widest:,} dimensions, holds for {d_model:,}")
+    if respects := expected_loss_fit("encoded").extrapolations(head.d_model, head.vocab_size, head.known_share):
+        assumed.append(f"that the fit holds for a teacher unlike those of the fit: {', '.join(respects)}")
     return assumed
 
 

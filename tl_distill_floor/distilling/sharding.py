@@ -141,7 +141,7 @@ def shard(
     module: nn.Module,
     model: nn.Module,
     accelerator: Accelerator,
-    prepare: Callable[[nn.Module], object] = bool,
+    prepare: Callable[[nn.Module], object] | None = None,
 ) -> None:
     """Shard each layer of a model, its embeddings unless they are tied, and the rest of the module that runs it.
 
@@ -156,7 +156,8 @@ def shard(
     of_output = {id(weight) for weight in model.get_output_embeddings().parameters()}  # type: ignore[operator]
     is_tied = any(id(weight) in of_output for weight in embeddings.parameters())
     for part in [*layers_of(model), *([] if is_tied else [embeddings]), module]:
-        prepare(part)
+        if prepare is not None:
+            prepare(part)
         # The weights outside the layers stay gathered after the forward pass: the losses need the unembedding.
         fully_shard(part, mesh=mesh, reshard_after_forward=part is not module)
 
@@ -178,9 +179,10 @@ def release(model: HookedModel | nn.Module) -> None:
 
 
 def gathered(value: Any, accelerator: Accelerator) -> Any:
-    """Return a nested value whose sharded tensors are full and on the CPU; in all processes but the first, empty.
+    """Return a copy of a nested value with every sharded tensor gathered on the CPU.
 
-    All processes must call this. One tensor is gathered at a time.
+    In other processes than the first, these tensors are empty. All processes must call this. One tensor is gathered at
+    a time.
 
     Args:
         value: dictionaries and lists of tensors and JSON values.

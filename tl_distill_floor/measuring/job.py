@@ -12,6 +12,7 @@ from torch import Tensor
 from tl_distill_floor.annotations import Dtype, HookedModel, SaeLike, SaeModule, TeacherLike, TextLike
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.measuring.hooks import canonical_name, resid_post
+from tl_distill_floor.measuring.module_outputs import hook_point_of_module
 from tl_distill_floor.measuring.token_stream import CachedActivationStream, TokenStream
 from tl_distill_floor.sources.devices import check_device, main_device
 from tl_distill_floor.sources.model_names import lookup_name, same_model
@@ -24,6 +25,7 @@ from tl_distill_floor.sources.teachers import (
     check_context,
     load_teacher,
     tokenizer_of,
+    weights_digest,
 )
 from tl_distill_floor.sources.text import load_text
 
@@ -183,6 +185,11 @@ def prepare_job(
         teacher = load_teacher(model, device=device, dtype=dtype, model_kwargs=_shared_model_kwargs(sources))
         for source in sources:
             _check_model(teacher, source)
+        hooks = [
+            hook if source.module_name is None or hook_name is not None
+            else hook_point_of_module(teacher.model, hook, source.module_name)
+            for source, hook in zip(sources, hooks, strict=True)
+        ]  # fmt: skip
         stream = _stream_for(teacher, sources, text, context_size, batch_size)
     settings = {
         "context_size": stream.context_size,
@@ -190,6 +197,7 @@ def prepare_job(
         "not_counted": _not_counted(stream),
         "text": stream.text.fingerprint,
         "teacher": stream.teacher.loading if isinstance(stream, TokenStream) else "cached activations",
+        "weights": weights_digest(stream.teacher.model) if isinstance(stream, TokenStream) else None,
     }
     attached = tuple(
         AttachedSae(source, hook, sae_digest(source.sae)) for source, hook in zip(sources, hooks, strict=True)

@@ -8,6 +8,7 @@ import math
 
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.measuring.job import AttachedSae
+from tl_distill_floor.results.feature_stats import WARN_FVU
 from tl_distill_floor.results.feature_sums import FeatureSums
 
 TOKENS_TO_CHECK = 2_000
@@ -15,10 +16,9 @@ TOKENS_TO_CHECK = 2_000
 a warning."""
 MIN_SAMPLED_TOKENS = 8
 """Fewest sampled tokens on which the unexplained variance is judged."""
-WARN_FVU, MAX_FVU = 0.5, 1.0
-"""Fraction of variance unexplained above which there is a warning, and from which on an SAE is refused. The mean
-activation alone leaves 1."""
-MAX_L0_RATIO = 4.0
+REFUSE_FVU = 1.0
+"""Fraction of variance unexplained from which on an SAE is refused: the mean activation alone leaves this much."""
+REFUSE_L0_RATIO = 4.0
 """Ratio of the measured and the stated L0, in either direction, from which on an SAE is refused."""
 CAUSES = (
     "it may be read at another hook point than it was trained on, the teacher may be processed in another way (fold_ln,"
@@ -52,7 +52,10 @@ def plausibility_warnings(sums: FeatureSums, attached: AttachedSae) -> list[str]
         return [f"the SAE does not fit the activations: {'; '.join(reasons)}; {CAUSES}"]
     fvu = unbiased_fvu(sums)
     if fvu > WARN_FVU:
-        return [f"the fraction of variance unexplained is {fvu:.2f}, which is high for an SAE: {CAUSES}"]
+        return [
+            f"the fraction of variance unexplained is {fvu:.2f}, which is high for an SAE, and that part is not in the"
+            f" floor: {CAUSES}"
+        ]
     return []
 
 
@@ -73,10 +76,10 @@ def _refusals(sums: FeatureSums, attached: AttachedSae) -> list[str]:
     """Return the reasons why an SAE cannot be one of the activations; empty if it can."""
     reasons = []
     fvu = unbiased_fvu(sums)
-    if fvu >= MAX_FVU:
+    if fvu >= REFUSE_FVU:
         reasons.append(f"the fraction of variance unexplained is {fvu:.2f}, and 1 for the mean activation")
     stated, l0 = _stated_l0(attached), float(sums.firing_count.sum() / max(sums.n_tokens, 1))
-    if stated and sums.n_tokens and not 1 / MAX_L0_RATIO < l0 / stated < MAX_L0_RATIO:
+    if stated and sums.n_tokens and not 1 / REFUSE_L0_RATIO < l0 / stated < REFUSE_L0_RATIO:
         reasons.append(f"its L0 is {l0:.1f}, and {stated:.1f} as stated with it")
     return reasons
 

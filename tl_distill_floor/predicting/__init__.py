@@ -12,6 +12,7 @@
 - `lost_features`: `lost_features` and `one_feature`, the features that a student loses.
 - `promoted_tokens`: `add_promoted_tokens`, the tokens that shown features promote.
 - `head_floor`: `head_floor`, an estimate of the least loss of any student of a width; it needs no SAE.
+- `without_sae`: `predict_without_sae`, a prediction from the head floor alone.
 - `head_tokens`: the teacher's last hidden states and unembedding.
 - `low_rank_head`: logits of low rank, and their training.
 - `head_contexts`: the best low-rank logits of each context.

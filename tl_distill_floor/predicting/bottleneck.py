@@ -147,7 +147,7 @@ def train(
     steps: int,
     batch_size: int,
     seed: int,
-    report: StepCounter,
+    counter: StepCounter,
     rate: float = 1.0,
 ) -> list[tuple[Bottleneck, Bottleneck]]:
     """Train bottleneck students of all widths on the same batches, once for half of the steps and once for all.
@@ -165,7 +165,7 @@ def train(
         steps: steps of the longer training.
         batch_size: tokens per step, at most the number of tokens.
         seed: seed of the weights and of the order of the tokens.
-        report: counts every step of every model, see `n_steps_per_width`.
+        counter: counts every step of every model, see `n_steps_per_width`.
         rate: factor of the learning rates.
 
     Returns:
@@ -174,7 +174,7 @@ def train(
     Example:
         >>> codes = Codes.from_dense(np.eye(4))
         >>> counter = StepCounter(None, n_steps_per_width(4))
-        >>> students = train(codes, torch.ones(4), torch.ones(4), [2], steps=4, batch_size=4, seed=0, report=counter)
+        >>> students = train(codes, torch.ones(4), torch.ones(4), [2], steps=4, batch_size=4, seed=0, counter=counter)
         >>> students[0][1].W.shape
         torch.Size([4, 2])
     """
@@ -194,7 +194,7 @@ def train(
             trainings += [(trainer, half) for trainer in shorter] if step < half else []
             for_each(partial(_train_step, batch=batch, step=step, warm_up=warm_up), trainings[::-1])
             for _ in trainings:
-                report.step()
+                counter.step()
     return [(one.model, other.model) for one, other in zip(shorter, longer, strict=True)]
 
 

@@ -149,7 +149,7 @@ class BottleneckTask:
         return cls(alive, total_cost, norm, *parts, effective_number(sequence_cost), *tensors)
 
     def train(
-        self, widths: list[int], steps: int, batch_size: int, seed: int, report: StepCounter
+        self, widths: list[int], steps: int, batch_size: int, seed: int, counter: StepCounter
     ) -> list[TrainedBottleneck]:
         """Train a bottleneck student of every width, with a smaller learning rate where training diverges.
 
@@ -158,7 +158,7 @@ class BottleneckTask:
             steps: steps of the longer training of each width.
             batch_size: tokens per step.
             seed: seed of the weights and of the order of the tokens.
-            report: counts the steps.
+            counter: counts the steps.
 
         Raises:
             InputError: training diverges with every learning rate.
@@ -170,7 +170,7 @@ class BottleneckTask:
                 break
             models = train(
                 self.training, self.weight, self.amplitude, remaining,
-                steps=steps, batch_size=min(batch_size, self.training.n_tokens), seed=seed, report=report, rate=rate,
+                steps=steps, batch_size=min(batch_size, self.training.n_tokens), seed=seed, counter=counter, rate=rate,
             )  # fmt: skip
             for width, pair in zip(remaining, models, strict=True):
                 shorter, longer = (self.loss(model, self.held_out) for model in pair)

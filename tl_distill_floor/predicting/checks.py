@@ -5,15 +5,15 @@ from jaxtyping import Bool, Float64, Int64
 
 from tl_distill_floor.annotations import WidthsLike
 from tl_distill_floor.errors import InputError
-from tl_distill_floor.results.feature_stats import FeatureStats
+from tl_distill_floor.results.feature_stats import WARN_FVU, FeatureStats
 from tl_distill_floor.results.simulation import Simulation
 from tl_distill_floor.theory.floors import independent_floor
 
 MIN_ALPHA = 1 - 1 / np.e
 """Below this sparsity the capacity function g(α) rises again, and Theorem 1 does not apply."""
-MAX_FVU = 0.3
-"""Fraction of variance unexplained above which a prediction warns."""
-MAX_L0_RATIO = 2.0
+MENTIONED_FVU = 0.3
+"""Fraction of variance unexplained above which a prediction says so; above `WARN_FVU` the measurement itself warns."""
+WARN_L0_RATIO = 2.0
 """Ratio of the measured and the published L0, in either direction, above which a prediction warns."""
 MIN_TRAINING_GAIN = 0.1
 """If the loss on training text is lower than the held-out loss by more than this share, a prediction warns."""
@@ -98,9 +98,9 @@ def measurement_warnings(stats: FeatureStats, alpha: float, has_tail_loss: bool)
         )
     if alpha < MIN_ALPHA:
         warnings.append(f"sparsity {alpha:.3f} is below 0.632, where Theorem 1's capacity function has no meaning")
-    if stats.fvu > MAX_FVU:
+    if MENTIONED_FVU < stats.fvu <= WARN_FVU:
         warnings.append(f"the SAE leaves {stats.fvu:.0%} of the variance unexplained: that part is not in the floor")
-    if stats.expected_l0 and not 1 / MAX_L0_RATIO <= stats.l0 / stats.expected_l0 <= MAX_L0_RATIO:
+    if stats.expected_l0 and not 1 / WARN_L0_RATIO <= stats.l0 / stats.expected_l0 <= WARN_L0_RATIO:
         warnings.append(
             f"L0 is {stats.l0:.1f}, the published L0 is {stats.expected_l0:.1f}: the text or the processing of the"
             " teacher differs, or the SAE was not loaded correctly"

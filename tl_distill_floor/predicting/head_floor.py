@@ -37,7 +37,7 @@ from tl_distill_floor.sources.torch_state import neutral_torch_state
 HEAD_STEPS = 200
 """Default training steps."""
 N_TOKENS, N_HELDOUT_TOKENS = 168_192, 2048
-"""Default numbers of tokens that are read, and of held-out tokens that the result is measured on, at most."""
+"""Default numbers of tokens that sequences are chosen from, and of held-out tokens that losses are measured on."""
 MIN_HELDOUT_TOKENS, MAX_HELDOUT_LOGITS = 1024, 2**27
 """Limits of the default number of held-out tokens, and of its product with the vocabulary."""
 TOKENS_PER_STEP, MIN_USES_OF_TOKEN = 1024, 2
@@ -95,10 +95,11 @@ def head_floor(
         text: text, see `load_text`; the embedded text if None. A part of it is held out.
         widths: [width] student widths in dimensions, integers; shares of the teacher's width if None.
         steps: training steps of 1,024 tokens.
-        n_tokens: tokens of the text that training and held-out sequences are chosen from. The training uses 512 tokens
-            per step, spread evenly over the text, each of them twice; if the text has fewer, more often.
-        n_heldout_tokens: held-out tokens to measure the result on, one of 8 of the sequences that are held out; at most
-            an eighth of all sequences is. If None, 2,048; fewer for vocabularies of more than 65,536 tokens.
+        n_tokens: training and held-out sequences are chosen from this many tokens of the text, spread evenly. The
+            training reads 512 tokens per step or 100 per dimension of the widest student, whichever is more, and uses
+            them more often if the text has fewer.
+        n_heldout_tokens: held-out tokens that losses are measured on: one token in 8 of each held-out sequence. At most
+            an eighth of the sequences is held out. If None, 2,048; fewer for vocabularies of more than 65,536 tokens.
         context_size: tokens per sequence; if None, 256 or the teacher's context if that is shorter.
         batch_size: sequences per forward pass of the teacher.
         device: torch device of a teacher that is loaded here, or "auto", see `load_teacher`.
@@ -119,11 +120,11 @@ def head_floor(
         >>> head.floor, head.training_left  # doctest: +SKIP
     """
     check_choice("dtype", dtype, Dtype)
-    if steps < 2 or min(n_tokens, n_heldout_tokens or 1, batch_size) < 1 or n_heldout_tokens == 0:
-        raise InputError(
-            "head_floor needs at least 2 steps, and n_tokens, n_heldout_tokens and batch_size of at least 1; got"
-            f" {steps}, {n_tokens}, {n_heldout_tokens} and {batch_size}"
-        )
+    if steps < 2:
+        raise InputError(f"head_floor needs at least 2 steps, got {steps}")
+    for name, number in (("n_tokens", n_tokens), ("n_heldout_tokens", n_heldout_tokens), ("batch_size", batch_size)):
+        if number is not None and number < 1:
+            raise InputError(f"{name} must be at least 1, got {number}")
     sizes = None if widths is None else integer_widths(widths)
     check_device(main_device(device))
     teacher = load_teacher(model, device=device, dtype=dtype)
@@ -157,8 +158,8 @@ def head_floor_of_stream(
         stream: the teacher and the text.
         widths: student widths in rising order; shares of the teacher's width if None.
         steps: training steps.
-        n_tokens: tokens to read.
-        n_heldout_tokens: tokens of these to hold out; see `head_floor`.
+        n_tokens: see `head_floor`.
+        n_heldout_tokens: see `head_floor`.
         seed: seed of the training.
         progress: see `head_floor`.
         progress_bar: see `head_floor`.
@@ -254,7 +255,7 @@ def _train_step_of_all(
     """Take an optimizer step with the logits of every width, on the same training tokens."""
     hidden = tokens.train[chosen.to(tokens.train.device)].float()
     p = tokens.head.probabilities(hidden, dtype)
-    coordinates = (hidden - directions.mean) @ directions.encode
+    coordinates = directions.coordinates(hidden)
     for low_rank, optimizer in zip(heads, optimizers, strict=True):
         train_step(low_rank, optimizer, coordinates, p, dtype)
 
@@ -266,7 +267,7 @@ def _encoded_loss(
     """Return the mean loss of some tokens, with the encoder's z."""
     kl = []
     for chunk in torch.split(hidden, tokens_per_chunk(len(head.weight), hidden.device)):
-        z = low_rank.encode((chunk - directions.mean) @ directions.encode)
+        z = low_rank.encode(directions.coordinates(chunk))
         log_q = low_rank.logit_map(z @ low_rank.decode.T + low_rank.bias).log_softmax(-1)
         kl.append(kl_from_log_probs(head.log_probs(chunk), log_q))
     return max(0.0, float(torch.cat(kl).mean()))
@@ -287,7 +288,7 @@ def _evaluate(
         rows = slice(first, first + size * every, every)
         hidden = tokens.heldout[rows].float()
         with torch.no_grad():
-            z = low_rank.encode((hidden - directions.mean) @ directions.encode)
+            z = low_rank.encode(directions.coordinates(hidden))
         result = best_logits(
             tokens.head.log_probs(hidden), low_rank.decode, low_rank.bias, z, low_rank.logit_map, dtype
         )

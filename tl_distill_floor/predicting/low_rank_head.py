@@ -42,6 +42,10 @@ class PrincipalDirections:
     decode: Float[Tensor, "vocabulary n_decoded"]
     bias: Float[Tensor, " vocabulary"]
 
+    def coordinates(self, hidden: Float[Tensor, "token d_model"]) -> Float[Tensor, "token d_model"]:
+        """Return the coordinates of some last hidden states."""
+        return (hidden - self.mean) @ self.encode
+
     def without_decoder(self) -> "PrincipalDirections":
         """Return the directions without `decode`, which is as large as the unembedding."""
         return dataclasses.replace(self, decode=self.decode.new_empty(len(self.bias), 0))

@@ -28,9 +28,10 @@ from tl_distill_floor.measuring.measurement import measure_job
 from tl_distill_floor.measuring.processes import SINGLE_PROCESS, ProcessGroup
 from tl_distill_floor.predicting.checks import check_min_count, check_steps, integer_widths
 from tl_distill_floor.predicting.floors import STEPS, floor_from_stats
-from tl_distill_floor.predicting.head_floor import N_TOKENS, head_floor, head_floor_of_stream, head_steps
+from tl_distill_floor.predicting.head_floor import N_TOKENS, head_floor_of_stream, head_steps
 from tl_distill_floor.predicting.measured_floors import predict_measured, training_device
 from tl_distill_floor.predicting.progress import ProgressBarFactory, UnfinishedCallback, no_progress_bar
+from tl_distill_floor.predicting.without_sae import predict_without_sae
 from tl_distill_floor.results.feature_stats import FeatureStats
 from tl_distill_floor.results.floor_prediction import FeatureFloorPrediction, FloorPrediction
 from tl_distill_floor.results.head_floor import HeadFloor
@@ -80,7 +81,8 @@ def predict_floor(
     """Measure a teacher's features and predict the loss floor of its students.
 
     Without an SAE, only the head floor and the expected loss of students are predicted, and what needs features is
-    None. That is the case if no `sae`, `layer` or `hook_name` is given and no SAE is known for the teacher.
+    None. That is the case if no `sae`, `layer` or `hook_name` is given, no SAE is known for the teacher, `cost` is
+    "fisher" and `head` is True; else an SAE is required.
 
     Sources: Sarkar and Deka 2026 (arXiv 2604.04037), Theorem 1; Scherlis et al. 2022, section 2; Elhage et al. 2022.
 
@@ -123,12 +125,12 @@ def predict_floor(
     _check_options(cost, n_samples, n_tokens, n_codes, force, dtype, steps, min_count)
     names_no_sae = sae is None and layer is None and hook_name is None
     if names_no_sae and model is not None and head and cost == "fisher" and not _has_known_sae(model):
-        bound = head_floor(
+        without_sae = predict_without_sae(
             model,
             text,
             widths=widths,
-            steps=head_steps(steps),
-            n_tokens=min(n_tokens, N_TOKENS),
+            steps=steps,
+            n_tokens=n_tokens,
             context_size=context_size,
             batch_size=batch_size,
             device=device,
@@ -136,7 +138,6 @@ def predict_floor(
             seed=seed,
             progress=progress,
         )
-        without_sae = FloorPrediction.from_head(bound)
         return dataclasses.replace(without_sae, warnings=(NO_SAE_WARNING, *without_sae.warnings))
     (floor,) = predict_floors(
         model,

@@ -23,7 +23,7 @@ from tl_distill_floor.probing.config import ProbeConfig
 from tl_distill_floor.probing.decodability import decodability
 from tl_distill_floor.probing.fitting import fit_probes, probe_result
 from tl_distill_floor.probing.forecasts import bottleneck_states, teacher_views
-from tl_distill_floor.probing.run_inputs import RunInputs, StepCounter, load_run_inputs
+from tl_distill_floor.probing.run_inputs import MessageCounter, RunInputs, load_run_inputs
 from tl_distill_floor.results.floor_prediction import FloorPrediction
 from tl_distill_floor.results.probes import Decodability, ProbeResult, Probes
 from tl_distill_floor.results.student import StudentResult
@@ -94,7 +94,7 @@ def probe_run(
         device=device,
     )
     run = _ProbedRun(inputs, config)
-    steps = StepCounter(progress, _count_steps(run))
+    steps = MessageCounter(progress, _count_steps(run))
     # Features come first: probes take longer, and the text may turn out to be too short.
     features: list[Decodability] = []
     if config.n_feature_tokens:
@@ -137,7 +137,7 @@ class _ProbedRun(NamedTuple):
 
 
 def _count_steps(run: _ProbedRun) -> int:
-    """Return the number of steps that `StepCounter` will count."""
+    """Return the number of steps that `MessageCounter` will count."""
     n_students = len(run.inputs.students)
     n_forecasts = len(run.inputs.widths) * (2 if run.trains_bottlenecks else 1)
     n_probes = len(run.inputs.examples.tasks) * (1 + n_students + n_forecasts)
@@ -145,7 +145,7 @@ def _count_steps(run: _ProbedRun) -> int:
     return n_probes + int(run.trains_bottlenecks) + n_decoded_models
 
 
-def _probe_teacher(run: _ProbedRun, steps: StepCounter) -> list[ProbeResult]:
+def _probe_teacher(run: _ProbedRun, steps: MessageCounter) -> list[ProbeResult]:
     """Probe the teacher's activation and the forecasts for each width."""
     inputs = run.inputs
     hidden: dict[int, HiddenStates] = {}
@@ -165,7 +165,7 @@ def _probe_teacher(run: _ProbedRun, steps: StepCounter) -> list[ProbeResult]:
     return results
 
 
-def _probe_student(run: _ProbedRun, student: StudentResult, steps: StepCounter) -> list[ProbeResult]:
+def _probe_student(run: _ProbedRun, student: StudentResult, steps: MessageCounter) -> list[ProbeResult]:
     """Probe a student's residual stream."""
     assert student.path is not None
     inputs = run.inputs
@@ -182,7 +182,7 @@ def _fit_tasks(
     kind: ProbedActivation,
     width: int | None,
     hook_name: str,
-    steps: StepCounter,
+    steps: MessageCounter,
 ) -> list[ProbeResult]:
     """Fit the probes of every task to one kind of activation."""
     results = []

@@ -54,8 +54,8 @@ class RunInputs(NamedTuple):
         return student_hook(self.hook_name, int(self.teacher.model.cfg.n_layers), student.depth)
 
 
-class StepCounter:
-    """Progress of a run in steps."""
+class MessageCounter:
+    """A count of steps that calls a progress callback at every step, with a message."""
 
     def __init__(self, progress: ProgressMessageCallback | None, total: int) -> None:
         self._progress, self._total, self._done = progress, total, 0

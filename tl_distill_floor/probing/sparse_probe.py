@@ -16,7 +16,7 @@ from tl_distill_floor.probing.concepts import ConceptExamples, concepts_of
 from tl_distill_floor.probing.config import SparseProbeConfig
 from tl_distill_floor.probing.fitting import DocumentSplit
 from tl_distill_floor.probing.forecasts import bottleneck_states
-from tl_distill_floor.probing.run_inputs import RunInputs, StepCounter, load_run_inputs
+from tl_distill_floor.probing.run_inputs import MessageCounter, RunInputs, load_run_inputs
 from tl_distill_floor.probing.sparse_codes import TeacherExamples, collect_codes
 from tl_distill_floor.probing.sparse_fitting import fit_concept, joined_scores, split_concept
 from tl_distill_floor.probing.sparse_scores import fit_remaining, fit_sparse
@@ -106,7 +106,7 @@ def sparse_probe(
     concepts, notes = _split_concepts(inputs, config)
     trains_bottlenecks = floor.stats.codes is not None and config.bottleneck_steps > 0
     n_steps = int(trains_bottlenecks) + 1 + len(inputs.students) + len(concepts)
-    steps = StepCounter(progress, n_steps)
+    steps = MessageCounter(progress, n_steps)
     activations = _collect(inputs, config, trains_bottlenecks, steps)
     fates = FeatureFates(floor, inputs.widths)
     records = []
@@ -156,7 +156,7 @@ def _split_concepts(
 
 
 def _collect(
-    inputs: RunInputs, config: SparseProbeConfig, trains_bottlenecks: bool, steps: StepCounter
+    inputs: RunInputs, config: SparseProbeConfig, trains_bottlenecks: bool, steps: MessageCounter
 ) -> _Activations:
     """Collect the codes and activations of the teacher, the forecasts and the students."""
     hidden: dict[int, HiddenStates] = {}

@@ -37,7 +37,7 @@ class Diagnosis(JsonRecord):
     expected: float
     """Loss that a trained student of this width is expected to reach."""
     expected_interval: tuple[float, float]
-    """95 % prediction interval of `expected`, of a teacher that was not fitted."""
+    """95 % prediction interval of `expected`, for a new teacher."""
     end: float | None
     """Loss at which the training would saturate, at least `bound`; None if the learning curve does not show it."""
     end_interval: tuple[float, float]

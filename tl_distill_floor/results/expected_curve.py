@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from tl_distill_floor.errors import InputError
-from tl_distill_floor.results.expected_loss import LossPredictor, StudentLoss, student_losses
+from tl_distill_floor.results.expected_loss import LossPredictor, StudentLoss, expected_loss_fit
 from tl_distill_floor.results.head_floor import HeadFloor
 from tl_distill_floor.theory.capacity import Number
 from tl_distill_floor.theory.regression import PredictedLoss
@@ -24,7 +24,7 @@ class ExpectedCurve:
     @property
     def predictor(self) -> LossPredictor:
         """What the expected loss is computed from."""
-        return "head" if self.simulated_at is None else "head and simulated"
+        return "encoded" if self.simulated_at is None else "encoded and simulated"
 
     def has_head_at(self, width: Number) -> bool:
         """Return whether there is a head floor at a width."""
@@ -49,7 +49,7 @@ class ExpectedCurve:
             return PredictedLoss(0.0, 0.0, 0.0)
         narrower = {seen: loss for seen, loss in losses.items() if seen < self.head.d_model}
         seen = [(self._x_at(self.head, seen_width), loss) for seen_width, loss in narrower.items()]
-        loss = student_losses(self.predictor, self.head.known_share).at(self._x_at(self.head, width), level, seen)
+        loss = expected_loss_fit(self.predictor, self.head.known_share).at(self._x_at(self.head, width), level, seen)
         bound = self.head.floor_at(float(width))
         return PredictedLoss(*(max(part, bound) for part in loss))
 

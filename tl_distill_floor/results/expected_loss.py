@@ -15,12 +15,12 @@ from tl_distill_floor.errors import InputError
 from tl_distill_floor.theory.random_effects import Observations, RandomEffectsFit
 from tl_distill_floor.theory.regression import PredictedLoss
 
-LossPredictor: TypeAlias = Literal["head", "head and simulated"]
-"""What the expected loss is computed from: "head" is the loss of the head floor whose coordinates are encoded; "head
-and simulated" is the sum of that and the simulated floor of a layer."""
+LossPredictor: TypeAlias = Literal["encoded", "encoded and simulated"]
+"""What the expected loss is computed from: `HeadFloor.encoded`, or the sum of that and the simulated floor of a
+layer."""
 EXPECTED_LOSS_FILE = "expected_loss.json"
-WITH_KNOWN_SHARE = ", known share"
-"""Added to the name of a predictor in that file: its fit with the term of the known share."""
+WITHOUT_KNOWN_SHARE, WITH_KNOWN_SHARE = "without_known_share", "with_known_share"
+"""Names of a predictor's two fits in that file."""
 LOG_X = 1
 """Index of the term log x, whose coefficient differs from teacher to teacher."""
 SMALLEST_LOSS = 1e-9
@@ -73,8 +73,10 @@ def mean_loss(students: Sequence[StudentLoss]) -> StudentLoss:
 
 
 @dataclass(frozen=True)
-class StudentLosses:
-    """Fit of log loss = a + b · log x + c · log k to the students of several teachers, which differ in a and b.
+class ExpectedLossFit:
+    """How much more trained students lose than the predicted floors: a fit to the students of several teachers.
+
+    The fit is log loss = a + b · log x + c · log k. Teachers differ in a and b.
 
     k is the known share: how much of the next token's entropy the teacher's context removes. At the same x, students
     lose more of a teacher that knows more.
@@ -84,7 +86,7 @@ class StudentLosses:
     teacher.
 
     Example:
-        >>> losses = student_losses("head")
+        >>> losses = expected_loss_fit("encoded")
         >>> losses.at(0.1, 0.8).low < losses.at(0.1, 0.8).value
         True
     """
@@ -109,7 +111,7 @@ class StudentLosses:
     """Known share of the teacher whose students are predicted; None in a fit without this term."""
 
     def at(self, x: float, level: float, seen: Sequence[tuple[float, StudentLoss]] = ()) -> PredictedLoss:
-        """Return the expected loss of a student, with the prediction interval of a teacher that was not fitted.
+        """Return the expected loss of a student, with the prediction interval for a new teacher.
 
         Args:
             x: what the loss is computed from, nats per token.
@@ -120,7 +122,7 @@ class StudentLosses:
             Nats per token; 0 if x is 0.
 
         Example:
-            >>> student_losses("head").at(0.0, 0.95)
+            >>> expected_loss_fit("encoded").at(0.0, 0.95)
             PredictedLoss(value=0.0, low=0.0, high=0.0)
         """
         if x <= SMALLEST_LOSS:
@@ -134,6 +136,30 @@ class StudentLosses:
         predicted = self.fit.predict(self._terms([x]), level, seen=observations)
         return PredictedLoss(*(math.exp(float(part[0])) for part in predicted))
 
+    def extrapolations(self, d_model: int, vocab_size: int, known_share: float | None) -> list[str]:
+        """Return in what respects a teacher is outside the range of the fit's teachers.
+
+        Args:
+            d_model: its width, dimensions.
+            vocab_size: tokens of its vocabulary.
+            known_share: its known share; None if it is not known.
+
+        Example:
+            >>> expected_loss_fit("encoded").extrapolations(4096, 4000, 0.5)
+            ['4,096 dimensions (at most 512 in the fit)']
+        """
+        respects = []
+        if d_model > self.widest:
+            respects.append(f"{d_model:,} dimensions (at most {self.widest:,} in the fit)")
+        if vocab_size > self.largest_vocabulary:
+            respects.append(f"{vocab_size:,} tokens of vocabulary (at most {self.largest_vocabulary:,})")
+        low, high = self.shares
+        if known_share is not None and not low <= known_share <= high:
+            respects.append(
+                f"contexts that remove {known_share:.0%} of the next token's entropy ({low:.0%} to {high:.0%})"
+            )
+        return respects
+
     def _terms(self, x: Sequence[float]) -> Float64[np.ndarray, "student term"]:
         """Return the terms of the fit."""
         columns = [np.ones(len(x)), np.log(np.array(x, dtype=np.float64))]
@@ -143,7 +169,7 @@ class StudentLosses:
 
 
 @cache
-def student_losses(predictor: LossPredictor, known_share: float | None = None) -> StudentLosses:
+def expected_loss_fit(predictor: LossPredictor, known_share: float | None = None) -> ExpectedLossFit:
     """Return the fit to the students that were trained for this package, see `benchmarks/atlas`.
 
     Args:
@@ -151,23 +177,23 @@ def student_losses(predictor: LossPredictor, known_share: float | None = None) -
         known_share: that of the teacher, see `HeadFloor.known_share`; None for a fit without it.
 
     Example:
-        >>> student_losses("head").fit.n_groups >= 4
+        >>> expected_loss_fit("encoded").fit.n_groups >= 4
         True
     """
     stored = json.loads((files("tl_distill_floor.assets") / EXPECTED_LOSS_FILE).read_text(encoding="utf-8"))
-    fit = stored["fits"][predictor if known_share is None else predictor + WITH_KNOWN_SHARE]
+    fit = stored["fits"][predictor][WITHOUT_KNOWN_SHARE if known_share is None else WITH_KNOWN_SHARE]
     shares = [teacher["known_share"] for teacher in stored["teachers"]]
-    return StudentLosses(
+    return ExpectedLossFit(
         fit=RandomEffectsFit(
             coefficients=tuple(fit["coefficients"]),
             covariance=tuple(tuple(row) for row in fit["covariance"]),
-            between=fit["between"],
-            within=fit["within"],
+            intercept_variance=fit["intercept_variance"],
+            residual_variance=fit["residual_variance"],
             n_groups=len(stored["teachers"]),
             n_group_terms=fit["n_teacher_terms"],
             varying=LOG_X,
             centre=fit["centre"],
-            slope=fit["slope"],
+            slope_variance=fit["slope_variance"],
         ),
         log_error=stored["log_error"],
         n_students=stored["n_students"],

@@ -21,9 +21,8 @@ from tl_distill_floor.results.simulation import SIMULATION_FILE, Simulation
 from tl_distill_floor.results.student_floors import StudentFloors
 from tl_distill_floor.results.tail_loss import TailLoss
 from tl_distill_floor.storage.versioned import resolve_file
+from tl_distill_floor.theory.bootstrap import Interval
 from tl_distill_floor.theory.power_law import PowerLaw, power_law_with_intervals
-
-Interval = tuple[float, float]
 
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)

@@ -9,7 +9,13 @@ from typing import Any, ClassVar
 import numpy as np
 
 from tl_distill_floor.errors import InputError
-from tl_distill_floor.results.expected_loss import StudentLoss, as_student_loss, narrowest, student_losses, upper_bound
+from tl_distill_floor.results.expected_loss import (
+    StudentLoss,
+    as_student_loss,
+    expected_loss_fit,
+    narrowest,
+    upper_bound,
+)
 from tl_distill_floor.results.record_files import JsonRecord
 from tl_distill_floor.theory.capacity import Number
 from tl_distill_floor.theory.regression import PredictedLoss
@@ -143,7 +149,7 @@ class HeadFloor(JsonRecord):
                 numbers, or `StudentLoss` with an error.
 
         Returns:
-            Nats per token, with the prediction interval of a teacher that was not fitted; at least the head floor.
+            Nats per token, with the prediction interval for a new teacher; at least the head floor.
 
         Raises:
             InputError: the width is below the narrowest computed one.
@@ -152,7 +158,7 @@ class HeadFloor(JsonRecord):
             >>> head.expected_at(96, level=0.8)  # doctest: +SKIP
         """
         seen = [(self.encoded_at(seen_width), as_student_loss(loss)) for seen_width, loss in (losses or {}).items()]
-        loss = student_losses("head", self.known_share).at(self.encoded_at(width), level, seen)
+        loss = expected_loss_fit("encoded", self.known_share).at(self.encoded_at(width), level, seen)
         bound = self.floor_at(width)
         return PredictedLoss(*(max(part, bound) for part in loss))
 

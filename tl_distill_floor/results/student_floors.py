@@ -64,7 +64,7 @@ class StudentFloors(FeatureFloors):
 
     @property
     def interval(self) -> Float64[np.ndarray, "width 2"] | None:
-        """95 % prediction interval of `expected` at each width, for a teacher that was not fitted; None without
+        """95 % prediction interval of `expected` at each width, for a new teacher; None without
         `expected`."""
         if self.expected is None:
             return None
@@ -109,14 +109,14 @@ class StudentFloors(FeatureFloors):
     ) -> PredictedLoss:
         """Return the loss that a trained student is expected to reach, with its prediction interval.
 
-        It is fitted to students of other teachers (`benchmarks/atlas`). The interval is of a teacher that was not among
-        them. Students of this teacher narrow it.
+        It is fitted to students of other teachers (`benchmarks/atlas`). The interval is that for a new teacher;
+        students of this teacher narrow it.
 
         Args:
             width: dimensions.
             level: probability of the two-sided interval.
             losses: losses of trained students of this teacher by width, nats per token; `student_losses` if None.
-                Numbers, or `StudentLoss` with an error. Of students as wide as the teacher nothing is learned.
+                Numbers, or `StudentLoss` with an error. Students as wide as the teacher are ignored.
 
         Returns:
             Loss with lower and upper bound, KL(teacher ‖ student) in nats per token; at least the head floor, and 0 at

@@ -25,7 +25,7 @@ from tl_distill_floor.sources.tables import (
     split_of_path,
 )
 from tl_distill_floor.sources.text_files import COMPRESSED, check_text, jsonl_rows, plain_chunks, text_suffix
-from tl_distill_floor.sources.token_rows import IDS_EXPECTED, TokenRow, is_token_ids, rows_of
+from tl_distill_floor.sources.token_rows import IDS_EXPECTED, TokenRow, is_token_ids, refuse_mask_among_rows, rows_of
 
 EMBEDDED_TEXT = "embedded text"
 CHAT_COLUMNS = ("messages", "conversations", "conversation")
@@ -145,6 +145,9 @@ def _open_in_memory(text: object) -> DocumentSource:
     if _is_chat(text) or (isinstance(text, Mapping) and not is_split_dataset(text)):
         documents = tuple(_documents_of_item(text, f"the {name}"))
         return DocumentSource(name, items_digest(documents), lambda: iter(documents))
+    if isinstance(text, list | tuple) and (paths := _paths_of(text)):
+        return _open_files(paths)
+    refuse_mask_among_rows(text, f"the {name}")
     items = open_items(text, COLUMNS, "text")
     if items is None or isinstance(text, bytes):
         raise InputError(f"{IDS_EXPECTED}, or texts, rows or a dataset, got {name}")
@@ -162,6 +165,33 @@ def _open_in_memory(text: object) -> DocumentSource:
     return DocumentSource(items.name, items_digest(first), lambda: iter(stream))
 
 
+def _paths_of(items: Sequence[object]) -> list[str | Path]:
+    """Return the paths that a list holds; empty if its first item is no path."""
+    if not items or not isinstance(items[0], str | Path) or path_of(items[0]) is None:
+        return []
+    paths = [item for item in items if isinstance(item, str | Path) and path_of(item) is not None]
+    if len(paths) < len(items):
+        raise InputError("the list holds names of files and other items; give files alone, or texts alone")
+    return paths
+
+
+def _open_files(paths: Sequence[str | Path]) -> DocumentSource:
+    """Return the documents of several files, one file after the other."""
+    sources = [_open_named(path) for path in paths]
+
+    def read() -> Iterator[Document]:
+        for source in sources:
+            yield from source.read()
+
+    name = sources[0].name if len(sources) == 1 else f"{len(sources)} files, {sources[0].name} to {sources[-1].name}"
+    return DocumentSource(
+        name,
+        items_digest([source.fingerprint for source in sources]),
+        read,
+        holds_rows=any(source.holds_rows for source in sources),
+    )
+
+
 def _from_table(table: Table) -> DocumentSource:
     return DocumentSource(table.name, table.fingerprint, lambda: _documents_of_rows(table.read(COLUMNS)))
 
@@ -176,14 +206,22 @@ def _documents_of_item(item: Any, location: str) -> Iterator[Document]:
     if isinstance(item, str):
         yield check_text(item, location)
     elif _is_chat(item):
-        yield Chat(tuple(item), location)
+        yield _chat(item, location)
     elif isinstance(item, Mapping):
         yield from _documents_of_row(item, location)
+    elif isinstance(item, tuple) and len(item) > 1 and not all(isinstance(part, int) for part in item):
+        raise InputError(
+            f"{location} is a tuple, whose parts have no names; give the texts alone, or rows with names, such as"
+            f' {ROW_EXAMPLE} or {{"input_ids": ..., "attention_mask": ...}}'
+        )
+    elif isinstance(item, list | tuple) and len(item) == 1 and getattr(item[0], "ndim", 0) == 2:
+        yield from _documents_of_item(item[0], location)  # a batch of a TensorDataset
     elif is_token_ids(item):
+        refuse_mask_among_rows(item, location)
         yield from rows_of(item, location=location)
     elif hasattr(item, "ids") and hasattr(item, "attention_mask"):  # an encoding of the library `tokenizers`
         yield from rows_of(item.ids, item.attention_mask, location)
-    elif isinstance(item, Sequence) and len(item) and isinstance(item[0], str):
+    elif isinstance(item, Sequence) and len(item) and all(isinstance(text, str) for text in item):
         yield from (check_text(text, location) for text in item)
     else:
         raise InputError(f"{location} is {type(item).__name__}, not a text; every row must look like {ROW_EXAMPLE}")
@@ -195,12 +233,13 @@ def _documents_of_row(row: Mapping[str, Any], location: str) -> Iterator[Documen
         return
     chat = next((row[column] for column in CHAT_COLUMNS if row.get(column) is not None), None)
     if chat is not None:
+        chat = chat.tolist() if hasattr(chat, "tolist") else chat  # a cell of a data frame that was read from Parquet
         if not _is_chat(chat):
             raise InputError(
                 f"{location} holds a conversation whose messages are not of the form"
                 ' {"role": "...", "content": "..."}; rename their fields'
             )
-        yield Chat(tuple(chat), location)
+        yield _chat(chat, location)
     elif row.get(IDS) is not None:
         yield from documents_of_token_rows(row, location)
     else:
@@ -209,6 +248,30 @@ def _documents_of_row(row: Mapping[str, Any], location: str) -> Iterator[Documen
             f"{location} has no text (its columns are {columns}); every row must look like {ROW_EXAMPLE}, or rename the"
             " column that holds it"
         )
+
+
+def _chat(messages: Sequence[Mapping[str, Any]], location: str) -> Chat:
+    """Return a conversation, or raise an InputError if a message holds something else than text.
+
+    A content is a string, or a list of parts of the form {"type": "text", "text": "..."}. One of None stands for a call
+    of a tool.
+    """
+    for message in messages:
+        content = message["content"]
+        parts = content.tolist() if hasattr(content, "tolist") else content
+        if isinstance(parts, list):
+            is_text = all(
+                isinstance(part, Mapping) and isinstance(part.get("text"), str) and part.get("type", "text") == "text"
+                for part in parts
+            )
+        else:
+            is_text = isinstance(parts, str) or (parts is None and bool(message.get("tool_calls")))
+        if not is_text:
+            raise InputError(
+                f"{location} holds a message of the role {message['role']!r:.20} whose content is not text; leave such"
+                " conversations out"
+            )
+    return Chat(tuple(messages), location)
 
 
 def _is_chat(value: object) -> bool:

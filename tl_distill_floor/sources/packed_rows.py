@@ -10,9 +10,17 @@ from tl_distill_floor.errors import InputError
 from tl_distill_floor.sources.token_rows import MASK_ADVICE, TokenRow, as_tensor, is_row, rows_of
 
 IDS, MASK, POSITIONS, LENGTHS = "input_ids", "attention_mask", "position_ids", "seq_lengths"
-TOKEN_COLUMNS = (IDS, MASK, POSITIONS, LENGTHS)
-"""Columns of rows of token ids. Each of the last three may say where documents begin: a mask that numbers them from 1,
-positions that begin again at 0 (as transformers packs rows), and the documents' lengths (as TRL does)."""
+NUMBERS = ("seq_idx", "segment_ids", "document_ids", "doc_ids")
+"""Columns with the number of each token's document (`seq_idx` of transformers)."""
+LENGTHS_COLUMNS = (LENGTHS, "seq_lens")
+BOUNDARIES = ("cu_seq_lens_q", "cu_seq_lens", "cu_seqlens")
+"""Columns with the documents' boundaries: 0, and the summed lengths of the documents so far."""
+TOKEN_COLUMNS = (IDS, MASK, POSITIONS, *LENGTHS_COLUMNS, *NUMBERS, *BOUNDARIES)
+"""Columns of rows of token ids. All but the first may say where documents begin: a mask that numbers them from 1,
+positions that begin again at 0 (as transformers packs rows), the documents' lengths (as TRL does), and the others."""
+
+PACKING_COLUMNS = TOKEN_COLUMNS[2:]
+"""Columns that only rows of several documents have."""
 
 
 def documents_of_token_rows(columns: Mapping[str, object], location: str = "") -> Iterator[TokenRow]:
@@ -33,24 +41,37 @@ def documents_of_token_rows(columns: Mapping[str, object], location: str = "") -
     """
     prefix = f"{location}: " if location else ""
     rows = list(rows_of(columns[IDS], columns.get(MASK), location))
-    masks, positions, lengths = (
-        _column_of_rows(columns.get(name), len(rows), prefix, name) for name in (MASK, POSITIONS, LENGTHS)
-    )
-    for row, mask, position, length in zip(rows, masks, positions, lengths, strict=True):
+    given = {
+        name: _column_of_rows(columns[name], len(rows), prefix, name)
+        for name in TOKEN_COLUMNS[1:]
+        if columns.get(name) is not None
+    }
+    for number, row in enumerate(rows):
         begins = torch.zeros(len(row.ids), dtype=torch.bool)
-        if mask is not None:
-            begins |= _begins_of_mask(mask)
-        if position is not None:
-            begins |= _begins_of_positions(position, row, prefix)
-        if length is not None:
-            begins |= _begins_of_lengths(length, len(row.ids), prefix)
+        for name, of_rows in given.items():
+            begins |= _begins(name, of_rows[number], row, prefix)
         yield from _split(row, begins)
 
 
-def _column_of_rows(values: object, n_rows: int, prefix: str, name: str) -> list[Int64[Tensor, " value"] | None]:
-    """Return the integers of each row; None for each if there is no such column."""
-    if values is None:
-        return [None] * n_rows
+def _begins(name: str, values: Int64[Tensor, " value"], row: TokenRow, prefix: str) -> Bool[Tensor, " position"]:
+    """Return where documents begin according to one column of a row."""
+    if name == MASK:
+        return _begins_of_mask(values)
+    if name == POSITIONS:
+        return _begins_of_positions(values, row, prefix)
+    if name in LENGTHS_COLUMNS:
+        return _begins_of_lengths(values, len(row.ids), prefix, name)
+    if name in BOUNDARIES:
+        return _begins_of_lengths(values.diff(), len(row.ids), prefix, name)
+    if values.shape != row.ids.shape:
+        raise InputError(f"{prefix}{name} has {len(values)} values for {len(row.ids)} token ids; give one for each id")
+    begins = torch.zeros(len(values), dtype=torch.bool)
+    begins[1:] = values[1:] != values[:-1]
+    return begins
+
+
+def _column_of_rows(values: object, n_rows: int, prefix: str, name: str) -> list[Int64[Tensor, " value"]]:
+    """Return the integers of each row in a column."""
     rows = [values] if is_row(values) else list(values)  # type: ignore[call-overload]
     if len(rows) not in (1, n_rows):
         raise InputError(f"{prefix}there are {len(rows)} rows of {name} for {n_rows} rows of token ids")
@@ -87,10 +108,15 @@ def _begins_of_positions(
     return begins
 
 
-def _begins_of_lengths(lengths: Int64[Tensor, " document"], n_tokens: int, prefix: str) -> Bool[Tensor, " position"]:
+def _begins_of_lengths(
+    lengths: Int64[Tensor, " document"], n_tokens: int, prefix: str, name: str
+) -> Bool[Tensor, " position"]:
     """Return where documents of these lengths begin."""
     if int(lengths.sum()) != n_tokens or (len(lengths) and int(lengths.min()) < 0):
-        raise InputError(f"{prefix}{LENGTHS} add up to {int(lengths.sum())}, and the row has {n_tokens} token ids")
+        raise InputError(
+            f"{prefix}the documents of {name} have {int(lengths.sum())} tokens together, and the row has {n_tokens}"
+            " token ids"
+        )
     begins = torch.zeros(n_tokens + 1, dtype=torch.bool)
     begins[lengths.cumsum(0) - lengths] = True
     return begins[:n_tokens]

@@ -9,10 +9,12 @@ from tl_distill_floor.errors import InputError
 from tl_distill_floor.sources.sae_directory import NORMALISATION_ADVICE, UNSUPPORTED_ARCHITECTURES, SaeEntry
 
 SUPPORTED_ARCHITECTURES = ("standard", "gated", "topk", "jumprelu", "abstopk", "matching_pursuit")
+MODULE_NAME = "hf_module_name"
+"""Key of the metadata that holds `SaeSource.module_name`."""
 METADATA_TYPES: dict[str, type | tuple[type, ...]] = {
     "hook_name": str, "model_name": str, "neuronpedia_id": str, "model_from_pretrained_kwargs": dict,
     "context_size": int, "prepend_bos": bool, "l0": (int, float), "sequence_separator_token": (int, str),
-    "disable_concat_sequences": bool,
+    "disable_concat_sequences": bool, MODULE_NAME: str,
 }  # fmt: skip
 
 
@@ -42,6 +44,9 @@ class SaeSource:
     """Token between the documents of a sequence when the SAE was trained: "bos", "eos" or "none"; None if not known."""
     concatenates_documents: bool | None = None
     """Whether a sequence held several documents when the SAE was trained; None if not known."""
+    module_name: str | None = None
+    """Module of a `transformers` model whose output the SAE reads, such as layers.3.mlp, if a file names one; None if
+    `hook_name` is stated as such."""
     seqpos_slice: tuple[int | None, ...] | None = None
     """Arguments of the `slice` of positions that the SAE was trained on; None for all positions, or if not known."""
 
@@ -82,6 +87,7 @@ def checked_source(sae: SaeModule, name: str, entry: SaeEntry | None = None) -> 
         neuronpedia_id=metadata.get("neuronpedia_id") or (entry.neuronpedia_id if entry else None),
         sequence_separator=_separator(metadata),
         concatenates_documents=None if concatenates is None else not concatenates,
+        module_name=metadata.get(MODULE_NAME),
         seqpos_slice=_seqpos_slice(metadata),
     )
 

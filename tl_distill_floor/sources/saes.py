@@ -36,7 +36,13 @@ from tl_distill_floor.sources.sae_formats.file_names import (
     is_config_of,
     is_weights,
 )
-from tl_distill_floor.sources.sae_source import SUPPORTED_ARCHITECTURES, SaeSource, check_architecture, checked_source
+from tl_distill_floor.sources.sae_source import (
+    MODULE_NAME,
+    SUPPORTED_ARCHITECTURES,
+    SaeSource,
+    check_architecture,
+    checked_source,
+)
 from tl_distill_floor.sources.torch_state import neutral_torch_state
 
 __all__ = ["SUPPORTED_ARCHITECTURES", "SaeDtype", "SaeSource", "load_sae", "sae_digest"]
@@ -250,6 +256,7 @@ def _from_file(path: Path, name: str, options: _LoadOptions) -> SaeSource:
     from tl_distill_floor.sources.sae_formats.files import read_sae_file
     from tl_distill_floor.sources.sae_formats.key_map import parse_format
     from tl_distill_floor.sources.sae_formats.registry import read_weights
+    from tl_distill_floor.sources.sae_formats.settings import named_module
 
     key_map = parse_format(options.sae_format)
     if path.name == WEIGHTS_FILE and path.with_name(CONFIG_FILE).is_file() and not key_map.explains_weights:
@@ -268,6 +275,9 @@ def _from_file(path: Path, name: str, options: _LoadOptions) -> SaeSource:
         raise InputError(
             f"{name} reads layer {layer}, not layer {options.layer}; set --layer {layer}, or another --sae"
         )
+    hook_name = weights.metadata.get("hook_name")
+    if isinstance(hook_name, str) and file.hook_name is None and (module := named_module(file, hook_name)):
+        weights.metadata[MODULE_NAME] = module
     return checked_source(_load(build_sae, weights, name=name, options=options), name)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -214,12 +215,32 @@ def _csv_rows(path: Path) -> Iterator[LocatedRow]:
     number = 1
     with report_read_errors(path), _report_bad_table(path), open_text(path) as file:
         chunks = pd.read_csv(
-            file, sep=separator, dtype=object, keep_default_na=False, chunksize=ROWS_AT_ONCE, encoding_errors="strict"
-        )
-        for chunk in chunks:
+            file, sep=separator, dtype=object, keep_default_na=False, chunksize=ROWS_AT_ONCE, encoding_errors="strict",
+            index_col=False,
+        )  # fmt: skip
+        for chunk in _without_lost_fields(chunks, path):
             for row in chunk.to_dict("records"):
                 number += 1
                 yield f"{path}, row {number}", {str(name): value or None for name, value in row.items()}
+
+
+def _without_lost_fields(chunks: Iterator[Any], path: Path) -> Iterator[Any]:
+    """Yield data frames, or raise an InputError if pandas leaves fields out because a row has more than the header."""
+    import pandas as pd
+
+    while True:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pd.errors.ParserWarning)
+            try:
+                chunk = next(chunks, None)
+            except pd.errors.ParserWarning as warning:
+                raise InputError(
+                    f"{path} has rows with more fields than its header; put a text with the separator in it in double"
+                    " quotes"
+                ) from warning
+        if chunk is None:
+            return
+        yield chunk
 
 
 def _parquet_rows(path: Path) -> Iterator[LocatedRow]:

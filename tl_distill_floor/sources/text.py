@@ -27,6 +27,7 @@ from tl_distill_floor.sources.token_rows import (
     MASK_ADVICE,
     TokenRow,
     as_tensor,
+    check_known_padding,
     holds_integers,
     infer_padding,
     pad_right,
@@ -120,7 +121,7 @@ def load_text(
     documents = open_documents(text)
     first = list(islice(documents.read(), FIRST_ITEMS)) if documents.holds_rows else []
     rows = [document for document in first if isinstance(document, TokenRow)]
-    if rows and len({len(row.ids) for row in rows}) == 1:
+    if rows and _are_of_one_length(rows):
         return _from_rows(documents, rows, tokenizer)
     if tokenizer is None:
         raise InputError(
@@ -162,13 +163,30 @@ def _apply_chat_template(chat: Chat, tokenizer: Any) -> str:
             f"{chat.location} holds a conversation, and the teacher's tokenizer has no chat template; give rows with a"
             " text"
         )
+    messages = [dict(message) for message in chat.messages]
     try:
-        return str(tokenizer.apply_chat_template([dict(message) for message in chat.messages], tokenize=False))
+        if any(isinstance(message["content"], list) for message in messages) and not _reads_parts(tokenizer):
+            messages = [message | {"content": _joined_text(message["content"])} for message in messages]
+        return str(tokenizer.apply_chat_template(messages, tokenize=False))
     except Exception as error:  # templates raise errors of their own for roles that they do not know
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(
             f"{chat.location} does not fit the tokenizer's chat template ({reason}); give rows with a text"
         ) from error
+
+
+def _reads_parts(tokenizer: Any) -> bool:
+    """Return whether a chat template reads a content that is a list of parts; some write the list as it is."""
+    probe = {"role": "user", "content": [{"type": "text", "text": "a"}]}
+    try:
+        return "'text'" not in str(tokenizer.apply_chat_template([probe], tokenize=False))
+    except Exception:  # templates raise errors of their own
+        return False
+
+
+def _joined_text(content: object) -> object:
+    """Return the texts of a content that is a list of parts, one line each; another content as it is."""
+    return "\n".join(part["text"] for part in content) if isinstance(content, list) else content
 
 
 def _from_token_ids(values: object, tokenizer: Tokenizer | None) -> TextSource:
@@ -193,18 +211,36 @@ def _from_rows(documents: DocumentSource, first: list[TokenRow], tokenizer: Toke
     size, padding = len(first[0].ids), infer_padding(first, tokenizer)
 
     def read() -> Iterator[Tensor]:
-        for number, row in enumerate(documents.read(), start=1):
-            if not isinstance(row, TokenRow) or len(row.ids) != size:
-                content = f"{len(row.ids)} token ids" if isinstance(row, TokenRow) else "text"
-                raise InputError(
-                    f"row {number} of {documents.name} holds {content}, the rows before it {size} token ids each; give"
-                    " rows of one length"
-                )
-            ids = without_padding(row, padding)
-            if len(ids):
-                yield pad_right(ids, size)
+        rows = _rows_of_length(documents, size)
+        while chunk := list(islice(rows, FIRST_ITEMS)):
+            check_known_padding(chunk, tokenizer)  # only the first rows were looked at so far
+            for row in chunk:
+                ids = without_padding(row, padding)
+                if len(ids):
+                    yield pad_right(ids, size)
 
     return TextSource(documents.name, documents.fingerprint, size, read)
+
+
+def _rows_of_length(documents: DocumentSource, size: int) -> Iterator[TokenRow]:
+    """Yield rows of token ids of one length, of which the last one may be shorter."""
+    rows = enumerate(documents.read(), start=1)
+    for number, row in rows:
+        n_ids = len(row.ids) if isinstance(row, TokenRow) else 0
+        is_last_and_shorter = 0 < n_ids < size and next(rows, None) is None
+        if not isinstance(row, TokenRow) or not (n_ids == size or is_last_and_shorter):
+            content = f"{n_ids} token ids" if n_ids else "text"
+            raise InputError(
+                f"row {number} of {documents.name} holds {content}, the rows before it {size} token ids each; give rows"
+                " of one length"
+            )
+        yield row
+
+
+def _are_of_one_length(rows: list[TokenRow]) -> bool:
+    """Return whether rows are sequences of one length; if there are some, the last one may be shorter."""
+    *others, last = (len(row.ids) for row in rows)
+    return len({*others, last}) == 1 or (len(others) >= 3 and len(set(others)) == 1 and last < others[0])
 
 
 def _from_store(store: TokenStore) -> TextSource:

@@ -21,6 +21,9 @@ IDS_EXPECTED = "token ids must be integers [batch, position]"
 MASK_ADVICE = "give them with their attention_mask, as the tokenizer returns them"
 REPEATS_OF_PADDING, SHARE_OF_PADDED_ROWS = 4, 0.25
 """Rows of which this share begins (or ends) with one id, this often, are padded with it."""
+MIN_ROWS_OF_EQUAL_LENGTH = 8
+"""Rows that begin with a token that pads rows at most once each are not padded, if there are this many: their texts
+would be of equal lengths, give or take one token."""
 
 
 @dataclass(frozen=True)
@@ -121,19 +124,58 @@ def infer_padding(rows: Sequence[TokenRow], tokenizer: Tokenizer | None) -> Padd
     pad_id, bos_id, eos_id = (
         getattr(tokenizer, name, None) for name in ("pad_token_id", "bos_token_id", "eos_token_id")
     )
-    _check_known_padding(unmasked, pad_id)
+    check_known_padding(rows, tokenizer)
     if pad_id is None or not unmasked:
         return Padding(None)
     n_before = [_n_leading(ids, pad_id) for ids in unmasked]
     n_kept_before = 0
-    if pad_id == bos_id and all(n_before):
-        n_kept_before = 1
-        if min(n_before) > 1:
-            raise InputError(
-                f"every row of token ids begins with token {pad_id} more than once, which pads rows and begins texts,"
-                f" so where they begin is not known; {MASK_ADVICE}"
-            )
+    if pad_id == bos_id:
+        _check_first_tokens(n_before, pad_id)
+        # One of these tokens in every row, or at most one in many rows, begins texts; it is no padding.
+        n_kept_before = int(all(n_before) or max(n_before) == 1)
     return Padding(pad_id, n_kept_before, int(pad_id == eos_id))
+
+
+def _check_first_tokens(n_before: Sequence[int], pad_id: int) -> None:
+    """Raise an InputError if a token that pads rows and begins texts leaves open which of both it does.
+
+    Args:
+        n_before: how often it begins each row.
+        pad_id: the token.
+    """
+    if min(n_before) > 1:
+        raise InputError(
+            f"every row of token ids begins with token {pad_id} more than once, which pads rows and begins texts,"
+            f" so where they begin is not known; {MASK_ADVICE}"
+        )
+    if set(n_before) == {0, 1} and len(n_before) < MIN_ROWS_OF_EQUAL_LENGTH:
+        raise InputError(
+            f"some of {len(n_before)} rows of token ids begin with token {pad_id}, which pads rows and begins texts, so"
+            f" whether it is padding is not known; {MASK_ADVICE}"
+        )
+
+
+def check_known_padding(rows: Sequence[TokenRow], tokenizer: Tokenizer | None) -> None:
+    """Raise an InputError if many rows begin or end with repeats of an id that the tokenizer does not pad with.
+
+    Args:
+        rows: rows of token ids; those with a mask are not looked at.
+        tokenizer: the teacher's; None if it has none.
+    """
+    pad_id = getattr(tokenizer, "pad_token_id", None)
+    unmasked = [row.ids for row in rows if row.mask is None]
+    for ends in (unmasked, [ids.flip(0) for ids in unmasked]):
+        repeated: dict[int, int] = {}
+        for ids in ends:
+            token = int(ids[0])
+            if token != pad_id and REPEATS_OF_PADDING <= _n_leading(ids, token) < len(ids):
+                repeated[token] = repeated.get(token, 0) + 1
+        for token, n_rows in repeated.items():
+            if n_rows > 1 and n_rows >= SHARE_OF_PADDED_ROWS * len(unmasked):
+                raise InputError(
+                    f"{n_rows} of {len(unmasked)} rows seem to be padded with token {token}, which is not the"
+                    f" tokenizer's padding; {MASK_ADVICE}"
+                )
 
 
 def without_padding(row: TokenRow, padding: Padding) -> Int[Tensor, " token"]:
@@ -181,6 +223,27 @@ def is_token_ids(value: object) -> bool:
     return isinstance(value, Tensor) or (kind in "iufb" and kind != "")
 
 
+def refuse_mask_among_rows(rows: object, location: str) -> None:
+    """Raise an InputError if the first of several arrays are token ids and the second their attention mask.
+
+    Args:
+        rows: what is to be read as a batch of rows.
+        location: where it is from, for messages.
+    """
+    if not isinstance(rows, list | tuple) or len(rows) < 2 or not is_token_ids(rows[0]) or not is_token_ids(rows[1]):
+        return
+    try:
+        ids, mask = (torch.as_tensor(part) for part in rows[:2])
+    except (TypeError, ValueError, RuntimeError, OverflowError):  # rows of unequal lengths
+        return
+    is_mask = ids.shape == mask.shape and ids.ndim > 0 and bool(((mask == 0) | (mask == 1)).all())
+    if is_mask and int(ids.max()) > 1:
+        raise InputError(
+            f"{location}: token ids are followed by values that are 0 or 1, as an attention_mask; give rows with names,"
+            ' {"input_ids": ..., "attention_mask": ...}'
+        )
+
+
 def is_row(ids: object) -> bool:
     """Return whether values are of one row, not of a batch of rows."""
     if isinstance(ids, Tensor) or hasattr(ids, "ndim"):
@@ -211,19 +274,3 @@ def _n_leading(ids: Int[Tensor, " position"], token: int) -> int:
         return 0
     others = (ids != token).nonzero()
     return int(others[0]) if len(others) else len(ids)
-
-
-def _check_known_padding(rows: Sequence[Tensor], pad_id: int | None) -> None:
-    """Raise an InputError if many rows begin or end with repeats of an id that the tokenizer does not pad with."""
-    for ends in (rows, [ids.flip(0) for ids in rows]):
-        repeated: dict[int, int] = {}
-        for ids in ends:
-            token = int(ids[0])
-            if token != pad_id and REPEATS_OF_PADDING <= _n_leading(ids, token) < len(ids):
-                repeated[token] = repeated.get(token, 0) + 1
-        for token, n_rows in repeated.items():
-            if n_rows > 1 and n_rows >= SHARE_OF_PADDED_ROWS * len(rows):
-                raise InputError(
-                    f"{n_rows} of {len(rows)} rows seem to be padded with token {token}, which is not the tokenizer's"
-                    f" padding; {MASK_ADVICE}"
-                )

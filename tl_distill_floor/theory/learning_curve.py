@@ -11,7 +11,6 @@ from scipy.stats import f as f_distribution
 from scipy.stats import norm
 
 Status: TypeAlias = Literal["saturated", "under-trained", "diverged"]
-
 MIN_POINTS, MIN_SPAN = 8, 10.0
 """Fewest points for a fit of four parameters, and the smallest ratio of the last to the first number of tokens."""
 EXPONENTS = np.geomspace(0.05, 3.0, 100)
@@ -22,7 +21,7 @@ SHIFTS = np.linspace(-0.01, 0.02, 7)
 weights is worth some tokens."""
 WARM_UP_SHARE = 0.1
 """Points before this share of the tokens are left out as warm-up."""
-DECAY_SHARE = 0.8
+DECAY_START = 0.8
 """Points after this share of the tokens may be lower because the learning rate is decaying."""
 MIN_POINTS_BEFORE_DECAY = 6
 NOISE_FLOOR = 1e-3
@@ -157,7 +156,7 @@ def _fit(n: Float64[np.ndarray, " point"], loss: Float64[np.ndarray, " point"], 
     share = n / n[-1]
     profile = _profile(share, loss)
     low, high = profile.low, profile.high
-    before_decay = share <= DECAY_SHARE
+    before_decay = share <= DECAY_START
     if before_decay.sum() >= MIN_POINTS_BEFORE_DECAY:
         early = _profile(share[before_decay], loss[before_decay])
         gain = max(0.0, float(early.at(share[-1:])[0] - loss[-1]))

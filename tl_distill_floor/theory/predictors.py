@@ -8,7 +8,6 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +16,7 @@ from jaxtyping import Float64
 from tl_distill_floor.theory.allocation import allocate, remaining_costs
 from tl_distill_floor.theory.capacity import Number, capacity
 
-Predictor = Callable[[Any, Any, Number], float]
+FloorFunction = Callable[[npt.ArrayLike, npt.ArrayLike, Number], float]
 """Compute a floor from (costs [feature], firing rates [feature], width)."""
 
 
@@ -88,7 +87,7 @@ def independent(cost: npt.ArrayLike, firing_rate: npt.ArrayLike | Number, width:
     return allocate(cost, firing_rate, width).floor
 
 
-PREDICTORS: dict[str, Predictor] = {
+PREDICTORS: dict[str, FloorFunction] = {
     "one per dimension": one_per_dimension,
     "theorem": theorem,
     "packing law": packing_law,

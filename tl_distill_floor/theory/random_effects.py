@@ -48,7 +48,7 @@ class RandomEffectsFit:
     Source: Laird and Ware 1982, "Random-effects models for longitudinal data", with independent u and v.
 
     Example:
-        >>> fit = RandomEffectsFit((1.0,), ((0.0,),), between=3.0, within=1.0, n_groups=10**6)
+        >>> fit = RandomEffectsFit((1.0,), ((0.0,),), intercept_variance=3.0, residual_variance=1.0, n_groups=10**6)
         >>> fit.predict(np.array([[2.0]])).value
         array([2.])
         >>> seen = Observations(np.array([[0.0]]), np.array([4.0]), np.array([0.0]))
@@ -60,19 +60,19 @@ class RandomEffectsFit:
     """One for each term of x."""
     covariance: tuple[tuple[float, ...], ...]
     """Covariance of the coefficients [term, term]."""
-    between: float
+    intercept_variance: float
     """Variance of u, from group to group."""
-    within: float
+    residual_variance: float
     """Variance of e, from observation to observation of one group."""
     n_groups: int
     """Number of groups of the fit."""
     n_group_terms: int = 1
-    """Terms that are the same for all observations of a group, such as a mean intercept."""
+    """Number of terms that are the same for all observations of a group, such as a mean intercept."""
     varying: int | None = None
     """Index k of the term whose coefficient differs from group to group; None if no term has one."""
     centre: float = 0.0
     """Mean of the term k."""
-    slope: float = 0.0
+    slope_variance: float = 0.0
     """Variance of v, from group to group."""
 
     def predict(
@@ -90,18 +90,18 @@ class RandomEffectsFit:
             seen: observations of the same group.
 
         Example:
-            >>> fit = RandomEffectsFit((1.0,), ((0.0,),), between=0.0, within=1.0, n_groups=10**6)
+            >>> fit = RandomEffectsFit((1.0,), ((0.0,),), intercept_variance=0.0, residual_variance=1.0, n_groups=10**6)
             >>> fit.predict(np.array([[0.0]]), 0.95).high.round(2)
             array([1.96])
         """
         coefficients = np.array(self.coefficients)
         mean, covariance = x @ coefficients, self._covariance(x, x)
         if seen is not None and len(seen.y):
-            noise = np.diag(np.maximum(self.within + seen.noise, ROUNDING))
+            noise = np.diag(np.maximum(self.residual_variance + seen.noise, ROUNDING))
             gain = np.linalg.solve(self._covariance(seen.x, seen.x) + noise, self._covariance(seen.x, x)).T
             mean = mean + gain @ (seen.y - seen.x @ coefficients)
             covariance = covariance - gain @ self._covariance(seen.x, x)
-        variance = np.maximum(np.diag(covariance), 0.0) + self.within
+        variance = np.maximum(np.diag(covariance), 0.0) + self.residual_variance
         degrees_of_freedom = max(self.n_groups - self.n_group_terms, 1)
         margin = float(student_t.ppf(0.5 + level / 2, degrees_of_freedom)) * np.sqrt(variance)
         return PredictedValues(mean, mean - margin, mean + margin)
@@ -110,12 +110,13 @@ class RandomEffectsFit:
         self, x: Float64[np.ndarray, "one term"], other: Float64[np.ndarray, "other term"]
     ) -> Float64[np.ndarray, "one other"]:
         """Return the covariance of all but e between observations of one group."""
-        of_groups = _of_groups(x, self.varying, self.centre), _of_groups(other, self.varying, self.centre)
+        of_one, of_other = (_of_groups(terms, self.varying, self.centre) for terms in (x, other))
+        variances = [self.intercept_variance, *([] if self.varying is None else [self.slope_variance])]
         n_terms = len(self.coefficients)
         covariance: Float64[np.ndarray, "one other"]
         covariance = x @ np.array(self.covariance).reshape(n_terms, n_terms) @ other.T
-        for variance, of_one, of_other in zip((self.between, self.slope), *of_groups, strict=False):
-            covariance = covariance + variance * np.outer(of_one, of_other)
+        for variance, one, another in zip(variances, of_one, of_other, strict=True):
+            covariance = covariance + variance * np.outer(one, another)
         return covariance
 
 
@@ -136,7 +137,7 @@ def fit_random_effects(
         >>> x, noise = np.ones((6, 1)), np.zeros(6)
         >>> y = np.array([0.0, 0.1, 1.0, 1.1, 2.0, 2.1])
         >>> fit = fit_random_effects(Observations(x, y, noise), ["a", "a", "b", "b", "c", "c"])
-        >>> round(fit.coefficients[0], 3), fit.between > fit.within
+        >>> round(fit.coefficients[0], 3), fit.intercept_variance > fit.residual_variance
         (1.05, True)
     """
     x, y, noise = observations
@@ -167,13 +168,13 @@ def fit_random_effects(
     return RandomEffectsFit(
         coefficients=tuple(best.coefficients.tolist()),
         covariance=tuple(tuple(row) for row in np.linalg.inv(best.information).tolist()),
-        between=variances[0],
-        within=variances[-1],
+        intercept_variance=variances[0],
+        residual_variance=variances[-1],
         n_groups=n_groups,
         n_group_terms=_n_group_terms(x, groups),
         varying=varying,
         centre=centre,
-        slope=0.0 if varying is None else variances[1],
+        slope_variance=0.0 if varying is None else variances[1],
     )
 
 

@@ -8,7 +8,7 @@ import numpy.typing as npt
 from jaxtyping import Float64
 from scipy.special import log_ndtr
 
-from tl_distill_floor.theory.learning_curve import DECAY_SHARE, WARM_UP_SHARE
+from tl_distill_floor.theory.learning_curve import DECAY_START, WARM_UP_SHARE
 
 EXPONENTS = np.geomspace(0.08, 2.0, 60)
 """Exponents b of the slower of the two power laws."""
@@ -105,7 +105,7 @@ def remaining_loss(
     """
     n, losses = (np.asarray(values, dtype=np.float64) for values in (n_tokens, loss))
     share, last = n / n[-1], float(losses[-1])
-    used = (share >= WARM_UP_SHARE) & (share <= DECAY_SHARE)
+    used = (share >= WARM_UP_SHARE) & (share <= DECAY_START)
     most = last - bound
     if used.sum() < MIN_POINTS or share[used][-1] < MIN_SPAN * share[used][0] or most <= 0:
         return None

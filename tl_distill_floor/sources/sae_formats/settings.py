@@ -164,6 +164,23 @@ def require_hook_name(file: SaeFile, name: str) -> str:
     return hook_name
 
 
+def named_module(file: SaeFile, hook_name: str) -> str | None:
+    """Return the name of the module from which a hook point was derived; None if the hook point itself is named."""
+    strings = [
+        value for _, settings in (*all_settings(file), *_parent_settings(file)) for value in settings.values()
+        if isinstance(value, str)
+    ]  # fmt: skip
+    for text in (*strings, file.location.parent.name):
+        if text != hook_name and hook_name_of(text) == hook_name:
+            return text
+    return None
+
+
+def _parent_settings(file: SaeFile) -> Iterator[tuple[str, dict[str, Any]]]:
+    for name, config in file.parent_configs.items():
+        yield from nested_settings(name, config)
+
+
 def _hook_names(file: SaeFile) -> Iterator[str]:
     """Yield the hook points that the settings name, in full or as a site and a layer.
 
