@@ -33,7 +33,6 @@ from .probing.probe_run import probe_run as probe_run
 from .probing.sparse_probe import sparse_probe as sparse_probe
 from .results.calibration import Calibration as Calibration
 from .results.diagnosis import Diagnosis as Diagnosis
-from .results.expected_loss import StudentLoss as StudentLoss
 from .results.feature_stats import FeatureStats as FeatureStats
 from .results.floor_prediction import FeatureFloorPrediction as FeatureFloorPrediction
 from .results.floor_prediction import FloorPrediction as FloorPrediction
@@ -47,6 +46,7 @@ from .results.probes import Probes as Probes
 from .results.promoted_tokens import PromotedTokens as PromotedTokens
 from .results.sparse_probes import SparseProbes as SparseProbes
 from .results.student import StudentResult as StudentResult
+from .results.student_loss import StudentLoss as StudentLoss
 from .sae_training.config import SaeTrainingConfig as SaeTrainingConfig
 from .sae_training.train_sae import train_sae as train_sae
 from .sources.labels import load_labels as load_labels

@@ -11,14 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.helpers.records import stats_of
+from tests.helpers.type_checks import without_type_checks
 from tl_distill_floor.distilling.calibrate import calibrate
+from tl_distill_floor.distilling.losses import Objective
 from tl_distill_floor.distilling.plan import plan
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.predicting.floors import floor_from_stats
 from tl_distill_floor.results.calibration import Calibration
-from tl_distill_floor.results.expected_loss import StudentLoss
 from tl_distill_floor.results.floor_prediction import FloorPrediction
 from tl_distill_floor.results.student import StudentResult
+from tl_distill_floor.results.student_loss import StudentLoss
 from tl_distill_floor.theory.regression import fit_line, leave_one_out_error
 
 
@@ -169,7 +171,7 @@ def test_warns_of_or_rejects_students_without_a_usable_floor(floor: FloorPredict
     calibration = calibrate(floor, [*three, diverged])
     assert (calibration.widths, calibration.warnings) == ((2, 4, 8), ("left out because they diverged: width6",))
     straight = student(6, 0.0)
-    assert "do not bend yet: width6; train longer" in calibrate(floor, [*three, straight]).warnings[0]
+    assert "do not bend yet (train longer): width6" in calibrate(floor, [*three, straight]).warnings[0]
     with pytest.raises(
         InputError, match=r"at least 3 widths, got 2 \(left out because they diverged: width6\); distil more"
     ):
@@ -178,6 +180,51 @@ def test_warns_of_or_rejects_students_without_a_usable_floor(floor: FloorPredict
         calibrate(floor, [*three, student(6, 1.0, teacher="another")])
     with pytest.raises(InputError, match="must be a number above 0"):
         calibrate(floor, {2: 1.0, 4: float("nan"), 8: 0.1})
+
+
+def test_a_student_of_the_same_name_as_a_diverged_one_is_used(floor: FloorPrediction) -> None:
+    students = [student(w, 1.0 / w) for w in (2, 4, 8)]
+    diverged = dataclasses.replace(students[1], status="diverged")
+    assert calibrate(floor, [*students, diverged]).widths == (2, 4, 8)
+
+
+def test_students_of_another_depth_are_left_out_by_name(floor: FloorPrediction) -> None:
+    students = [student(w, 1.0 / w) for w in (2, 4, 8)]
+    shallow = [student(w, 3.0 / w, name=f"shallow{w}", depth=1) for w in (2, 4)]
+    calibration = calibrate(floor, [*students, *shallow])
+    assert (calibration.depth, calibration.widths) == (2, (2, 4, 8))
+    assert calibration.warnings == ("left out because they have other numbers of layers than 2: shallow2, shallow4",)
+
+
+def test_a_student_that_equals_its_teacher_is_left_out_by_name(floor: FloorPrediction) -> None:
+    students = [student(w, 1.0 / w) for w in (2, 4, 8)]
+    equal = dataclasses.replace(student(16, 0.0), losses=(0.0,))
+    assert calibrate(floor, [*students, equal]).warnings == ("left out because they equal their teacher: width16",)
+
+
+def test_another_objective_is_named(floor: FloorPrediction) -> None:
+    objective = dataclasses.asdict(Objective(temperature=4.0, cross_entropy=0.5))
+    students = [student(w, 1.0 / w, settings={"objective": objective}) for w in (2, 4, 8)]
+    (warning,) = calibrate(floor, students).warnings
+    assert warning.startswith("trained on another loss than KL(teacher ‖ student) at temperature 1: width2, width4")
+
+
+def test_losses_given_with_errors_or_as_json_are_read(floor: FloorPrediction) -> None:
+    with without_type_checks():
+        calibration = calibrate(floor, {"16": 0.2, 2: StudentLoss(1.0, 0.1), 8: np.float64(0.3)})  # type: ignore[dict-item]
+    assert (calibration.widths, calibration.losses) == ((2, 8, 16), (1.0, 0.3, 0.2))
+    assert (calibration.log_errors, calibration.depth) == ((0.1, None, None), None)
+
+
+@pytest.mark.parametrize(
+    "losses", [{2: None}, {2: "0.3"}, {2.5: 0.3}, {"two": 0.3}, {2: 0.0}, {2: (0.3, 0.1)}, [(2, 0.3)]]
+)
+def test_rejects_what_are_not_losses_by_width(floor: FloorPrediction, losses: Any) -> None:
+    with (
+        pytest.raises(InputError, match=r"loss must be a number above 0|width must be an integer|{width: loss"),
+        without_type_checks(),
+    ):
+        calibrate(floor, losses)
 
 
 def test_losses_that_do_not_fall_with_the_width_are_named(floor: FloorPrediction, bridge: Any) -> None:
@@ -207,7 +254,10 @@ def test_names_students_whose_floor_is_not_known(floor: FloorPrediction) -> None
 
 @pytest.mark.parametrize("width", [0, -4, 17, 640])
 def test_rejects_widths_that_no_student_can_have(floor: FloorPrediction, width: int) -> None:
-    with pytest.raises(InputError, match=rf"must be from 1 to its teacher's 16 dimensions, got {width}; leave"):
+    expected = (
+        f"must be from 1 to its teacher's 16 dimensions, got {width}; leave" if width > 0 else f"above 0, got {width}"
+    )
+    with pytest.raises(InputError, match=expected):
         calibrate(floor, {width: 0.5, 2: 0.4, 4: 0.3})
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from tests.helpers.records import narrow_head_floor
 from tl_distill_floor import FloorPrediction, Pilots, StudentResult, StudentSpec, train_pilots
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.theory.regression import PredictedLoss

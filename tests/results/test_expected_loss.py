@@ -7,6 +7,7 @@ import subprocess
 import sys
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from scipy.stats import t as student_t
 
 from tests.helpers.records import made_head_floor, stats_of
+from tests.helpers.type_checks import without_type_checks
 from tl_distill_floor.display.as_json import floor_json
 from tl_distill_floor.display.floor_tables import widths_table
 from tl_distill_floor.distilling.calibrate import calibrate
@@ -178,6 +180,48 @@ def test_a_calibration_may_have_students_that_are_narrower_than_the_head_floor_o
     assert "students of the calibration narrow it" in calibrated._repr_html_()
     with pytest.raises(InputError, match="the narrowest width of this head floor is 4, got 2"):
         floor.expected_at(32, losses=losses)
+
+
+@pytest.mark.parametrize(
+    ("losses", "message"),
+    [
+        ({8: math.nan}, "must be a number above 0, in nats per token, got nan"),
+        ({8: math.inf}, "got inf"),
+        ({8: -0.3}, r"got -0\.3"),
+        ({8: None}, "got None"),
+        ({8.5: 0.3}, r"width must be an integer above 0, got 8\.5"),
+        ({8: 5.8}, r"a loss of 5\.8 at width 8 is more than that of equal probabilities, 5\.7 nats"),
+        ({8: 0.1}, r"a loss of 0\.1 at width 8 is less than its logits allow, about 0\.16 nats"),
+        ({8: 0.3, 16: 0.5}, r"losses do not fall with the width \(0\.3 at 8, 0\.5 at 16\)"),
+    ],
+)
+def test_rejects_impossible_losses(head: HeadFloor, floor: FloorPrediction, losses: Any, message: str) -> None:
+    for record in (head, floor):
+        with pytest.raises(InputError, match=message), without_type_checks():
+            record.expected_at(32, losses=losses)
+
+
+def test_losses_from_json_are_read(head: HeadFloor, floor: FloorPrediction) -> None:
+    for record in (head, floor):
+        with without_type_checks():
+            from_json = record.expected_at(32, losses={"8": 0.5})  # type: ignore[dict-item]
+        assert from_json == record.expected_at(32, losses={8: 0.5})
+
+
+@pytest.mark.parametrize("level", [80, -0.5, 1.0, math.nan])
+def test_rejects_a_level_that_is_no_probability(head: HeadFloor, floor: FloorPrediction, level: float) -> None:
+    for record in (head, floor):
+        with (
+            pytest.raises(InputError, match=r"must be a probability inside \[0, 1\), such as 0\.8"),
+            without_type_checks(),
+        ):
+            record.expected_at(32, level)
+
+
+def test_a_calibration_whose_losses_rise_is_not_used(floor: FloorPrediction) -> None:
+    calibrated = dataclasses.replace(floor, calibration=calibrate(floor, {8: 0.3, 16: 0.5, 32: 0.9}))
+    assert calibrated.student_losses == {}
+    assert calibrated.expected_at(32) == floor.expected_at(32)
 
 
 def test_a_large_teacher_is_an_extrapolation(floor: FloorPrediction, head: HeadFloor) -> None:

@@ -1,5 +1,6 @@
 """`calibrate`: fit predicted floors to the losses of trained students."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Literal, NamedTuple, get_args
@@ -9,14 +10,20 @@ from jaxtyping import Float64
 from scipy.optimize import curve_fit
 
 from tl_distill_floor.annotations import Predictor, StudentStatus
+from tl_distill_floor.distilling.losses import Objective
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.results.calibration import Calibration
+from tl_distill_floor.results.expected_loss import SMALLEST_LOSS
 from tl_distill_floor.results.floor_prediction import FloorPrediction
+from tl_distill_floor.results.head_floor import HeadFloor
 from tl_distill_floor.results.student import StudentResult
+from tl_distill_floor.results.student_loss import StudentLoss, as_student_losses, refuse_impossible
 from tl_distill_floor.sources.model_names import same_model
 from tl_distill_floor.theory.learning_curve import log_error
 from tl_distill_floor.theory.regression import LinearFit, fit_line, leave_one_out_error
 
+PLAIN = dataclasses.asdict(Objective())
+"""Objective of students whose losses are compared."""
 MIN_WIDTHS = 3
 """Fewest widths for a linear fit with a leave-one-width-out error."""
 MIN_WIDTHS_FOR_POWER_LAW = 5
@@ -38,7 +45,9 @@ class ObservedLoss(NamedTuple):
     """Standard error of the logarithm of the loss; None if only the loss was given."""
 
 
-def calibrate(floor: FloorPrediction, students: Sequence[StudentResult] | Mapping[int, float]) -> Calibration:
+def calibrate(
+    floor: FloorPrediction, students: Sequence[StudentResult] | Mapping[int, StudentLoss | float]
+) -> Calibration:
     """Fit L = C · floor + B to the losses at which trained students saturate (Sarkar and Deka 2026, sec. 5).
 
     Every predictor is fitted. The best one predicts the loss of each width most accurately from the fit to the other
@@ -48,8 +57,8 @@ def calibrate(floor: FloorPrediction, students: Sequence[StudentResult] | Mappin
 
     Args:
         floor: prediction for the students' teacher.
-        students: results of `distill`, of which those that diverged or have a floor of 0 are left out with a warning;
-            or {width: loss in nats per token}.
+        students: results of `distill`; or {width: loss in nats per token}, numbers or `StudentLoss`. Of results, those
+            that diverged, lose nothing, or have another depth than most are left out with a warning.
 
     Returns:
         The fit of every predictor, and the errors of the null models. Losses that do not fall with the width are
@@ -57,7 +66,8 @@ def calibrate(floor: FloorPrediction, students: Sequence[StudentResult] | Mappin
 
     Raises:
         InputError: there are fewer than three widths, a width is below 1 or above the teacher's, or a student has
-            another teacher.
+            another teacher; or a loss that is given is impossible: below what its width allows, or above that of equal
+            probabilities.
 
     Example:
         >>> calibration = calibrate(floor, {64: 0.41, 128: 0.22, 256: 0.13})  # doctest: +SKIP
@@ -78,8 +88,8 @@ def calibrate(floor: FloorPrediction, students: Sequence[StudentResult] | Mappin
     warnings += _rise_warnings(observed)
     if not fits[best].rises:
         warnings.append(
-            f"the losses do not fall where the predicted floor falls (C is {fits[best].slope:.3g}), so no student is"
-            " planned with this fit; train the wider students longer"
+            f"the losses do not fall where the predicted floor falls (C is {fits[best].slope:.3g}), so nothing is"
+            " predicted from them; train the wider students longer"
         )
     return Calibration(
         teacher=floor.model_name,
@@ -94,6 +104,7 @@ def calibrate(floor: FloorPrediction, students: Sequence[StudentResult] | Mappin
         at_teacher_width=fits[best].at(floor.predicted(best, floor.d_model)).value,
         warnings=tuple(warnings),
         log_errors=tuple(student.log_error for student in observed),
+        depth=None if isinstance(students, Mapping) else _depth_of(students),
     )
 
 
@@ -137,39 +148,81 @@ def _fits(
 
 
 def _observed_losses(
-    floor: FloorPrediction, students: Sequence[StudentResult] | Mapping[int, float]
+    floor: FloorPrediction, students: Sequence[StudentResult] | Mapping[int, StudentLoss | float]
 ) -> tuple[list[ObservedLoss], list[str]]:
     """Return (losses in ascending order of width, warnings)."""
     if isinstance(students, Mapping):
-        if not all(np.isfinite(loss) and loss > 0 for loss in students.values()):
-            raise InputError("every student's loss must be a number above 0, in nats per token")
-        if not all(float(width) == int(width) for width in students):
-            raise InputError(f"a width must be an integer, got {', '.join(map(str, students))}")
-        given = sorted(students.items())
-        return [ObservedLoss(int(width), float(loss), "given", None, None) for width, loss in given], []
+        given = as_student_losses(students)
+        if floor.head is not None and floor.unit == "nats":
+            _check_given(floor.head, given)
+        return [ObservedLoss(w, s.loss, "given", None, s.log_error) for w, s in given.items()], []
+    if not all(isinstance(student, StudentResult) for student in students):
+        raise InputError("students must be results of distill, or losses as {width: loss in nats per token}")
     _check_teacher(floor, students)
-    diverged = [student.name for student in students if student.status == "diverged"]
-    without_floor = [student.name for student in students if student.status != "diverged" and student.floor <= 0]
-    left_out = {*diverged, *without_floor}
-    used = sorted((student for student in students if student.name not in left_out), key=lambda s: s.width)
-    under_trained = [student.name for student in used if student.status == "under-trained"]
-    warnings = []
-    if diverged:
-        warnings.append(f"left out because they diverged: {', '.join(diverged)}")
-    if without_floor:
-        warnings.append(
-            f"left out because their learning curves do not bend yet: {', '.join(without_floor)}; train longer"
-        )
+    used, warnings = _usable(floor, students)
+    _warn_of_settings(used, warnings)
+    observed = [ObservedLoss(s.width, s.floor, s.status, s.n_parameters, log_error(s.floor, s.interval)) for s in used]
+    return observed, warnings
+
+
+def _usable(floor: FloorPrediction, students: Sequence[StudentResult]) -> tuple[list[StudentResult], list[str]]:
+    """Return (the students that a fit can use, in ascending order of width; warnings about the others)."""
+    depth = _depth_of(students)
+    reasons: dict[str, list[str]] = {}
+    used = []
+    for student in sorted(students, key=lambda student: student.width):
+        reason = _reason_to_leave_out(floor, student, depth)
+        if reason is None:
+            used.append(student)
+        else:
+            reasons.setdefault(reason, []).append(student.name)
+    return used, [f"left out because {reason}: {', '.join(names)}" for reason, names in reasons.items()]
+
+
+def _reason_to_leave_out(floor: FloorPrediction, student: StudentResult, depth: int) -> str | None:
+    """Return why a student cannot be used in a fit; None if it can."""
+    if student.status == "diverged":
+        return "they diverged"
+    if student.depth != depth:
+        return f"they have other numbers of layers than {depth}"
+    if student.loss <= SMALLEST_LOSS:
+        return "they equal their teacher"
+    if student.floor <= 0:
+        return "their learning curves do not bend yet (train longer)"
+    head = floor.head
+    is_bounded = head is not None and floor.unit == "nats" and student.width < head.d_model
+    if is_bounded and student.loss < floor.head_floor.least_at(student.width):
+        return "they lose less than their width allows (is the held-out text part of their training?)"
+    return None
+
+
+def _depth_of(students: Sequence[StudentResult]) -> int:
+    """Return the number of layers of most students; the larger one of two that are equally frequent."""
+    depths = [student.depth for student in students]
+    return max(depths, key=lambda depth: (depths.count(depth), depth), default=0)
+
+
+def _warn_of_settings(students: Sequence[StudentResult], warnings: list[str]) -> None:
+    """Add warnings about students whose loss is not that at the end of a training on KL(teacher ‖ student)."""
+    under_trained = [student.name for student in students if student.status == "under-trained"]
     if under_trained:
         warnings.append(f"not saturated, so their floors are extrapolated or not known: {', '.join(under_trained)}")
-    not_known = [student.name for student in used if not student.floor_is_known]
+    not_known = [student.name for student in students if not student.floor_is_known]
     if not_known:
         warnings.append(
             f"their floors are not known, so the losses that they reached are used: {', '.join(not_known)}; train"
             " longer"
         )
-    observed = [ObservedLoss(s.width, s.floor, s.status, s.n_parameters, log_error(s.floor, s.interval)) for s in used]
-    return observed, warnings
+    other = [student.name for student in students if (student.settings.get("objective") or PLAIN) != PLAIN]
+    if other:
+        warnings.append(f"trained on another loss than KL(teacher ‖ student) at temperature 1: {', '.join(other)}")
+
+
+def _check_given(head: HeadFloor, losses: Mapping[int, StudentLoss]) -> None:
+    """Raise an InputError if a loss that the user gave is impossible at its width."""
+    for width, loss in losses.items():
+        if width < head.d_model:
+            refuse_impossible({width: loss}, head.least_at, head.vocab_size)
 
 
 def _check_teacher(floor: FloorPrediction, students: Sequence[StudentResult]) -> None:

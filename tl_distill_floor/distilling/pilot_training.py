@@ -12,9 +12,9 @@ from tl_distill_floor.results.feature_stats import FeatureStats
 from tl_distill_floor.results.floor_prediction import FloorPrediction
 from tl_distill_floor.results.head_floor import HeadFloor
 from tl_distill_floor.results.pilots import Pilots
-from tl_distill_floor.results.student import load_students
+from tl_distill_floor.results.student import StudentResult, load_students
 from tl_distill_floor.sources.documents import EMBEDDED_TEXT
-from tl_distill_floor.sources.teachers import load_teacher
+from tl_distill_floor.sources.teachers import Teacher, load_teacher
 
 
 def train_pilots(
@@ -27,7 +27,7 @@ def train_pilots(
     config: DistillConfig | None = None,
     progress: ProgressMessageCallback | None = None,
 ) -> FloorPrediction:
-    """Distil the pilots that a run does not have yet, and calibrate its prediction with all its students.
+    """Distil the pilots that a run does not have yet, and calibrate its prediction with its students of full depth.
 
     An interrupted training is continued. Students have the teacher's depth, start from its weights (svd), and read
     sequences as long as those that were measured.
@@ -54,7 +54,7 @@ def train_pilots(
     directory = Path(directory)
     check_training_text(floor, text)
     loaded = load_teacher(floor.model_name if teacher is None else teacher)
-    trained = {student.width for student in load_students(directory) if student.depth == loaded.model.cfg.n_layers}
+    trained = {student.width for student in _of_full_depth(directory, loaded)}
     # A checkpoint is of all students that were trained together, also of those that were already saved.
     was_interrupted = (directory / "students" / SWEEP_CHECKPOINT_FILE).exists()
     specs = [StudentSpec(width) for width in pilots.widths if was_interrupted or width not in trained]
@@ -69,9 +69,14 @@ def train_pilots(
             resume=was_interrupted,
             progress=progress,
         )
-    calibration = calibrate(floor, load_students(directory))
+    calibration = calibrate(floor, _of_full_depth(directory, loaded))
     calibration.save(directory)
     return floor.calibrated_by(calibration)
+
+
+def _of_full_depth(directory: Path, teacher: Teacher) -> list[StudentResult]:
+    """Return the students of a run that have as many layers as their teacher."""
+    return [student for student in load_students(directory) if student.depth == teacher.model.cfg.n_layers]
 
 
 def check_training_text(floor: FloorPrediction, text: TextLike | None) -> None:

@@ -7,10 +7,10 @@ from tl_distill_floor.distilling.build import count_parameters
 from tl_distill_floor.distilling.plan import least_width
 from tl_distill_floor.distilling.widths import family_widths, spaced_widths
 from tl_distill_floor.errors import InputError
-from tl_distill_floor.results.expected_loss import StudentLoss
 from tl_distill_floor.results.floor_prediction import FloorPrediction
 from tl_distill_floor.results.head_floor import HeadFloor
 from tl_distill_floor.results.pilots import Pilots
+from tl_distill_floor.results.student_loss import StudentLoss
 from tl_distill_floor.sources.teachers import load_teacher
 
 LEVEL = 0.8

@@ -1,5 +1,6 @@
 """`plan`: choose the narrowest student for a loss, or the widest for a size."""
 
+import dataclasses
 import math
 from functools import partial
 
@@ -88,12 +89,27 @@ def plan(
         )
     model = load_teacher(floor.model_name if teacher is None else teacher).model
     check_depth(depth, _teacher_depth(model))
+    other_depth = _other_depth(floor, depth or _teacher_depth(model))
+    if other_depth is not None:
+        floor = dataclasses.replace(floor, calibration=None)
     family = StudentFamily(model, depth, memory_dtype, context, progress)
     widths = [width for width in family_widths(model, divisor) if width >= least_width(floor)]
     if max_loss is not None and floor.expected is not None:  # a student as wide as its teacher can be its copy
         widths = [width for width in widths if width < teacher_width(model)]
     choice = choose_student(family, limits, widths, partial(expected_loss, floor))
-    return _plan_of(floor, family, limits, choice)
+    chosen = _plan_of(floor, family, limits, choice)
+    return chosen if other_depth is None else dataclasses.replace(chosen, known=(*chosen.known, other_depth))
+
+
+def _other_depth(floor: FloorPrediction, depth: int) -> str | None:
+    """Return a statement if the calibration is of students with another number of layers; None if it is not."""
+    of_students = None if floor.calibration is None else floor.calibration.depth
+    if of_students in (None, depth):
+        return None
+    return (
+        f"the calibration is of students of {of_students} layers, so it is not used for one of {depth} layers; distil"
+        " students of that depth"
+    )
 
 
 def least_width(floor: FloorPrediction) -> int:

@@ -16,6 +16,7 @@
 - `floor_curve`: `FloorCurve`, interpolation of floors over widths.
 - `floor_files`: the files of a floor prediction.
 - `lost_features`: `LostFeatures` and `OneFeature`, the features that a student loses.
+- `student_loss`: `StudentLoss`, the loss of a trained student with its error.
 - `student`: `StudentResult`, one distilled student.
 - `calibration`: `Calibration`, a fit of student losses to predictions.
 - `plan`: `Plan`, the student to train.

@@ -4,8 +4,8 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from tl_distill_floor.annotations import CostUnit, Predictor, StudentStatus
-from tl_distill_floor.results.expected_loss import StudentLoss, mean_loss
 from tl_distill_floor.results.record_files import JsonRecord
+from tl_distill_floor.results.student_loss import StudentLoss, falls_with_width, mean_loss
 from tl_distill_floor.theory.regression import LinearFit
 
 CALIBRATION_FILE = "calibration.json"
@@ -46,6 +46,8 @@ class Calibration(JsonRecord):
     """What to keep in mind when using the fit."""
     log_errors: tuple[float | None, ...] = ()
     """Standard error of the logarithm of each student's loss; None if the user gave it. Empty in older files."""
+    depth: int | None = None
+    """Layers of the students; None if the user gave their losses, and in older files."""
 
     def __post_init__(self) -> None:
         """Raise a ValueError if the fields of the students have different lengths."""
@@ -60,12 +62,13 @@ class Calibration(JsonRecord):
 
     @property
     def student_losses(self) -> dict[int, StudentLoss]:
-        """Mean loss of the students of each width."""
+        """Mean loss of the students of each width; empty if the losses do not fall with the width."""
         by_width: dict[int, list[StudentLoss]] = {}
         log_errors = self.log_errors or (None,) * len(self.losses)
         for width, loss, error in zip(self.widths, self.losses, log_errors, strict=True):
             by_width.setdefault(width, []).append(StudentLoss(loss, error))
-        return {width: mean_loss(students) for width, students in sorted(by_width.items())}
+        losses = {width: mean_loss(students) for width, students in sorted(by_width.items())}
+        return losses if falls_with_width(losses) else {}
 
     @property
     def slope(self) -> float:

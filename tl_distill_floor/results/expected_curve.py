@@ -2,10 +2,12 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from tl_distill_floor.errors import InputError
-from tl_distill_floor.results.expected_loss import LossPredictor, StudentLoss, expected_loss_fit
+from tl_distill_floor.results.expected_loss import LossPredictor, expected_loss_at, expected_loss_fit
 from tl_distill_floor.results.head_floor import HeadFloor
+from tl_distill_floor.results.student_loss import StudentLoss
 from tl_distill_floor.theory.capacity import Number
 from tl_distill_floor.theory.regression import PredictedLoss
 
@@ -48,12 +50,11 @@ class ExpectedCurve:
         if float(width) >= self.head.d_model:  # the student can be its teacher
             return PredictedLoss(0.0, 0.0, 0.0)
         narrower = {seen: loss for seen, loss in losses.items() if seen < self.head.d_model}
-        seen = [(self._x_at(self.head, seen_width), loss) for seen_width, loss in narrower.items()]
-        loss = expected_loss_fit(self.predictor, self.head.known_share).at(self._x_at(self.head, width), level, seen)
+        fit = expected_loss_fit(self.predictor, self.head.known_share)
         bound = self.head.floor_at(float(width))
-        return PredictedLoss(*(max(part, bound) for part in loss))
+        return expected_loss_at(fit, partial(self._x_at, self.head), float(width), level, narrower, bound)
 
-    def _x_at(self, head: HeadFloor, width: Number) -> float:
+    def _x_at(self, head: HeadFloor, width: float) -> float:
         """Return what the expected loss is computed from, nats per token."""
         simulated = 0.0 if self.simulated_at is None else self.simulated_at(width)
-        return head.encoded_at(float(width)) + simulated
+        return head.encoded_at(width) + simulated

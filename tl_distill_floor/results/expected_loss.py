@@ -2,16 +2,16 @@
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
 from jaxtyping import Float64
 
-from tl_distill_floor.errors import InputError
+from tl_distill_floor.results.student_loss import StudentLoss
 from tl_distill_floor.theory.random_effects import Observations, RandomEffectsFit
 from tl_distill_floor.theory.regression import PredictedLoss
 
@@ -27,49 +27,6 @@ SMALLEST_LOSS = 1e-9
 """Losses below this are 0 up to rounding, nats per token."""
 SMALLEST_SHARE = 1e-6
 """Known shares below this are replaced by it: their logarithm is needed."""
-
-
-class StudentLoss(NamedTuple):
-    """Loss of a trained student, and how well it is known."""
-
-    loss: float
-    """L∞ of its learning curve, nats per token."""
-    log_error: float | None = None
-    """Standard error of log L∞; None if it is not known, then that of a typical student is assumed."""
-
-
-def as_student_loss(loss: StudentLoss | float) -> StudentLoss:
-    """Return a loss with its error, which is not known if the loss is a number.
-
-    Args:
-        loss: nats per token.
-
-    Raises:
-        InputError: the error is negative or not finite.
-
-    Example:
-        >>> as_student_loss(0.2)
-        StudentLoss(loss=0.2, log_error=None)
-    """
-    student = loss if isinstance(loss, StudentLoss) else StudentLoss(float(loss))
-    if student.log_error is not None and not 0 <= student.log_error < math.inf:
-        raise InputError(f"the log_error of a student's loss must be a number of at least 0, got {student.log_error}")
-    return student
-
-
-def mean_loss(students: Sequence[StudentLoss]) -> StudentLoss:
-    """Return the mean loss of students of the same width, and its error if all of theirs are known.
-
-    Args:
-        students: at least one; their errors are independent.
-
-    Example:
-        >>> mean_loss([StudentLoss(0.2, 0.3), StudentLoss(0.4, 0.4)]).log_error
-        0.25
-    """
-    n, errors = len(students), [student.log_error for student in students if student.log_error is not None]
-    error = math.sqrt(sum(error**2 for error in errors)) / n if len(errors) == n else None
-    return StudentLoss(sum(student.loss for student in students) / n, error)
 
 
 @dataclass(frozen=True)
@@ -204,6 +161,32 @@ def expected_loss_fit(predictor: LossPredictor, known_share: float | None = None
         shares=(min(shares), max(shares)),
         known_share=known_share,
     )
+
+
+def expected_loss_at(
+    fit: ExpectedLossFit,
+    x_at: Callable[[float], float],
+    width: float,
+    level: float,
+    losses: Mapping[int, StudentLoss],
+    bound: float,
+) -> PredictedLoss:
+    """Return the loss that a trained student is expected to reach, given those of students of the same teacher.
+
+    Args:
+        fit: the fit to students of other teachers.
+        x_at: what the loss is computed from, at a width; nats per token.
+        width: dimensions.
+        level: probability of the two-sided interval.
+        losses: losses of students of the same teacher by width.
+        bound: least loss at the width, nats per token.
+
+    Example:
+        >>> expected_loss_at(expected_loss_fit("encoded"), lambda width: 1 / width, 8, 0.8, {}, bound=0.5).low
+        0.5
+    """
+    seen = [(x_at(float(seen_width)), loss) for seen_width, loss in losses.items()]
+    return PredictedLoss(*(max(part, bound) for part in fit.at(x_at(width), level, seen)))
 
 
 def upper_bound(expected_at: Callable[[int, float], PredictedLoss], width: int, confidence: float) -> float:

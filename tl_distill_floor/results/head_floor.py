@@ -10,17 +10,20 @@ import numpy as np
 
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.results.expected_loss import (
-    StudentLoss,
-    as_student_loss,
+    expected_loss_at,
     expected_loss_fit,
     narrowest,
     upper_bound,
 )
 from tl_distill_floor.results.record_files import JsonRecord
+from tl_distill_floor.results.student_loss import StudentLoss, as_student_losses, refuse_impossible
+from tl_distill_floor.theory.bootstrap import Z_95
 from tl_distill_floor.theory.capacity import Number
 from tl_distill_floor.theory.regression import PredictedLoss
 
 HEAD_FILE = "head.json"
+LEFT_BY_TRAINING = 0.1
+"""Share of the head floor that four times the training steps were seen to remove; see `benchmarks/head-floor.md`."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -120,6 +123,30 @@ class HeadFloor(JsonRecord):
         """
         return self._at(width, self.floor)
 
+    def least_at(self, width: Number) -> float:
+        """Return the lower end of the head floor at any width: less its error, and what more training would remove.
+
+        The head floor is estimated from above. Four times the training steps lower it by up to a tenth, which the
+        second half of the steps shows a part of.
+
+        Args:
+            width: dimensions.
+
+        Returns:
+            Nats per token.
+
+        Example:
+            >>> head.least_at(96) < head.floor_at(96)  # doctest: +SKIP
+            True
+        """
+        width = float(width)
+        nearest = int(np.argmin(np.abs(np.log(np.array(self.widths) / width))))
+        floor = self.floor[nearest]
+        if width < self.widths[0] or floor <= 0:
+            return 0.0
+        error = Z_95 * self.standard_error[nearest] + self.training_left[nearest]
+        return self.floor_at(width) * max(0.0, 1.0 - error / floor - LEFT_BY_TRAINING)
+
     def encoded_at(self, width: Number) -> float:
         """Return `encoded` at any width, interpolated as `floor_at` does it.
 
@@ -152,15 +179,16 @@ class HeadFloor(JsonRecord):
             Nats per token, with the prediction interval for a new teacher; at least the head floor.
 
         Raises:
-            InputError: the width is below the narrowest computed one.
+            InputError: the width, or that of a loss, is below the narrowest computed one; the level is not inside
+                [0, 1); or the losses are impossible, see `StudentLoss`.
 
         Example:
             >>> head.expected_at(96, level=0.8)  # doctest: +SKIP
         """
-        seen = [(self.encoded_at(seen_width), as_student_loss(loss)) for seen_width, loss in (losses or {}).items()]
-        loss = expected_loss_fit("encoded", self.known_share).at(self.encoded_at(width), level, seen)
-        bound = self.floor_at(width)
-        return PredictedLoss(*(max(part, bound) for part in loss))
+        seen = as_student_losses(losses or {})
+        refuse_impossible(seen, self.least_at, self.vocab_size)
+        fit = expected_loss_fit("encoded", self.known_share)
+        return expected_loss_at(fit, self.encoded_at, float(width), level, seen, self.floor_at(width))
 
     def width_for(self, max_loss: Number, confidence: float | None = None) -> int:
         """Return the narrowest width whose head floor, or expected loss, is at most `max_loss`.

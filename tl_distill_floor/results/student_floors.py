@@ -10,10 +10,11 @@ from tl_distill_floor.annotations import CostUnit, Predictor
 from tl_distill_floor.errors import InputError, check_choice
 from tl_distill_floor.results.calibration import Calibration
 from tl_distill_floor.results.expected_curve import ExpectedCurve
-from tl_distill_floor.results.expected_loss import StudentLoss, as_student_loss, narrowest, upper_bound
+from tl_distill_floor.results.expected_loss import narrowest, upper_bound
 from tl_distill_floor.results.feature_floors import FeatureFloors
 from tl_distill_floor.results.head_floor import HeadFloor
 from tl_distill_floor.results.simulation import Simulation
+from tl_distill_floor.results.student_loss import StudentLoss, as_student_losses, refuse_impossible
 from tl_distill_floor.theory.capacity import Number
 from tl_distill_floor.theory.regression import PredictedLoss
 
@@ -123,14 +124,20 @@ class StudentFloors(FeatureFloors):
             the teacher's width and above.
 
         Raises:
-            InputError: losses are not in nats, or there is no head floor at this width.
+            InputError: losses are not in nats, there is no head floor at this width, the level is not inside [0, 1), or
+                the losses given are impossible: below what their width allows, above that of equal probabilities, or
+                not falling with the width.
 
         Example:
             >>> floor.expected_at(96, level=0.8)  # doctest: +SKIP
             >>> floor.expected_at(96, losses={16: 0.91, 32: 0.52})  # doctest: +SKIP
         """
-        given = self.student_losses if losses is None else losses
-        return self._expected.at(width, level, {seen: as_student_loss(loss) for seen, loss in given.items()})
+        if losses is None:
+            return self._expected.at(width, level, self.student_losses)
+        seen = as_student_losses(losses)
+        if self.head is not None:
+            refuse_impossible(seen, self.head.least_at, self.head.vocab_size)
+        return self._expected.at(width, level, seen)
 
     def calibrated_at(self, width: Number, level: float = 0.95) -> PredictedLoss:
         """Return the predicted loss of a trained student at any width, with its prediction interval.

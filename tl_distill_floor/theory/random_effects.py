@@ -11,6 +11,7 @@ from scipy.optimize import minimize
 from scipy.stats import t as student_t
 
 from tl_distill_floor.errors import InputError
+from tl_distill_floor.theory.regression import check_level
 
 MIN_GROUPS = 3
 """Fewest groups for a fit."""
@@ -94,6 +95,7 @@ class RandomEffectsFit:
             >>> fit.predict(np.array([[0.0]]), 0.95).high.round(2)
             array([1.96])
         """
+        check_level(level)
         coefficients = np.array(self.coefficients)
         mean, covariance = x @ coefficients, self._covariance(x, x)
         if seen is not None and len(seen.y):

@@ -9,6 +9,8 @@ import numpy.typing as npt
 from jaxtyping import Float64
 from scipy.stats import t as student_t
 
+from tl_distill_floor.errors import InputError
+
 MIN_POINTS = 3
 """Fewest points for a fit with intervals."""
 SMALLEST_VARIATION = 1e-20
@@ -74,11 +76,22 @@ class LinearFit:
             >>> round(fit.at(1.0).value, 3)
             2.667
         """
+        check_level(level)
         fitted_x, n = np.array(self.x), len(self.x)
         leverage = (x - fitted_x.mean()) ** 2 / max(((fitted_x - fitted_x.mean()) ** 2).sum(), 1e-300)
         margin = float(student_t.ppf(0.5 + level / 2, n - 2)) * self.residual * math.sqrt(1.0 + 1.0 / n + leverage)
         value = self.slope * x + self.baseline
         return PredictedLoss(*(max(bound, 0.0) for bound in (value, value - margin, value + margin)))
+
+
+def check_level(level: float) -> None:
+    """Raise an InputError unless a level is the probability of a two-sided interval, inside [0, 1).
+
+    Example:
+        >>> check_level(0.8)
+    """
+    if not 0 <= level < 1:
+        raise InputError(f"the level of an interval must be a probability inside [0, 1), such as 0.8, got {level}")
 
 
 def fit_line(
