@@ -1,5 +1,6 @@
-"""The exception for unusable input, and a check for options with a fixed set of values."""
+"""The exception for unusable input, and checks of options: one of a fixed set of values, and integers."""
 
+from numbers import Integral, Real
 from typing import Any, get_args
 
 
@@ -26,3 +27,52 @@ def check_choice(name: str, value: object, choices: Any) -> None:
     allowed = get_args(choices)
     if value not in allowed:
         raise InputError(f"{name} must be one of {', '.join(map(str, allowed))}, got {value!r}")
+
+
+def as_integer(name: str, value: object, least: int) -> int:
+    """Return a number of things as an int; a float without a fraction, such as 1e6, is one too.
+
+    Args:
+        name: name of the option, for the message.
+        value: the value given.
+        least: smallest value that is allowed.
+
+    Raises:
+        InputError: the value is not an integer, or it is smaller.
+
+    Example:
+        >>> as_integer("n_tokens", 2e5, 1)
+        200000
+    """
+    if isinstance(value, bool) or not isinstance(value, Real) or float(value) != float(value) // 1:
+        raise InputError(f"{name} must be an integer, got {value!r:.40}")
+    number = int(float(value)) if not isinstance(value, Integral) else int(value)
+    if number < least:
+        raise InputError(f"{name} must be at least {least}, got {number}")
+    return number
+
+
+def set_integers(record: object, **least: int) -> None:
+    """Replace numbers of a frozen dataclass by ints, when it is made.
+
+    Args:
+        record: the dataclass.
+        least: for each field the smallest value that is allowed; a field that is None stays so.
+
+    Raises:
+        InputError: see `as_integer`.
+
+    Example:
+        >>> from dataclasses import dataclass
+        >>> @dataclass(frozen=True)
+        ... class Options:
+        ...     n_tokens: int
+        ...     def __post_init__(self):
+        ...         set_integers(self, n_tokens=1)
+        >>> Options(1e3)
+        Options(n_tokens=1000)
+    """
+    for name, smallest in least.items():
+        value = getattr(record, name)
+        if value is not None:
+            object.__setattr__(record, name, as_integer(name, value, smallest))

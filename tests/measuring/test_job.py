@@ -4,10 +4,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from tests.helpers.models import HOOK, WIDTH
+from tests.helpers.type_checks import without_type_checks
 from tl_distill_floor import InputError, load_sae, load_teacher, measure
 from tl_distill_floor.measuring.job import AttachedSae
 
@@ -68,3 +70,38 @@ def test_asks_for_an_sae_of_a_model_in_memory_without_a_known_name(
     for model in (bridge, load_teacher(bridge)):
         with pytest.raises(InputError, match="no SAE was named; give one with --sae"):
             measure(model, None, ids, layer=1)
+
+
+def test_a_measurement_is_not_resumed_with_other_weights(
+    teacher_dir: Path, sae: Any, ids: torch.Tensor, tmp_path: Path
+) -> None:
+    teacher, checkpoint = load_teacher(str(teacher_dir)), tmp_path / "checkpoint.safetensors"
+    measured = measure(teacher, sae, ids, cost="energy", checkpoint=checkpoint)
+    again = measure(teacher, sae, ids, cost="energy", checkpoint=checkpoint, resume=True)
+    assert again.sum_act.tolist() == measured.sum_act.tolist()
+    with torch.no_grad():
+        next(teacher.model.parameters()).mul_(1.5)
+    with pytest.raises(InputError, match="is of another measurement"):
+        measure(teacher, sae, ids, cost="energy", checkpoint=checkpoint, resume=True)
+
+
+def test_a_model_without_weights_is_refused() -> None:
+    import copy
+
+    model = copy.deepcopy(load_teacher("tiny-prose").model).to("meta")
+    with pytest.raises(InputError, match="weights are on the meta device, without values"):
+        load_teacher(model)
+
+
+def test_numbers_of_other_types_are_read_or_refused(bridge: Any, sae: Any, ids: torch.Tensor) -> None:
+    expected = measure(bridge, sae, ids, cost="energy", n_tokens=500, batch_size=4)
+    with without_type_checks():
+        measured = measure(bridge, sae, ids, cost="energy", n_tokens=5e2, batch_size=np.int64(4))  # type: ignore[arg-type]
+        for options, message in (
+            ({"n_tokens": "1000"}, "n_tokens must be an integer, got '1000'"),
+            ({"batch_size": 2.5}, "batch_size must be an integer, got 2.5"),
+            ({"layer": "1"}, "layer must be an integer, got '1'"),
+        ):
+            with pytest.raises(InputError, match=message):
+                measure(bridge, sae, ids, **options)
+    assert measured.sum_act.tolist() == expected.sum_act.tolist()

@@ -265,7 +265,7 @@ def test_progress_counts_the_steps(bridge: Any, ids: Tensor) -> None:
 def test_rejects_bad_input_by_name(bridge: Any, ids: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     for options, words in (
         ({"widths": [0]}, "widths must be integers above 0"),
-        ({"steps": 1}, "at least 2 steps, got 1"),
+        ({"steps": 1}, "steps must be at least 2, got 1"),
         ({"n_heldout_tokens": 0}, "n_heldout_tokens must be at least 1, got 0"),
     ):
         with pytest.raises(InputError, match=words):

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from tl_distill_floor.annotations import Dtype, OptimizerName, ScheduleName, StudentStart
 from tl_distill_floor.distilling.losses import Objective
 from tl_distill_floor.distilling.matching import KeptReconstruction, Match
-from tl_distill_floor.errors import InputError, check_choice
+from tl_distill_floor.errors import InputError, check_choice, set_integers
 
 FIRST_EVALUATION = 0.02
 """Share of the steps before the first point of a learning curve."""
@@ -95,12 +95,7 @@ class DistillConfig:
         check_choice("optimizer", self.optimizer, OptimizerName)
         check_choice("schedule", self.schedule, ScheduleName)
         check_choice("dtype", self.dtype, Dtype)
-        if min(self.n_tokens, self.batch_size, self.accumulate, self.n_evaluations, self.n_heldout_tokens) < 1:
-            raise InputError(
-                "n_tokens, batch_size, accumulate, n_evaluations and n_heldout_tokens must be at least 1, got"
-                f" {self.n_tokens}, {self.batch_size}, {self.accumulate}, {self.n_evaluations} and"
-                f" {self.n_heldout_tokens}"
-            )
+        set_integers(self, n_tokens=1, batch_size=1, accumulate=1, n_evaluations=1, n_heldout_tokens=1)
         if not self.lr > 0 or not self.clip > 0:
             raise InputError(f"the learning rate and clip must be above 0, got {self.lr} and {self.clip}")
         if not 0 <= self.decay <= 1 or not 0 <= self.warmup < 1:

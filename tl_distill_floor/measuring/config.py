@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from tl_distill_floor.annotations import CostMethod
-from tl_distill_floor.errors import InputError, check_choice
+from tl_distill_floor.errors import check_choice, set_integers
 
 
 @dataclass(frozen=True)
@@ -32,10 +32,7 @@ class MeasureConfig:
 
     def __post_init__(self) -> None:
         check_choice("cost", self.cost, CostMethod)
-        for name, least in (("n_tokens", 1), ("n_samples", 1), ("n_codes", 0)):
-            value = getattr(self, name)
-            if value < least:
-                raise InputError(f"{name} must be at least {least}, got {value}")
+        set_integers(self, n_tokens=1, n_samples=1, n_codes=0)
 
     @property
     def share_of_codes(self) -> float:

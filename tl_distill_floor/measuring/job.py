@@ -10,7 +10,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from tl_distill_floor.annotations import Dtype, HookedModel, SaeLike, SaeModule, TeacherLike, TextLike
-from tl_distill_floor.errors import InputError
+from tl_distill_floor.errors import InputError, as_integer
 from tl_distill_floor.measuring.hooks import canonical_name, resid_post
 from tl_distill_floor.measuring.module_outputs import hook_point_of_module
 from tl_distill_floor.measuring.token_stream import CachedActivationStream, TokenStream
@@ -168,11 +168,11 @@ def prepare_job(
     Raises:
         InputError: something is missing, or an SAE is of another model, layer, hook point or width.
     """
-    if batch_size < 1:
-        raise InputError(f"the batch size must be at least 1 sequence, got {batch_size}")
+    batch_size = as_integer("batch_size", batch_size, 1)
+    context_size = None if context_size is None else as_integer("context_size", context_size, 0)
     check_device(main_device(device))
     name = lookup_name(model)
-    layers = [None] * len(saes) if layers is None else layers
+    layers = [None if layer is None else as_integer("layer", layer, 0) for layer in layers or [None] * len(saes)]
     sources = [
         load_sae(sae, model_name=name, layer=layer, device=main_device(device))
         for sae, layer in zip(saes, layers, strict=True)

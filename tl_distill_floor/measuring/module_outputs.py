@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from tl_distill_floor.annotations import HookedModel
 from tl_distill_floor.errors import InputError
-from tl_distill_floor.measuring.hooks import POST_NORM, activation_reader, eval_mode, resolve_hook_name
+from tl_distill_floor.measuring.hooks import ALIASES, POST_NORM, activation_reader, eval_mode, resolve_hook_name
 from tl_distill_floor.measuring.token_stream import device_of
 from tl_distill_floor.sources.teacher_checks import forward_errors
 
@@ -45,8 +45,10 @@ def hook_point_of_module(model: HookedModel, hook_name: str, module_name: str) -
     module = None if match is None else _module_at(original, match[1])
     if module is None:  # the model names its modules in another way than the SAE's library
         return hook_name
-    block = own_name.split(".")[:2]
-    names = [own_name, *(name for name in model.hook_dict if name.split(".")[:2] == block)]
+    prefix, point = hook_name.split(".")[:2], hook_name.split(".", 2)[-1]
+    of_block = [name for name in model.hook_dict if name.split(".")[:2] == prefix]
+    of_module = ".".join([*prefix, ALIASES.get(point, point)])
+    names = [own_name, *sorted(of_block, key=lambda name: name != of_module)]
     value = _value_of(model, module, is_input=match is not None and match[2] == ".input")
     for name in names:
         if value is not None and _holds(model, name, value):

@@ -4,7 +4,7 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
 from tl_distill_floor.annotations import WidthsLike
-from tl_distill_floor.errors import InputError
+from tl_distill_floor.errors import InputError, as_integer
 from tl_distill_floor.results.feature_stats import WARN_FVU, FeatureStats
 from tl_distill_floor.results.simulation import Simulation
 from tl_distill_floor.theory.floors import independent_floor
@@ -23,24 +23,20 @@ MAX_SIMULATED_RATIO = 1.1
 """Ratio of the simulated and the independent floor above which a prediction warns."""
 
 
-def check_steps(steps: int) -> None:
-    """Raise an InputError unless bottleneck students can be trained for `steps` steps, or `steps` is 0.
+def check_steps(steps: int) -> int:
+    """Return the steps of bottleneck students as an integer of at least 2, or 0.
+
+    Raises:
+        InputError: they are something else.
 
     Example:
         >>> check_steps(1000)
+        1000
     """
-    if steps < 0 or steps == 1:
+    n_steps = as_integer("steps", steps, -1)
+    if n_steps < 0 or n_steps == 1:
         raise InputError(f"the steps must be at least 2, or 0 to simulate nothing, got {steps}")
-
-
-def check_min_count(min_count: int) -> None:
-    """Raise an InputError if `min_count` is below 1.
-
-    Example:
-        >>> check_min_count(1)
-    """
-    if min_count < 1:
-        raise InputError(f"min_count must be at least 1, got {min_count}")
+    return n_steps
 
 
 def integer_widths(widths: WidthsLike) -> Int64[np.ndarray, " width"]:
@@ -53,7 +49,10 @@ def integer_widths(widths: WidthsLike) -> Int64[np.ndarray, " width"]:
         >>> integer_widths([64, 16, 64])
         array([16, 64])
     """
-    sizes = np.unique(np.asarray(widths, dtype=np.float64))
+    try:
+        sizes = np.unique(np.asarray(widths, dtype=np.float64))
+    except (TypeError, ValueError) as error:
+        raise InputError(f"widths must be integers above 0, in dimensions, got {widths!r:.60}") from error
     if not len(sizes) or not ((sizes >= 1) & (sizes == np.floor(sizes))).all():
         raise InputError(f"widths must be integers above 0, in dimensions, got {widths}; try --widths 64,128,256")
     return sizes.astype(np.int64)

@@ -4,9 +4,9 @@ import numpy as np
 from jaxtyping import Int64
 
 from tl_distill_floor.annotations import ProgressCallback, WidthsLike
+from tl_distill_floor.errors import as_integer
 from tl_distill_floor.predicting.checks import (
     check_alive,
-    check_min_count,
     check_steps,
     integer_widths,
     measurement_warnings,
@@ -74,9 +74,9 @@ def floor_from_stats(
         >>> floor_from_stats(stats, widths=[16, 64]).feature_floor  # doctest: +SKIP
     """
     sizes = student_widths(widths, stats.d_model)
-    check_min_count(min_count)
+    min_count = as_integer("min_count", min_count, 1)
     alive = check_alive(stats, min_count)
-    check_steps(steps)
+    steps = check_steps(steps)
     training_warnings: tuple[str, ...] = ()
     if simulation is None and steps and stats.codes is not None:
         from tl_distill_floor.predicting.simulation import train_if_possible  # imports torch

@@ -10,7 +10,7 @@ from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from tl_distill_floor.annotations import Dtype, HookedModel, ProgressCallback, TeacherLike, TextLike, WidthsLike
-from tl_distill_floor.errors import InputError, check_choice
+from tl_distill_floor.errors import InputError, as_integer, check_choice
 from tl_distill_floor.measuring.kl import kl_from_log_probs
 from tl_distill_floor.measuring.logit_map import tokens_per_chunk
 from tl_distill_floor.measuring.token_stream import TokenStream, open_token_stream
@@ -120,11 +120,9 @@ def head_floor(
         >>> head.floor, head.training_left  # doctest: +SKIP
     """
     check_choice("dtype", dtype, Dtype)
-    if steps < 2:
-        raise InputError(f"head_floor needs at least 2 steps, got {steps}")
-    for name, number in (("n_tokens", n_tokens), ("n_heldout_tokens", n_heldout_tokens), ("batch_size", batch_size)):
-        if number is not None and number < 1:
-            raise InputError(f"{name} must be at least 1, got {number}")
+    steps = as_integer("steps", steps, 2)
+    n_tokens, batch_size = as_integer("n_tokens", n_tokens, 1), as_integer("batch_size", batch_size, 1)
+    n_heldout_tokens = None if n_heldout_tokens is None else as_integer("n_heldout_tokens", n_heldout_tokens, 1)
     sizes = None if widths is None else integer_widths(widths)
     check_device(main_device(device))
     teacher = load_teacher(model, device=device, dtype=dtype)

@@ -21,12 +21,12 @@ from tl_distill_floor.annotations import (
     TextLike,
     WidthsLike,
 )
-from tl_distill_floor.errors import InputError, check_choice
+from tl_distill_floor.errors import InputError, as_integer, check_choice
 from tl_distill_floor.measuring.config import MeasureConfig
 from tl_distill_floor.measuring.job import MeasurementJob, prepare_job
 from tl_distill_floor.measuring.measurement import measure_job
 from tl_distill_floor.measuring.processes import SINGLE_PROCESS, ProcessGroup
-from tl_distill_floor.predicting.checks import check_min_count, check_steps, integer_widths
+from tl_distill_floor.predicting.checks import check_steps, integer_widths
 from tl_distill_floor.predicting.floors import STEPS, floor_from_stats
 from tl_distill_floor.predicting.head_floor import N_TOKENS, head_floor_of_stream, head_steps
 from tl_distill_floor.predicting.measured_floors import predict_measured, training_device
@@ -122,7 +122,8 @@ def predict_floor(
         >>> floor = predict_floor("tiny-prose", widths=[16, 64], n_tokens=20_000)  # doctest: +SKIP
         >>> floor.critical_width, floor.width_for(max_loss=0.1)  # doctest: +SKIP
     """
-    _check_options(cost, n_samples, n_tokens, n_codes, force, dtype, steps, min_count)
+    config, steps, min_count = _check_options(cost, n_samples, n_tokens, n_codes, force, dtype, steps, min_count)
+    n_tokens = config.n_tokens
     names_no_sae = sae is None and layer is None and hook_name is None
     if names_no_sae and model is not None and head and cost == "fisher" and not _has_known_sae(model):
         without_sae = predict_without_sae(
@@ -236,7 +237,7 @@ def predict_floors(
     Example:
         >>> floors = predict_floors("tiny-prose", ["tiny-prose-sae"], n_tokens=20_000)  # doctest: +SKIP
     """
-    config = _check_options(cost, n_samples, n_tokens, n_codes, force, dtype, steps, min_count)
+    config, steps, min_count = _check_options(cost, n_samples, n_tokens, n_codes, force, dtype, steps, min_count)
     sizes = None if widths is None else integer_widths(widths)
     make_bar = progress_bar or no_progress_bar
     with make_bar("tokens", "measuring") as measuring_progress:
@@ -296,13 +297,11 @@ def _unfinished(
 
 def _check_options(
     cost: CostMethod, n_samples: int, n_tokens: int, n_codes: int, force: bool, dtype: Dtype, steps: int, min_count: int
-) -> MeasureConfig:
-    """Return the settings of the measurement, or raise an InputError if an option is out of its range."""
+) -> tuple[MeasureConfig, int, int]:
+    """Return (settings of the measurement, steps, min_count), or raise an InputError if one is out of its range."""
     config = MeasureConfig(cost, n_samples, n_tokens, n_codes, force)
     check_choice("dtype", dtype, Dtype)
-    check_steps(steps)
-    check_min_count(min_count)
-    return config
+    return config, check_steps(steps), as_integer("min_count", min_count, 1)
 
 
 def _has_known_sae(model: TeacherLike) -> bool:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from tl_distill_floor.annotations import FeatureSelection, Pooling
-from tl_distill_floor.errors import InputError, check_choice
+from tl_distill_floor.errors import InputError, check_choice, set_integers
 
 
 @dataclass(frozen=True)
@@ -36,10 +36,7 @@ class ProbeConfig:
 
     def __post_init__(self) -> None:
         check_choice("pool", self.pool, Pooling)
-        for name, least in (("per_class", 2), ("n_splits", 1), ("batch_size", 1), ("n_feature_tokens", 0)):
-            value = getattr(self, name)
-            if value < least:
-                raise InputError(f"{name} must be at least {least}, got {value}")
+        set_integers(self, per_class=2, n_splits=1, batch_size=1, n_feature_tokens=0, bottleneck_steps=-1)
         if self.bottleneck_steps < 0 or self.bottleneck_steps == 1:
             raise InputError(f"the steps must be 0 or at least 2, got {self.bottleneck_steps}; set --steps")
 
@@ -81,10 +78,7 @@ class SparseProbeConfig:
     def __post_init__(self) -> None:
         check_choice("pool", self.pool, Pooling)
         check_choice("selection", self.selection, FeatureSelection)
-        for name, least in (("k", 1), ("n_controls", 1), ("per_class", 2), ("n_splits", 1), ("batch_size", 1)):
-            value = getattr(self, name)
-            if value < least:
-                raise InputError(f"{name} must be at least {least}, got {value}")
+        set_integers(self, k=1, n_controls=1, per_class=2, n_splits=1, batch_size=1, bottleneck_steps=-1)
         if self.bottleneck_steps < 0 or self.bottleneck_steps == 1:
             raise InputError(f"the steps must be 0 or at least 2, got {self.bottleneck_steps}; set --steps")
 

@@ -238,14 +238,14 @@ def _from_saelens_directory(folder: Path, name: str, options: _LoadOptions) -> S
     import sae_lens
 
     from tl_distill_floor.sources.sae_formats.files import read_config
-    from tl_distill_floor.sources.sae_formats.saelens import check_config, text_habits
+    from tl_distill_floor.sources.sae_formats.saelens import check_config, habits_of_directory
 
     _refuse_format(name, options.sae_format)
     config = read_config(folder / CONFIG_FILE)
     check_architecture(str(config.get("architecture", "standard")), name)
     check_config(config, name, folder / WEIGHTS_FILE)
     sae = _load(sae_lens.SAE.load_from_disk, str(folder), name=name, options=options)
-    for key, value in text_habits(folder).items():
+    for key, value in habits_of_directory(folder).items():
         if key not in sae.cfg.metadata:
             sae.cfg.metadata[key] = value
     return checked_source(sae, name)

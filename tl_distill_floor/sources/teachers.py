@@ -105,6 +105,8 @@ def load_teacher(
         return model
     if isinstance(model, HookedModel) and hasattr(model, "hook_dict"):
         check_device(str(next(model.parameters()).device), 'move the model with model.to("cpu")')
+        if any(weight.is_meta for weight in model.parameters()):
+            raise InputError("the model's weights are on the meta device, without values; load it with its weights")
         if any(weight.is_inference() for weight in model.parameters()):
             raise InputError(
                 "the model was loaded in torch.inference_mode(), outside of which its weights cannot be used; load it"

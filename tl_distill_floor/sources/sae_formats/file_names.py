@@ -33,4 +33,4 @@ def is_config_of(file: str, weights: PurePosixPath) -> bool:
     path = PurePosixPath(file)
     if path.parent == weights.parent:
         return path.name in (*CONFIG_FILES, *own_configs(weights.name))
-    return path.parent == weights.parent.parent and path.name in PARENT_CONFIG_FILES
+    return path.parent == weights.parent.parent and path.name in (*CONFIG_FILES, *PARENT_CONFIG_FILES)

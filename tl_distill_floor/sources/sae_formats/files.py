@@ -21,6 +21,8 @@ from tl_distill_floor.sources.sae_formats.file_names import CONFIG_FILES, PARENT
 
 _WRAPPERS = re.compile(r"^(?:module\.|_orig_mod\.)+")
 _LEFTOVERS = re.compile(r"optim|sched|scaler|ema|exp_avg|history|metric|loss|rng")
+_CHECKPOINTS = re.compile(r"(?:checkpoints?|ckpts?|steps?|epochs?|final|best|latest|last)(?:[-_ ]?\d+)?|\d+")
+"""Names of folders of checkpoints, whose configuration is in the parent folder."""
 MAX_DEPTH = 4
 
 
@@ -76,6 +78,8 @@ def read_sae_file(path: Path, name: str) -> SaeFile:
     wrapper, tensors = _find_tensors(content, name)
     squeezed = {key: tensor.squeeze() for key, tensor in tensors.items()}
     kept = {key: tensor for key, tensor in squeezed.items() if tensor.is_floating_point() or tensor.ndim == 0}
+    # A configuration that is named after the weights says more of them than one of the folder.
+    configs = _read_configs(path.parent, (*own_configs(path.name), *CONFIG_FILES))
     on_hub = not Path(name).expanduser().exists() and ":" in name
     return SaeFile(
         path=path,
@@ -85,7 +89,7 @@ def read_sae_file(path: Path, name: str) -> SaeFile:
         dropped=tuple(key for key in squeezed if key not in kept),
         wrapper=wrapper,
         stored={key: value for key, value in content.items() if not isinstance(value, Tensor)},
-        configs=_read_configs(path.parent, (*CONFIG_FILES, *own_configs(path.name))),
+        configs=configs or _configs_of_checkpoints(path.parent),
         parent_configs=_read_configs(path.parent.parent, PARENT_CONFIG_FILES),
     )
 
@@ -130,6 +134,11 @@ def some(names: Mapping[str, Any] | list[str], most: int = 8) -> str:
     """Return the first names of a list, and how many more there are."""
     listed = [str(name) for name in names]
     return ", ".join(listed[:most]) + (f" and {len(listed) - most} more" if len(listed) > most else "")
+
+
+def _configs_of_checkpoints(folder: Path) -> dict[str, dict[str, Any]]:
+    """Return the configurations of a training, if a folder holds only its checkpoints."""
+    return _read_configs(folder.parent, CONFIG_FILES) if _CHECKPOINTS.fullmatch(folder.name.lower()) else {}
 
 
 def _read_configs(folder: Path, names: tuple[str, ...]) -> dict[str, dict[str, Any]]:

@@ -5,7 +5,7 @@ for what it would drop.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,11 @@ from tl_distill_floor.sources.sae_formats.settings import (
 from tl_distill_floor.sources.sae_formats.transcoders import refuse_transcoder_config
 from tl_distill_floor.sources.sae_formats.weights import SaeWeights, make_weights
 
-TEXT_HABITS = ("sequence_separator_token", "disable_concat_sequences", "seqpos_slice", "exclude_special_tokens")
-"""Settings of the text on which an SAE was trained, which the conversion to SAELens 6 drops."""
+HABITS = (
+    "sequence_separator_token", "disable_concat_sequences", "seqpos_slice", "exclude_special_tokens",
+    "model_from_pretrained_kwargs",
+)  # fmt: skip
+"""Settings of the text and the teacher on which an SAE was trained, some of which the conversion to SAELens 6 drops."""
 _UNDERSTOOD = frozenset({"normalize_activations", "rescale_acts_by_decoder_norm", "finetuning_scaling_factor"})
 _MARKS = {
     "architecture", "activation_fn", "activation_fn_str", "sae_lens_version", "sae_lens_training_version",
@@ -64,14 +67,23 @@ def _fields_of_saelens() -> frozenset[str]:
     return frozenset(field.name for config in configs for field in dataclasses.fields(config))
 
 
-def text_habits(folder: Path) -> dict[str, Any]:
-    """Return what a SAELens directory states about the text on which its SAE was trained, from all of its files."""
+def habits_of_directory(folder: Path) -> dict[str, Any]:
+    """Return what a SAELens directory states about the training of its SAE, from all of its files."""
+    files = (folder / CONFIG_FILE, folder / RUNNER_FILE)
+    return training_habits([read_config(file) for file in files if file.is_file()])
+
+
+def training_habits(configs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return what configurations state about the text and the teacher on which an SAE was trained.
+
+    Args:
+        configs: configurations, the one that counts most first.
+    """
     habits: dict[str, Any] = {}
-    for file in (folder / RUNNER_FILE, folder / CONFIG_FILE):
-        config = read_config(file) if file.is_file() else {}
+    for config in reversed(configs):
         metadata = config.get("metadata")
         for settings in (config, metadata if isinstance(metadata, Mapping) else {}):
-            habits |= {key: settings[key] for key in TEXT_HABITS if key in settings}
+            habits |= {key: settings[key] for key in HABITS if key in settings}
     return habits
 
 
@@ -157,7 +169,7 @@ def _read(file: SaeFile) -> SaeWeights:
         subtract_b_dec=config.get("apply_b_dec_to_input") is not False,
         threshold=tensors.get("threshold"),
         k=_k_of(config) if is_topk else None,
-        metadata=stated_metadata(file) | {key: config[key] for key in TEXT_HABITS if key in config},
+        metadata=stated_metadata(file) | training_habits(list(file.configs.values())),
     )
 
 

@@ -29,9 +29,19 @@ _FACTORS = re.compile(r"scal|factor|coeff|std|norm$|multiplier|gain")
 """Names of settings that multiply something, so that 1 has no effect."""
 _NOT_SETTINGS = re.compile(r"optim|sched|rng|model_kwargs|model_from_pretrained_kwargs|activation_fn_kwargs|state_dict")
 """Parts of a configuration that say nothing of how the SAE encodes."""
-_HOOKS = ("hook_name", "hook_point", "hook_point_in", "act_name", "hookpoint", "hook", "site", "hook_site")
+_HOOKS = (
+    "hook_name", "hook_point", "hook_point_in", "act_name", "hookpoint", "hook", "hook_points", "hook_names", "site",
+    "hook_site",
+)  # fmt: skip
 """Names of settings whose value must be a hook point. Those of other names are hook points if they look like one."""
-_LAYERS = ("layer", "hook_layer", "hook_point_layer", "layer_idx", "layer_index")
+_SITE_KEYS = ("component", "submodule", "hook_type", "module_type", "site", "hook_site")
+_SITES = {
+    "mlp": "hook_mlp_out", "mlp_out": "hook_mlp_out", "attn": "hook_attn_out", "attention": "hook_attn_out",
+    "attn_out": "hook_attn_out", "res": "hook_resid_post", "resid": "hook_resid_post", "residual": "hook_resid_post",
+    "resid_post": "hook_resid_post", "resid_pre": "hook_resid_pre", "resid_mid": "hook_resid_mid",
+}  # fmt: skip
+"""Hook point of a block by the word for it, in the settings of `_SITE_KEYS`, which name the layer apart."""
+_LAYERS = ("layer", "layers", "hook_layer", "hook_point_layer", "layer_idx", "layer_index")
 _PAIRS = (
     ("hook_name", "hook_name_out"), ("hook_point", "out_hook_point"), ("hook_point", "hook_point_out"),
     ("hook_point_in", "hook_point_out"), ("hf_hook_point_in", "hf_hook_point_out"), ("hook_name", "out_hook_name"),
@@ -132,13 +142,15 @@ def stated_metadata(file: SaeFile) -> dict[str, Any]:
         InputError: the hook point is not one that TransformerLens has, or several are named.
     """
     metadata: dict[str, Any] = {}
+    layers = [layer for _, settings in all_settings(file) for layer in _layers_of(settings)]
     names = list(dict.fromkeys(_hook_names(file))) or [file.hook_name or ""]
     if len(names) > 1:
         raise InputError(f"{file.name} names several hook points ({', '.join(names)}); correct its configuration")
     if names[0]:
         metadata["hook_name"] = names[0]
+        if file.hook_name is None:
+            _check_layers(file, names[0])
     else:
-        layers = _values(file, _LAYERS, int)
         metadata |= {"layer": layers[0]} if layers else {}
     for key, names_of_key, kind in (
         ("model_name", _MODELS, str),
@@ -149,8 +161,33 @@ def stated_metadata(file: SaeFile) -> dict[str, Any]:
         values = _values(file, names_of_key, kind)
         if values:
             metadata[key] = values[0]
-    heads = _values(file, ("hook_head_index", "hook_point_head_index"), int)
+    heads = _values(file, ("hook_head_index", "hook_point_head_index", "head_index"), int)
     return metadata | ({"hook_head_index": heads[0]} if heads else {})
+
+
+def _layer_of(value: object) -> int | None:
+    """Return a layer: an integer, its digits, or a list of one of these; None if it is something else."""
+    if isinstance(value, list | tuple) and len(value) == 1:
+        value = value[0]
+    if isinstance(value, str) and value.isdigit():
+        return int(value)
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _check_layers(file: SaeFile, hook_name: str) -> None:
+    """Raise an InputError if the object of settings that names the hook point names another layer too."""
+    match = re.match(r"blocks\.(\d+)\.", hook_name)
+    for _, settings in all_settings(file):
+        for layer in _layers_of(settings) if set(_HOOKS) & set(settings) else []:
+            if match is not None and layer != int(match[1]):
+                raise InputError(
+                    f"{file.name} names {hook_name} and layer {layer} as what it reads; correct its configuration"
+                )
+
+
+def _layers_of(settings: Mapping[str, Any]) -> list[int]:
+    """Return the layers that an object of settings names."""
+    return [layer for key in _LAYERS if (layer := _layer_of(settings.get(key))) is not None]
 
 
 def require_hook_name(file: SaeFile, name: str) -> str:
@@ -187,9 +224,13 @@ def _hook_names(file: SaeFile) -> Iterator[str]:
     A hook point counts under whatever name it is stated, since another one would be measured in its place.
     """
     for _, settings in all_settings(file):
-        layers = [settings[key] for key in _LAYERS if type(settings.get(key)) is int]
-        for key, value in settings.items():
+        layers = _layers_of(settings)
+        for key, given in settings.items():
+            value = given[0] if isinstance(given, list) and len(given) == 1 else given
             if not isinstance(value, str) or not value:
+                continue
+            if key in _SITE_KEYS and value.lower() in _SITES and layers:
+                yield file.hook_name or require_hook_name(file, f"blocks.{layers[0]}.{_SITES[value.lower()]}")
                 continue
             at_layer = hook_name_at(value, layers[0]) if layers else None
             if key in _HOOKS:
