@@ -11,6 +11,7 @@ import torch
 from tests.helpers.models import HOOK, WIDTH
 from tests.helpers.type_checks import without_type_checks
 from tl_distill_floor import InputError, load_sae, load_teacher, measure
+from tl_distill_floor.measuring.hooks import activation_reader
 from tl_distill_floor.measuring.job import AttachedSae
 
 
@@ -105,3 +106,32 @@ def test_numbers_of_other_types_are_read_or_refused(bridge: Any, sae: Any, ids: 
             with pytest.raises(InputError, match=message):
                 measure(bridge, sae, ids, **options)
     assert measured.sum_act.tolist() == expected.sum_act.tolist()
+
+
+def test_hooks_of_the_user_are_named(teacher_dir: Path, sae: Any, ids: torch.Tensor) -> None:
+    model = load_teacher(str(teacher_dir)).model
+    assert not any("has hooks" in warning for warning in measure(model, sae, ids, cost="energy").warnings)
+    model.add_hook("blocks.0.hook_resid_post", lambda value, hook: 2 * value, is_permanent=True)  # type: ignore[attr-defined]
+    (warning,) = (w for w in measure(model, sae, ids, cost="energy", force=True).warnings if "has hooks" in w)
+    assert "reset_hooks(including_permanent=True)" in warning
+
+
+def test_first_tokens_are_no_padding_for_a_hooked_transformer(sae: Any, ids: torch.Tensor, tokenizer: Any) -> None:
+    """TransformerLens hides them if the tokenizer pads on the left with its beginning-of-sequence token."""
+    import copy
+
+    from transformer_lens import HookedTransformer, HookedTransformerConfig
+
+    shape = {"n_layers": 2, "d_model": WIDTH, "n_ctx": 64, "d_head": 8, "n_heads": 3, "d_vocab": 300, "act_fn": "gelu"}
+    cfg = HookedTransformerConfig(**shape, default_prepend_bos=False, seed=0)  # type: ignore[arg-type]
+    left = copy.deepcopy(tokenizer)
+    left.pad_token, left.padding_side = left.bos_token, "left"
+    model = HookedTransformer(cfg)
+    model.tokenizer = left
+    with activation_reader(model, [HOOK]) as read:
+        (activation,) = read(ids[:2])
+    assert left.padding_side == "left"
+    padded = model.run_with_cache(ids[:2])[1][HOOK]
+    left.padding_side = "right"
+    torch.testing.assert_close(activation, model.run_with_cache(ids[:2])[1][HOOK])
+    assert not torch.allclose(activation, padded, atol=0.01)

@@ -258,13 +258,23 @@ def frozen_weights(model: HookedModel | nn.Module) -> Iterator[None]:
 
 @contextmanager
 def eval_mode(model: HookedModel | nn.Module) -> Iterator[None]:
-    """Put a model in evaluation mode (no dropout) during the context, then restore the mode of each module."""
+    """Put a model in evaluation mode (no dropout) during the context, then restore the mode of each module.
+
+    A HookedTransformer whose tokenizer pads on the left takes the first tokens of a sequence for padding if they are
+    the token that pads. Rows are padded on the right here, so its tokenizer says so during the context.
+    """
     assert isinstance(model, nn.Module)
     training = [module for module in model.modules() if module.training]
+    tokenizer: Any = getattr(model, "tokenizer", None)
+    pads_left = getattr(tokenizer, "padding_side", "right") == "left"
     model.eval()
+    if pads_left:
+        tokenizer.padding_side = "right"
     try:
         yield
     finally:
+        if pads_left:
+            tokenizer.padding_side = "left"
         for module in training:
             module.training = True
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,9 @@ from tl_distill_floor.sources.teachers import (
     weights_digest,
 )
 from tl_distill_floor.sources.text import load_text
+
+MAX_LISTED = 3
+"""Hook points that a warning names."""
 
 
 @dataclass(frozen=True)
@@ -126,6 +130,11 @@ class MeasurementJob:
                 f"the SAE was trained on {source.model_name}; whether the teacher ({teacher.name}) is that model is"
                 " not known"
             )
+        if teacher and (hooked := _hooks_of_user(teacher.model)):
+            warnings.append(
+                f"the teacher has hooks at {', '.join(hooked)}, which may change its activations; remove them with"
+                " model.reset_hooks(including_permanent=True)"
+            )
         if source.context_size and self.stream.context_size > source.context_size:
             warnings.append(
                 f"sequences of {self.stream.context_size} tokens are longer than the SAE's training context"
@@ -138,6 +147,12 @@ class MeasurementJob:
         if isinstance(self.stream, CachedActivationStream):
             warnings.append(self.stream.warning())
         return warnings
+
+
+def _hooks_of_user(model: HookedModel) -> list[str]:
+    """Return the first hook points that hold a hook before anything is measured."""
+    points = (name for name, point in model.hook_dict.items() if getattr(point, "fwd_hooks", None))
+    return list(islice(points, MAX_LISTED))
 
 
 def prepare_job(

@@ -37,13 +37,14 @@ class CachedActivations:
 def is_cached_activations(path: Path) -> bool:
     """Return whether a path is a directory of activations, rather than of text, that `save_to_disk` wrote.
 
-    Activations are columns of arrays of floating-point numbers, with at least two axes.
+    Activations are columns of arrays of floating-point numbers, with at least two axes. A dataset with a column "text"
+    is text, whatever its other columns are, such as embeddings.
     """
     try:
         if not (is_saved_dataset(path) and all((path / name).is_file() for name in SAVED_DATASET)):
             return False
         features = json.loads((path / "dataset_info.json").read_bytes())["features"]
-        return any(_is_activation(feature) for feature in features.values())
+        return "text" not in features and any(_is_activation(feature) for feature in features.values())
     except (OSError, TypeError, ValueError, KeyError, AttributeError, RecursionError):
         return False
 

@@ -20,7 +20,7 @@ from tl_distill_floor.sources.cached_activations import (
     open_cached_activations,
 )
 from tl_distill_floor.sources.documents import Chat, Document, DocumentSource, open_documents
-from tl_distill_floor.sources.items import FIRST_ITEMS
+from tl_distill_floor.sources.items import FIRST_ITEMS, items_digest
 from tl_distill_floor.sources.packing import DEFAULT_CONTEXT_SIZE, DEFAULT_PACKING, Packing, pack
 from tl_distill_floor.sources.token_rows import (
     IDS_EXPECTED,
@@ -34,6 +34,8 @@ from tl_distill_floor.sources.token_rows import (
     without_padding,
 )
 
+FIRST_SEQUENCES = 4
+"""Sequences of a store that its fingerprint is made from."""
 ROWS_SEEN = 1000
 """Rows of an array from which is inferred how it is padded."""
 
@@ -256,7 +258,8 @@ def _from_store(store: TokenStore) -> TextSource:
                 return
             yield batch[0]
 
-    return TextSource("ActivationsStore", "ActivationsStore", store.context_size, read)
+    first = items_digest(ids.tolist() for ids in islice(read(), FIRST_SEQUENCES))
+    return TextSource("ActivationsStore", f"ActivationsStore {first}", store.context_size, read)
 
 
 def _from_cached_activations(path: Path) -> TextSource:
