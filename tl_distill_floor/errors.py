@@ -29,13 +29,13 @@ def check_choice(name: str, value: object, choices: Any) -> None:
         raise InputError(f"{name} must be one of {', '.join(map(str, allowed))}, got {value!r}")
 
 
-def as_integer(name: str, value: object, least: int) -> int:
+def as_integer(name: str, value: object, least: int | None = None) -> int:
     """Return a number of things as an int; a float without a fraction, such as 1e6, is one too.
 
     Args:
         name: name of the option, for the message.
         value: the value given.
-        least: smallest value that is allowed.
+        least: smallest value that is allowed; None for any.
 
     Raises:
         InputError: the value is not an integer, or it is smaller.
@@ -47,17 +47,17 @@ def as_integer(name: str, value: object, least: int) -> int:
     if isinstance(value, bool) or not isinstance(value, Real) or float(value) != float(value) // 1:
         raise InputError(f"{name} must be an integer, got {value!r:.40}")
     number = int(float(value)) if not isinstance(value, Integral) else int(value)
-    if number < least:
+    if least is not None and number < least:
         raise InputError(f"{name} must be at least {least}, got {number}")
     return number
 
 
-def set_integers(record: object, **least: int) -> None:
+def set_integers(record: object, **least: int | None) -> None:
     """Replace numbers of a frozen dataclass by ints, when it is made.
 
     Args:
         record: the dataclass.
-        least: for each field the smallest value that is allowed; a field that is None stays so.
+        least: for each field the smallest value that is allowed, None for any; a field that is None stays so.
 
     Raises:
         InputError: see `as_integer`.

@@ -53,7 +53,11 @@ def test_an_error_in_a_thread_is_raised_and_threads_are_restored(two_threads: No
 
 
 def test_products_are_in_half_precision_where_the_processor_has_units_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    for capabilities, dtype in (({"amx_bf16": True}, torch.bfloat16), ({}, torch.float32)):
+    for capabilities, dtype in (
+        ({"amx_bf16": True}, torch.bfloat16),
+        ({"avx512_bf16": True}, torch.bfloat16),
+        ({}, torch.float32),
+    ):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda found=capabilities: found)
         assert product_dtype(CPU) == dtype
 

@@ -184,10 +184,10 @@ def prepare_job(
         InputError: something is missing, or an SAE is of another model, layer, hook point or width.
     """
     batch_size = as_integer("batch_size", batch_size, 1)
-    context_size = None if context_size is None else as_integer("context_size", context_size, 0)
+    context_size = None if context_size is None else as_integer("context_size", context_size)
     check_device(main_device(device))
     name = lookup_name(model)
-    layers = [None if layer is None else as_integer("layer", layer, 0) for layer in layers or [None] * len(saes)]
+    layers = [None if layer is None else as_integer("layer", layer) for layer in layers or [None] * len(saes)]
     sources = [
         load_sae(sae, model_name=name, layer=layer, device=main_device(device))
         for sae, layer in zip(saes, layers, strict=True)

@@ -33,7 +33,7 @@ def check_steps(steps: int) -> int:
         >>> check_steps(1000)
         1000
     """
-    n_steps = as_integer("steps", steps, -1)
+    n_steps = as_integer("steps", steps)
     if n_steps < 0 or n_steps == 1:
         raise InputError(f"the steps must be at least 2, or 0 to simulate nothing, got {steps}")
     return n_steps

@@ -86,7 +86,7 @@ def head_floor(
     U and c are trained on a part of the text, together with a network that computes z from the teacher's last hidden
     state. On held-out text the best z of each context is then found by Newton's method. The result is the loss of the
     best U and c that were found. It approaches head(d) from above as training goes on: see `training_left`. Training
-    steps are in bf16 where the processor has units for it (AMX, recent GPUs); losses are computed in fp32.
+    steps are in bf16 where the processor has units for it (AMX, AVX512-BF16, recent GPUs); losses are computed in fp32.
 
     Sources: Yang et al. 2018 (arXiv 1711.03953), section 2; Godey et al. 2024 (arXiv 2404.07647).
 

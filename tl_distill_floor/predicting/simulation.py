@@ -128,8 +128,8 @@ def train_bottlenecks(
     """Train bottleneck students of some widths on the kept codes.
 
     Every student is trained twice, for half of the steps and for all of them, to extrapolate its loss to the end of
-    training; see `extrapolate_loss`. On a CPU with units for bf16 (AMX), gradients of inactive features are in bf16;
-    losses are computed in fp32.
+    training; see `extrapolate_loss`. Where a CPU has units for bf16 (AMX, AVX512-BF16), gradients of inactive
+    features are in bf16; losses are computed in fp32.
 
     Args:
         stats: measured statistics with codes.
