@@ -95,6 +95,53 @@ def test_reads_charts_and_histories_of_weights_and_biases(tmp_path: Path) -> Non
     assert (curve.tokens, curve.losses) == ((1000, 2000, 3000), LOSSES)  # 20 steps are between 15 and 25, 30 after them
 
 
+def test_rates_and_steps_are_those_of_the_run_of_the_loss(tmp_path: Path) -> None:
+    """Run A logs every 10 steps at a constant rate, run B every 100 steps at a rate that falls."""
+    columns = ("train/global_step", "eval/kl", "train/learning_rate")
+    header = ",".join(["Step", *(f"{run} - {column}" for run in "AB" for column in columns)])
+    rows = [f"{i},{10 * i},{loss},0.001,{100 * i},{loss},{1e-3 / i}" for i, loss in enumerate(LOSSES, start=1)]
+    file = write_csv(tmp_path, "\n".join([header, *rows]))
+    first, second = (load_learning_curve(file, loss=f"{run} - eval/kl", tokens_per_step=10) for run in "AB")
+    assert (first.tokens, first.learning_rates) == ((100, 200, 300), (1e-3, 1e-3, 1e-3))
+    assert (second.tokens, second.learning_rates) == ((1000, 2000, 3000), (1e-3, 5e-4, 1e-3 / 3))
+    alone = "\n".join(",".join([cells[0], *cells[4:]]) for cells in (r.split(",") for r in (header, *rows)))
+    assert load_learning_curve(write_csv(tmp_path, alone), tokens_per_step=10).learning_rates == second.learning_rates
+
+
+def test_tokens_are_those_of_the_run_of_the_loss(tmp_path: Path) -> None:
+    """Both runs log in rows of their own: A trains on 1,000 tokens per step, B on 8,000."""
+    rows = ["Step,A - eval/kl,A - num_tokens,B - eval/kl,B - num_tokens"]
+    for i, loss in enumerate(LOSSES, start=1):
+        rows += [f"{50 * i},{loss},{50_000 * i},,", f"{50 * i + 1},,,{loss},{8000 * (50 * i + 1)}"]
+    file = write_csv(tmp_path, "\n".join(rows))
+    assert load_learning_curve(file, loss="A - eval/kl").tokens == (50_000, 100_000, 150_000)
+    second = load_learning_curve(file, loss="B - eval/kl")
+    assert second.tokens == (408_000, 808_000, 1_208_000)
+    assert load_learning_curve(file, loss="B - eval/kl", tokens="num_tokens") == second
+    with pytest.raises(InputError, match="'A - num_tokens' is of another run than the loss 'B - eval/kl'"):
+        load_learning_curve(file, loss="B - eval/kl", tokens="A - num_tokens")
+
+
+def test_columns_of_tokens_in_different_rows_must_agree_by_step(tmp_path: Path) -> None:
+    """100 tokens per step in both columns; then 100 and 200; then without steps to compare them by."""
+    counts = (("train/num_tokens,eval/num_tokens", 100), ("train/num_tokens,eval/num_tokens", 200))
+    for names, per_step in counts:
+        rows = [f"step,{names},eval/loss", "5,500,,"]
+        for i, loss in enumerate(LOSSES, start=1):
+            rows += [f"{10 * i},,{10 * i * per_step},{loss}", f"{10 * i + 5},{100 * (10 * i + 5)},,"]
+        file = write_csv(tmp_path, "\n".join(rows))
+        if per_step == 100:
+            assert load_learning_curve(file).tokens == (1000, 2000, 3000)
+            continue
+        message = "counts tokens in several columns; name one with --tokens: train/num_tokens, eval/num_tokens"
+        with pytest.raises(InputError, match=message):
+            load_learning_curve(file)
+        assert load_learning_curve(file, tokens="eval/num_tokens").tokens == (2000, 4000, 6000)
+    without_steps = "train/num_tokens,eval/num_tokens,eval/loss\n100,,\n,150,0.9\n200,,\n,250,0.8\n"
+    with pytest.raises(InputError, match="counts tokens in several columns"):
+        load_learning_curve(write_csv(tmp_path, without_steps))
+
+
 def test_steps_that_weights_and_biases_counts_need_a_look(tmp_path: Path) -> None:
     curve = load_learning_curve(write_csv(tmp_path, "Step,r - loss\n10,0.9\n20,0.8\n"), tokens_per_step=10)
     assert "counts calls of wandb.log" in curve.warnings[0]

@@ -1,7 +1,6 @@
 """`load_learning_curve`: the tokens and the losses of a training, from the log of its trainer."""
 
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -11,30 +10,22 @@ import numpy as np
 
 from tl_distill_floor.annotations import LossUnit
 from tl_distill_floor.errors import InputError, check_choice
+from tl_distill_floor.sources.curve_columns import (
+    columns_of_run,
+    is_tensorboard,
+    listed,
+    loss_column,
+    rate_column,
+    step_column,
+    token_column,
+    tokens_by_step,
+    words,
+)
 from tl_distill_floor.sources.training_logs import Row, TrainingLog, read_training_log, width_of_checkpoint
 from tl_distill_floor.theory.capacity import Number
 
-TENSORBOARD = ("Wall time", "Step", "Value")
-"""Columns of a CSV file that TensorBoard exported."""
-TOKEN_NAMES = {
-    "tokens", "n_tokens", "num_tokens", "tokens_seen", "num_tokens_seen", "num_input_tokens_seen", "total_tokens",
-    "training_tokens", "tokens_trained", "consumed_tokens",
-}  # fmt: skip
-"""Names of columns that count the tokens trained on, after `train/`, `eval_` and the like."""
-STEP_NAMES = ("global_step", "step", "steps", "iteration", "_step")
-"""Names of columns that count steps; the first that exists is taken."""
-LOSS_WORDS = {"loss", "kl", "kld", "kldiv", "divergence"}
-"""A column whose name has one of these words may be the loss."""
-HELDOUT_WORDS = {"eval", "evaluation", "val", "valid", "validation", "test", "heldout", "held", "dev"}
-"""A loss whose name has one of these words was measured on held-out text."""
-RANGE_SUFFIXES = ("__MIN", "__MAX")
-"""Ends of the names of columns in which Weights & Biases exports the range of a smoothed value."""
-RATE_NAMES = ("learning_rate", "lr")
-"""Names of columns of the learning rate."""
 SAME_LOSS = 1e-3
 """Losses at the same tokens are one evaluation that was done twice if they differ by at most this share."""
-N_LISTED = 12
-"""Columns that a message lists at most."""
 
 
 @dataclass(frozen=True)
@@ -129,9 +120,10 @@ def load_learning_curve(
     if tokens_per_step is not None and not 0 < tokens_per_step < math.inf:
         raise InputError(f"the tokens per step must be above 0, got {tokens_per_step}; set --tokens-per-step")
     log = read_training_log(Path(path))
-    column = _loss_column(log, loss)
+    column = loss_column(log, loss)
+    log = columns_of_run(log, column, tokens)
     rows = [row for row in log.rows if column in row]
-    positions = _Positions.of(log, tokens, tokens_per_step)
+    positions = _Positions.of(log, tokens, tokens_per_step, rows)
     points = _without_repeats([(positions.tokens(row), row) for row in rows], column)
     scale = math.log(2) if unit == "bits" else 1.0
     return LearningCurve(
@@ -162,37 +154,32 @@ class _Positions:
     """Tokens [row] at these steps."""
 
     @classmethod
-    def of(cls, log: TrainingLog, tokens: str | None, tokens_per_step: Number | None) -> "_Positions":
-        """Choose the columns of a log.
+    def of(
+        cls, log: TrainingLog, tokens: str | None, tokens_per_step: Number | None, loss_rows: Sequence[Row]
+    ) -> "_Positions":
+        """Choose the columns of the log of one run.
 
         Raises:
             InputError: the tokens are not known, or can be read in several ways.
         """
-        token_column = _token_column(log) if tokens is None else _column_named(log, tokens, "--tokens")
-        steps = [name for wanted in STEP_NAMES for name in log.columns if _last_part(name) == wanted]
-        step_column = steps[0] if steps else None
-        if token_column is not None and tokens_per_step is not None:
-            raise InputError(f"{log.file} counts tokens in {token_column!r}; leave out --tokens-per-step")
-        if token_column is None and step_column is None:
+        counted, step = token_column(log, tokens, loss_rows), step_column(log)
+        if counted is not None and tokens_per_step is not None:
+            raise InputError(f"{log.file} counts tokens in {counted!r}; leave out --tokens-per-step")
+        if counted is None and step is None:
             raise InputError(
-                f"no column of {log.file} counts tokens or steps; name one with --tokens: {_listed(log.columns)}"
+                f"no column of {log.file} counts tokens or steps; name one with --tokens: {listed(log.columns)}"
             )
-        if token_column is None and tokens_per_step is None:
+        if counted is None and tokens_per_step is None:
             raise InputError(
-                f"{log.file} counts steps ({step_column!r}) and no tokens; set --tokens-per-step to {log.tokens_advice}"
+                f"{log.file} counts steps ({step!r}) and no tokens; set --tokens-per-step to {log.tokens_advice}"
             )
-        known = {
-            row[step_column]: row[token_column]
-            for row in log.rows
-            if step_column is not None and step_column in row and token_column is not None and token_column in row
-        }
-        return cls(log, token_column, step_column, tokens_per_step, np.array(sorted(known)),
-                   np.array([known[step] for step in sorted(known)]))  # fmt: skip
+        known = (np.array([]), np.array([])) if counted is None else tokens_by_step(log, counted, step)
+        return cls(log, counted, step, tokens_per_step, *known)
 
     @property
     def warnings(self) -> tuple[str, ...]:
         """What to keep in mind about the tokens."""
-        if self.token_column is None and self.step_column in ("Step", "_step") and not _is_tensorboard(self.log):
+        if self.token_column is None and self.step_column in ("Step", "_step") and not is_tensorboard(self.log):
             return (
                 f"{self.step_column!r} of a Weights & Biases export counts calls of wandb.log: check that one call is"
                 " one step",
@@ -219,52 +206,6 @@ class _Positions:
         return float(np.interp(step, [0.0, *self.steps], [0.0, *self.tokens_at_steps]))
 
 
-def _loss_column(log: TrainingLog, loss: str | None) -> str:
-    """Return the column of the loss.
-
-    Raises:
-        InputError: there is none, or several can be meant.
-    """
-    if loss is not None:
-        return _column_named(log, loss, "--loss")
-    if _is_tensorboard(log):
-        return TENSORBOARD[-1]
-    losses = [name for name in log.columns if _words(name) & LOSS_WORDS and not name.endswith(RANGE_SUFFIXES)]
-    if not losses:
-        raise InputError(f"no column of {log.file} is called a loss; name it with --loss: {_listed(log.columns)}")
-    chosen = [name for name in losses if _words(name) & HELDOUT_WORDS] or losses
-    if len(chosen) > 1:
-        raise InputError(f"{log.file} has several losses; name KL(teacher ‖ student) with --loss: {_listed(chosen)}")
-    return chosen[0]
-
-
-def _token_column(log: TrainingLog) -> str | None:
-    """Return the column of the tokens, None if there is none.
-
-    Raises:
-        InputError: several columns count tokens, and differ.
-    """
-    names = [name for name in log.columns if _last_part(name) in TOKEN_NAMES]
-    for name in names[1:]:
-        if any(name in row and names[0] in row and row[name] != row[names[0]] for row in log.rows):
-            raise InputError(f"{log.file} counts tokens in several columns; name one with --tokens: {_listed(names)}")
-    return max(names, key=lambda name: sum(name in row for row in log.rows), default=None)
-
-
-def _column_named(log: TrainingLog, name: str, option: str) -> str:
-    """Return the column of a name; the name of the run, which Weights & Biases puts before it, can be left out.
-
-    Raises:
-        InputError: there is no such column, or it belongs to several runs.
-    """
-    matches = [name] if name in log.columns else [column for column in log.columns if column.endswith(f" - {name}")]
-    if not matches:
-        raise InputError(f"{log.file} has no column {name!r} of numbers; set {option} to one of {_listed(log.columns)}")
-    if len(matches) > 1:
-        raise InputError(f"{log.file} has {name!r} of several runs; set {option} to one of {_listed(matches)}")
-    return matches[0]
-
-
 def _without_repeats(points: Sequence[tuple[float, Row]], column: str) -> list[tuple[float, Row]]:
     """Return the points without evaluations that were done twice, as the Trainer does at the end of a training."""
     kept = list(points[:1])
@@ -276,7 +217,7 @@ def _without_repeats(points: Sequence[tuple[float, Row]], column: str) -> list[t
 
 def _learning_rates(log: TrainingLog, positions: _Positions, tokens: Sequence[float]) -> tuple[float, ...] | None:
     """Return the learning rate at some numbers of tokens, interpolated; None if the log has none."""
-    column = next((name for wanted in RATE_NAMES for name in log.columns if _last_part(name) == wanted), None)
+    column = rate_column(log)
     if column is None:
         return None
     known = sorted({positions.tokens(row): row[column] for row in log.rows if column in row}.items())
@@ -287,36 +228,6 @@ def _learning_rates(log: TrainingLog, positions: _Positions, tokens: Sequence[fl
 def _loss_warnings(log: TrainingLog, column: str) -> tuple[str, ...]:
     """Return what to keep in mind about a loss of this name."""
     is_trained_on = column == "loss" and log.file.suffix == ".json"  # the Trainer's name of its training loss
-    if not is_trained_on and not _words(column) & {"train", "training"}:
+    if not is_trained_on and not words(column) & {"train", "training"}:
         return ()
     return (f"{column!r} is a loss on training text, which falls below that on held-out text if text is repeated",)
-
-
-def _is_tensorboard(log: TrainingLog) -> bool:
-    """Return whether a log was exported by TensorBoard."""
-    return set(log.columns) == set(TENSORBOARD)
-
-
-def _last_part(name: str) -> str:
-    """Return the name of a column without the run, the group and the prefix of an evaluation.
-
-    Example:
-        >>> _last_part("run 3 - train/global_step"), _last_part("eval_num_tokens")
-        ('global_step', 'num_tokens')
-    """
-    return re.split(r" - |/", name.lower())[-1].removeprefix("eval_").removeprefix("train_")
-
-
-def _words(name: str) -> set[str]:
-    """Return the words of a column's name, without the name of the run.
-
-    Example:
-        >>> sorted(_words("test run - eval/kl_loss"))
-        ['eval', 'kl', 'loss']
-    """
-    return set(re.findall(r"[a-z]+", name.lower().split(" - ")[-1]))
-
-
-def _listed(names: Sequence[str]) -> str:
-    """Return names for a message."""
-    return ", ".join(names[:N_LISTED]) + (", …" if len(names) > N_LISTED else "")

@@ -1,0 +1,194 @@
+"""Choose the columns of a training's log that hold the loss, the tokens, the steps and the learning rate."""
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from itertools import combinations
+
+import numpy as np
+
+from tl_distill_floor.errors import InputError
+from tl_distill_floor.sources.training_logs import Row, TrainingLog
+
+TENSORBOARD = ("Wall time", "Step", "Value")
+"""Columns of a CSV file that TensorBoard exported."""
+TOKEN_NAMES = {
+    "tokens", "n_tokens", "num_tokens", "tokens_seen", "num_tokens_seen", "num_input_tokens_seen", "total_tokens",
+    "training_tokens", "tokens_trained", "consumed_tokens",
+}  # fmt: skip
+"""Names of columns that count the tokens trained on, after `train/`, `eval_` and the like."""
+STEP_NAMES = ("global_step", "step", "steps", "iteration", "_step")
+"""Names of columns that count steps; the first that exists is taken."""
+LOSS_WORDS = {"loss", "kl", "kld", "kldiv", "divergence"}
+"""A column whose name has one of these words may be the loss."""
+HELDOUT_WORDS = {"eval", "evaluation", "val", "valid", "validation", "test", "heldout", "held", "dev"}
+"""A loss whose name has one of these words was measured on held-out text."""
+RANGE_SUFFIXES = ("__MIN", "__MAX")
+"""Ends of the names of columns in which Weights & Biases exports the range of a smoothed value."""
+RATE_NAMES = ("learning_rate", "lr")
+"""Names of columns of the learning rate."""
+RUN_SEPARATOR = " - "
+"""What Weights & Biases puts between the name of a run and that of a column."""
+SAME_TOKENS = 0.01
+"""Columns that are never in the same row count the same tokens if they differ by at most this share at each step."""
+N_LISTED = 12
+"""Columns that a message lists at most."""
+
+
+def loss_column(log: TrainingLog, loss: str | None) -> str:
+    """Return the column of the loss.
+
+    Args:
+        log: the log.
+        loss: its name; None for the only loss on held-out text, or the only loss.
+
+    Raises:
+        InputError: there is none, or several can be meant.
+    """
+    if loss is not None:
+        return _column_named(log, loss, "--loss")
+    if is_tensorboard(log):
+        return TENSORBOARD[-1]
+    losses = [name for name in log.columns if words(name) & LOSS_WORDS and not name.endswith(RANGE_SUFFIXES)]
+    if not losses:
+        raise InputError(f"no column of {log.file} is called a loss; name it with --loss: {listed(log.columns)}")
+    chosen = [name for name in losses if words(name) & HELDOUT_WORDS] or losses
+    if len(chosen) > 1:
+        raise InputError(f"{log.file} has several losses; name KL(teacher ‖ student) with --loss: {listed(chosen)}")
+    return chosen[0]
+
+
+def columns_of_run(log: TrainingLog, loss: str, tokens: str | None) -> TrainingLog:
+    """Return a log with only the columns of the run that a loss belongs to, and those without the name of a run.
+
+    Args:
+        log: the log, which may hold several runs, as an export of Weights & Biases does.
+        loss: column of the loss.
+        tokens: column of the tokens that the user named, if any.
+
+    Raises:
+        InputError: the tokens belong to another run.
+    """
+    names = [name for name in log.columns if _run_of(name) in ("", _run_of(loss))]
+    if tokens in log.columns and tokens not in names:
+        raise InputError(
+            f"{tokens!r} is of another run than the loss {loss!r}; set --tokens to a column of the same run"
+        )
+    rows = tuple({name: row[name] for name in names if name in row} for row in log.rows)
+    return dataclasses.replace(log, rows=rows)
+
+
+def token_column(log: TrainingLog, tokens: str | None, loss_rows: Sequence[Row]) -> str | None:
+    """Return the column of the tokens, None if there is none.
+
+    Args:
+        log: the log of one run.
+        tokens: its name; None for the one that most rows with a loss have, if all columns of tokens agree.
+        loss_rows: the rows with a loss.
+
+    Raises:
+        InputError: there is no column of that name, or several columns count tokens and do not agree.
+    """
+    if tokens is not None:
+        return _column_named(log, tokens, "--tokens")
+    names = [name for name in log.columns if _last_part(name) in TOKEN_NAMES]
+    if not all(_agree(log, first, second) for first, second in combinations(names, 2)):
+        raise InputError(f"{log.file} counts tokens in several columns; name one with --tokens: {listed(names)}")
+    return max(names, key=lambda name: (_count(loss_rows, name), _count(log.rows, name)), default=None)
+
+
+def step_column(log: TrainingLog) -> str | None:
+    """Return the column of the steps, None if there is none."""
+    return _first_called(log, STEP_NAMES)
+
+
+def rate_column(log: TrainingLog) -> str | None:
+    """Return the column of the learning rate, None if there is none."""
+    return _first_called(log, RATE_NAMES)
+
+
+def is_tensorboard(log: TrainingLog) -> bool:
+    """Return whether a log was exported by TensorBoard."""
+    return set(log.columns) == set(TENSORBOARD)
+
+
+def words(name: str) -> set[str]:
+    """Return the words of a column's name, without the name of the run.
+
+    Example:
+        >>> sorted(words("test run - eval/kl_loss"))
+        ['eval', 'kl', 'loss']
+    """
+    return set(re.findall(r"[a-z]+", name.lower().split(RUN_SEPARATOR)[-1]))
+
+
+def listed(names: Sequence[str]) -> str:
+    """Return names for a message."""
+    return ", ".join(names[:N_LISTED]) + (", …" if len(names) > N_LISTED else "")
+
+
+def _column_named(log: TrainingLog, name: str, option: str) -> str:
+    """Return the column of a name; the name of the run, which Weights & Biases puts before it, can be left out.
+
+    Raises:
+        InputError: there is no such column, or it belongs to several runs.
+    """
+    matches = [column for column in log.columns if column.endswith(f"{RUN_SEPARATOR}{name}")]
+    matches = [name] if name in log.columns else matches
+    if not matches:
+        raise InputError(f"{log.file} has no column {name!r} of numbers; set {option} to one of {listed(log.columns)}")
+    if len(matches) > 1:
+        raise InputError(f"{log.file} has {name!r} of several runs; set {option} to one of {listed(matches)}")
+    return matches[0]
+
+
+def _agree(log: TrainingLog, first: str, second: str) -> bool:
+    """Return whether two columns count the same tokens: in the rows that have both, or else at the same steps."""
+    both = [row for row in log.rows if first in row and second in row]
+    if both:
+        return all(row[first] == row[second] for row in both)
+    step = step_column(log)
+    steps, counts = zip(*(tokens_by_step(log, name, step) for name in (first, second)), strict=True)
+    if not all(map(len, steps)):
+        return False
+    in_both = np.union1d(*steps)
+    in_both = in_both[(in_both >= max(s[0] for s in steps)) & (in_both <= min(s[-1] for s in steps))]
+    one, other = (np.interp(in_both, known, count) for known, count in zip(steps, counts, strict=True))
+    return len(in_both) > 0 and np.allclose(one, other, rtol=SAME_TOKENS, atol=0)
+
+
+def tokens_by_step(log: TrainingLog, tokens: str, step: str | None) -> tuple[np.ndarray, np.ndarray]:
+    """Return the steps above 0 at which the tokens are known, rising, and the tokens at them."""
+    known = {row[step]: row[tokens] for row in log.rows if step is not None and step in row and tokens in row}
+    steps = sorted(at for at in known if at > 0)
+    return np.array(steps), np.array([known[at] for at in steps])
+
+
+def _count(rows: Sequence[Row], name: str) -> int:
+    """Return how many rows have a column."""
+    return sum(name in row for row in rows)
+
+
+def _first_called(log: TrainingLog, names: Sequence[str]) -> str | None:
+    """Return the first column with the first of some names that a column has; None if there is none."""
+    return next((name for wanted in names for name in log.columns if _last_part(name) == wanted), None)
+
+
+def _run_of(name: str) -> str:
+    """Return the name of the run that a column belongs to; empty if it has none.
+
+    Example:
+        >>> _run_of("run 3 - train/global_step"), _run_of("Step")
+        ('run 3', '')
+    """
+    return name.rpartition(RUN_SEPARATOR)[0]
+
+
+def _last_part(name: str) -> str:
+    """Return the name of a column without the run, the group and the prefix of an evaluation.
+
+    Example:
+        >>> _last_part("run 3 - train/global_step"), _last_part("eval_num_tokens")
+        ('global_step', 'num_tokens')
+    """
+    return re.split(rf"{RUN_SEPARATOR}|/", name.lower())[-1].removeprefix("eval_").removeprefix("train_")
