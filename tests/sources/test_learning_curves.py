@@ -142,6 +142,21 @@ def test_columns_of_tokens_in_different_rows_must_agree_by_step(tmp_path: Path) 
         load_learning_curve(write_csv(tmp_path, without_steps))
 
 
+def test_tokens_and_steps_that_are_never_in_one_row_need_tokens_per_step(tmp_path: Path) -> None:
+    file = write_csv(tmp_path, "step,tokens,eval_loss\n,1000,\n10,,0.9\n,2000,\n20,,0.7\n")
+    message = "has no row with both 'tokens' and 'step', .* set --tokens-per-step to the sequence length"
+    with pytest.raises(InputError, match=message):
+        load_learning_curve(file)
+    with pytest.raises(InputError, match=message):
+        load_learning_curve(file, tokens="tokens")
+    assert load_learning_curve(file, tokens_per_step=100).tokens == (1000, 2000)
+    # Some losses have tokens, others have steps; and tokens that are known at step 0 only.
+    with pytest.raises(InputError, match="has a loss without 'tokens' in the same row"):
+        load_learning_curve(write_csv(tmp_path, "step,tokens,eval_loss\n,1000,0.9\n20,,0.7\n"))
+    with pytest.raises(InputError, match="set --tokens-per-step"):
+        load_learning_curve(write_csv(tmp_path, "step,tokens,eval_loss\n0,0,\n10,,0.9\n20,,0.7\n"))
+
+
 def test_steps_that_weights_and_biases_counts_need_a_look(tmp_path: Path) -> None:
     curve = load_learning_curve(write_csv(tmp_path, "Step,r - loss\n10,0.9\n20,0.8\n"), tokens_per_step=10)
     assert "counts calls of wandb.log" in curve.warnings[0]

@@ -163,6 +163,14 @@ class _Positions:
             InputError: the tokens are not known, or can be read in several ways.
         """
         counted, step = token_column(log, tokens, loss_rows), step_column(log)
+        known = (np.array([]), np.array([])) if counted is None else tokens_by_step(log, counted, step)
+        if counted is not None and not len(known[0]) and _counts_only_steps(loss_rows, counted, step):
+            if tokens_per_step is None:
+                raise InputError(
+                    f"{log.file} has no row with both {counted!r} and {step!r}, so the tokens at a loss are not known;"
+                    f" set --tokens-per-step to {log.tokens_advice}"
+                )
+            counted = None
         if counted is not None and tokens_per_step is not None:
             raise InputError(f"{log.file} counts tokens in {counted!r}; leave out --tokens-per-step")
         if counted is None and step is None:
@@ -173,7 +181,6 @@ class _Positions:
             raise InputError(
                 f"{log.file} counts steps ({step!r}) and no tokens; set --tokens-per-step to {log.tokens_advice}"
             )
-        known = (np.array([]), np.array([])) if counted is None else tokens_by_step(log, counted, step)
         return cls(log, counted, step, tokens_per_step, *known)
 
     @property
@@ -194,7 +201,8 @@ class _Positions:
         """
         if self.token_column is not None and self.token_column in row:
             return row[self.token_column]
-        if self.step_column is None or self.step_column not in row:
+        is_unknown = self.tokens_per_step is None and not len(self.steps)
+        if self.step_column is None or self.step_column not in row or is_unknown:
             raise InputError(
                 f"{self.log.file} has a loss without {self.token_column or self.step_column!r} in the same row; add it"
             )
@@ -204,6 +212,11 @@ class _Positions:
         if step > self.steps[-1]:
             return float(self.tokens_at_steps[-1] * step / self.steps[-1])
         return float(np.interp(step, [0.0, *self.steps], [0.0, *self.tokens_at_steps]))
+
+
+def _counts_only_steps(rows: Sequence[Row], tokens: str, step: str | None) -> bool:
+    """Return whether no row has the tokens, and all have the step."""
+    return all(tokens not in row and step in row for row in rows)
 
 
 def _without_repeats(points: Sequence[tuple[float, Row]], column: str) -> list[tuple[float, Row]]:
