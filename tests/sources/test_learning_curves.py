@@ -157,6 +157,39 @@ def test_tokens_and_steps_that_are_never_in_one_row_need_tokens_per_step(tmp_pat
         load_learning_curve(write_csv(tmp_path, "step,tokens,eval_loss\n0,0,\n10,,0.9\n20,,0.7\n"))
 
 
+def test_nan_stands_for_an_empty_cell(tmp_path: Path) -> None:
+    """The log of a Trainer as pandas writes it with `na_rep="NaN"`: rows of the training and of evaluations in turn."""
+    header = "step,num_tokens,eval_loss,learning_rate"
+    rows = [
+        row
+        for i, loss in enumerate(LOSSES, start=1)
+        for row in (f"{10 * i},{1000 * i},NaN,{1e-3 / i}", f"{10 * i},{1000 * i},{loss},NaN")
+    ]
+    summary = "30,3000,NaN,NaN"
+    curve = load_learning_curve(write_csv(tmp_path, "\n".join([header, *rows, summary])))
+    assert (curve.tokens, curve.losses) == ((1000, 2000, 3000), LOSSES)
+    assert curve.learning_rates == (1e-3, 5e-4, 1e-3 / 3)
+    # The training diverges: no loss follows in the last row of the training and its evaluation.
+    diverged = [header, *rows, "40,4000,NaN,0.0001", "40,4000,NaN,NaN"]
+    with pytest.raises(InputError, match="is nan after 4,000 tokens, so the training diverged"):
+        load_learning_curve(write_csv(tmp_path, "\n".join(diverged)))
+
+
+def test_tokens_steps_and_rates_that_are_not_finite_are_not_known(tmp_path: Path) -> None:
+    """100 tokens per step, counted in the rows of the training only."""
+    rows = ["step,num_tokens,learning_rate,eval_loss"]
+    for i, loss in enumerate(LOSSES, start=1):
+        rows += [f"{10 * i - 5},{1000 * i - 500},0.001,", f"{10 * i},NaN,inf,{loss}", f"NaN,{1000 * i + 100},nan,"]
+    curve = load_learning_curve(write_csv(tmp_path, "\n".join(rows)))
+    assert curve.tokens == pytest.approx((1000, 2000, 3000))
+    assert curve.learning_rates == (1e-3,) * 3
+    with pytest.raises(InputError, match="has a loss without 'tokens' in the same row"):
+        load_learning_curve(write_csv(tmp_path, "tokens,eval_loss\n100,0.9\ninf,0.8\n"))
+    # A rate whose tokens are not known is of no use.
+    text = "tokens,eval_loss,learning_rate\n100,0.9,\n,,0.001\n200,0.8,\n"
+    assert load_learning_curve(write_csv(tmp_path, text)).learning_rates is None
+
+
 def test_steps_that_weights_and_biases_counts_need_a_look(tmp_path: Path) -> None:
     curve = load_learning_curve(write_csv(tmp_path, "Step,r - loss\n10,0.9\n20,0.8\n"), tokens_per_step=10)
     assert "counts calls of wandb.log" in curve.warnings[0]

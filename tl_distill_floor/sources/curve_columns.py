@@ -1,6 +1,7 @@
 """Choose the columns of a training's log that hold the loss, the tokens, the steps and the learning rate."""
 
 import dataclasses
+import math
 import re
 from collections.abc import Sequence
 from itertools import combinations
@@ -61,6 +62,8 @@ def loss_column(log: TrainingLog, loss: str | None) -> str:
 def columns_of_run(log: TrainingLog, loss: str, tokens: str | None) -> TrainingLog:
     """Return a log with only the columns of the run that a loss belongs to, and those without the name of a run.
 
+    Numbers that are not finite are left out, except losses: NaN stands for an empty cell.
+
     Args:
         log: the log, which may hold several runs, as an export of Weights & Biases does.
         loss: column of the loss.
@@ -74,7 +77,10 @@ def columns_of_run(log: TrainingLog, loss: str, tokens: str | None) -> TrainingL
         raise InputError(
             f"{tokens!r} is of another run than the loss {loss!r}; set --tokens to a column of the same run"
         )
-    rows = tuple({name: row[name] for name in names if name in row} for row in log.rows)
+    rows = tuple(
+        {name: row[name] for name in names if name in row and (name == loss or math.isfinite(row[name]))}
+        for row in log.rows
+    )
     return dataclasses.replace(log, rows=rows)
 
 

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import groupby, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -122,7 +122,7 @@ def load_learning_curve(
     log = read_training_log(Path(path))
     column = loss_column(log, loss)
     log = columns_of_run(log, column, tokens)
-    rows = [row for row in log.rows if column in row]
+    rows = _with_loss(log, column)
     positions = _Positions.of(log, tokens, tokens_per_step, rows)
     points = _without_repeats([(positions.tokens(row), row) for row in rows], column)
     scale = math.log(2) if unit == "bits" else 1.0
@@ -193,25 +193,43 @@ class _Positions:
             )
         return ()
 
+    def are_known(self, row: Row) -> bool:
+        """Return whether the tokens at a row are known."""
+        by_step = self.step_column in row and (self.tokens_per_step is not None or len(self.steps) > 0)
+        return by_step or self.token_column in row
+
     def tokens(self, row: Row) -> float:
         """Return the tokens trained on at a row; where it has none, they are interpolated between other rows.
 
         Raises:
             InputError: they are not known.
         """
-        if self.token_column is not None and self.token_column in row:
-            return row[self.token_column]
-        is_unknown = self.tokens_per_step is None and not len(self.steps)
-        if self.step_column is None or self.step_column not in row or is_unknown:
+        if not self.are_known(row):
             raise InputError(
                 f"{self.log.file} has a loss without {self.token_column or self.step_column!r} in the same row; add it"
             )
+        if self.token_column is not None and self.token_column in row:
+            return row[self.token_column]
+        assert self.step_column is not None
         step = row[self.step_column]
         if self.tokens_per_step is not None:
             return step * float(self.tokens_per_step)
         if step > self.steps[-1]:
             return float(self.tokens_at_steps[-1] * step / self.steps[-1])
         return float(np.interp(step, [0.0, *self.steps], [0.0, *self.tokens_at_steps]))
+
+
+def _with_loss(log: TrainingLog, column: str) -> list[Row]:
+    """Return the rows with a loss.
+
+    NaN stands for a cell that is empty, as pandas can write it. The training diverged if NaN is at the end, in more
+    rows one after the other than earlier in the log.
+    """
+    rows = [row for row in log.rows if column in row]
+    blocks = [(is_nan, list(block)) for is_nan, block in groupby(rows, key=lambda row: math.isnan(row[column]))]
+    earlier = max((len(block) for is_nan, block in blocks[:-1] if is_nan), default=0)
+    return [row for i, (is_nan, block) in enumerate(blocks) for row in block
+            if not is_nan or (i == len(blocks) - 1 and len(block) > earlier)]  # fmt: skip
 
 
 def _counts_only_steps(rows: Sequence[Row], tokens: str, step: str | None) -> bool:
@@ -229,11 +247,14 @@ def _without_repeats(points: Sequence[tuple[float, Row]], column: str) -> list[t
 
 
 def _learning_rates(log: TrainingLog, positions: _Positions, tokens: Sequence[float]) -> tuple[float, ...] | None:
-    """Return the learning rate at some numbers of tokens, interpolated; None if the log has none."""
+    """Return the learning rate at some numbers of tokens, interpolated; None if the log has none of them."""
     column = rate_column(log)
     if column is None:
         return None
-    known = sorted({positions.tokens(row): row[column] for row in log.rows if column in row}.items())
+    rows = [row for row in log.rows if column in row and positions.are_known(row)]
+    if not rows:
+        return None
+    known = sorted({positions.tokens(row): row[column] for row in rows}.items())
     rates = np.interp(tokens, [position for position, _ in known], [rate for _, rate in known])
     return tuple(rates.tolist())
 
