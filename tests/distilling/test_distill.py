@@ -266,7 +266,7 @@ def test_saves_the_weights_of_a_student_whose_curve_diverged(
     """A student whose held-out loss rose has the status diverged, and is saved with its weights."""
     risen = LearningCurveFit(1.0, (0.0, 1.0), 0.0, 0.0, "diverged")
     for module in (evaluation, student_results):
-        monkeypatch.setattr(module, "fit_learning_curve", lambda _tokens, _losses: risen)
+        monkeypatch.setattr(module, "fit_student", lambda _config, _tokens, _losses: risen)
     result = distill(bridge, 8, ids, out=tmp_path, config=QUICK)
     assert result.status == "diverged"
     assert saved_weights(tmp_path / "students" / "width8")

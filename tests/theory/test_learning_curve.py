@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.helpers.learning_curves import POINTS, Kind, simulated_curve
-from tl_distill_floor.theory.learning_curve import fit_learning_curve
+from tl_distill_floor.theory.learning_curve import fit_learning_curve, tokens_by_rate
 
 N_TOKENS = np.geomspace(2e4, 1e6, 24)
 
@@ -94,6 +94,34 @@ def test_rounding_is_not_divergence() -> None:
     assert fit_learning_curve(N_TOKENS, np.linspace(1e-9, 1e-3, len(N_TOKENS))).status == "diverged"
 
 
+def test_tokens_count_by_their_share_of_the_highest_rate() -> None:
+    """The rate falls from 2 to 0 over 100 tokens, so those of the second half count a quarter of the first half's."""
+    np.testing.assert_allclose(tokens_by_rate([10, 50, 100], [2.0, 2.0, 0.0]), [10, 50, 75])
+    np.testing.assert_allclose(tokens_by_rate([10, 50], [0.0, 0.0]), [10, 50])
+
+
+def test_constant_rates_and_a_decay_in_the_last_fifth_change_nothing() -> None:
+    losses, _ = simulated_curve("decay", 3)
+    without = fit_learning_curve(N_TOKENS, losses)
+    share = N_TOKENS / N_TOKENS[-1]
+    for rates in (np.full(24, 3e-3), np.minimum(1.0, (1 - share) / 0.2), np.minimum(1.0, share / 0.02)):
+        assert fit_learning_curve(N_TOKENS, losses, rates) == without
+    assert fit_learning_curve(N_TOKENS, losses, 1 - share) != without
+
+
+def test_noise_of_the_learning_rate_is_taken_out() -> None:
+    """The curve tends to 0.3, and a linear decay to 0 takes away 0.05 nats that the highest rate adds."""
+    share = N_TOKENS / N_TOKENS[-1]
+    trained = share - share**2 / 2  # integral of the rate
+    losses = 0.3 + 0.1 * (trained / trained[-1]) ** -0.8 + 0.05 * (1 - share)
+    fit = fit_learning_curve(N_TOKENS, losses, 1 - share)
+    assert fit.floor == pytest.approx(0.3, abs=0.01)
+    assert fit.interval[0] <= 0.3 <= fit.interval[1]
+    assert fit.exponent == pytest.approx(0.8, abs=0.1)
+
+
 def test_rejects_different_numbers_of_losses_and_tokens() -> None:
     with pytest.raises(ValueError, match="one loss per number of tokens"):
         fit_learning_curve([1, 2], [1.0])
+    with pytest.raises(ValueError, match="one learning rate per number of tokens"):
+        fit_learning_curve([1, 2], [1.0, 0.9], [1.0])

@@ -20,6 +20,7 @@
 - `training_step`: losses, gradients and updates for one batch.
 - `evaluation`: held-out losses of the averaged weights.
 - `sweep_checkpoint`: interrupted sweeps.
+- `learning_rates`: a student's learning rates, and the fit of its learning curve with them.
 - `student_results`: results of a sweep.
 - `save`: students as Hugging Face checkpoints.
 - `saved_loss`: the loss of a saved student.

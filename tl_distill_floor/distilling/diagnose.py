@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Float64
 
 from tl_distill_floor.annotations import Verdict
+from tl_distill_floor.distilling.learning_rates import rates_of_student
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.results.diagnosis import Diagnosis
 from tl_distill_floor.results.floor_prediction import FloorPrediction
@@ -15,7 +16,7 @@ from tl_distill_floor.results.head_floor import HeadFloor
 from tl_distill_floor.results.student import StudentResult
 from tl_distill_floor.sources.learning_curves import LearningCurve, load_learning_curve
 from tl_distill_floor.theory.bootstrap import Z_95
-from tl_distill_floor.theory.learning_curve import DIVERGED_ABOVE, ROUNDING
+from tl_distill_floor.theory.learning_curve import DIVERGED_ABOVE, ROUNDING, tokens_by_rate
 from tl_distill_floor.theory.regression import PredictedLoss
 from tl_distill_floor.theory.remaining_loss import (
     MIN_POINTS,
@@ -32,8 +33,6 @@ UNDER_TRAINED_FROM, SATURATED_UP_TO = 0.75, 0.55
 second one the curve is at its end, and between them the verdict is not known."""
 LEVEL = 0.95
 """Level of the prediction interval of the expected loss."""
-SMALLEST_RATE = 1e-3
-"""Smallest learning rate, as a share of the highest, by which tokens are weighted."""
 VERDICTS_AT_THE_END = ("capacity-limited", "stalled above the expected loss")
 """Verdicts on curves that are at their end: hardly anything is left to gain."""
 MOST_TOKENS = 100.0
@@ -124,7 +123,7 @@ class _End(NamedTuple):
     tokens_for_half: float
     """More tokens, at the highest learning rate so far, after which half of it is gained."""
     tokens: float
-    """Tokens so far, weighted by their learning rate; see `_tokens_by_rate`."""
+    """Tokens so far, weighted by their learning rate; see `tokens_by_rate`."""
 
 
 def _end_of(curve: LearningCurve, losses: Float64[np.ndarray, " point"], bound: float) -> _End | None:
@@ -138,8 +137,11 @@ def _end_of(curve: LearningCurve, losses: Float64[np.ndarray, " point"], bound: 
     reached = float(losses[-1])
     if reached <= ROUNDING or reached > DIVERGED_ABOVE * float(losses.min()):
         return None
-    tokens = _tokens_by_rate(curve)
-    rates = None if curve.learning_rates is None else average_in_bins(tokens, np.array(curve.learning_rates))[1]
+    tokens: np.ndarray = np.array(curve.tokens)
+    rates = None if curve.learning_rates is None else np.array(curve.learning_rates)
+    if rates is not None:
+        tokens = tokens_by_rate(tokens, rates)
+        rates = average_in_bins(tokens, rates)[1]
     left = remaining_loss(*average_in_bins(tokens, np.array(curve.losses)), bound, rates)
     if left is None:
         return None
@@ -148,27 +150,12 @@ def _end_of(curve: LearningCurve, losses: Float64[np.ndarray, " point"], bound: 
     return _End(median, (low, high), left, (left.half_factor - 1.0) * last, last)
 
 
-def _tokens_by_rate(curve: LearningCurve) -> Float64[np.ndarray, " point"]:
-    """Return the tokens at each point, each weighted by its learning rate as a share of the highest.
-
-    A training at a low learning rate advances less per token, so that a curve that flattens because of its schedule is
-    not taken for one that is at its end. Loss curves are power laws of the sum of the learning rates (Luo et al. 2025,
-    "A Multi-Power Law for Loss Curve Prediction Across Learning Rate Schedules", arXiv 2503.12811).
-    """
-    tokens: np.ndarray = np.array(curve.tokens)
-    if curve.learning_rates is None or max(curve.learning_rates) <= 0:
-        return tokens
-    rates = np.array(curve.learning_rates) / max(curve.learning_rates)
-    means = (rates + np.append(rates[:1], rates[:-1])) / 2
-    weighted: np.ndarray = np.cumsum(np.maximum(means, SMALLEST_RATE) * np.diff(tokens, prepend=0.0))
-    return weighted
-
-
 def _loaded(curve: str | Path | LearningCurve | StudentResult) -> LearningCurve:
     """Return a learning curve from a file, a student or memory.
 
     Raises:
-        InputError: the file cannot be read, or the student diverged before its first evaluation.
+        InputError: the file cannot be read, the student diverged before its first evaluation, or its learning rates
+            are not known.
     """
     if isinstance(curve, LearningCurve):
         return curve
@@ -177,7 +164,8 @@ def _loaded(curve: str | Path | LearningCurve | StudentResult) -> LearningCurve:
     if not curve.tokens:
         raise InputError(f"student {curve.name} diverged before its first evaluation; train it with a lower --lr")
     tokens = tuple(float(count) for count in curve.tokens)
-    return LearningCurve(tokens, curve.losses, name=curve.name, width=curve.width)
+    rates = rates_of_student(curve)
+    return LearningCurve(tokens, curve.losses, name=curve.name, width=curve.width, learning_rates=rates)
 
 
 def _checked_width(curve: LearningCurve, head: HeadFloor, width: int | None) -> int:

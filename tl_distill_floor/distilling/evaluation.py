@@ -6,12 +6,12 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from tl_distill_floor.distilling.learning_rates import fit_student
 from tl_distill_floor.distilling.losses import summed_forward_kl
 from tl_distill_floor.distilling.sharding import release
 from tl_distill_floor.distilling.student_module import counted_positions
 from tl_distill_floor.distilling.sweep import Sweep
 from tl_distill_floor.measuring.teacher_backbone import TeacherBackbone
-from tl_distill_floor.theory.learning_curve import fit_learning_curve
 
 SEQUENCES_PER_FORWARD_PASS = 16
 
@@ -31,7 +31,7 @@ def add_curve_points(sweep: Sweep, teacher: TeacherBackbone) -> None:
             continue
         student.tokens.append(sweep.step * sweep.tokens_per_step)
         student.losses.append(loss)
-        if sweep.config.early_stop and fit_learning_curve(student.tokens, student.losses).status == "saturated":
+        if sweep.config.early_stop and fit_student(sweep.config, student.tokens, student.losses).status == "saturated":
             student.status = "saturated"
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from tl_distill_floor.distilling.agreement import fail_together
+from tl_distill_floor.distilling.learning_rates import fit_student
 from tl_distill_floor.distilling.save import save_student
 from tl_distill_floor.distilling.saved_loss import saved_loss_check
 from tl_distill_floor.distilling.sharding import gathered_model
@@ -17,7 +18,6 @@ from tl_distill_floor.distilling.sweep_checkpoint import SWEEP_CHECKPOINT_FILE
 from tl_distill_floor.distilling.teacher_files import TeacherFiles, teacher_files
 from tl_distill_floor.results.student import StudentResult
 from tl_distill_floor.storage.atomic import atomic_directory, remove_file
-from tl_distill_floor.theory.learning_curve import fit_learning_curve
 
 
 def student_results(sweep: Sweep) -> list[StudentResult]:
@@ -54,7 +54,7 @@ def save_results(sweep: Sweep, directory: Path) -> list[StudentResult]:
 
 def _result(sweep: Sweep, student: StudentInTraining, warnings: tuple[str, ...] = ()) -> StudentResult:
     model = student.module.student
-    fit = fit_learning_curve(student.tokens, student.losses) if student.losses else None
+    fit = fit_student(sweep.config, student.tokens, student.losses) if student.losses else None
     return StudentResult(
         name=student.spec.directory,
         teacher=sweep.teacher.name,

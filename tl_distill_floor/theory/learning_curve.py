@@ -19,6 +19,10 @@ N_REFINEMENTS, REFINED_EXPONENTS = 3, 41
 SHIFTS = np.linspace(-0.01, 0.02, 7)
 """Shifts s that are tried, as shares of the tokens. Tokens of the warm-up count for less; a start from the teacher's
 weights is worth some tokens."""
+SMALLEST_RATE = 1e-3
+"""Smallest learning rate, as a share of the highest, by which tokens are weighted."""
+SMALLEST_CHANGE = 0.05
+"""Learning rates that differ by less than this share of the highest are taken as constant."""
 WARM_UP_SHARE = 0.1
 """Points before this share of the tokens are left out as warm-up."""
 DECAY_START = 0.8
@@ -38,7 +42,10 @@ ROUNDING = 1e-6
 
 @dataclass(frozen=True)
 class LearningCurveFit:
-    """The fit L(n) = L∞ + A · (n − s)^-b of a learning curve. Losses are in the unit of the curve."""
+    """The fit L(n) = L∞ + A · (n − s)^-b of a learning curve. Losses are in the unit of the curve.
+
+    If the learning rates are used, n is the number of tokens that `tokens_by_rate` returns.
+    """
 
     floor: float
     """L∞, the loss at which training saturates; the last loss if it is not known."""
@@ -53,7 +60,9 @@ class LearningCurveFit:
     "diverged": the last loss is not finite, or more than 10 % above the lowest loss."""
 
 
-def fit_learning_curve(n_tokens: npt.ArrayLike, loss: npt.ArrayLike) -> LearningCurveFit:
+def fit_learning_curve(
+    n_tokens: npt.ArrayLike, loss: npt.ArrayLike, rates: npt.ArrayLike | None = None
+) -> LearningCurveFit:
     """Fit L(n) = L∞ + A · (n − s)^-b to a learning curve, by least squares of the relative errors.
 
     For each exponent b and each shift s, the fit is linear in L∞ and A (variable projection, Golub and Pereyra 1973).
@@ -63,9 +72,14 @@ def fit_learning_curve(n_tokens: npt.ArrayLike, loss: npt.ArrayLike) -> Learning
     lowered by what the decay has gained. A relative error below 0.1 % is not taken to be known, so curves without
     noise have an interval too.
 
+    Learning rates that are given and are not constant until the decay change two things: n is the number of tokens
+    weighted by the learning rate, and a multiple of the learning rate is added to the curve, which is noise that a
+    lower rate takes away. Then all points are used, and the interval is not a union.
+
     Args:
         n_tokens: [point] tokens trained on, rising.
         loss: [point] losses on held-out text.
+        rates: [point] learning rates, in any unit; if None, they are taken as constant until a decay in the last fifth.
 
     Returns:
         The fit. The floor is not known if the curve has fewer than 8 points after the warm-up, spans less than a factor
@@ -73,7 +87,7 @@ def fit_learning_curve(n_tokens: npt.ArrayLike, loss: npt.ArrayLike) -> Learning
         interval starts at 0, and the status is "under-trained".
 
     Raises:
-        ValueError: the two do not have the same length, or are empty.
+        ValueError: the arguments do not have the same length, or are empty.
 
     Example:
         >>> n_tokens = np.geomspace(2e4, 1e6, 24)
@@ -84,6 +98,11 @@ def fit_learning_curve(n_tokens: npt.ArrayLike, loss: npt.ArrayLike) -> Learning
     n, losses = (np.asarray(values, dtype=np.float64) for values in (n_tokens, loss))
     if len(n) != len(losses) or not len(n):
         raise ValueError(f"a learning curve needs one loss per number of tokens, got {len(losses)} and {len(n)}")
+    if rates is not None and np.shape(rates) != n.shape:
+        raise ValueError(f"a learning curve needs one learning rate per number of tokens, got {np.shape(rates)}")
+    schedule = None if rates is None or is_constant_until_decay(n, rates) else np.asarray(rates, dtype=np.float64)
+    if schedule is not None:
+        n = tokens_by_rate(n, schedule)
     lowest, last = float(np.nanmin(losses, initial=math.inf)), float(losses[-1])
     if last <= ROUNDING:
         return LearningCurveFit(lowest, (0.0, last), 0.0, 0.0, "saturated")
@@ -91,10 +110,59 @@ def fit_learning_curve(n_tokens: npt.ArrayLike, loss: npt.ArrayLike) -> Learning
         return LearningCurveFit(lowest, (0.0, lowest), 0.0, 0.0, "diverged")
     after_warm_up = n >= WARM_UP_SHARE * n[-1]
     if after_warm_up.sum() >= MIN_POINTS and n[-1] >= MIN_SPAN * n[0]:
-        fit = _fit(n[after_warm_up], np.maximum(losses[after_warm_up], 1e-12), last)
+        schedule = None if schedule is None else schedule[after_warm_up]
+        fit = _fit(n[after_warm_up], np.maximum(losses[after_warm_up], 1e-12), last, schedule)
         if fit.floor * LARGEST_EXTRAPOLATION >= last:
             return fit
     return LearningCurveFit(last, (0.0, last), 0.0, 0.0, "under-trained")
+
+
+def tokens_by_rate(n_tokens: npt.ArrayLike, rates: npt.ArrayLike) -> Float64[np.ndarray, " point"]:
+    """Return the tokens at each point, each weighted by its learning rate as a share of the highest.
+
+    A training at a low learning rate advances less per token, so that a curve that flattens because of its schedule is
+    not taken for one that is at its end. Loss curves are power laws of the sum of the learning rates (Luo et al. 2025,
+    "A Multi-Power Law for Loss Curve Prediction Across Learning Rate Schedules", arXiv 2503.12811).
+
+    Args:
+        n_tokens: [point] tokens trained on, rising.
+        rates: [point] learning rates, in any unit.
+
+    Returns:
+        [point] weighted tokens; the tokens themselves if all rates are 0.
+
+    Example:
+        >>> tokens_by_rate([100.0, 200.0], [1.0, 0.0]).tolist()
+        [100.0, 150.0]
+    """
+    n, lr = (np.asarray(values, dtype=np.float64) for values in (n_tokens, rates))
+    if not lr.max() > 0:
+        return n
+    shares = lr / lr.max()
+    means = (shares + np.append(shares[:1], shares[:-1])) / 2
+    weighted: np.ndarray = np.cumsum(np.maximum(means, SMALLEST_RATE) * np.diff(n, prepend=0.0))
+    return weighted
+
+
+def is_constant_until_decay(n_tokens: npt.ArrayLike, rates: npt.ArrayLike) -> bool:
+    """Return whether a learning rate is constant from a short warm-up to a decay in the last fifth of the tokens.
+
+    Then the tokens and the sum of the learning rates differ by a shift that the fits of learning curves try.
+
+    Args:
+        n_tokens: [point] tokens trained on, rising.
+        rates: [point] learning rates, in any unit.
+
+    Example:
+        >>> is_constant_until_decay([10, 50, 80, 100], [1.0, 1.0, 1.0, 0.0])
+        True
+        >>> is_constant_until_decay([10, 50, 80, 100], [1.0, 0.5, 0.2, 0.0])
+        False
+    """
+    n = np.asarray(n_tokens, dtype=np.float64)
+    before_decay = n <= DECAY_START * n[-1]
+    missing = (n - tokens_by_rate(n, rates))[before_decay]
+    return bool((missing <= SHIFTS[-1] * n[-1]).all())
 
 
 def log_error(floor: float, interval: tuple[float, float]) -> float:
@@ -151,30 +219,57 @@ class _LinearFits(NamedTuple):
     """Squared relative error of the fit with L∞ = 0."""
 
 
-def _fit(n: Float64[np.ndarray, " point"], loss: Float64[np.ndarray, " point"], last: float) -> LearningCurveFit:
+def _fit(
+    n: Float64[np.ndarray, " point"],
+    loss: Float64[np.ndarray, " point"],
+    last: float,
+    rates: Float64[np.ndarray, " point"] | None,
+) -> LearningCurveFit:
     """Fit the curve after the warm-up, whose last loss is `last`."""
     share = n / n[-1]
-    profile = _profile(share, loss)
-    low, high = profile.low, profile.high
-    before_decay = share <= DECAY_START
-    if before_decay.sum() >= MIN_POINTS_BEFORE_DECAY:
-        early = _profile(share[before_decay], loss[before_decay])
-        gain = max(0.0, float(early.at(share[-1:])[0] - loss[-1]))
-        low, high = min(low, early.low - gain), max(high, early.high)
-    low = max(low, 0.0)
+    if rates is not None and np.ptp(rates) > SMALLEST_CHANGE * rates.max():
+        profile = _profile(share, loss, rates)
+        low, high = profile.low, profile.high
+    else:
+        profile = _profile(share, loss)
+        low, high = _union_without_decay(share, loss, profile)
     amplitude = profile.amplitude * n[-1] ** profile.exponent
     status: Status = "saturated" if last - low <= SATURATED_WITHIN * last else "under-trained"
     return LearningCurveFit(profile.floor, (low, high), float(amplitude), profile.exponent, status)
 
 
-def _profile(n: Float64[np.ndarray, " point"], loss: Float64[np.ndarray, " point"]) -> _Profile:
+def _union_without_decay(
+    share: Float64[np.ndarray, " point"], loss: Float64[np.ndarray, " point"], profile: _Profile
+) -> tuple[float, float]:
+    """Return the union of the interval of L∞ and of that without the points of the decay, less what the decay gained.
+
+    Args:
+        share: [point] tokens, relative to those of the last point of the curve.
+        loss: [point] losses.
+        profile: the fit to all points.
+    """
+    before_decay = share <= DECAY_START
+    if before_decay.sum() < MIN_POINTS_BEFORE_DECAY:
+        return profile.low, profile.high
+    early = _profile(share[before_decay], loss[before_decay])
+    gain = max(0.0, float(early.at(share[-1:])[0] - loss[-1]))
+    return max(min(profile.low, early.low - gain), 0.0), max(profile.high, early.high)
+
+
+def _profile(
+    n: Float64[np.ndarray, " point"],
+    loss: Float64[np.ndarray, " point"],
+    rates: Float64[np.ndarray, " point"] | None = None,
+) -> _Profile:
     """Fit all four parameters, and return the interval of L∞ from its profile likelihood.
 
     Args:
         n: [point] tokens, relative to those of the last point of the curve.
         loss: [point] losses.
+        rates: [point] learning rates, of which a multiple is added to the curve; None for a curve without them.
     """
-    by_shift = [_fits_at_exponents(n - shift, loss) for shift in SHIFTS]
+    other = None if rates is None else rates / loss / np.linalg.norm(rates / loss)
+    by_shift = [_fits_at_exponents(n - shift, loss, other) for shift in SHIFTS]
     best_shift = int(np.argmin([fits.squared_error.min() for fits in by_shift]))
     best = int(by_shift[best_shift].squared_error.argmin())
     floor, amplitude, exponent, least_error = (
@@ -186,7 +281,7 @@ def _profile(n: Float64[np.ndarray, " point"], loss: Float64[np.ndarray, " point
             by_shift[best_shift].squared_error,
         )
     )
-    degrees_of_freedom = len(n) - 4
+    degrees_of_freedom = len(n) - (4 if other is None else 5)
     variance = max(least_error / degrees_of_freedom, NOISE_FLOOR**2)
     bound = least_error + variance * float(f_distribution.ppf(0.95, 1, degrees_of_freedom))
     low = high = floor
@@ -200,19 +295,24 @@ def _profile(n: Float64[np.ndarray, " point"], loss: Float64[np.ndarray, " point
     return _Profile(floor, amplitude, exponent, float(SHIFTS[best_shift]), max(low, 0.0), high)
 
 
-def _fits_at_exponents(n: Float64[np.ndarray, " point"], loss: Float64[np.ndarray, " point"]) -> _LinearFits:
-    """Fit L∞ and A at all of `EXPONENTS`, and at exponents that close in on the best one."""
-    all_fits, spacing = [_linear_fits(n, loss, EXPONENTS)], float(EXPONENTS[1] / EXPONENTS[0])
+def _fits_at_exponents(
+    n: Float64[np.ndarray, " point"], loss: Float64[np.ndarray, " point"], other: Float64[np.ndarray, " point"] | None
+) -> _LinearFits:
+    """Fit L∞ and A at all of `EXPONENTS`, and at exponents that close in on the best one; see `_linear_fits`."""
+    all_fits, spacing = [_linear_fits(n, loss, EXPONENTS, other)], float(EXPONENTS[1] / EXPONENTS[0])
     for _ in range(N_REFINEMENTS):
         best = all_fits[-1].exponent[all_fits[-1].squared_error.argmin()]
         nearby = best * np.geomspace(1 / spacing, spacing, REFINED_EXPONENTS)
-        all_fits.append(_linear_fits(n, loss, nearby))
+        all_fits.append(_linear_fits(n, loss, nearby, other))
         spacing = float(nearby[1] / nearby[0])
     return _LinearFits(*(np.concatenate(values) for values in zip(*all_fits, strict=True)))
 
 
 def _linear_fits(
-    n: Float64[np.ndarray, " point"], loss: Float64[np.ndarray, " point"], exponents: Float64[np.ndarray, " exponent"]
+    n: Float64[np.ndarray, " point"],
+    loss: Float64[np.ndarray, " point"],
+    exponents: Float64[np.ndarray, " exponent"],
+    other: Float64[np.ndarray, " point"] | None,
 ) -> _LinearFits:
     """Fit L∞ and A for each exponent, from the normal equations of the relative errors.
 
@@ -220,19 +320,24 @@ def _linear_fits(
         n: [point] tokens, shifted.
         loss: [point] losses.
         exponents: b.
+        other: [point] unit vector of the relative errors that another term of the curve explains; None for no term.
     """
-    constant, power = 1.0 / loss, n[None] ** -exponents[:, None] / loss
+    constant, power, target = 1.0 / loss, n[None] ** -exponents[:, None] / loss, np.ones(len(loss))
+    if other is not None:  # taken out of both sides (Frisch and Waugh 1933), so that L∞ and A are left
+        constant, power, target = (values - np.outer(values @ other, other).reshape(values.shape)
+                                   for values in (constant, power, target))  # fmt: skip
     constant_square, power_square, product = constant @ constant, (power**2).sum(1), power @ constant
     determinant = np.maximum(constant_square * power_square - product**2, 1e-300)
-    free_floor = (power_square * constant.sum() - product * power.sum(1)) / determinant
-    free_amplitude = (constant_square * power.sum(1) - product * constant.sum()) / determinant
-    flat_floor, zero_amplitude = constant.sum() / constant_square, power.sum(1) / power_square
+    constant_target, power_target = constant @ target, power @ target
+    free_floor = (power_square * constant_target - product * power_target) / determinant
+    free_amplitude = (constant_square * power_target - product * constant_target) / determinant
+    flat_floor, zero_amplitude = constant_target / constant_square, power_target / power_square
 
     rises, below_zero = free_amplitude < 0, free_floor < 0
     floor = np.where(rises, flat_floor, np.maximum(free_floor, 0.0))
     amplitude = np.where(rises, 0.0, np.where(below_zero, zero_amplitude, free_amplitude))
     squared_error, free_squared_error, zero_squared_error = (
-        ((f[:, None] * constant + a[:, None] * power - 1.0) ** 2).sum(1)
+        ((f[:, None] * constant + a[:, None] * power - target) ** 2).sum(1)
         for f, a in ((floor, amplitude), (free_floor, free_amplitude), (np.zeros_like(floor), zero_amplitude))
     )
     return _LinearFits(

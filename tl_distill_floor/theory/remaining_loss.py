@@ -8,7 +8,7 @@ import numpy.typing as npt
 from jaxtyping import Float64
 from scipy.special import log_ndtr
 
-from tl_distill_floor.theory.learning_curve import DECAY_START, WARM_UP_SHARE
+from tl_distill_floor.theory.learning_curve import DECAY_START, SMALLEST_CHANGE, WARM_UP_SHARE
 
 EXPONENTS = np.geomspace(0.08, 2.0, 60)
 """Exponents b of the slower of the two power laws."""
@@ -24,8 +24,6 @@ MIN_POINTS = 6
 """Fewest points that are neither in the warm-up nor in the decay."""
 MIN_SPAN = 3.0
 """Smallest ratio of the tokens of the last to those of the first of these points."""
-SMALLEST_CHANGE = 0.05
-"""Learning rates that differ by less than this share of the highest are taken as constant."""
 QUANTILES = np.linspace(0.0, 1.0, 101) ** 2
 """Shares of the largest remaining loss at which the distribution is computed; more of them near 0."""
 
