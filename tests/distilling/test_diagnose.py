@@ -71,6 +71,24 @@ def test_says_to_check_a_loss_below_the_bound_also_of_a_short_curve() -> None:
     assert diagnose(falling_to(0.095, 0.098), HEAD).verdict != "below what the width allows"
 
 
+@pytest.mark.parametrize("reached", [0.098, 0.1])
+def test_a_loss_within_the_error_of_the_bound_ends_there(reached: float) -> None:
+    """Between 0.1 and its lower end of 0.097 at most 3 % of the loss are left, less than a tenth."""
+    diagnosis = diagnose(falling_to(0.09, reached), HEAD)
+    assert diagnosis.verdict == "capacity-limited"
+    assert diagnosis.end is not None
+    assert 0.097 <= diagnosis.end_interval[0] <= diagnosis.end <= diagnosis.end_interval[1] <= reached
+    assert diagnosis.left is not None
+    assert diagnosis.left <= 0.03
+    assert any("below the 95 % interval" in warning for warning in diagnosis.warnings)
+
+
+def test_a_loss_at_an_exact_bound_says_so() -> None:
+    head = dataclasses.replace(HEAD, standard_error=(0.0,), half_steps=(0.1,))
+    diagnosis = diagnose(falling_to(0.05, 0.1), head)
+    assert diagnosis.sentence == "not known: the loss is the least that the bound allows, so nothing is left to gain"
+
+
 def test_warns_of_a_loss_that_is_below_the_interval_of_trained_students() -> None:
     diagnosis = diagnose(falling_to(0.115, 0.12), made_head(expected=1.0, bound=0.1))
     assert diagnosis.verdict == "capacity-limited"

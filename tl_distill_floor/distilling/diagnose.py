@@ -85,11 +85,12 @@ def diagnose(
     reached, bound = float(losses[-1]), head.floor_at(width)
     _check_unit(curve, reached, head)
     expected = _expected(floor, width, student)
-    end = _end_of(curve, losses, bound)
-    if reached < _least_bound(head, width):
+    least = _least_bound(head, width)
+    end = _end_of(curve, losses, bound if reached > bound else least)
+    if reached < least:
         verdict, reason = _below(reached, bound, width)
     elif end is None:
-        verdict, reason = "not known", _why_not_known(tokens, losses)
+        verdict, reason = "not known", _why_not_known(tokens, losses, least)
     else:
         verdict, reason = _verdict(end, width, expected)
     return Diagnosis(
@@ -107,7 +108,7 @@ def diagnose(
         half_factor=None if end is None else 1.0 + end.tokens_for_half / float(tokens[-1]),
         tokens=tuple(tokens.tolist()),
         losses=tuple(losses.tolist()),
-        warnings=(*curve.warnings, *_warnings(curve, student, verdict, reached, bound, expected)),
+        warnings=(*curve.warnings, *_warnings(curve, student, verdict, reached, expected)),
     )
 
 
@@ -240,8 +241,8 @@ def _least_bound(head: HeadFloor, width: int) -> float:
     return head.floor_at(width) * max(0.0, 1.0 - error / floor) if floor > 0 else 0.0
 
 
-def _why_not_known(tokens: Float64[np.ndarray, " point"], losses: Float64[np.ndarray, " point"]) -> str:
-    """Return why the end of a curve is not known."""
+def _why_not_known(tokens: Float64[np.ndarray, " point"], losses: Float64[np.ndarray, " point"], least: float) -> str:
+    """Return why the end of a curve is not known; `least` is the lower end of the bound."""
     lowest = int(losses.argmin())
     if losses[-1] <= ROUNDING:
         return "the loss is 0 up to rounding, so the student equals its teacher and nothing is left to gain"
@@ -250,6 +251,8 @@ def _why_not_known(tokens: Float64[np.ndarray, " point"], losses: Float64[np.nda
             f"the loss rose from {losses[lowest]:.4g} after {_rounded(tokens[lowest])} tokens to {losses[-1]:.4g};"
             " lower the learning rate, or add text if it is repeated"
         )
+    if losses[-1] <= least:
+        return "the loss is the least that the bound allows, so nothing is left to gain"
     return (
         f"the curve has {len(losses)} points over a factor of {tokens[-1] / tokens[0]:.3g} in tokens; at least"
         f" {MIN_POINTS} points between 10 % and 80 % of the tokens are needed, over a factor of {MIN_SPAN:g}"
@@ -276,7 +279,6 @@ def _warnings(
     student: StudentResult | None,
     verdict: Verdict,
     reached: float,
-    bound: float,
     expected: PredictedLoss,
 ) -> list[str]:
     """Return what to keep in mind about the losses and the verdict."""
@@ -290,7 +292,7 @@ def _warnings(
             "the curve has no learning rate: if it decayed over more than the last fifth of the training, the loss may"
             " be flat because of that"
         )
-    if bound <= reached < expected.low:
+    if verdict != "below what the width allows" and reached < expected.low:
         warnings.append(
             f"the loss is below the 95 % interval of students of this width, which starts at {expected.low:.4g}: check"
             " it"

@@ -39,7 +39,8 @@ class Diagnosis(JsonRecord):
     expected_interval: tuple[float, float]
     """95 % prediction interval of `expected`, for a new teacher."""
     end: float | None
-    """Loss at which the training would saturate, at least `bound`; None if the learning curve does not show it."""
+    """Loss at which the training would saturate; None if the learning curve does not show it. It is at least `bound`,
+    or the lower end of the bound's error if `reached` is not above `bound`."""
     end_interval: tuple[float, float]
     """95 % interval of `end`, given the learning curve; from `bound` to `reached` if it does not show the end."""
     half_factor: float | None
