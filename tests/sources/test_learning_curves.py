@@ -190,6 +190,25 @@ def test_tokens_steps_and_rates_that_are_not_finite_are_not_known(tmp_path: Path
     assert load_learning_curve(write_csv(tmp_path, text)).learning_rates is None
 
 
+@pytest.mark.parametrize("column", ["run", "Name", "run_id", "student_width", "model/name"])
+def test_rows_of_several_trainings_are_refused(tmp_path: Path, column: str) -> None:
+    """The rows of two runs in turn, of which one has more tokens at each of its points."""
+    rows = [f"{column},step,num_tokens,eval_loss"]
+    for i, loss in enumerate(LOSSES, start=1):
+        rows += [f"32,{10 * i},{1000 * i},{loss}", f"64,{10 * i + 5},{1000 * i + 500},{loss / 2}"]
+    with pytest.raises(InputError, match=f"losses of several trainings, as '{column}' is 32, 64; keep the rows of one"):
+        load_learning_curve(write_csv(tmp_path, "\n".join(rows)))
+    alone = load_learning_curve(write_csv(tmp_path, "\n".join([rows[0], *rows[2::2]])))
+    assert (alone.tokens, alone.losses) == ((1500, 2500, 3500), tuple(loss / 2 for loss in LOSSES))
+
+
+def test_columns_that_number_rows_or_differ_only_without_a_loss_are_no_trainings(tmp_path: Path) -> None:
+    header, tokens = "id,run name,job name,student/grad_norm,tokens,eval_loss", (10, 20, 30)
+    rows = [f"{i},step {i},eval,{i % 2},{n},{loss}" for i, (n, loss) in enumerate(zip(tokens, LOSSES, strict=True))]
+    file = write_csv(tmp_path, "\n".join([header, "9,step 0,train,0,5,", *rows]))
+    assert load_learning_curve(file).losses == LOSSES
+
+
 def test_steps_that_weights_and_biases_counts_need_a_look(tmp_path: Path) -> None:
     curve = load_learning_curve(write_csv(tmp_path, "Step,r - loss\n10,0.9\n20,0.8\n"), tokens_per_step=10)
     assert "counts calls of wandb.log" in curve.warnings[0]

@@ -30,6 +30,11 @@ RATE_NAMES = ("learning_rate", "lr")
 """Names of columns of the learning rate."""
 RUN_SEPARATOR = " - "
 """What Weights & Biases puts between the name of a run and that of a column."""
+TRAINING_WORDS = {
+    "run", "name", "id", "experiment", "trial", "job", "model", "student", "teacher", "width", "seed", "config",
+    "dataset", "split",
+}  # fmt: skip
+"""A column whose name has only such words, after groups, tells the rows of several trainings apart."""
 SAME_TOKENS = 0.01
 """Columns that are never in the same row count the same tokens if they differ by at most this share at each step."""
 N_LISTED = 12
@@ -57,6 +62,23 @@ def loss_column(log: TrainingLog, loss: str | None) -> str:
     if len(chosen) > 1:
         raise InputError(f"{log.file} has several losses; name KL(teacher ‖ student) with --loss: {listed(chosen)}")
     return chosen[0]
+
+
+def check_one_training(log: TrainingLog, loss: str) -> None:
+    """Raise an InputError if a column such as `run` shows that the losses are those of several trainings.
+
+    A column that has another value in each row, such as the number of the row, tells no trainings apart.
+    """
+    rows = [cells for cells, row in zip(log.cells, log.rows, strict=True) if not math.isnan(row.get(loss, math.nan))]
+    names = dict.fromkeys(name for cells in rows for name in cells)
+    for name in (name for name in names if name != loss and _names_training(name)):
+        values = [str(cells[name]) for cells in rows if cells.get(name) not in (None, "")]
+        distinct = list(dict.fromkeys(values))
+        if 1 < len(distinct) < len(values):
+            raise InputError(
+                f"{log.file} has the losses of several trainings, as {name!r} is {listed(distinct)}; keep the rows of"
+                f" one of them in a file, or leave out {name!r} if they are parts of one training"
+            )
 
 
 def columns_of_run(log: TrainingLog, loss: str, tokens: str | None) -> TrainingLog:
@@ -173,6 +195,11 @@ def tokens_by_step(log: TrainingLog, tokens: str, step: str | None) -> tuple[np.
 def _count(rows: Sequence[Row], name: str) -> int:
     """Return how many rows have a column."""
     return sum(name in row for row in rows)
+
+
+def _names_training(name: str) -> bool:
+    """Return whether the values of a column name the training that a row is of."""
+    return bool(name_words := words(_last_part(name))) and name_words <= TRAINING_WORDS
 
 
 def _first_called(log: TrainingLog, names: Sequence[str]) -> str | None:

@@ -11,6 +11,7 @@ import numpy as np
 from tl_distill_floor.annotations import LossUnit
 from tl_distill_floor.errors import InputError, check_choice
 from tl_distill_floor.sources.curve_columns import (
+    check_one_training,
     columns_of_run,
     is_tensorboard,
     listed,
@@ -110,7 +111,7 @@ def load_learning_curve(
 
     Raises:
         InputError: the file cannot be read, several columns can be the loss or the tokens, or none, or the points are
-            not those of one training.
+            not those of one training, also where a column such as `run` shows that.
 
     Example:
         >>> curve = load_learning_curve("outputs/student", loss="eval_kl")  # doctest: +SKIP
@@ -121,6 +122,7 @@ def load_learning_curve(
         raise InputError(f"the tokens per step must be above 0, got {tokens_per_step}; set --tokens-per-step")
     log = read_training_log(Path(path))
     column = loss_column(log, loss)
+    check_one_training(log, column)
     log = columns_of_run(log, column, tokens)
     rows = _with_loss(log, column)
     positions = _Positions.of(log, tokens, tokens_per_step, rows)

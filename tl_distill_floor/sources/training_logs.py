@@ -37,6 +37,8 @@ class TrainingLog:
     """The file."""
     rows: tuple[Row, ...]
     """Its rows."""
+    cells: tuple[Mapping[str, Any], ...]
+    """All cells of these rows, texts included."""
     tokens_advice: str = GENERAL_ADVICE
     """How to find the tokens per step, for messages."""
 
@@ -105,25 +107,25 @@ def _read_trainer_state(file: Path) -> TrainingLog:
     history = state.get("log_history") if isinstance(state, dict) else None
     if not isinstance(history, list) or not all(isinstance(entry, dict) for entry in history):
         raise InputError(f"{file} has no log_history; give {KINDS}")
-    rows = [_numbers(entry) for entry in history if not entry.keys() >= SUMMARY]
-    if not rows:
+    entries = tuple(entry for entry in history if not entry.keys() >= SUMMARY)
+    if not entries:
         raise InputError(
             f"the log_history of {file} is empty; train with eval_strategy='steps' or a smaller logging_steps"
         )
     batch = state.get("train_batch_size")
     per_process = f"{batch} sequences" if type(batch) is int else "the batch size"
     advice = f"{per_process} per process × sequence length × processes × gradient_accumulation_steps"
-    return TrainingLog(file, tuple(rows), advice)
+    return TrainingLog(file, tuple(map(_numbers, entries)), entries, advice)
 
 
 def _read_table(file: Path) -> TrainingLog:
     """Read the rows of a `.csv` or `.tsv` file."""
     table = open_table_file(file)
     assert table is not None
-    rows = tuple(_numbers(row) for _, row in table.read(()))
-    if not rows:
+    cells = tuple(row for _, row in table.read(()))
+    if not cells:
         raise InputError(f"{file} has no rows; give {KINDS}")
-    return TrainingLog(file, rows)
+    return TrainingLog(file, tuple(map(_numbers, cells)), cells)
 
 
 def _numbers(row: Mapping[str, Any]) -> Row:
