@@ -209,6 +209,27 @@ def test_columns_that_number_rows_or_differ_only_without_a_loss_are_no_trainings
     assert load_learning_curve(file).losses == LOSSES
 
 
+@pytest.mark.parametrize(
+    ("text", "cell", "column"),
+    [
+        ('tokens,eval_loss\n10,"1,200.0"\n20,600\n30,"1,100.0"\n', "1,200.0", "eval_loss"),
+        ('tokens,eval_loss\n10,"0,9"\n20,"0,8"\n', "0,9", "eval_loss"),
+        ('tokens,eval_loss\n"1,000",0.9\n"2,000",0.8\n', "1,000", "tokens"),
+        ("tokens,step,eval_loss\n1,1,0.9\n2M,2,0.8\n", "2M", "tokens"),
+        ("step,tokens,eval_loss\n1 000,,0.9\n2000,20,0.8\n", "1 000", "step"),
+        ('tokens,lr,eval_loss\n1,0.1,0.9\n2,"0,1",0.8\n', "0,1", "lr"),
+    ],
+)
+def test_numbers_that_cannot_be_read_are_refused(tmp_path: Path, text: str, cell: str, column: str) -> None:
+    with pytest.raises(InputError, match=f"has '{cell}' in column '{column}'; write numbers without separators"):
+        load_learning_curve(write_csv(tmp_path, text))
+
+
+def test_columns_that_are_not_used_may_hold_anything(tmp_path: Path) -> None:
+    text = 'tokens,speed,note,eval_loss,A - lr\n10,"1,200/s",n/a,0.9,\n20,"1,200",,0.8,"0,1"\n'
+    assert load_learning_curve(write_csv(tmp_path, text)).losses == (0.9, 0.8)
+
+
 def test_steps_that_weights_and_biases_counts_need_a_look(tmp_path: Path) -> None:
     curve = load_learning_curve(write_csv(tmp_path, "Step,r - loss\n10,0.9\n20,0.8\n"), tokens_per_step=10)
     assert "counts calls of wandb.log" in curve.warnings[0]

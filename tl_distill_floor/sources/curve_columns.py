@@ -103,7 +103,8 @@ def columns_of_run(log: TrainingLog, loss: str, tokens: str | None) -> TrainingL
         {name: row[name] for name in names if name in row and (name == loss or math.isfinite(row[name]))}
         for row in log.rows
     )
-    return dataclasses.replace(log, rows=rows)
+    cells = tuple({name: cells[name] for name in names if name in cells} for cells in log.cells)
+    return dataclasses.replace(log, rows=rows, cells=cells)
 
 
 def token_column(log: TrainingLog, tokens: str | None, loss_rows: Sequence[Row]) -> str | None:
@@ -133,6 +134,21 @@ def step_column(log: TrainingLog) -> str | None:
 def rate_column(log: TrainingLog) -> str | None:
     """Return the column of the learning rate, None if there is none."""
     return _first_called(log, RATE_NAMES)
+
+
+def check_numbers(log: TrainingLog, *columns: str | None) -> None:
+    """Raise an InputError if a column has numbers that cannot be read, and would be left out.
+
+    Args:
+        log: the log.
+        columns: columns that are used; None for one that is not.
+    """
+    for name in columns:
+        if name is not None and name in log.number_like:
+            raise InputError(
+                f"{log.file} has {log.number_like[name]!r} in column {name!r}; write numbers without separators of"
+                " thousands, units and decimal commas, such as 1200.5"
+            )
 
 
 def is_tensorboard(log: TrainingLog) -> bool:

@@ -11,6 +11,7 @@ import numpy as np
 from tl_distill_floor.annotations import LossUnit
 from tl_distill_floor.errors import InputError, check_choice
 from tl_distill_floor.sources.curve_columns import (
+    check_numbers,
     check_one_training,
     columns_of_run,
     is_tensorboard,
@@ -124,6 +125,7 @@ def load_learning_curve(
     column = loss_column(log, loss)
     check_one_training(log, column)
     log = columns_of_run(log, column, tokens)
+    check_numbers(log, column)
     rows = _with_loss(log, column)
     positions = _Positions.of(log, tokens, tokens_per_step, rows)
     points = _without_repeats([(positions.tokens(row), row) for row in rows], column)
@@ -165,6 +167,7 @@ class _Positions:
             InputError: the tokens are not known, or can be read in several ways.
         """
         counted, step = token_column(log, tokens, loss_rows), step_column(log)
+        check_numbers(log, counted, step)
         known = (np.array([]), np.array([])) if counted is None else tokens_by_step(log, counted, step)
         if counted is not None and not len(known[0]) and _counts_only_steps(loss_rows, counted, step):
             if tokens_per_step is None:
@@ -251,6 +254,7 @@ def _without_repeats(points: Sequence[tuple[float, Row]], column: str) -> list[t
 def _learning_rates(log: TrainingLog, positions: _Positions, tokens: Sequence[float]) -> tuple[float, ...] | None:
     """Return the learning rate at some numbers of tokens, interpolated; None if the log has none of them."""
     column = rate_column(log)
+    check_numbers(log, column)
     if column is None:
         return None
     rows = [row for row in log.rows if column in row and positions.are_known(row)]

@@ -25,6 +25,9 @@ WIDTH_NAMES = ("hidden_size", "n_embd", "d_model")
 GENERAL_ADVICE = "the sequence length times the sequences per step of all processes"
 """How many tokens a step has."""
 
+NUMBER_LIKE = re.compile(r"[+-]?\d[\d.,'_\s]*(e[+-]?\d+)?\s*[%a-z]?", re.IGNORECASE)
+"""A number as people write it: with separators of thousands, a decimal comma, a percent sign or a letter as unit."""
+
 Row = Mapping[str, float]
 """Numbers of one row by column; empty cells, and cells that are not a number, are left out."""
 
@@ -44,8 +47,19 @@ class TrainingLog:
 
     @cached_property
     def columns(self) -> tuple[str, ...]:
-        """Names of the columns that hold a number."""
-        return tuple(dict.fromkeys(name for row in self.rows for name in row))
+        """Names of the columns that hold a number, or a text that looks like one."""
+        return tuple(dict.fromkeys([*(name for row in self.rows for name in row), *self.number_like]))
+
+    @cached_property
+    def number_like(self) -> dict[str, str]:
+        """First text of each column that looks like a number but cannot be read as one, such as "1,200.0"."""
+        texts = {
+            name: cell
+            for cells in reversed(self.cells)
+            for name, cell in cells.items()
+            if isinstance(cell, str) and _number(cell) is None and NUMBER_LIKE.fullmatch(cell.strip())
+        }
+        return {name: texts[name] for cells in self.cells for name in cells if name in texts}
 
 
 def read_training_log(path: Path) -> TrainingLog:
