@@ -73,6 +73,16 @@ def test_takes_the_last_checkpoint_of_a_directory(tmp_path: Path) -> None:
         load_learning_curve(tmp_path / "empty")
 
 
+def test_leaves_out_an_evaluation_before_training(tmp_path: Path) -> None:
+    """The Trainer does one with `eval_on_start`."""
+    entries = [{"step": 0, "eval_loss": 5.0, "num_tokens": 0}, *history(num_tokens=1000)]
+    curve = load_learning_curve(write_state(tmp_path, entries))
+    assert (curve.tokens, curve.losses) == ((1000, 2000, 3000), LOSSES)
+    rows = [f"{1.7e9 + i},{10 * i},{loss}" for i, loss in enumerate(LOSSES)]
+    file = write_csv(tmp_path, "\n".join(["Wall time,Step,Value", *rows]))
+    assert load_learning_curve(file, tokens_per_step=100).tokens == (1000, 2000)
+
+
 def test_a_training_loss_is_read_with_a_warning(tmp_path: Path) -> None:
     entries = [entry for entry in history(num_tokens=10) if "eval_loss" not in entry]
     curve = load_learning_curve(write_state(tmp_path, entries))
@@ -263,7 +273,8 @@ def test_bits_become_nats(tmp_path: Path) -> None:
         ("tokens,loss\n10,0.9\n20,nan\n", "is nan after 20 tokens, so the training diverged"),
         ("tokens,loss\n10,0.9\n20,inf\n", "is inf after 20 tokens"),
         ("tokens,loss\n10,0.9\n20,-0.2\n", "is -0.2 after 20 tokens, but KL.* is never negative"),
-        ("tokens,loss\n0,0.9\n20,0.8\n", "start at 0; remove the points before training"),
+        ("tokens,loss\n-5,0.9\n20,0.8\n", "start at -5; remove the points before training"),
+        ("tokens,loss\n0,0.9\n", "needs one loss for each number of tokens, and at least one point"),
         ("tokens,loss\n10,0.9\n10,0.5\n", "two losses at 10 tokens"),
         ("tokens,loss\n5,\n,0.9\n", "has a loss without 'tokens' in the same row"),
     ],
@@ -312,3 +323,5 @@ def test_names_that_do_not_exist_are_refused(tmp_path: Path) -> None:
 def test_a_curve_in_memory_is_checked_too() -> None:
     with pytest.raises(InputError, match="the curve needs one loss for each number of tokens"):
         LearningCurve(tokens=(1.0,), losses=())
+    with pytest.raises(InputError, match="start at 0; remove the points before training"):
+        LearningCurve(tokens=(0.0, 1.0), losses=(0.9, 0.8))

@@ -128,7 +128,8 @@ def load_learning_curve(
     check_numbers(log, column)
     rows = _with_loss(log, column)
     positions = _Positions.of(log, tokens, tokens_per_step, rows)
-    points = _without_repeats([(positions.tokens(row), row) for row in rows], column)
+    trained = [(count, row) for row in rows if (count := positions.tokens(row)) != 0]  # one can be before training
+    points = _without_repeats(trained, column)
     scale = math.log(2) if unit == "bits" else 1.0
     return LearningCurve(
         tokens=tuple(position for position, _ in points),
