@@ -1,8 +1,10 @@
 """Tests of the verdict on learning curves with a known end."""
 
 import dataclasses
+import json
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal, get_args
 
 import numpy as np
@@ -131,6 +133,35 @@ def test_widths_that_are_unknown_or_impossible_are_refused() -> None:
         diagnose(curve, HEAD, 96)
     with pytest.raises(InputError, match="the narrowest width of this head floor is 64, got 8"):
         diagnose(dataclasses.replace(curve, width=None), HEAD, 8)
+
+
+def test_the_configuration_of_the_teacher_next_to_a_curve_is_not_that_of_the_student(tmp_path: Path) -> None:
+    """The teacher has 256 dimensions; a student of that width needs --width."""
+    curve = falling_to(0.29, 0.3)
+    rows = [f"{tokens},{loss}" for tokens, loss in zip(curve.tokens, curve.losses, strict=True)]
+    file = tmp_path / "curve.csv"
+    file.write_text("\n".join(["tokens,eval_kl", *rows]))
+    (tmp_path / "config.json").write_text(json.dumps({"hidden_size": 256}))
+    with pytest.raises(InputError, match=r"config\.json has the teacher's width, 256, so it .* set --width"):
+        diagnose(file, HEAD)
+    assert diagnose(file, HEAD, 64).width == 64
+    assert diagnose(file, HEAD, 256).width == 256
+    (tmp_path / "config.json").write_text(json.dumps({"hidden_size": 64}))
+    assert diagnose(file, HEAD).width == 64
+    with pytest.raises(InputError, match=r"has width 64, not 96; leave out --width, or move .* away from .*\.json"):
+        diagnose(file, HEAD, 96)
+
+
+def test_the_configuration_next_to_a_state_of_the_trainer_is_that_of_the_student(tmp_path: Path) -> None:
+    curve = falling_to(0.29, 0.3)
+    history = [
+        {"num_tokens": tokens, "eval_loss": loss} for tokens, loss in zip(curve.tokens, curve.losses, strict=True)
+    ]
+    (tmp_path / "trainer_state.json").write_text(json.dumps({"log_history": history}))
+    (tmp_path / "config.json").write_text(json.dumps({"hidden_size": 256}))
+    assert diagnose(tmp_path, HEAD).width == 256
+    with pytest.raises(InputError, match=r"has width 256, not 64; leave out --width$"):
+        diagnose(tmp_path, HEAD, 64)
 
 
 def test_a_student_as_wide_as_its_teacher_is_expected_to_lose_nothing() -> None:

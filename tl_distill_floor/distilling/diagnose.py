@@ -175,10 +175,17 @@ def _checked_width(curve: LearningCurve, head: HeadFloor, width: int | None) -> 
     Raises:
         InputError: it is not known, contradicts that of the curve, or is out of range.
     """
+    is_of_teacher = bool(curve.width_file) and curve.width == head.d_model
+    if width is None and is_of_teacher:
+        raise InputError(
+            f"{curve.width_file} has the teacher's width, {head.d_model}, so it may be the teacher's; set --width to"
+            " that of the student"
+        )
     if width is None and curve.width is None:
         raise InputError(f"{curve.name} does not say how wide the student is; set --width")
-    if width is not None and curve.width is not None and width != curve.width:
-        raise InputError(f"the student of {curve.name} has width {curve.width}, not {width}; leave out --width")
+    if width is not None and curve.width is not None and width != curve.width and not is_of_teacher:
+        other = f", or move the curve away from {curve.width_file} of another model" if curve.width_file else ""
+        raise InputError(f"the student of {curve.name} has width {curve.width}, not {width}; leave out --width{other}")
     chosen = curve.width if width is None else width
     assert chosen is not None
     if not 1 <= chosen <= head.d_model:

@@ -23,7 +23,14 @@ from tl_distill_floor.sources.curve_columns import (
     tokens_by_step,
     words,
 )
-from tl_distill_floor.sources.training_logs import Row, TrainingLog, read_training_log, width_of_checkpoint
+from tl_distill_floor.sources.training_logs import (
+    CONFIG,
+    TRAINER_STATE,
+    Row,
+    TrainingLog,
+    read_training_log,
+    width_next_to,
+)
 from tl_distill_floor.theory.capacity import Number
 
 SAME_LOSS = 1e-3
@@ -50,6 +57,8 @@ class LearningCurve:
     """Name of the loss in the file; empty if it has none."""
     width: int | None = None
     """Width of the student, dimensions; None if it is not known."""
+    width_file: str = ""
+    """File that the width was read from if it may be that of another model; empty if the width is certain."""
     learning_rates: tuple[float, ...] | None = None
     """Learning rate at each point; None if it is not known."""
     warnings: tuple[str, ...] = ()
@@ -130,13 +139,15 @@ def load_learning_curve(
     positions = _Positions.of(log, tokens, tokens_per_step, rows)
     trained = [(count, row) for row in rows if (count := positions.tokens(row)) != 0]  # one can be before training
     points = _without_repeats(trained, column)
+    width = width_next_to(log.file)
     scale = math.log(2) if unit == "bits" else 1.0
     return LearningCurve(
         tokens=tuple(position for position, _ in points),
         losses=tuple(scale * row[column] for _, row in points),
         name=str(log.file),
         column=column,
-        width=width_of_checkpoint(log.file),
+        width=width,
+        width_file="" if width is None or log.file.name == TRAINER_STATE else str(log.file.with_name(CONFIG)),
         learning_rates=_learning_rates(log, positions, [position for position, _ in points]),
         warnings=(*positions.warnings, *_loss_warnings(log, column)),
     )

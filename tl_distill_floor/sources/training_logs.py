@@ -14,6 +14,8 @@ from tl_distill_floor.sources.text_files import open_text, report_read_errors, t
 
 TRAINER_STATE = "trainer_state.json"
 """File that the Hugging Face Trainer writes into each checkpoint."""
+CONFIG = "config.json"
+"""File of a model's configuration."""
 KINDS = (
     f"a {TRAINER_STATE} of the Hugging Face Trainer, or a .csv file with a column of tokens or steps and one of losses"
 )
@@ -83,10 +85,10 @@ def read_training_log(path: Path) -> TrainingLog:
     return log
 
 
-def width_of_checkpoint(file: Path) -> int | None:
+def width_next_to(file: Path) -> int | None:
     """Return the width in the `config.json` next to a file, dimensions; None if there is none."""
     try:
-        config = json.loads((file.parent / "config.json").read_bytes())
+        config = json.loads((file.parent / CONFIG).read_bytes())
     except (OSError, ValueError, RecursionError):
         return None
     widths = [config.get(name) for name in WIDTH_NAMES] if isinstance(config, dict) else []
