@@ -16,6 +16,7 @@ N_STEPS, TOKENS_PER_STEP = 2000, 1000
 SCHEDULES: dict[str, dict[str, Any]] = {
     "constant": {"decay": 0.0},
     "decay 0.2": {"decay": 0.2},
+    "decay 0.4": {"decay": 0.4},
     "decay 0.5": {"decay": 0.5},
     "cosine": {"schedule": "cosine"},
     "warm-up": {"warmup": 0.5},

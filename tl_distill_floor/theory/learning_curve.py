@@ -159,9 +159,12 @@ def is_constant_until_decay(n_tokens: npt.ArrayLike, rates: npt.ArrayLike) -> bo
         >>> is_constant_until_decay([10, 50, 80, 100], [1.0, 0.5, 0.2, 0.0])
         False
     """
-    n = np.asarray(n_tokens, dtype=np.float64)
+    n, lr = (np.asarray(values, dtype=np.float64) for values in (n_tokens, rates))
     before_decay = n <= DECAY_START * n[-1]
-    missing = (n - tokens_by_rate(n, rates))[before_decay]
+    between = lr[before_decay & (n >= WARM_UP_SHARE * n[-1])]
+    if len(between) and np.ptp(between) > SMALLEST_CHANGE * lr.max():
+        return False
+    missing = (n - tokens_by_rate(n, lr))[before_decay]
     return bool((missing <= SHIFTS[-1] * n[-1]).all())
 
 
