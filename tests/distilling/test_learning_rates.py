@@ -93,7 +93,9 @@ def test_settings_without_a_schedule_are_those_of_a_constant_rate() -> None:
     assert rates_of_student(student) is None
 
 
-@pytest.mark.parametrize("settings", [{"schedule": "wsd"}, {"schedule": "cosine", "n_tokens": "many"}])
-def test_a_schedule_that_is_not_known_is_refused(settings: dict[str, Any]) -> None:
+@pytest.mark.parametrize("changes", [{"schedule": "wsd"}, {"n_tokens": "many"}, {"n_tokens": None}])
+def test_a_schedule_that_is_not_known_is_refused(changes: dict[str, Any]) -> None:
+    settings = {"schedule": "cosine", "n_tokens": 10, "decay": 0.2, "warmup": 0.02} | changes
+    settings = {name: value for name, value in settings.items() if value is not None}
     with pytest.raises(InputError, match="the learning rates of student width64 are not known from its settings"):
         diagnose(made_student(settings, [5, 10], [0.9, 0.8]), made_head(expected=0.4, bound=0.1))

@@ -47,14 +47,13 @@ def rates_of_student(student: StudentResult) -> tuple[float, ...] | None:
     """Return the learning rate at each point of a student's learning curve, from its settings; see `learning_rates`.
 
     Raises:
-        InputError: the settings have a schedule that is not known.
+        InputError: the settings have a schedule that is not known, or not all of its parts.
     """
-    settings = {name: student.settings[name] for name in SETTINGS if name in student.settings}
-    if "schedule" not in settings:
+    if "schedule" not in student.settings:
         return None
     try:
-        config = DistillConfig(**settings)
-    except (InputError, TypeError) as error:
+        config = DistillConfig(**{name: student.settings[name] for name in SETTINGS})
+    except (InputError, TypeError, KeyError) as error:
         raise InputError(
             f"the learning rates of student {student.name} are not known from its settings ({error}); diagnose its"
             " curve as a .csv file with a column learning_rate"

@@ -126,6 +126,13 @@ def token_column(log: TrainingLog, tokens: str | None, loss_rows: Sequence[Row])
     return max(names, key=lambda name: (_count(loss_rows, name), _count(log.rows, name)), default=None)
 
 
+def tokens_by_step(log: TrainingLog, tokens: str, step: str | None) -> tuple[np.ndarray, np.ndarray]:
+    """Return the steps above 0 at which the tokens are known, rising, and the tokens at them."""
+    known = {row[step]: row[tokens] for row in log.rows if step is not None and step in row and tokens in row}
+    steps = sorted(at for at in known if at > 0)
+    return np.array(steps), np.array([known[at] for at in steps])
+
+
 def step_column(log: TrainingLog) -> str | None:
     """Return the column of the steps, None if there is none."""
     return _first_called(log, STEP_NAMES)
@@ -199,13 +206,6 @@ def _agree(log: TrainingLog, first: str, second: str) -> bool:
     in_both = in_both[(in_both >= max(s[0] for s in steps)) & (in_both <= min(s[-1] for s in steps))]
     one, other = (np.interp(in_both, known, count) for known, count in zip(steps, counts, strict=True))
     return len(in_both) > 0 and np.allclose(one, other, rtol=SAME_TOKENS, atol=0)
-
-
-def tokens_by_step(log: TrainingLog, tokens: str, step: str | None) -> tuple[np.ndarray, np.ndarray]:
-    """Return the steps above 0 at which the tokens are known, rising, and the tokens at them."""
-    known = {row[step]: row[tokens] for row in log.rows if step is not None and step in row and tokens in row}
-    steps = sorted(at for at in known if at > 0)
-    return np.array(steps), np.array([known[at] for at in steps])
 
 
 def _count(rows: Sequence[Row], name: str) -> int:
