@@ -1,27 +1,39 @@
 """Measure how often the 95 % interval of a learning curve's floor covers the true floor, on simulated trainings.
 
-    python benchmarks/learning_curves.py            # coverage of each kind of curve
-    python benchmarks/learning_curves.py --students # floors of the students in students_tiny_prose.json
+    python benchmarks/learning_curves.py             # coverage of each kind of curve
+    python benchmarks/learning_curves.py --schedules # coverage with other learning-rate schedules
+    python benchmarks/learning_curves.py --students  # floors of the students in students_tiny_prose.json
 
 A training follows L(t) = L∞ + A · t^-b, where t is the sum of the learning rates up to a step. Each kind adds to the
 one before: "plain" has a constant learning rate; "warm-up" a linear rise over the first 2 % of the steps; "decay" a
 linear fall to 0 over the last fifth, and an excess loss in proportion to the learning rate, which the decay removes;
 "averaged" the loss of a power-law average over the steps. Points, exponents (0.2 to 1.2) and relative noise (0 to 1 %)
-are those of the trainings that `distill` runs.
+are those of the trainings that `distill` runs. With other schedules, a training is as "averaged", at the learning rates
+of its settings.
 """
 
 import argparse
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
 from tl_distill_floor.distilling.config import DistillConfig
-from tl_distill_floor.theory.learning_curve import fit_learning_curve
+from tl_distill_floor.distilling.learning_rates import fit_student
+from tl_distill_floor.theory.learning_curve import LearningCurveFit, fit_learning_curve
 
 Kind = Literal["plain", "warm-up", "decay", "averaged"]
-N_STEPS, AVERAGE_POWER = 800, 16
+N_STEPS, AVERAGE_POWER, TOKENS_PER_STEP = 800, 16, 4096.0
+SCHEDULES: dict[str, dict[str, Any]] = {
+    "decay over the last 0.2": {"decay": 0.2},
+    "decay over the last 0.35": {"decay": 0.35},
+    "decay over the last 0.5": {"decay": 0.5},
+    "decay over all steps": {"decay": 1.0},
+    "cosine": {"schedule": "cosine"},
+    "cosine, warm-up over 0.2": {"schedule": "cosine", "warmup": 0.2},
+}
 FLOORS = (0.0, 0.02, 0.05, 0.2, 0.5, 1.0)
 NOISES = (0.0, 5e-4, 1e-3, 3e-3, 1e-2)
 STUDENTS = Path(__file__).parent / "students_tiny_prose.json"
@@ -43,14 +55,34 @@ def simulate(kind: Kind, seed: int) -> Curve:
         kind: what the training has; see the module's docstring.
         seed: seed of the floor, the amplitude, the exponent, the excess loss and the noise.
     """
+    return _simulate(lambda *parameters: training_losses(kind, *parameters), seed)
+
+
+def simulate_schedule(config: DistillConfig, seed: int) -> Curve:
+    """Simulate the learning curve of one training with the schedule of some settings.
+
+    Args:
+        config: the settings.
+        seed: see `simulate`.
+    """
+    lr = np.array([config.lr_at(step, N_STEPS) for step in range(N_STEPS)]) / config.lr
+
+    def losses(floor: float, amplitude: float, exponent: float, excess: float) -> np.ndarray:
+        return _averaged((floor + amplitude * (np.cumsum(lr) / N_STEPS) ** -exponent) * (1 + excess * lr))
+
+    return _simulate(losses, seed)
+
+
+def _simulate(training: Callable[[float, float, float, float], np.ndarray], seed: int) -> Curve:
+    """Simulate a curve, given its losses without noise as a function of floor, amplitude, exponent and excess loss."""
     random = np.random.default_rng(seed)
     floor, exponent = float(random.choice(FLOORS)), random.uniform(0.2, 1.2)
     amplitude = 10 ** random.uniform(-1.5, 0.3) * max(floor, 0.3)
     noise, excess = random.choice(NOISES), random.uniform(0, 0.05)
-    losses = training_losses(kind, floor, amplitude, exponent, excess)
+    losses = training(floor, amplitude, exponent, excess)
     points = np.array(DistillConfig().evaluation_steps(N_STEPS))
     noisy = losses[points - 1] * (1 + noise * random.standard_normal(len(points)))
-    return Curve(points * 4096.0, noisy, floor)
+    return Curve(points * TOKENS_PER_STEP, noisy, floor)
 
 
 def training_losses(kind: Kind, floor: float, amplitude: float, exponent: float, excess: float) -> np.ndarray:
@@ -72,11 +104,16 @@ def training_losses(kind: Kind, floor: float, amplitude: float, exponent: float,
     losses: np.ndarray = floor + amplitude * (np.cumsum(lr) / N_STEPS) ** -exponent
     if level >= 2:
         losses = losses * (1 + excess * lr)
-    if level >= 3:
-        for i in range(1, N_STEPS):
-            share = 1 - (1 - 1 / (i + 1)) ** (AVERAGE_POWER + 1)
-            losses[i] = losses[i - 1] * (1 - share) + losses[i] * share
-    return losses
+    return _averaged(losses) if level >= 3 else losses
+
+
+def _averaged(losses: np.ndarray) -> np.ndarray:
+    """Return the losses of a power-law average of the weights over the steps."""
+    averaged = losses.copy()
+    for i in range(1, N_STEPS):
+        share = 1 - (1 - 1 / (i + 1)) ** (AVERAGE_POWER + 1)
+        averaged[i] = averaged[i - 1] * (1 - share) + losses[i] * share
+    return averaged
 
 
 def print_coverage(n_curves: int) -> None:
@@ -84,18 +121,35 @@ def print_coverage(n_curves: int) -> None:
     print("| kind | covered | floor known | covered, of those | width of the interval, of the last loss |")
     print("| --- | --- | --- | --- | --- |")
     for kind in get_args(Kind):
-        covered, known, widths = [], [], []
-        for seed in range(n_curves):
-            curve = simulate(kind, seed)
-            fit = fit_learning_curve(curve.n_tokens, curve.losses)
-            covered.append(fit.interval[0] - 1e-9 <= curve.floor <= fit.interval[1] + 1e-9)
-            known.append(fit.interval != (0.0, curve.losses[-1]))
-            widths.append((fit.interval[1] - fit.interval[0]) / curve.losses[-1])
-        is_known = np.array(known)
-        print(
-            f"| {kind} | {np.mean(covered):.1%} | {is_known.mean():.0%} | {np.array(covered)[is_known].mean():.1%} |"
-            f" {np.median(np.array(widths)[is_known]):.2f} |"
-        )
+        curves = [simulate(kind, seed) for seed in range(n_curves)]
+        print(f"| {kind} | {_coverage(curves, [fit_learning_curve(c.n_tokens, c.losses) for c in curves])} |")
+
+
+def print_schedules(n_curves: int) -> None:
+    """Print how often the interval covers the true floor for each schedule, and how often without its rates."""
+    print("| schedule | covered | floor known | covered, of those | width of the interval | covered without rates |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    for name, settings in SCHEDULES.items():
+        config = DistillConfig(n_tokens=int(N_STEPS * TOKENS_PER_STEP), **settings)
+        curves = [simulate_schedule(config, seed) for seed in range(n_curves)]
+        fits = [fit_student(config, curve.n_tokens.astype(int).tolist(), curve.losses.tolist()) for curve in curves]
+        without = [fit_learning_curve(curve.n_tokens, curve.losses) for curve in curves]
+        covered = np.mean([_covers(curve, fit) for curve, fit in zip(curves, without, strict=True)])
+        print(f"| {name} | {_coverage(curves, fits)} | {covered:.1%} |", flush=True)
+
+
+def _covers(curve: Curve, fit: LearningCurveFit) -> bool:
+    """Return whether the interval of a fit holds the true floor."""
+    return fit.interval[0] - 1e-9 <= curve.floor <= fit.interval[1] + 1e-9
+
+
+def _coverage(curves: Sequence[Curve], fits: Sequence[LearningCurveFit]) -> str:
+    """Return the cells of a table on how often the intervals hold the true floors."""
+    covered = np.array([_covers(curve, fit) for curve, fit in zip(curves, fits, strict=True)])
+    last = np.array([curve.losses[-1] for curve in curves])
+    known = np.array([fit.interval != (0.0, loss) for fit, loss in zip(fits, last, strict=True)])
+    widths = np.array([fit.interval[1] - fit.interval[0] for fit in fits]) / last
+    return f"{covered.mean():.1%} | {known.mean():.0%} | {covered[known].mean():.1%} | {np.median(widths[known]):.2f}"
 
 
 def print_students() -> None:
@@ -115,10 +169,13 @@ def main() -> None:
     """Parse the options and print a table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("--students", action="store_true", help="print the floors of the stored students")
+    parser.add_argument("--schedules", action="store_true", help="measure other learning-rate schedules")
     parser.add_argument("--curves", type=int, default=1000, help="simulated curves of each kind")
     arguments = parser.parse_args()
     if arguments.students:
         print_students()
+    elif arguments.schedules:
+        print_schedules(arguments.curves)
     else:
         print_coverage(arguments.curves)
 

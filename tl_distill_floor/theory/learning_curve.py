@@ -74,7 +74,7 @@ def fit_learning_curve(
 
     Learning rates that are given and are not constant until the decay change two things: n is the number of tokens
     weighted by the learning rate, and a multiple of the learning rate is added to the curve, which is noise that a
-    lower rate takes away. Then all points are used, and the interval is not a union.
+    lower rate takes away. The interval is then the union of two others: the noise is a loss, or a share of the loss.
 
     Args:
         n_tokens: [point] tokens trained on, rising.
@@ -231,8 +231,9 @@ def _fit(
     """Fit the curve after the warm-up, whose last loss is `last`."""
     share = n / n[-1]
     if rates is not None and np.ptp(rates) > SMALLEST_CHANGE * rates.max():
-        profile = _profile(share, loss, rates)
-        low, high = profile.low, profile.high
+        # The learning rate may add a loss, or a share of the loss.
+        profile, of_share = _profile(share, loss, rates / loss), _profile(share, loss, rates)
+        low, high = min(profile.low, of_share.low), max(profile.high, of_share.high)
     else:
         profile = _profile(share, loss)
         low, high = _union_without_decay(share, loss, profile)
@@ -262,16 +263,16 @@ def _union_without_decay(
 def _profile(
     n: Float64[np.ndarray, " point"],
     loss: Float64[np.ndarray, " point"],
-    rates: Float64[np.ndarray, " point"] | None = None,
+    term: Float64[np.ndarray, " point"] | None = None,
 ) -> _Profile:
     """Fit all four parameters, and return the interval of L∞ from its profile likelihood.
 
     Args:
         n: [point] tokens, relative to those of the last point of the curve.
         loss: [point] losses.
-        rates: [point] learning rates, of which a multiple is added to the curve; None for a curve without them.
+        term: [point] relative errors, of which a multiple is added to the curve; None to add nothing.
     """
-    other = None if rates is None else rates / loss / np.linalg.norm(rates / loss)
+    other = None if term is None else term / np.linalg.norm(term)
     by_shift = [_fits_at_exponents(n - shift, loss, other) for shift in SHIFTS]
     best_shift = int(np.argmin([fits.squared_error.min() for fits in by_shift]))
     best = int(by_shift[best_shift].squared_error.argmin())
