@@ -15,7 +15,6 @@ from tl_distill_floor.results.floor_prediction import FloorPrediction
 from tl_distill_floor.results.head_floor import HeadFloor
 from tl_distill_floor.results.student import StudentResult
 from tl_distill_floor.sources.learning_curves import LearningCurve, load_learning_curve
-from tl_distill_floor.theory.bootstrap import Z_95
 from tl_distill_floor.theory.learning_curve import DIVERGED_ABOVE, ROUNDING, tokens_by_rate
 from tl_distill_floor.theory.regression import PredictedLoss
 from tl_distill_floor.theory.remaining_loss import (
@@ -85,7 +84,7 @@ def diagnose(
     reached, bound = float(losses[-1]), head.floor_at(width)
     _check_unit(curve, reached, head)
     expected = _expected(floor, width, student)
-    least = _least_bound(head, width)
+    least = head.least_at(width)
     end = _end_of(curve, losses, bound if reached > bound else least)
     if reached < least:
         verdict, reason = _below(reached, bound, width)
@@ -238,14 +237,6 @@ def _verdict(end: _End, width: int, expected: PredictedLoss) -> tuple[Verdict, s
         f"more tokens would remove {share}, and what remains is within what students of width {width:,} lose; choose a"
         " wider one"
     )
-
-
-def _least_bound(head: HeadFloor, width: int) -> float:
-    """Return the lower end of the bound: less its sampling error, and what more training of the bound would lower."""
-    nearest = int(np.argmin(np.abs(np.log(np.array(head.widths) / width))))
-    floor = head.floor[nearest]
-    error = Z_95 * head.standard_error[nearest] + head.training_left[nearest]
-    return head.floor_at(width) * max(0.0, 1.0 - error / floor) if floor > 0 else 0.0
 
 
 def _why_not_known(tokens: Float64[np.ndarray, " point"], losses: Float64[np.ndarray, " point"], least: float) -> str:

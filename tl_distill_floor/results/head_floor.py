@@ -22,8 +22,6 @@ from tl_distill_floor.theory.capacity import Number
 from tl_distill_floor.theory.regression import PredictedLoss
 
 HEAD_FILE = "head.json"
-LEFT_BY_TRAINING = 0.1
-"""Share of the head floor that four times the training steps were seen to remove; see `benchmarks/head-floor.md`."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -126,8 +124,7 @@ class HeadFloor(JsonRecord):
     def least_at(self, width: Number) -> float:
         """Return the lower end of the head floor at any width: less its error, and what more training would remove.
 
-        The head floor is estimated from above. Four times the training steps lower it by up to a tenth, which the
-        second half of the steps shows a part of.
+        The head floor is estimated from above; the second half of the training steps shows a part of what is left.
 
         Args:
             width: dimensions.
@@ -145,7 +142,7 @@ class HeadFloor(JsonRecord):
         if width < self.widths[0] or floor <= 0:
             return 0.0
         error = Z_95 * self.standard_error[nearest] + self.training_left[nearest]
-        return self.floor_at(width) * max(0.0, 1.0 - error / floor - LEFT_BY_TRAINING)
+        return self.floor_at(width) * max(0.0, 1.0 - error / floor)
 
     def encoded_at(self, width: Number) -> float:
         """Return `encoded` at any width, interpolated as `floor_at` does it.
