@@ -17,6 +17,7 @@ from torch import Tensor
 
 from tests.helpers import trainer_processes
 from tests.helpers.models import CONTEXT, VOCABULARY, save_family
+from tests.helpers.trainers import arguments
 from tl_distill_floor import DistillationTrainer
 from tl_distill_floor.distilling.build import build_student
 from tl_distill_floor.distilling.config import DistillConfig, StudentSpec
@@ -32,18 +33,6 @@ from tl_distill_floor.measuring.teacher_backbone import teacher_backbone
 from tl_distill_floor.sources.teachers import load_teacher
 
 MATCH = Match("blocks.1.hook_resid_post", 1)
-
-
-def arguments(directory: Path, **options: Any) -> Any:
-    """Return arguments of a Trainer without logging, whose optimizer is that of the sweep."""
-    from transformers import TrainingArguments
-
-    defaults: dict[str, Any] = {
-        "per_device_train_batch_size": 4, "per_device_eval_batch_size": 4, "learning_rate": 1e-2, "adam_beta2": 0.95,
-        "weight_decay": 0.0, "max_grad_norm": 1.0, "lr_scheduler_type": "constant", "max_steps": 4, "logging_steps": 1,
-        "save_strategy": "no", "report_to": [], "disable_tqdm": True, "use_cpu": True, "dataloader_pin_memory": False,
-    }  # fmt: skip
-    return TrainingArguments(str(directory), **(defaults | options))
 
 
 def rows_of(ids: Tensor) -> list[dict[str, Tensor]]:

@@ -27,7 +27,12 @@ from tl_distill_floor.distilling.frozen_teacher import FrozenTeacher, TrainerTea
 from tl_distill_floor.distilling.hook_matching import HOOK_MATCHING, HookMatching, add_hook_matching
 from tl_distill_floor.distilling.losses import NO_LABEL, Objective, chunked_losses, summed_forward_kl
 from tl_distill_floor.distilling.matching import KeptReconstruction, Match
-from tl_distill_floor.distilling.trainer_checks import check_arguments, check_dataset, check_student
+from tl_distill_floor.distilling.trainer_checks import (
+    check_arguments,
+    check_dataset,
+    check_student,
+    divergence_advice,
+)
 from tl_distill_floor.distilling.unembedding_loss import UnembeddingLoss, loss_at_unembedding
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.measuring.hooks import eval_mode
@@ -196,12 +201,36 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
             return loss + self._matching_loss(model, matched[positions], teacher.matched[positions].flatten(1))
 
         output = self._run_student(model, inputs["input_ids"], loss_of, self._match.layer if self._match else None)
-        n_counted = max(len(positions[0]), 1) if num_items_in_batch is None else num_items_in_batch
+        n_counted = torch.as_tensor(len(positions[0]) if num_items_in_batch is None else num_items_in_batch)
         assert output.loss is not None
-        loss: Tensor = output.loss / n_counted
+        loss: Tensor = output.loss / n_counted.clamp(min=1).to(output.loss)  # a batch may have no counted position
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
             loss = loss * self.accelerator.num_processes  # gradients are averaged over the processes
         return (loss, output) if return_outputs else loss
+
+    def training_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor],
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor:
+        """Add up the gradients of some sequences, and return their loss; see the Trainer.
+
+        Args:
+            model: the student, as the Trainer wrapped it.
+            inputs: a batch of `DistillationCollator`.
+            num_items_in_batch: counted positions of the full batch.
+
+        Raises:
+            InputError: the loss is not finite.
+        """
+        loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
+        if not loss.isfinite():  # the Trainer would log a loss of 0
+            raise InputError(
+                f"training diverged at step {self.state.global_step + 1} (loss {float(loss)}, learning rate"
+                f" {self._get_learning_rate():.3g}); {divergence_advice(self.objective, float(loss), self.args)}"
+            )
+        return loss
 
     @torch.no_grad()
     def prediction_step(

@@ -12,6 +12,8 @@ from tl_distill_floor.distilling.matching import ActivationMatcher
 
 HOOK_MATCHING = "hook_matching"
 """Name of the module in the student."""
+SMALLEST_VARIANCE = 1e-12
+"""Variance of targets that are all equal."""
 HOOK_MATCHING_FILE = "hook_matching.safetensors"
 """File of the module in a checkpoint of the Trainer, next to the student's own weights."""
 
@@ -42,11 +44,11 @@ class HookMatching(nn.Module):
         Args:
             student: residual stream of the student.
             target: target of hook matching.
-            accelerator: its processes share one variance, the mean over their parts of the first batch.
+            accelerator: its processes share one variance, the mean over their parts of the first batch with tokens.
         """
         if not self.variance:  # it may come from a checkpoint
             self.variance.copy_(_shared_variance(target, accelerator))
-        distance: Tensor = self.matcher(student, target) / self.variance
+        distance: Tensor = self.matcher(student, target) / self.variance.clamp(min=SMALLEST_VARIANCE)
         return distance
 
     def save(self, directory: str | Path) -> None:
@@ -78,10 +80,11 @@ def add_hook_matching(student: nn.Module, d_target: int, seed: int) -> None:
 
 
 def _shared_variance(target: Float[Tensor, "token d_target"], accelerator: Accelerator) -> Float[Tensor, ""]:
-    """Return the variance of targets, the mean over the processes that have a target."""
+    """Return the variance of targets, the mean over the processes that have a target; 0 if none has one."""
     sums = torch.zeros(2, device=target.device)
     if len(target):
         sums += torch.stack([target.float().var(dim=0, correction=0).sum(), torch.ones_like(sums[0])])
     total, n_processes = accelerator.reduce(sums, "sum")
-    variance: Tensor = total / n_processes.clamp(min=1.0)
-    return variance.clamp(min=1e-12)
+    mean: Tensor = total / n_processes.clamp(min=1.0)
+    variance: Tensor = mean.clamp(min=SMALLEST_VARIANCE) * n_processes.clamp(max=1.0)
+    return variance

@@ -1,9 +1,12 @@
 """Checks of what a `DistillationTrainer` is given."""
 
+import math
+
 from transformers import PreTrainedModel, TrainingArguments
 
 from tl_distill_floor.distilling.frozen_teacher import FrozenTeacher
 from tl_distill_floor.distilling.layers import layers_of
+from tl_distill_floor.distilling.losses import Objective
 from tl_distill_floor.distilling.matching import Match
 from tl_distill_floor.errors import InputError
 
@@ -95,3 +98,18 @@ def check_student(student: PreTrainedModel, teacher: FrozenTeacher, match: Match
     n_layers = len(layers_of(student))
     if match is not None and not 0 <= match.layer < n_layers:
         raise InputError(f"the student has layers 0 to {n_layers - 1}, got layer {match.layer} to match")
+
+
+def divergence_advice(objective: Objective, loss: float, args: TrainingArguments) -> str:
+    """Return what to do after a training loss that is not finite.
+
+    Args:
+        objective: the training loss.
+        loss: its value.
+        args: the Trainer's arguments.
+    """
+    if math.isinf(loss) and objective.divergence == "reverse-kl":
+        return 'the teacher gives tokens probability 0 that the student does not; use Objective("forward-kl")'
+    if math.isinf(loss) and objective.cross_entropy:
+        return "the data set holds tokens of probability 0 (logits of -inf); set cross_entropy to 0, or give other data"
+    return f"set learning_rate to {args.learning_rate / 3:.2g}"

@@ -30,7 +30,7 @@ def train_step(sweep: Sweep, teacher: TeacherBackbone) -> list[float]:
     """
     config, accelerator, active = sweep.config, sweep.accelerator, sweep.active
     ids = sweep.split.batch(sweep.step, config)
-    n_counted = int(sweep.split.stream.counted(ids).sum())
+    n_counted = max(int(sweep.split.stream.counted(ids).sum()), 1)  # a batch may have only special tokens
     # DDP averages gradients over the processes, while losses are sums divided by the tokens of the full batch.
     scale = accelerator.num_processes / n_counted
     summed = torch.zeros(len(active), device=accelerator.device)
@@ -86,7 +86,7 @@ def summed_losses(
 
 @torch.no_grad()
 def set_matching_variance(sweep: Sweep, teacher: TeacherBackbone) -> None:
-    """Divide the matching losses by the variance of their targets in the first batch.
+    """Divide the matching losses by the variance of their targets in the first batch that has counted tokens.
 
     Args:
         sweep: the students.
@@ -95,7 +95,11 @@ def set_matching_variance(sweep: Sweep, teacher: TeacherBackbone) -> None:
     matching = [student for student in sweep.students if student.module.matcher is not None]
     if not matching:
         return
-    ids, device = sweep.split.batch(0, sweep.config), sweep.accelerator.device
+    batches = (sweep.split.batch(step, sweep.config) for step in range(sweep.n_steps))
+    ids = next((ids for ids in batches if sweep.split.stream.counted(ids).any()), None)
+    if ids is None:
+        return
+    device = sweep.accelerator.device
     positions = counted_positions(sweep.split.stream.counted(ids), device)
     targets = _matching_targets([student.spec for student in matching], teacher(ids.to(device)), positions)
     release(sweep.teacher.model)
