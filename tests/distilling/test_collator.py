@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from tl_distill_floor.distilling.collator import DistillationCollator, following_tokens
+from tl_distill_floor.distilling.sequence_limits import SequenceLimits
 from tl_distill_floor.errors import InputError
 
 ROWS = [{"input_ids": [5, 6, 7]}, {"input_ids": [8, 9]}]
@@ -73,3 +74,17 @@ def test_rejects_batches_with_other_inputs() -> None:
     batch = {"input_ids": torch.tensor([[1, 2]]), "position_ids": torch.tensor([[0, 0]])}
     with pytest.raises(InputError, match="a batch has input_ids, position_ids, and a DistillationTrainer reads"):
         DistillationCollator(10, lambda _rows: batch)(ROWS)
+
+
+def test_refuses_rows_that_a_model_cannot_read_but_not_their_padding() -> None:
+    """A mask that hides what is too long makes a row short."""
+    collator = DistillationCollator(10)
+    collator.limits = {"teacher": SequenceLimits(4), "student": SequenceLimits(3), "other": SequenceLimits(None)}
+    with pytest.raises(InputError, match="the student reads sequences of 2 to 3 tokens, got 4 in a row of the dataset"):
+        collator([{"input_ids": [1, 2, 3, 4]}])
+    with pytest.raises(InputError, match="the teacher reads sequences of 2 to 4 tokens, got 5 in a row"):
+        collator([{"input_ids": [1]}, {"input_ids": [1, 2, 3, 4, 5]}])
+    batch = collator([{"input_ids": [0, 0, 0, 1, 2], "attention_mask": [0, 0, 0, 1, 1]}])
+    assert batch["input_ids"].tolist() == [[1, 2, 0]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 0]]
+    assert batch["labels"].tolist() == [[-100, 2, -100]]

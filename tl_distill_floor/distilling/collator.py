@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from tl_distill_floor.distilling.losses import NO_LABEL
+from tl_distill_floor.distilling.sequence_limits import SequenceLimits, check_lengths
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.sources.packed_rows import PACKING_COLUMNS, documents_of_token_rows
 from tl_distill_floor.sources.token_rows import check_mask_values
@@ -36,6 +37,8 @@ class DistillationCollator:
     def __init__(self, vocabulary: int, collator: Collator | None = None) -> None:
         self._vocabulary = vocabulary
         self._collator = collator or pad_features
+        self.limits: dict[str, SequenceLimits] = {}
+        """Lengths of sequences that the models read, by "teacher" and "student"."""
         self.tokenizer = getattr(collator, "tokenizer", None)
         """Tokenizer of the given collator, which the Trainer saves with a model."""
 
@@ -46,8 +49,8 @@ class DistillationCollator:
             features: rows of a dataset.
 
         Raises:
-            InputError: a row holds several documents, or the batch has other inputs, token ids outside of the
-                vocabulary, or a mask that hides tokens between others.
+            InputError: a row holds several documents or is too long, or the batch has other inputs, token ids outside
+                of the vocabulary, or a mask that hides tokens between others.
         """
         features = [_one_document(row) for row in features]
         batch = {name: value for name, value in self._collator(features).items() if value is not None}
@@ -69,7 +72,12 @@ class DistillationCollator:
                 f"input_ids, attention_mask and labels of a batch have shapes {', '.join(map(str, shapes))}, which must"
                 " be equal; use another data_collator"
             )
-        ids, visible, labels = _move_padding_right(ids, visible, labels)
+        lengths = visible.sum(dim=1).tolist()
+        check_lengths(self.limits, lengths)
+        ids, visible, labels = (
+            tensor[:, : self._padded_length(ids.shape[1], max(lengths, default=0))]
+            for tensor in _move_padding_right(ids, visible, labels)
+        )
         ids = ids.masked_fill(~visible, 0)
         if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < self._vocabulary:
             raise InputError(
@@ -79,6 +87,16 @@ class DistillationCollator:
         labels = labels.masked_fill(~visible, NO_LABEL)
         labels[:, :1] = NO_LABEL
         return {"input_ids": ids, "attention_mask": visible.long(), "labels": labels}
+
+    def _padded_length(self, padded: int, longest: int) -> int:
+        """Return a length of a batch at which a model can read its padding too.
+
+        Args:
+            padded: length of the batch as it is padded.
+            longest: tokens of its longest row.
+        """
+        bounds = [limit.longest for limit in self.limits.values() if limit.longest is not None]
+        return min(padded, *(bound for bound in bounds if bound >= longest), padded)
 
 
 def pad_features(features: Features) -> dict[str, Tensor]:

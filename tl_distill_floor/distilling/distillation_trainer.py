@@ -27,6 +27,7 @@ from tl_distill_floor.distilling.frozen_teacher import FrozenTeacher, TrainerTea
 from tl_distill_floor.distilling.hook_matching import HOOK_MATCHING, HookMatching, add_hook_matching
 from tl_distill_floor.distilling.losses import NO_LABEL, Objective, chunked_losses, summed_forward_kl
 from tl_distill_floor.distilling.matching import KeptReconstruction, Match
+from tl_distill_floor.distilling.sequence_limits import sequence_limits
 from tl_distill_floor.distilling.trainer_checks import (
     check_arguments,
     check_dataset,
@@ -132,6 +133,8 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
         self._match, self._target, self._matching_seed = match, target, args.seed
         self._logit_map = LogitMap()
         self._evaluated = torch.zeros(2, dtype=torch.float64)
+        self._collator = DistillationCollator(self.teacher.vocabulary, data_collator)
+        self._collator.limits["teacher"] = sequence_limits(self.teacher.model)
         if width is not None:
             model = self.teacher.build_student(args, width, depth, start)
         if model is not None:
@@ -141,7 +144,7 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
         super().__init__(
             model=model,
             args=args,
-            data_collator=DistillationCollator(self.teacher.vocabulary, data_collator),
+            data_collator=self._collator,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=processing_class or self.teacher.tokenizer,
@@ -328,6 +331,7 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
     def _prepare_student(self, student: PreTrainedModel) -> None:
         """Check the student, measure what it does to its logits, and add what hook matching learns."""
         check_student(student, self.teacher, self._match)
+        self._collator.limits["student"] = sequence_limits(student)
         ids = sample_ids(student, None, self.teacher.vocabulary)
         with eval_mode(student):
             self._logit_map = measure_logit_map(
