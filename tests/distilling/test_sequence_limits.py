@@ -38,11 +38,11 @@ def test_the_longest_sequence_of_a_teacher_with_hook_points_is_its_context(bridg
 @pytest.mark.parametrize("shorter", ["teacher", "student"])
 def test_rows_beyond_a_context_are_refused_by_name(shorter: str, tmp_path: Path) -> None:
     models = {
-        name: plain_model("GPT2", head="LMHeadModel", max_position_embeddings=8 if name == shorter else 64)
+        name: plain_model("GPT2", head="LMHeadModel", max_position_embeddings=16 if name == shorter else 64)
         for name in ("teacher", "student")
     }
-    rows = [{"input_ids": list(range(9))}]
+    rows = [{"input_ids": list(range(17))}]
     args = arguments(tmp_path)
     trainer = DistillationTrainer(models["student"], args, teacher=models["teacher"], train_dataset=rows)
-    with pytest.raises(InputError, match=f"the {shorter} reads sequences of 2 to 8 tokens, got 9"):
+    with pytest.raises(InputError, match=f"the {shorter} reads sequences of 2 to 16 tokens, got 17"):
         trainer.train()

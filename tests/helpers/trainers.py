@@ -29,7 +29,7 @@ def plain_model(family: str, seed: int = 0, *, head: str = "ForCausalLM", **conf
         family: name of the family as in transformers' class names, such as "Llama".
         seed: seed of the weights.
         head: rest of the class name.
-        config: options of the configuration that differ.
+        config: options of the configuration that differ; None for the family's default.
     """
     import transformers
 
@@ -38,8 +38,9 @@ def plain_model(family: str, seed: int = 0, *, head: str = "ForCausalLM", **conf
         "num_attention_heads": 2, "max_position_embeddings": 64, "bos_token_id": 1, "eos_token_id": 2,
         "pad_token_id": 0, "initializer_range": 0.3,
     }  # fmt: skip
+    options = {name: value for name, value in (options | config).items() if value is not None}
     torch.manual_seed(seed)
-    return getattr(transformers, family + head)(getattr(transformers, f"{family}Config")(**options | config)).eval()
+    return getattr(transformers, family + head)(getattr(transformers, f"{family}Config")(**options)).eval()
 
 
 def kl_of_rows(teacher: Any, student: Any, rows: list[Any]) -> float:

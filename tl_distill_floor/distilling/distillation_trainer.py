@@ -22,6 +22,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from transformers.utils import CONFIG_NAME
 
 from tl_distill_floor.annotations import Dtype, StudentStart
+from tl_distill_floor.distilling.causality import check_causal
 from tl_distill_floor.distilling.collator import Collator, DistillationCollator, following_tokens
 from tl_distill_floor.distilling.frozen_teacher import FrozenTeacher, TrainerTeacher
 from tl_distill_floor.distilling.hook_matching import HOOK_MATCHING, HookMatching, add_hook_matching
@@ -84,8 +85,8 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
         preprocess_logits_for_metrics: see the Trainer.
 
     Raises:
-        InputError: there is no teacher, student and teacher have different vocabularies, the student cannot be built,
-            or an argument has no effect on or does not work with a distillation loss.
+        InputError: there is no teacher, student and teacher have different vocabularies, one of them is not causal, the
+            student cannot be built, or an argument has no effect on or does not work with a distillation loss.
 
     Example:
         >>> trainer = DistillationTrainer(  # doctest: +SKIP
@@ -333,10 +334,14 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
         check_student(student, self.teacher, self._match)
         self._collator.limits["student"] = sequence_limits(student)
         ids = sample_ids(student, None, self.teacher.vocabulary)
+
+        def logits_of(some_ids: Int[Tensor, "batch position"]) -> Float[Tensor, "batch position vocabulary"]:
+            logits: Tensor = student(some_ids, use_cache=False).logits
+            return logits
+
         with eval_mode(student):
-            self._logit_map = measure_logit_map(
-                student, student.get_output_embeddings(), lambda some: student(some, use_cache=False).logits, ids
-            )
+            self._logit_map = measure_logit_map(student, student.get_output_embeddings(), logits_of, ids)
+            check_causal(student, "student", self.teacher.vocabulary, logits_of)
         if self._match is not None:
             add_hook_matching(student, self.teacher.width, self._matching_seed)
 

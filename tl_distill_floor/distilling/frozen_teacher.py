@@ -14,6 +14,7 @@ from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_h
 
 from tl_distill_floor.annotations import Dtype, HookedModel, StudentStart, TeacherLike, Tokenizer
 from tl_distill_floor.distilling.build import build_student
+from tl_distill_floor.distilling.causality import check_causal, check_decoder_only
 from tl_distill_floor.distilling.forward import Backbone
 from tl_distill_floor.distilling.layers import RESIDUAL_BEFORE_LAYER, is_residual, layer_of
 from tl_distill_floor.distilling.teacher_files import teacher_files
@@ -45,7 +46,7 @@ class FrozenTeacher:
         hook_name: hook point whose activation hook matching reads; None without hook matching.
 
     Raises:
-        InputError: the teacher is missing, cannot be loaded, or has no such hook point.
+        InputError: the teacher is missing, cannot be loaded, is not causal, or has no such hook point.
     """
 
     def __init__(
@@ -65,16 +66,25 @@ class FrozenTeacher:
                 self.tokenizer = _published_tokenizer(teacher)
                 self.model = _moved(teacher, args.device)
                 layer = None if hook_name is None else _layer_before(hook_name)
+                check_decoder_only(self.model, "teacher")
                 self._backbone: Backbone | TeacherBackbone = Backbone(self.model, layer)
             else:
                 loaded = load_teacher(teacher, device=str(args.device), dtype=dtype)
                 check_head(loaded.model)
+                check_decoder_only(loaded.model, "teacher")
                 self.name, self.tokenizer = loaded.name, teacher_files(loaded).tokenizer
                 assert isinstance(loaded.model, nn.Module)
                 self.model, self._hooked = _moved(loaded.model, args.device), loaded.model
                 self._backbone = TeacherBackbone(loaded.model, hook_name)
                 with eval_mode(self.model), self._hooks():
                     self._backbone.verify_logits(None)
+            with eval_mode(self.model):
+                check_causal(self.model, "teacher", self.vocabulary, self._full_logits)
+
+    def _full_logits(self, ids: Int[Tensor, "batch position"]) -> Float[Tensor, "batch position vocabulary"]:
+        """Return the logits of the full model."""
+        logits: Tensor = self.model(ids) if self._hooked is not None else self.model(ids, use_cache=False).logits
+        return logits
 
     @property
     def vocabulary(self) -> int:

@@ -34,7 +34,8 @@ def sequence_limits(model: nn.Module) -> SequenceLimits:
         model: a `transformers` model, or a model with hook points.
     """
     if isinstance(model, HookedModel):
-        return SequenceLimits(int(model.cfg.n_ctx))
+        hooked: HookedModel = model
+        return SequenceLimits(int(hooked.cfg.n_ctx))
     config = model.config.get_text_config(decoder=True)  # type: ignore[union-attr, operator]
     lengths = [getattr(config, name, None) for name in CONTEXT_FIELDS]
     return SequenceLimits(next((length for length in lengths if isinstance(length, int) and length > 1), None))

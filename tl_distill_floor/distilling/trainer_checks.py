@@ -4,6 +4,7 @@ import math
 
 from transformers import PreTrainedModel, TrainingArguments
 
+from tl_distill_floor.distilling.causality import check_decoder_only
 from tl_distill_floor.distilling.frozen_teacher import FrozenTeacher
 from tl_distill_floor.distilling.layers import layers_of
 from tl_distill_floor.distilling.losses import Objective
@@ -82,6 +83,7 @@ def check_student(student: PreTrainedModel, teacher: FrozenTeacher, match: Match
         raise InputError(
             f"a student must be a transformers causal language model, got {name}; load it with AutoModelForCausalLM"
         )
+    check_decoder_only(student, "student")
     if student is teacher.model:
         raise InputError("the student is the teacher itself; give a copy, or width to build a narrower student")
     vocabulary = int(student.config.get_text_config().vocab_size)
