@@ -89,14 +89,14 @@ class DistillationCollator:
         return {"input_ids": ids, "attention_mask": visible.long(), "labels": labels}
 
     def _padded_length(self, padded: int, longest: int) -> int:
-        """Return a length of a batch at which a model can read its padding too.
+        """Return the length of a batch at which the models read its padding as they read its rows.
 
         Args:
             padded: length of the batch as it is padded.
             longest: tokens of its longest row.
         """
-        bounds = [limit.longest for limit in self.limits.values() if limit.longest is not None]
-        return min(padded, *(bound for bound in bounds if bound >= longest), padded)
+        bounds = [bound for limit in self.limits.values() for bound in (limit.longest, *limit.switches)]
+        return min([padded, *(bound for bound in bounds if bound is not None and bound >= longest)])
 
 
 def pad_features(features: Features) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
@@ -25,6 +26,8 @@ class SequenceLimits:
 
     longest: int | None
     """Tokens of the longest sequence; None if the configuration has no limit."""
+    switches: tuple[int, ...] = ()
+    """Tokens above which a batch is run with other rotary frequencies, all of its rows (`rope_type` "longrope")."""
 
 
 def sequence_limits(model: nn.Module) -> SequenceLimits:
@@ -35,10 +38,12 @@ def sequence_limits(model: nn.Module) -> SequenceLimits:
     """
     if isinstance(model, HookedModel):
         hooked: HookedModel = model
-        return SequenceLimits(int(hooked.cfg.n_ctx))
+        plain = vars(model).get("original_model")
+        return SequenceLimits(int(hooked.cfg.n_ctx), () if plain is None else sequence_limits(plain).switches)
     config = model.config.get_text_config(decoder=True)  # type: ignore[union-attr, operator]
     lengths = [getattr(config, name, None) for name in CONTEXT_FIELDS]
-    return SequenceLimits(next((length for length in lengths if isinstance(length, int) and length > 1), None))
+    longest = next((length for length in lengths if isinstance(length, int) and length > 1), None)
+    return SequenceLimits(longest, _switches(getattr(config, "rope_parameters", None) or {}))
 
 
 def check_lengths(limits: Mapping[str, SequenceLimits], lengths: list[int]) -> None:
@@ -49,12 +54,26 @@ def check_lengths(limits: Mapping[str, SequenceLimits], lengths: list[int]) -> N
         lengths: tokens of each row.
 
     Raises:
-        InputError: a row is too long.
+        InputError: a row is too long, or a model would read shorter rows in another way next to it than alone.
     """
-    longest = max(lengths, default=0)
+    longest, shortest = max(lengths, default=0), min(lengths, default=0)
     for name, limit in limits.items():
         if limit.longest is not None and longest > limit.longest:
             raise InputError(
                 f"the {name} reads sequences of 2 to {limit.longest} tokens, got {longest} in a row of the dataset; cut"
                 " its rows"
             )
+        for switch in limit.switches:
+            if shortest <= switch < longest:
+                raise InputError(
+                    f"the {name} reads all rows of a batch with other rotary frequencies if one has more than {switch}"
+                    f" tokens, and a batch has rows of {shortest} to {longest}; cut the rows of the dataset to {switch}"
+                    " tokens, or set per_device_train_batch_size and per_device_eval_batch_size to 1"
+                )
+
+
+def _switches(rope: Mapping[str, Any]) -> tuple[int, ...]:
+    """Return the lengths at which rotary frequencies change, of rope parameters of all layers or of each kind."""
+    kinds = [kind for kind in (rope, *rope.values()) if isinstance(kind, Mapping)]
+    lengths = {kind["original_max_position_embeddings"] for kind in kinds if kind.get("rope_type") == "longrope"}
+    return tuple(sorted(int(length) for length in lengths))
