@@ -16,6 +16,9 @@ from tl_distill_floor.sources.teacher_checks import ROUNDING_TOLERANCE, TOLERANC
 
 SEQUENCES, KEPT, CHANGED, PADDING = 4, 8, 4, 4
 """Sequences of a check, and of each the tokens that stay, the tokens that are changed, and the padding."""
+SAME_SHAPE_ROUNDING = 0.02
+"""Difference that may be rounding in half precision between batches of one shape. It is 0 for most models, and some
+0.1 for a random BERT."""
 
 
 def check_decoder_only(model: nn.Module | HookedModel, what: str) -> None:
@@ -58,9 +61,12 @@ def check_causal(
     if expected.isnan().any():
         return  # the loss will be NaN too, which ends the training
     changed = torch.cat([ids[:, :KEPT], (ids[:, KEPT:] + 1) % vocabulary], dim=1)
-    for other, reason in ((changed, "later tokens"), (ids[:, : KEPT + CHANGED], "padding after a sequence")):
+    for other, reason, rounding in (
+        (changed, "later tokens", SAME_SHAPE_ROUNDING),
+        (ids[:, : KEPT + CHANGED], "padding after a sequence", ROUNDING_TOLERANCE),
+    ):
         logits = logits_of(other)
-        tolerance = TOLERANCE if logits.dtype in (torch.float32, torch.float64) else ROUNDING_TOLERANCE
+        tolerance = TOLERANCE if logits.dtype in (torch.float32, torch.float64) else rounding
         if relative_difference(expected, _log_probabilities(logits)) > tolerance:
             name = type(vars(model).get("original_model") or model).__name__
             raise InputError(
