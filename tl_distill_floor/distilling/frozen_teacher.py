@@ -1,15 +1,17 @@
 """`FrozenTeacher`: the teacher of a `DistillationTrainer`, run without gradients."""
 
+import copy
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import AutoTokenizer, PreTrainedModel, TrainingArguments
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel, TrainingArguments
 from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
 
 from tl_distill_floor.annotations import Dtype, HookedModel, StudentStart, TeacherLike, Tokenizer
@@ -63,7 +65,8 @@ class FrozenTeacher:
         with neutral_torch_state(), _complete_weights(args):
             if isinstance(teacher, PreTrainedModel):
                 self.name = str(teacher.config.name_or_path or type(teacher).__name__)
-                self.tokenizer = _published_tokenizer(teacher)
+                self.tokenizer = published_tokenizer(teacher)
+                self._generation_config = copy.deepcopy(getattr(teacher, "generation_config", None))
                 self.model = _moved(teacher, args.device)
                 layer = None if hook_name is None else _layer_before(hook_name)
                 check_decoder_only(self.model, "teacher")
@@ -72,7 +75,12 @@ class FrozenTeacher:
                 loaded = load_teacher(teacher, device=str(args.device), dtype=dtype)
                 check_head(loaded.model)
                 check_decoder_only(loaded.model, "teacher")
-                self.name, self.tokenizer = loaded.name, teacher_files(loaded).tokenizer
+                files = teacher_files(loaded)
+                self.name, self.tokenizer, self._generation_config = (
+                    loaded.name,
+                    files.tokenizer,
+                    files.generation_config,
+                )
                 assert isinstance(loaded.model, nn.Module)
                 self.model, self._hooked = _moved(loaded.model, args.device), loaded.model
                 self._backbone = TeacherBackbone(loaded.model, hook_name)
@@ -130,19 +138,25 @@ class FrozenTeacher:
     def build_student(
         self, args: TrainingArguments, width: int, depth: int | None, start: StudentStart
     ) -> PreTrainedModel:
-        """Build an untrained student; see `build_student`.
+        """Build an untrained student with the teacher's generation settings; see `build_student`.
 
         Args:
             args: the Trainer's arguments; its `seed` is that of random initial weights.
             width: width of the student, dimensions.
             depth: number of layers; the teacher's if None.
             start: initial weights.
+
+        Raises:
+            InputError: see `build_student`; or the teacher's generation settings cannot be saved with a student.
         """
         with _complete_weights(args):
             hooked = self._hooked or _PlainTeacher(self.model, self.name)
             with eval_mode(self.model):
                 student = build_student(hooked, width, depth=depth, start=start, seed=args.seed)
         assert isinstance(student, PreTrainedModel)
+        if self._generation_config is not None:
+            _check_generation_config(self._generation_config)
+            student.generation_config = self._generation_config
         return student
 
 
@@ -208,6 +222,19 @@ def _moved(model: nn.Module, device: torch.device) -> nn.Module:
     return model.to(device)
 
 
+def _check_generation_config(settings: GenerationConfig) -> None:
+    """Raise an InputError if generation settings cannot be saved, as the Trainer would find out after some training."""
+    with TemporaryDirectory() as directory:
+        try:
+            settings.save_pretrained(directory)
+        except ValueError as error:
+            reason = " ".join(str(error).split())
+            raise InputError(
+                f"the teacher's generation_config, which is saved with the student, is not valid ({reason[:300]}); fix"
+                " it"
+            ) from error
+
+
 def _layer_before(hook_name: str) -> int:
     """Return the layer of a plain model after which a hook point of the residual stream is."""
     layer = layer_of(hook_name) if is_residual(hook_name) else None
@@ -221,7 +248,7 @@ def _layer_before(hook_name: str) -> int:
     return layer
 
 
-def _published_tokenizer(model: PreTrainedModel) -> Tokenizer | None:
+def published_tokenizer(model: PreTrainedModel) -> Tokenizer | None:
     """Return the tokenizer in the directory or repository that a model was loaded from; None if there is none."""
     if not model.config.name_or_path:
         return None
