@@ -33,6 +33,7 @@ from tl_distill_floor.distilling.trainer_checks import (
     check_arguments,
     check_dataset,
     check_student,
+    check_tokenizers,
     divergence_advice,
 )
 from tl_distill_floor.distilling.unembedding_loss import UnembeddingLoss, loss_at_unembedding
@@ -85,8 +86,9 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
         preprocess_logits_for_metrics: see the Trainer.
 
     Raises:
-        InputError: there is no teacher, student and teacher have different vocabularies, one of them is not causal, the
-            student cannot be built, or an argument has no effect on or does not work with a distillation loss.
+        InputError: there is no teacher, student and teacher have different vocabularies or tokenizers, one of them is
+            not causal, the student cannot be built, or an argument has no effect on or does not work with a
+            distillation loss.
 
     Example:
         >>> trainer = DistillationTrainer(  # doctest: +SKIP
@@ -129,6 +131,7 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
         check_dataset("eval_dataset", eval_dataset, args)
         self.teacher = FrozenTeacher(teacher, args, teacher_dtype, match.teacher_hook if match else None)
         """The teacher, which is not a part of `model`."""
+        check_tokenizers(self.teacher, "processing_class", processing_class)
         self.objective = objective or Objective()
         """Training loss of every position."""
         self._match, self._target, self._matching_seed = match, target, args.seed

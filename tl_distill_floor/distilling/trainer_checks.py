@@ -1,11 +1,12 @@
 """Checks of what a `DistillationTrainer` is given."""
 
 import math
+from typing import Any
 
 from transformers import PreTrainedModel, TrainingArguments
 
 from tl_distill_floor.distilling.causality import check_decoder_only
-from tl_distill_floor.distilling.frozen_teacher import FrozenTeacher
+from tl_distill_floor.distilling.frozen_teacher import FrozenTeacher, published_tokenizer
 from tl_distill_floor.distilling.layers import layers_of
 from tl_distill_floor.distilling.losses import Objective
 from tl_distill_floor.distilling.matching import Match
@@ -75,8 +76,8 @@ def check_student(student: PreTrainedModel, teacher: FrozenTeacher, match: Match
         match: layer that is matched with a hook point of the teacher.
 
     Raises:
-        InputError: it is no causal language model, is the teacher itself, has another vocabulary, lacks the values of
-            its weights, or has no layer to match.
+        InputError: it is no causal language model, is the teacher itself, has another vocabulary or tokenizer, lacks
+            the values of its weights, or has no layer to match.
     """
     name = type(student).__name__
     if not isinstance(student, PreTrainedModel) or student.get_output_embeddings() is None:
@@ -93,6 +94,8 @@ def check_student(student: PreTrainedModel, teacher: FrozenTeacher, match: Match
             f" {teacher.vocabulary:,}, so their predictions cannot be compared; give a student with the teacher's"
             " vocabulary, or width to build one"
         )
+    if student.config.name_or_path != getattr(teacher.model, "name_or_path", None):
+        check_tokenizers(teacher, "student", published_tokenizer(student))
     if any(weight.is_meta for weight in student.parameters()):
         raise InputError(
             "the student has weights without values in this process; set cpu_ram_efficient_loading of FSDP to false"
@@ -100,6 +103,38 @@ def check_student(student: PreTrainedModel, teacher: FrozenTeacher, match: Match
     n_layers = len(layers_of(student))
     if match is not None and not 0 <= match.layer < n_layers:
         raise InputError(f"the student has layers 0 to {n_layers - 1}, got layer {match.layer} to match")
+
+
+def check_tokenizers(teacher: FrozenTeacher, name: str, tokenizer: object) -> None:
+    """Check that a tokenizer gives ordinary tokens the ids that the teacher's gives them.
+
+    Tokens that were added to one of the tokenizers, such as special tokens, may differ.
+
+    Args:
+        teacher: the teacher; nothing is checked if it has no tokenizer.
+        name: what has the other tokenizer, for the message.
+        tokenizer: the other tokenizer, or a processor that holds one; None if there is none.
+
+    Raises:
+        InputError: an id is that of different tokens.
+    """
+    expected, others = _ordinary_tokens(teacher.tokenizer), _ordinary_tokens(getattr(tokenizer, "tokenizer", tokenizer))
+    different = sorted(number for number in expected.keys() & others.keys() if expected[number] != others[number])
+    if different:
+        first = different[0]
+        raise InputError(
+            f"the tokenizer of the {name} and that of the teacher have different tokens for {len(different):,} ids,"
+            f" such as {first} ({others[first]!r} and {expected[first]!r}), so the models read different texts; give a"
+            " student and data with the teacher's tokenizer"
+        )
+
+
+def _ordinary_tokens(tokenizer: Any) -> dict[int, str]:
+    """Return the tokens of a tokenizer by their ids, without those that were added to its vocabulary."""
+    if not hasattr(tokenizer, "get_vocab") or not hasattr(tokenizer, "get_added_vocab"):
+        return {}
+    added = set(tokenizer.get_added_vocab().values())
+    return {number: token for token, number in tokenizer.get_vocab().items() if number not in added}
 
 
 def divergence_advice(objective: Objective, loss: float, args: TrainingArguments) -> str:
