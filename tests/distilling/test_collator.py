@@ -61,7 +61,16 @@ def test_the_tokenizer_of_a_given_collator_is_kept() -> None:
         ([{"input_ids": [5, 6], "position_ids": [0, 0], "attention_mask": [1, 1]}], "a row holds several documents"),
         ([{"input_ids": [5, 6], "seq_lengths": [1, 1]}], "a row holds several documents"),
         ([{"input_ids": [5, 6], "attention_mask": [1, 2]}], "numbers the documents of packed rows"),
-        ([{"input_ids": [5, 6], "labels": [5, 6, 7]}], r"shapes \(1, 2\), \(1, 2\), \(1, 3\), which must be equal"),
+        ([{"input_ids": [5, 6], "labels": [5, 6, 7]}], "a row has 2 input_ids and 3 labels, which must be as many"),
+        (
+            [{"input_ids": [5, 6], "labels": [5]}, {"input_ids": [5, 6], "labels": [5, 6]}],
+            "a row has 2 input_ids and 1 labels",
+        ),
+        ([{"input_ids": [5, 6], "attention_mask": [1]}, *ROWS], "a row has 2 input_ids and 1 attention_mask"),
+        ([{"input_ids": [[5, 6]]}], r"input_ids of a row have the shape \(1, 2\), and a row must be one sequence"),
+        ([{"input_ids": [5.0, 6.0]}], "input_ids of a row must be integers, got torch.float32"),
+        ([{"input_ids": [5, 6], "labels": [5, 10]}], "labels other than -100 from 10 to 10, and the .* ends at 9"),
+        ([{"input_ids": [5, 6], "labels": [5, -1]}], "labels other than -100 from -1 to -1"),
     ],
 )
 def test_rejects_rows_that_cannot_be_used(rows: list[dict[str, list[int]]], message: str) -> None:

@@ -32,6 +32,7 @@
 - `trainer_checks`: checks of what it is given.
 - `collator`: its batches.
 - `causality`: whether a model predicts each token from those before it.
+- `trainer_rows`: rows of its data sets.
 - `sequence_limits`: how long its rows may be.
 - `frozen_teacher`: its teacher.
 - `unembedding_loss`: losses that are computed in a student's forward pass.

@@ -36,6 +36,7 @@ from tl_distill_floor.distilling.trainer_checks import (
     check_tokenizers,
     divergence_advice,
 )
+from tl_distill_floor.distilling.trainer_rows import padding_of
 from tl_distill_floor.distilling.unembedding_loss import UnembeddingLoss, loss_at_unembedding
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.measuring.hooks import eval_mode
@@ -74,7 +75,8 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
             teacher is a `transformers` model, its hook point must be the residual stream between two layers.
         target: part of the teacher's activation that is matched; all of it if None.
         teacher_dtype: precision of a teacher that is loaded by name.
-        train_dataset: rows of `input_ids`.
+        train_dataset: rows of `input_ids`. Rows without an `attention_mask` lose padding with the pad token of the
+            tokenizer at their ends; a data set is refused if it is not clear which tokens are padding.
         eval_dataset: rows of `input_ids`, or several data sets by their names.
         data_collator: makes batches of rows; pads them if None. `DistillationCollator` prepares its batches.
         processing_class: tokenizer that is saved with the student; the teacher's if None.
@@ -88,7 +90,7 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
     Raises:
         InputError: there is no teacher, student and teacher have different vocabularies or tokenizers, one of them is
             not causal, the student cannot be built, or an argument has no effect on or does not work with a
-            distillation loss.
+            distillation loss, or it is not clear how a data set is padded.
 
     Example:
         >>> trainer = DistillationTrainer(  # doctest: +SKIP
@@ -137,7 +139,9 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
         self._match, self._target, self._matching_seed = match, target, args.seed
         self._logit_map = LogitMap()
         self._evaluated = torch.zeros(2, dtype=torch.float64)
-        self._collator = DistillationCollator(self.teacher.vocabulary, data_collator)
+        evaluated = eval_dataset.values() if isinstance(eval_dataset, dict) else [eval_dataset]
+        padding = padding_of([train_dataset, *evaluated], processing_class or self.teacher.tokenizer)
+        self._collator = DistillationCollator(self.teacher.vocabulary, data_collator, padding)
         self._collator.limits["teacher"] = sequence_limits(self.teacher.model)
         if width is not None:
             model = self.teacher.build_student(args, width, depth, start)
