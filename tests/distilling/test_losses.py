@@ -153,3 +153,23 @@ def test_rejects_objectives_out_of_range(wrong: dict) -> None:
     message = r"divergence|temperature|cross-entropy"
     with without_type_checks(), pytest.raises(InputError, match=message):
         Objective(**wrong)
+
+
+@pytest.mark.parametrize("trained", ["hidden", "weight", "bias"])
+def test_a_part_that_is_not_trained_leaves_the_other_gradients_as_they_are(trained: str) -> None:
+    """The gradients are those of autograd on the full logits."""
+    random = torch.Generator().manual_seed(0)
+    teacher, unembed = nn.Linear(8, 50), nn.Linear(8, 50)
+    states = [torch.randn(12, 8, generator=random) for _ in range(2)]
+    hidden = states[1].requires_grad_(trained == "hidden")
+    unembed.weight.requires_grad_(trained == "weight")
+    unembed.bias.requires_grad_(trained == "bias")
+    part = hidden if trained == "hidden" else getattr(unembed, trained)
+    expected = forward_kl(teacher(states[0]).detach(), unembed(hidden)).sum()
+    (gradient,) = torch.autograd.grad(expected, part)
+    labels = torch.zeros(12, dtype=torch.long)
+    (loss,) = chunked_losses(LazyLogits(states[0], teacher), [LazyLogits(hidden, unembed)], labels, Objective())
+    loss.backward()
+    torch.testing.assert_close(loss.detach(), expected.detach(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(part.grad, gradient, rtol=1e-4, atol=1e-5)
+    assert sum(tensor.grad is not None for tensor in (hidden, unembed.weight, unembed.bias)) == 1

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from tl_distill_floor.annotations import Divergence
@@ -144,7 +144,7 @@ def chunked_losses(
         The loss of each student, summed over the tokens, in nats; differentiable with respect to the student's last
         hidden states and unembedding.
     """
-    inputs = [(student.hidden, *student.unembed.parameters()) for student in students]
+    inputs = [(student.hidden, *_trained_weights(student)) for student in students]
     accumulators = [_GradientAccumulator(of_student) for of_student in inputs]
     for rows in _chunks(teacher):
         with torch.no_grad():
@@ -182,11 +182,16 @@ def _chunks(teacher: LazyLogits) -> list[slice]:
     return [slice(first, min(first + size, n_tokens)) for first in range(0, n_tokens, size)]
 
 
+def _trained_weights(student: LazyLogits) -> tuple[nn.Parameter, ...]:
+    """Return the weights of a student's unembedding that have a gradient."""
+    return tuple(weight for weight in student.unembed.parameters() if weight.requires_grad)
+
+
 class _GradientAccumulator:
     """A student's loss and its gradients, added up over chunks of tokens.
 
     Args:
-        inputs: the last hidden states, and the weights of the unembedding.
+        inputs: the last hidden states, and the weights of the unembedding that are trained.
     """
 
     def __init__(self, inputs: tuple[Tensor, ...]) -> None:
@@ -202,7 +207,7 @@ class _GradientAccumulator:
         objective: Objective,
     ) -> None:
         """Add the loss and the gradients of one chunk."""
-        weights = tuple(student.unembed.parameters())
+        weights = _trained_weights(student)
         with torch.enable_grad():
             hidden = student.hidden[rows].detach().requires_grad_()
             logits = student.logits_of(hidden)
