@@ -26,6 +26,7 @@ from tl_distill_floor.distilling.causality import check_causal
 from tl_distill_floor.distilling.collator import Collator, DistillationCollator, following_tokens
 from tl_distill_floor.distilling.frozen_teacher import FrozenTeacher, TrainerTeacher
 from tl_distill_floor.distilling.hook_matching import HOOK_MATCHING, HookMatching, add_hook_matching
+from tl_distill_floor.distilling.layers import capture_residual_stream
 from tl_distill_floor.distilling.losses import NO_LABEL, Objective, chunked_losses, summed_forward_kl
 from tl_distill_floor.distilling.matching import KeptReconstruction, Match
 from tl_distill_floor.distilling.sequence_limits import sequence_limits
@@ -346,7 +347,8 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
             logits: Tensor = student(some_ids, use_cache=False).logits
             return logits
 
-        with eval_mode(student):
+        layer = self._match.layer if self._match else None
+        with eval_mode(student), capture_residual_stream(student, layer, []):  # refuses layers of another kind
             self._logit_map = measure_logit_map(student, student.get_output_embeddings(), logits_of, ids)
             check_causal(student, "student", self.teacher.vocabulary, logits_of)
         if self._match is not None:

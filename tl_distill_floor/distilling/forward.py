@@ -1,13 +1,10 @@
 """Run students up to their unembedding, so that logits can be computed later in chunks of tokens."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from tl_distill_floor.distilling.layers import layers_of
+from tl_distill_floor.distilling.layers import capture_residual_stream, layers_of
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.measuring.hooks import eval_mode
 from tl_distill_floor.measuring.logit_map import LazyLogits, LogitMap, check_same_logits, measure_logit_map, sample_ids
@@ -33,8 +30,7 @@ class Backbone(nn.Module):
         super().__init__()
         self.model = model
         self._layer = layer
-        n_layers = len(layers_of(model))
-        if layer is not None and not 0 <= layer < n_layers:
+        if layer is not None and not 0 <= layer < (n_layers := len(layers_of(model))):
             raise InputError(f"the student has layers 0 to {n_layers - 1}, got layer {layer} to match")
         with eval_mode(model):  # dropout would change the logits from one forward pass to the next
             self.logit_map = self._verified_logit_map(ids)
@@ -49,7 +45,7 @@ class Backbone(nn.Module):
         """Return the last hidden states, and the residual stream after the layer that is matched."""
         last: list[Tensor] = []
         matched: list[Tensor] = []
-        with capture_input_and_stop(self.unembed, last), _capture_output(self.model, self._layer, matched):
+        with capture_input_and_stop(self.unembed, last), capture_residual_stream(self.model, self._layer, matched):
             try:
                 self.model(ids, use_cache=False)
             except ReachedUnembeddingError:
@@ -75,20 +71,3 @@ class Backbone(nn.Module):
         logit_map = measure_logit_map(self.model, self.unembed, full_logits, ids)
         check_same_logits(self.model, logit_map(self.unembed(self(ids).last_hidden)), full_logits(ids))
         return logit_map
-
-
-@contextmanager
-def _capture_output(model: nn.Module, layer: int | None, captured: list[Tensor]) -> Iterator[None]:
-    """Keep the output of a layer; with None, keep nothing."""
-    if layer is None:
-        yield
-        return
-
-    def capture(_module: nn.Module, _inputs: object, output: Tensor | tuple[Tensor, ...]) -> None:
-        captured.append(output if isinstance(output, Tensor) else output[0])
-
-    handle = layers_of(model)[layer].register_forward_hook(capture)
-    try:
-        yield
-    finally:
-        handle.remove()

@@ -1,8 +1,11 @@
 """Find the layers of a model, and match the layers of a student with those of its teacher."""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import chain
 
-from torch import nn
+from torch import Tensor, nn
 
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.measuring.hooks import resid_post
@@ -64,13 +67,46 @@ def evenly_spaced_layers(n_layers: int, depth: int) -> list[int]:
 
 
 def layers_of(model: nn.Module) -> nn.ModuleList:
-    """Return the list of layers of a `transformers` model.
+    """Return the list of layers of a `transformers` model; of a model of text and images, those of its text.
 
     Raises:
         InputError: no list of modules has the length that the configuration gives.
     """
-    n_layers = int(model.config.num_hidden_layers)  # type: ignore[union-attr,arg-type]
-    for module in model.modules():
+    n_layers = int(model.config.get_text_config(decoder=True).num_hidden_layers)  # type: ignore[union-attr,operator]
+    decoder: nn.Module = model.get_decoder() if hasattr(model, "get_decoder") else model  # type: ignore[operator]
+    for module in chain(decoder.modules(), model.modules()):  # some families call their unembedding the decoder
         if isinstance(module, nn.ModuleList) and len(module) == n_layers:
             return module
     raise InputError(f"{type(model).__name__} has no list of {n_layers} layers, so it cannot be distilled")
+
+
+@contextmanager
+def capture_residual_stream(model: nn.Module, layer: int | None, captured: list[Tensor]) -> Iterator[None]:
+    """Keep the residual stream after a layer, [batch, position, width], of each forward pass in the context.
+
+    Args:
+        model: a `transformers` model.
+        layer: the layer; with None, nothing is kept.
+        captured: list that receives the residual stream.
+
+    Raises:
+        InputError: the model has no such list of layers. In its forward pass: the layer's output has another shape.
+    """
+    if layer is None:
+        yield
+        return
+
+    def capture(_module: nn.Module, _inputs: object, output: Tensor | tuple[Tensor, ...]) -> None:
+        stream = output if isinstance(output, Tensor) else output[0]
+        if stream.ndim != 3:
+            raise InputError(
+                f"layer {layer} of {type(model).__name__} has an output of shape {tuple(stream.shape)}, and hook"
+                " matching compares [batch, position, width]; train without hook matching"
+            )
+        captured.append(stream)
+
+    handle = layers_of(model)[layer].register_forward_hook(capture)
+    try:
+        yield
+    finally:
+        handle.remove()

@@ -100,8 +100,7 @@ def check_student(student: PreTrainedModel, teacher: FrozenTeacher, match: Match
         raise InputError(
             "the student has weights without values in this process; set cpu_ram_efficient_loading of FSDP to false"
         )
-    n_layers = len(layers_of(student))
-    if match is not None and not 0 <= match.layer < n_layers:
+    if match is not None and not 0 <= match.layer < (n_layers := len(layers_of(student))):
         raise InputError(f"the student has layers 0 to {n_layers - 1}, got layer {match.layer} to match")
 
 

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers.modeling_outputs import CausalLMOutput
 
-from tl_distill_floor.distilling.layers import layers_of
+from tl_distill_floor.distilling.layers import capture_residual_stream
 from tl_distill_floor.errors import InputError
 
 HiddenStates: TypeAlias = Float[Tensor, "batch position width"]
@@ -64,9 +64,6 @@ def loss_at_unembedding(model: nn.Module, loss: UnembeddingLoss, layer: int | No
     losses: list[Tensor] = []
     matched: list[Tensor] = []
 
-    def keep_residual_stream(_module: nn.Module, _inputs: object, output: Tensor | tuple[Tensor, ...]) -> None:
-        matched.append(output if isinstance(output, Tensor) else output[0])
-
     def compute_loss(hidden: Tensor) -> Tensor:
         losses.append(loss(hidden, Unembedding(unembed, forward), matched.pop() if matched else None))
         # One zero per sequence instead of its logits, so that the hooks of wrappers get an output with a gradient.
@@ -78,8 +75,7 @@ def loss_at_unembedding(model: nn.Module, loss: UnembeddingLoss, layer: int | No
         return CausalLMOutput(loss=losses.pop() + output.logits.sum().float())  # type: ignore[attr-defined]
 
     with ExitStack() as stack:
-        if layer is not None:
-            stack.callback(layers_of(model)[layer].register_forward_hook(keep_residual_stream).remove)
+        stack.enter_context(capture_residual_stream(model, layer, matched))
         # Before the hook of FSDP, which has to see the output that is differentiated.
         stack.callback(model.register_forward_hook(return_loss, prepend=True).remove)
         stack.enter_context(_replaced_forward(unembed, compute_loss))
