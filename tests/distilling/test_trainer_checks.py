@@ -55,3 +55,11 @@ def test_accepts_tokenizers_with_other_special_tokens_or_fewer_tokens(tmp_path: 
         special = {"pad_token": "<pad>"} if "<pad>" in words else {}
         student = save(tmp_path / f"student{number}", 1, word_tokenizer(words, **special))
         DistillationTrainer(student, arguments(tmp_path), teacher=teacher)
+
+
+def test_rejects_students_that_share_modules_with_the_teacher(tmp_path: Path) -> None:
+    """The student's unembedding is replaced while the student runs."""
+    teacher, student = plain_model("Llama"), plain_model("Llama", 1)
+    student.set_output_embeddings(teacher.get_output_embeddings())
+    with pytest.raises(InputError, match="the student has weights of the teacher's own modules; give it copies"):
+        DistillationTrainer(student, arguments(tmp_path), teacher=teacher)

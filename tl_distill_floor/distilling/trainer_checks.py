@@ -76,8 +76,8 @@ def check_student(student: PreTrainedModel, teacher: FrozenTeacher, match: Match
         match: layer that is matched with a hook point of the teacher.
 
     Raises:
-        InputError: it is no causal language model, is the teacher itself, has another vocabulary or tokenizer, lacks
-            the values of its weights, or has no layer to match.
+        InputError: it is no causal language model, has modules of the teacher, has another vocabulary or tokenizer,
+            lacks the values of its weights, or has no layer to match.
     """
     name = type(student).__name__
     if not isinstance(student, PreTrainedModel) or student.get_output_embeddings() is None:
@@ -87,6 +87,9 @@ def check_student(student: PreTrainedModel, teacher: FrozenTeacher, match: Match
     check_decoder_only(student, "student")
     if student is teacher.model:
         raise InputError("the student is the teacher itself; give a copy, or width to build a narrower student")
+    of_teacher = {id(weight) for weight in teacher.model.parameters()}
+    if any(id(weight) in of_teacher for weight in student.parameters()):
+        raise InputError("the student has weights of the teacher's own modules; give it copies of them")
     vocabulary = int(student.config.get_text_config().vocab_size)
     if vocabulary != teacher.vocabulary:
         raise InputError(
