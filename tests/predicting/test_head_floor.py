@@ -13,7 +13,7 @@ import torch
 from scipy.optimize import minimize
 from torch import Tensor
 
-from tests.helpers.models import CONTEXT, VOCABULARY, WIDTH
+from tests.helpers.models import CONTEXT, VOCABULARY, WIDTH, save_family
 from tl_distill_floor import HeadFloor, InputError, build_student, head_floor, predict_floor
 from tl_distill_floor.measuring.kl import forward_kl
 from tl_distill_floor.measuring.logit_map import LogitMap
@@ -275,6 +275,12 @@ def test_rejects_bad_input_by_name(bridge: Any, ids: Tensor, monkeypatch: pytest
     monkeypatch.setattr(head_floor_module.psutil, "virtual_memory", lambda: SimpleNamespace(available=1000))
     with pytest.raises(InputError, match=r"GB are free; name fewer or narrower widths with --widths, or read"):
         head_floor(bridge, ids)
+
+
+def test_rejects_a_teacher_that_reads_later_tokens(ids: Tensor, tokenizer: Any, tmp_path: Path) -> None:
+    directory = save_family(tmp_path, tokenizer, "Bert", head="LMHeadModel")
+    with pytest.raises(InputError, match="depend on later tokens, so it is not a causal language model"):
+        head_floor(str(directory), ids, widths=[4], **OPTIONS)
 
 
 def test_rejects_hidden_states_that_are_not_finite(bridge: Any, ids: Tensor) -> None:

@@ -31,7 +31,6 @@
 - `distillation_trainer`: `DistillationTrainer`, the Trainer of Hugging Face with this package's losses.
 - `trainer_checks`: checks of what it is given.
 - `collator`: its batches.
-- `causality`: whether a model predicts each token from those before it.
 - `trainer_rows`: rows of its data sets.
 - `sequence_limits`: how long its rows may be.
 - `frozen_teacher`: its teacher.

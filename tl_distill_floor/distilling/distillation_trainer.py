@@ -22,7 +22,6 @@ from transformers.trainer_utils import EvalLoopOutput
 from transformers.utils import CONFIG_NAME
 
 from tl_distill_floor.annotations import Dtype, StudentStart
-from tl_distill_floor.distilling.causality import check_causal
 from tl_distill_floor.distilling.collator import Collator, DistillationCollator, following_tokens
 from tl_distill_floor.distilling.frozen_teacher import FrozenTeacher, TrainerTeacher
 from tl_distill_floor.distilling.hook_matching import HOOK_MATCHING, HookMatching, add_hook_matching
@@ -40,6 +39,7 @@ from tl_distill_floor.distilling.trainer_checks import (
 from tl_distill_floor.distilling.trainer_rows import padding_of
 from tl_distill_floor.distilling.unembedding_loss import UnembeddingLoss, loss_at_unembedding
 from tl_distill_floor.errors import InputError
+from tl_distill_floor.measuring.causality import check_causal
 from tl_distill_floor.measuring.hooks import eval_mode
 from tl_distill_floor.measuring.logit_map import LazyLogits, LogitMap, measure_logit_map, sample_ids
 from tl_distill_floor.sources.packed_rows import PACKING_COLUMNS

@@ -16,11 +16,11 @@ from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_h
 
 from tl_distill_floor.annotations import Dtype, HookedModel, StudentStart, TeacherLike, Tokenizer
 from tl_distill_floor.distilling.build import build_student
-from tl_distill_floor.distilling.causality import check_causal, check_decoder_only
 from tl_distill_floor.distilling.forward import Backbone
 from tl_distill_floor.distilling.layers import RESIDUAL_BEFORE_LAYER, is_residual, layer_of
 from tl_distill_floor.distilling.teacher_files import teacher_files
 from tl_distill_floor.errors import InputError
+from tl_distill_floor.measuring.causality import check_causal, check_decoder_only
 from tl_distill_floor.measuring.hooks import eval_mode, forward_hooks
 from tl_distill_floor.measuring.logit_map import LazyLogits
 from tl_distill_floor.measuring.teacher_backbone import BackboneOutput, TeacherBackbone

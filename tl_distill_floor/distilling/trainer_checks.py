@@ -5,12 +5,12 @@ from typing import Any
 
 from transformers import PreTrainedModel, TrainingArguments
 
-from tl_distill_floor.distilling.causality import check_decoder_only
 from tl_distill_floor.distilling.frozen_teacher import FrozenTeacher, published_tokenizer
 from tl_distill_floor.distilling.layers import layers_of
 from tl_distill_floor.distilling.losses import Objective
 from tl_distill_floor.distilling.matching import Match
 from tl_distill_floor.errors import InputError
+from tl_distill_floor.measuring.causality import check_decoder_only
 
 
 def check_arguments(args: TrainingArguments, students: list[bool], depth: int | None, width: int | None) -> None:

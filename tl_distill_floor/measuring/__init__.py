@@ -12,6 +12,7 @@
 - `sampling`: outputs sampled from the teacher.
 - `batch_sums`: sums over one batch.
 - `module_outputs`: the hook point that holds what a module of a `transformers` model returns.
+- `causality`: whether a model predicts each token from those before it.
 - `hooks`: activations and gradients at hook points.
 - `rerun`: a second run of a teacher with another activation at a hook point.
 - `removal`: losses when features are removed or replaced.

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from tl_distill_floor.annotations import HookedModel
 from tl_distill_floor.errors import InputError
+from tl_distill_floor.measuring.causality import check_causal
 from tl_distill_floor.measuring.hooks import eval_mode, forward_hooks, get_hook_point
 from tl_distill_floor.measuring.logit_map import (
     LazyLogits,
@@ -79,7 +80,7 @@ class TeacherBackbone:
             ids: sequences of a real text; random tokens if None.
 
         Raises:
-            InputError: it is neither a scale nor a cap.
+            InputError: it is neither a scale nor a cap, or the teacher is no causal language model.
         """
         ids = sample_ids(self._model, ids, int(self._model.cfg.d_vocab))
 
@@ -88,6 +89,7 @@ class TeacherBackbone:
             self._captured.clear()
             return logits
 
+        check_causal(self._model, "teacher", int(self._model.cfg.d_vocab), full_logits)
         self.logit_map = measure_logit_map(self._model, self.unembed, full_logits, ids)
         check_same_logits(self._model, self.logit_map(self.unembed(self(ids).last_hidden)), full_logits(ids))
 

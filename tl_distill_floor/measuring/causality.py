@@ -38,7 +38,7 @@ def check_decoder_only(model: nn.Module | HookedModel, what: str) -> None:
 
 @torch.no_grad()
 def check_causal(
-    model: nn.Module,
+    model: nn.Module | HookedModel,
     what: str,
     vocabulary: int,
     logits_of: Callable[[Int[Tensor, "batch position"]], Float[Tensor, "batch position vocabulary"]],

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from tests.helpers.models import VOCABULARY
 from tests.helpers.trainers import arguments, plain_model
 from tl_distill_floor import DistillationTrainer
-from tl_distill_floor.distilling.causality import check_causal
 from tl_distill_floor.errors import InputError
+from tl_distill_floor.measuring.causality import check_causal
 
 NOT_CAUSAL: list[tuple[str, str, dict[str, Any], str]] = [
     ("Bert", "ForMaskedLM", {}, "predictions of the {} BertForMaskedLM depend on later tokens"),
