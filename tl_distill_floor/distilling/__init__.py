@@ -4,6 +4,7 @@
 - `config`: `StudentSpec` and `DistillConfig`.
 - `build`: `build_student`, a narrower model of the teacher's family.
 - `student_config`: Hugging Face configurations of students.
+- `student_heads`: numbers of heads of students.
 - `family_models`: plain models of a configuration.
 - `axis_trace`: how the axes of a model's weights are connected.
 - `axis_maps`: which of the teacher's positions a student's weights keep.

@@ -75,9 +75,10 @@ def refuse_failures(config: PreTrainedConfig, what: str) -> Iterator[None]:
     except InputError:
         raise
     except Exception as error:  # the code of a family can raise anything
-        lines = str(error).strip().splitlines() or [type(error).__name__]
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        reason = lines[-1] if lines[0].endswith(":") else lines[0]  # a strict configuration names the field first
         family = type(config).__name__.removesuffix("Config")
         raise InputError(
-            f"a {family} student of width {config.hidden_size} {what} ({lines[0][:160]}); try another width or another"
+            f"a {family} student of width {config.hidden_size} {what} ({reason[:160]}); try another width or another"
             " teacher"
         ) from error

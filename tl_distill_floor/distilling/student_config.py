@@ -2,12 +2,13 @@
 
 import copy
 import re
-from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
 
 from tl_distill_floor.annotations import HookedModel
+from tl_distill_floor.distilling.family_models import refuse_failures
 from tl_distill_floor.distilling.layers import evenly_spaced_layers
+from tl_distill_floor.distilling.student_heads import set_heads, validate
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.sources.model_names import official_name
 
@@ -22,9 +23,6 @@ OTHER_SIZE_FIELD = (
 """Parts of the names of sizes that do not follow the width."""
 NEURON_FIELD = r"intermediate|inner$|ffn|mlp|(^|_)d_ff$"
 """Parts of the names of numbers of neurons, which are rounded to `MLP_MULTIPLE`."""
-HEADS_FIELD = r"(^|_)(n|num)_(?!local|global).*heads?$|^n_head$|^attention_heads$"
-"""Names of numbers of heads."""
-KEY_VALUE_HEADS_FIELD = r"(key_value|kv)_heads$"
 
 
 def hugging_face_config(model: HookedModel) -> PreTrainedConfig:
@@ -82,12 +80,14 @@ def student_config(teacher: PreTrainedConfig, width: int, depth: int | None = No
     config._attn_implementation = None  # TransformerBridge sets its own
     if getattr(config, "quantization_config", None) is not None:
         del config.quantization_config
-    if width < teacher_width:
-        _set_sizes(config, teacher, width)
-        _set_heads(config, teacher, width)
-        config.hidden_size = width
-    if depth is not None and depth < n_layers:
-        _set_depth(config, teacher, depth)
+    with refuse_failures(config, "cannot be configured"):  # an assignment to a strict configuration can raise, too
+        if width < teacher_width:
+            _set_sizes(config, teacher, width)
+            config.hidden_size = width
+            set_heads(config, teacher, width)
+        if depth is not None and depth < n_layers:
+            _set_depth(config, teacher, depth)
+        validate(config)
     return config
 
 
@@ -125,98 +125,3 @@ def _set_sizes(config: PreTrainedConfig, teacher: PreTrainedConfig, width: int) 
         if re.search(NEURON_FIELD, name):
             scaled = min(size, max(MLP_MULTIPLE, MLP_MULTIPLE * round(scaled / MLP_MULTIPLE)))
         setattr(config, name, max(1, round(scaled)))
-
-
-def _set_heads(config: PreTrainedConfig, teacher: PreTrainedConfig, width: int) -> None:
-    """Set the numbers of query heads, of key-value heads, and of the heads of recurrent layers."""
-    scale = width / int(teacher.hidden_size)
-    heads = {name: n for name, n in vars(teacher).items() if re.search(HEADS_FIELD, name) and isinstance(n, int)}
-    query_field = teacher.attribute_map.get("num_attention_heads", "num_attention_heads")
-    n_heads = heads.pop(query_field, None)
-    n_kv_heads = {name: heads.pop(name) for name in list(heads) if re.search(KEY_VALUE_HEADS_FIELD, name)}
-    if n_heads:
-        group = n_heads // (next(iter(n_kv_heads.values()), None) or n_heads)
-        n_student_heads = _scaled_heads(config, teacher, width, n_heads, max(1, group))
-        setattr(config, query_field, n_student_heads)
-        for name in n_kv_heads:
-            setattr(config, name, max(1, n_student_heads // group))
-    # Heads of linear attention and state spaces: the larger number is a multiple of the smaller one.
-    smaller = min(heads.values(), default=1)
-    n_smaller = max(1, round(smaller * scale))
-    for name, number in heads.items():
-        n_scaled = number // smaller * n_smaller if number % smaller == 0 else max(1, round(number * scale))
-        setattr(config, name, n_scaled)
-
-
-def _scaled_heads(config: PreTrainedConfig, teacher: PreTrainedConfig, width: int, n_heads: int, group: int) -> int:
-    """Return the number of query heads, and set what follows the head size.
-
-    Args:
-        config: the student's configuration.
-        teacher: the teacher's configuration.
-        width: width of the student.
-        n_heads: number of query heads of the teacher.
-        group: query heads per key-value head.
-    """
-    teacher_width = int(teacher.hidden_size)
-    if _has_own_head_size(teacher):
-        n_student_heads = max(1, round(n_heads * width / teacher_width))
-        if n_student_heads > group:
-            n_student_heads = group * max(1, round(n_student_heads / group))
-        return n_student_heads
-    head_size = teacher_width // n_heads
-    student_size = _largest_head_size(teacher, width, head_size, group)
-    if getattr(config, "rotary_dim", None):
-        config.rotary_dim = min(int(config.rotary_dim), student_size - student_size % 2)
-    for rope in _rope_parameters(config):
-        for name in ("short_factor", "long_factor"):
-            factors = rope.get(name)
-            if factors:  # one factor per pair of rotated dimensions, at evenly spaced frequencies
-                n_factors = max(1, len(factors) * student_size // head_size)
-                rope[name] = [factors[i * len(factors) // n_factors] for i in range(n_factors)]
-    return width // student_size
-
-
-def _has_own_head_size(config: PreTrainedConfig) -> bool:
-    """Return whether the head size does not depend on the width."""
-    names = ("head_dim", "v_head_dim", "d_kv")
-    return any(isinstance(vars(config).get(name), int) for name in names)
-
-
-def _largest_head_size(teacher: PreTrainedConfig, width: int, head_size: int, group: int) -> int:
-    """Return the largest head size up to the teacher's that divides the width and that rotary embeddings accept.
-
-    Args:
-        teacher: the teacher's configuration.
-        width: width of the student.
-        head_size: head size of the teacher.
-        group: query heads per key-value head.
-
-    Raises:
-        InputError: no size from half the teacher's head size on fits.
-    """
-    divisors = [n for n in range(1, width + 1) if width % n == 0 and _fits_rotary_embedding(teacher, n)]
-    similar = [n for n in divisors if head_size / 2 <= n <= head_size or n == width < head_size]
-    fitting = [n for n in similar if width // n <= group or width // n % group == 0]
-    if not fitting:
-        raise InputError(
-            f"no head size near the teacher's {head_size} fits a student of width {width};"
-            f" try width {head_size * group * max(1, round(width / head_size / group))}"
-        )
-    return max(fitting)
-
-
-def _rope_parameters(config: PreTrainedConfig) -> list[dict[str, Any]]:
-    """Return the settings of rotary embeddings, of which a configuration can have one set per kind of layer."""
-    rope = getattr(config, "rope_parameters", None) or {}
-    nested = [value for value in rope.values() if isinstance(value, dict)]
-    return nested or [rope]
-
-
-def _fits_rotary_embedding(teacher: PreTrainedConfig, head_size: int) -> bool:
-    """Return whether the rotated part of a head has an even number of dimensions."""
-    if getattr(teacher, "rope_parameters", None) is None:
-        return True
-    shares = [float(rope.get("partial_rotary_factor") or 1.0) for rope in _rope_parameters(teacher)]
-    rotated = [int(head_size * share) for share in shares]
-    return all(n > 0 and n % 2 == 0 for n in rotated)
