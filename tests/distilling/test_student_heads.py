@@ -9,7 +9,11 @@ import transformers
 
 from tests.helpers.models import save_family
 from tl_distill_floor import InputError, build_student, export_student, load_teacher
-from tl_distill_floor.distilling.student_config import student_config
+from tl_distill_floor.distilling.candidates import StudentFamily
+from tl_distill_floor.distilling.family_models import create_model
+from tl_distill_floor.distilling.inherited_weights import inherit_weights
+from tl_distill_floor.distilling.student_config import hugging_face_config, student_config
+from tl_distill_floor.distilling.widths import family_widths
 
 Fields = dict[str, int]
 PUBLISHED: dict[str, tuple[str, Fields]] = {
@@ -66,6 +70,7 @@ def test_students_of_all_widths_can_be_saved_or_are_refused(name: str) -> None:
             continue
         config.validate()
         number = config.num_attention_heads
+        assert 1 <= number <= n_heads
         assert number <= group or number % group == 0
         n_accepted += 1
     assert n_accepted >= teacher.hidden_size // 8 * 0.55
@@ -100,3 +105,34 @@ def test_students_whose_width_is_no_multiple_of_the_scaled_number_of_heads_are_s
     ids = torch.arange(20).view(2, 10)
     with torch.no_grad():
         torch.testing.assert_close(saved(ids).logits, build_student(loaded, 64)(ids).logits)
+
+
+@pytest.mark.parametrize("family", ["GPT2", "GPTNeoX"])
+def test_students_have_at_most_as_many_heads_as_their_teacher(family: str, tokenizer: Any, tmp_path: Path) -> None:
+    """Widths 22, 26 and 30 have divisors up to 8, the head size of the teacher, only for five heads or more."""
+    head = {"head": "LMHeadModel"} if family == "GPT2" else {}
+    loaded = load_teacher(str(save_family(tmp_path / family, tokenizer, family, **head)))
+    widths = family_widths(loaded.model, divisor=1)
+    assert {8, 16, 24, 32} <= set(widths)
+    assert not {22, 26, 30} & set(widths)
+    students = StudentFamily(loaded.model)
+    for width in widths[-6:]:
+        assert students.can_be_built(width)
+        assert build_student(loaded, width).config.num_attention_heads <= 4
+
+
+def test_tiny_prose_has_no_student_with_more_heads_than_its_eight() -> None:
+    """176 = 11 · 16, and its heads have at least 16 dimensions, half of the teacher's 32."""
+    teacher = load_teacher("tiny-prose")
+    with pytest.raises(InputError, match="fits a student of width 176; try width 192"):
+        build_student(teacher, 176)
+    assert 176 not in family_widths(teacher.model)
+    assert build_student(teacher, 192).config.num_attention_heads == 6
+
+
+def test_a_student_with_larger_weights_than_its_teacher_is_refused(bridge: Any) -> None:
+    """It has twice as many neurons."""
+    config = student_config(hugging_face_config(bridge), 16)
+    config.intermediate_size = 2 * hugging_face_config(bridge).intermediate_size
+    with pytest.raises(InputError, match=r"has more rows or columns than the teacher's; .* --start random"):
+        inherit_weights(bridge, create_model(config), "teacher-slice")

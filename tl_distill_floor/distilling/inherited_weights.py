@@ -55,6 +55,11 @@ def inherit_weights(teacher: HookedModel, student: nn.Module, start: Literal["te
             check_rotation(student, axes)
             directions = leading_directions(student, weights, axes, int(config.hidden_size))
     for name, weight in student.state_dict().items():
+        if axes and not _has_positions(weights[name], axes[name]):
+            raise InputError(
+                f"the student's {name} has more rows or columns than the teacher's; try another width, or use --start"
+                " random"
+            )
         narrowed = narrow(weights[name].float(), axes[name], directions) if axes else weights[name]
         if weight.shape != narrowed.shape:
             raise InputError(
@@ -63,6 +68,14 @@ def inherit_weights(teacher: HookedModel, student: nn.Module, start: Literal["te
             )
         weight.copy_(narrowed)
     student.tie_weights()  # type: ignore[operator]
+
+
+def _has_positions(weight: Tensor, axes: WeightAxes) -> bool:
+    """Return whether a teacher's weight has all positions that a student keeps."""
+    return all(
+        not len(positions) or int(positions.max()) < size
+        for positions, size in zip(axes.positions, weight.shape, strict=True)
+    )
 
 
 def _plain_state(teacher: HookedModel) -> dict[str, Tensor]:

@@ -137,7 +137,7 @@ def _largest_head_size(teacher: PreTrainedConfig, width: int, n_heads: int, grou
     Args:
         teacher: the teacher's configuration.
         width: width of the student.
-        n_heads: number of query heads of the teacher.
+        n_heads: number of query heads of the teacher; the student has at most as many.
         group: query heads per key-value head.
 
     Raises:
@@ -146,7 +146,7 @@ def _largest_head_size(teacher: PreTrainedConfig, width: int, n_heads: int, grou
     head_size = int(teacher.hidden_size) // n_heads
     divisors = [n for n in range(1, width + 1) if width % n == 0 and _fits_rotary_embedding(teacher, n)]
     similar = [n for n in divisors if head_size / 2 <= n <= head_size or n == width < head_size]
-    numbers = {n: width // n for n in similar}
+    numbers = {n: width // n for n in similar if width // n <= n_heads}
     fitting = [n for n, number in numbers.items() if number <= group or number % group == 0]
     if not fitting:
         raise InputError(
