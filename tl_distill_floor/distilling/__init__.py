@@ -5,6 +5,8 @@
 - `build`: `build_student`, a narrower model of the teacher's family.
 - `student_config`: Hugging Face configurations of students.
 - `student_heads`: numbers of heads of students.
+- `student_depth`: settings of the layers of students with fewer layers.
+- `family_checks`: whether the layers of a student follow its width and are those of its teacher.
 - `family_models`: plain models of a configuration.
 - `axis_trace`: how the axes of a model's weights are connected.
 - `axis_maps`: which of the teacher's positions a student's weights keep.

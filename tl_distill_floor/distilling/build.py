@@ -5,6 +5,7 @@ from torch import nn
 from transformers import PreTrainedConfig
 
 from tl_distill_floor.annotations import HookedModel, StudentStart, TeacherLike
+from tl_distill_floor.distilling.family_checks import check_family
 from tl_distill_floor.distilling.family_models import (
     create_model,
     create_shell,
@@ -44,7 +45,7 @@ def build_student(
 
     Raises:
         InputError: the teacher has no Hugging Face configuration, or has none of the weights that `start` needs, or the
-            width or depth is out of range or fits no head size.
+            width or depth is out of range or fits no number of heads, or the layers of the family do not follow them.
 
     Example:
         >>> student = build_student("tiny-prose", width=64)
@@ -53,11 +54,13 @@ def build_student(
     """
     check_choice("start", start, StudentStart)
     model = load_teacher(teacher).model
-    config = student_config(hugging_face_config(model), width, depth)
+    teacher_config = hugging_face_config(model)
+    config = student_config(teacher_config, width, depth)
     check_teacher(model, start)
     with torch.random.fork_rng(devices=[]):  # the weights are made on the CPU
         torch.default_generator.manual_seed(seed)
         student = create_model(config)
+    check_family(student, teacher_config)
     if start != "random":
         inherit_weights(model, student, start)
     _check_forward_pass(student, config)
@@ -75,17 +78,41 @@ def count_parameters(teacher: HookedModel, width: int, depth: int | None = None)
     Raises:
         InputError: see `build_student`.
     """
-    model = create_shell(student_config(hugging_face_config(teacher), width, depth))
+    model = create_student_shell(hugging_face_config(teacher), width, depth)
     return int(sum(weight.numel() for weight in model.parameters()))
 
 
-def check_family_runs(config: PreTrainedConfig) -> None:
-    """Check that a family has a model of a configuration that runs, without memory for its weights.
+def create_student_shell(teacher: PreTrainedConfig, width: int, depth: int | None = None) -> nn.Module:
+    """Return a student whose weights have shapes but no values.
+
+    Args:
+        teacher: the teacher's configuration.
+        width: width of the student, dimensions.
+        depth: number of layers; the teacher's if None.
 
     Raises:
-        InputError: the model cannot be built or run.
+        InputError: see `build_student`.
     """
-    _check_forward_pass(create_zero_model(config), config)
+    shell = create_shell(student_config(teacher, width, depth))
+    check_family(shell, teacher)
+    return shell
+
+
+def check_student_runs(teacher: PreTrainedConfig, width: int, depth: int | None = None) -> None:
+    """Check that a student can be built and run, without memory for its weights.
+
+    Args:
+        teacher: the teacher's configuration.
+        width: width of the student, dimensions.
+        depth: number of layers; the teacher's if None.
+
+    Raises:
+        InputError: the student cannot be built or run.
+    """
+    config = student_config(teacher, width, depth)
+    student = create_zero_model(config)
+    check_family(student, teacher)
+    _check_forward_pass(student, config)
 
 
 @torch.no_grad()

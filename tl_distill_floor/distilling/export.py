@@ -5,9 +5,8 @@ from pathlib import Path
 from transformers import PreTrainedConfig
 
 from tl_distill_floor.annotations import StudentStart, TeacherLike
-from tl_distill_floor.distilling.build import build_student
-from tl_distill_floor.distilling.family_models import create_shell
-from tl_distill_floor.distilling.student_config import hugging_face_config, student_config
+from tl_distill_floor.distilling.build import build_student, create_student_shell
+from tl_distill_floor.distilling.student_config import hugging_face_config
 from tl_distill_floor.distilling.teacher_files import teacher_files
 from tl_distill_floor.errors import InputError, check_choice
 from tl_distill_floor.results.plan import Plan
@@ -84,8 +83,10 @@ def export_student(
         width, depth = student.width, student.depth
     else:
         width = student
-    config = student_config(hugging_face_config(loaded.model), width, depth)
-    built = create_shell(config) if start is None else build_student(loaded, width, depth=depth, start=start, seed=seed)
+    if start is None:
+        built = create_student_shell(hugging_face_config(loaded.model), width, depth)
+    else:
+        built = build_student(loaded, width, depth=depth, start=start, seed=seed)
     with atomic_directory(directory) as partial, report_io_errors(directory):
         if start is None:
             own: PreTrainedConfig = built.config  # type: ignore[assignment]

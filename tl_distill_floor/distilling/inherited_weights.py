@@ -1,6 +1,7 @@
 """Initial weights of students that come from the teacher: slices, or projections onto singular directions."""
 
 import re
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -9,6 +10,7 @@ from transformers import PreTrainedConfig
 
 from tl_distill_floor.annotations import HookedModel, StudentStart
 from tl_distill_floor.distilling.axis_maps import WeightAxes, weight_axes
+from tl_distill_floor.distilling.family_checks import layer_list
 from tl_distill_floor.distilling.family_models import create_shell, refuse_failures, sample_ids
 from tl_distill_floor.distilling.layers import evenly_spaced_layers
 from tl_distill_floor.distilling.narrowing import check_rotation, leading_directions, narrow
@@ -19,7 +21,6 @@ BRIDGE_SUFFIX = "._original_component"
 """Part that TransformerBridge adds to the names of the weights that it wraps."""
 TEXT_MODEL = "language_model."
 """Part of the names of weights of a model of text and images, which its text model alone does not have."""
-LAYER_NUMBER = r"(?<=\.)\d+(?=\.)"
 SAME_LOGITS, SAME_LOGITS_HALF = 1e-3, 0.05
 """Largest difference of equal logits, as a share of the largest logit: in fp32, and in dtypes of 16 bits."""
 
@@ -39,13 +40,11 @@ def inherit_weights(teacher: HookedModel, student: nn.Module, start: Literal["te
     teacher_config = hugging_face_config(teacher)
     config: PreTrainedConfig = student.config  # type: ignore[assignment]
     state = _plain_state(teacher)
-    layers = evenly_spaced_layers(int(teacher_config.num_hidden_layers), int(config.num_hidden_layers))
-    sources = {
-        name: re.sub(LAYER_NUMBER, lambda number: str(layers[int(number[0])]), name, count=1)
-        for name in student.state_dict()
-    }
+    sources = _teacher_names(student, teacher_config)
     _check_names(sources.values(), state)
     weights = {name: state[source] for name, source in sources.items()}
+    if config.num_hidden_layers != teacher_config.num_hidden_layers:
+        _check_depth_of_weights(weights, teacher_config, int(config.num_hidden_layers))
     axes: dict[str, WeightAxes] = {}
     directions = None
     # At full width all directions are kept, so that there is nothing to project.
@@ -68,6 +67,26 @@ def inherit_weights(teacher: HookedModel, student: nn.Module, start: Literal["te
             )
         weight.copy_(narrowed)
     student.tie_weights()  # type: ignore[operator]
+
+
+def _teacher_names(student: nn.Module, teacher: PreTrainedConfig) -> dict[str, str]:
+    """Return the names of the teacher's weights that a student's weights come from, by the names of the latter."""
+    depth = int(student.config.num_hidden_layers)  # type: ignore[union-attr,arg-type]
+    layers = evenly_spaced_layers(int(teacher.num_hidden_layers), depth)
+    list_name, _ = layer_list(student, depth)
+    number = re.compile(rf"(?<=^{re.escape(list_name)}\.)\d+")
+    return {name: number.sub(lambda match: str(layers[int(match[0])]), name) for name in student.state_dict()}
+
+
+def _check_depth_of_weights(weights: Mapping[str, Tensor], teacher: PreTrainedConfig, depth: int) -> None:
+    """Raise an InputError if a weight has rows for all of the teacher's layers, such as one embedding for each."""
+    shapes = create_shell(student_config(teacher, int(teacher.hidden_size), depth)).state_dict()
+    for name, weight in weights.items():
+        if weight.shape != shapes[name].shape:
+            raise InputError(
+                f"the teacher's {name} depends on its number of layers, so a student with fewer layers cannot start"
+                " from it; use --start random, or leave out the depth"
+            )
 
 
 def _has_positions(weight: Tensor, axes: WeightAxes) -> bool:

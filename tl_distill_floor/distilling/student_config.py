@@ -7,8 +7,8 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from tl_distill_floor.annotations import HookedModel
 from tl_distill_floor.distilling.family_models import refuse_failures
-from tl_distill_floor.distilling.layers import evenly_spaced_layers
-from tl_distill_floor.distilling.student_heads import set_heads, validate
+from tl_distill_floor.distilling.student_depth import layer_overrides, set_depth
+from tl_distill_floor.distilling.student_heads import scaled_override, set_heads, validate
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.sources.model_names import official_name
 
@@ -16,6 +16,8 @@ MLP_MULTIPLE = 8
 """The number of neurons of an MLP is a multiple of this."""
 SIZE_FIELD = r"(size|dim|width|rank|inner|ffn|ssm|ff|intermediate)$"
 """End of the names of fields that can follow the width."""
+SIZE_SUFFIX = r"_(mlp|per_layer)$"
+"""Ends of the names of sizes of some layers."""
 OTHER_SIZE_FIELD = (
     r"vocab|head|state|window|chunk|patch|image|kernel|conv|group|position|rotary|block|batch|context|cache|type|beam"
     r"|ngram|token|kv_dim|label|pad"
@@ -85,8 +87,9 @@ def student_config(teacher: PreTrainedConfig, width: int, depth: int | None = No
             _set_sizes(config, teacher, width)
             config.hidden_size = width
             set_heads(config, teacher, width)
+            _scale_overrides(config, teacher, width)
         if depth is not None and depth < n_layers:
-            _set_depth(config, teacher, depth)
+            set_depth(config, teacher, depth)
         validate(config)
     return config
 
@@ -98,30 +101,45 @@ def _config_by_name(name: str) -> PreTrainedConfig | None:
         return None
 
 
-def _set_depth(config: PreTrainedConfig, teacher: PreTrainedConfig, depth: int) -> None:
-    """Set the number of layers, and select the settings of the layers that are used."""
-    n_layers = int(teacher.num_hidden_layers)
-    layers = evenly_spaced_layers(n_layers, depth)
-    config.num_hidden_layers = depth
-    for name, value in vars(teacher).items():
-        if not isinstance(value, list):
-            continue
-        if name.endswith(("indices", "_idx")):  # numbers of layers of one kind
-            setattr(config, name, [i for i, layer in enumerate(layers) if layer in value])
-        elif len(value) == n_layers:  # one setting per layer, such as layer_types
-            setattr(config, name, [value[layer] for layer in layers])
-    if hasattr(teacher, "attention_types"):  # GPT-Neo derives attention_layers from it
-        config.attention_types = [[[kind], 1] for kind in config.attention_layers]
-
-
 def _set_sizes(config: PreTrainedConfig, teacher: PreTrainedConfig, width: int) -> None:
-    """Scale the sizes that follow the width: neurons, experts, projections, recurrent states, low ranks."""
-    teacher_width = int(teacher.hidden_size)
-    for name, size in vars(teacher).items():
-        is_size = isinstance(size, int) and not isinstance(size, bool) and size > 1
-        if not is_size or not re.search(SIZE_FIELD, name) or re.search(OTHER_SIZE_FIELD, name):
-            continue
-        scaled = size * width / teacher_width
-        if re.search(NEURON_FIELD, name):
-            scaled = min(size, max(MLP_MULTIPLE, MLP_MULTIPLE * round(scaled / MLP_MULTIPLE)))
-        setattr(config, name, max(1, round(scaled)))
+    """Scale the sizes that follow the width: neurons, experts, projections, recurrent states, low ranks.
+
+    A size can be a list with a number for each layer.
+    """
+    scale = width / int(teacher.hidden_size)
+    for name, value in vars(teacher).items():
+        if isinstance(value, list):
+            sizes = [_scaled_size(name, size, scale) for size in value]
+            if sizes != value:
+                setattr(config, name, sizes)
+        elif (size := _scaled_size(name, value, scale)) is not value:
+            setattr(config, name, size)
+
+
+def _scale_overrides(config: PreTrainedConfig, teacher: PreTrainedConfig, width: int) -> None:
+    """Scale the sizes and the numbers of key-value heads that differ in some layers."""
+    overrides = layer_overrides(teacher)
+    if not overrides:
+        return
+    scale = width / int(teacher.hidden_size)
+    field = teacher.attribute_map.get("num_attention_heads", "num_attention_heads")
+    heads_scale = vars(config)[field] / vars(teacher)[field]
+    config.per_layer_config = {
+        layer: {
+            name: scaled_override(name, _scaled_size(name, value, scale), heads_scale)
+            for name, value in settings.items()
+        }
+        for layer, settings in overrides.items()
+    }
+
+
+def _scaled_size(name: str, size: object, scale: float) -> object:
+    """Return a size at the student's width; any other value of a field as it is."""
+    size_name = re.sub(SIZE_SUFFIX, "", name)
+    follows = re.search(SIZE_FIELD, size_name) and not re.search(OTHER_SIZE_FIELD, size_name)
+    if not follows or not isinstance(size, int) or isinstance(size, bool) or size <= 1:
+        return size
+    scaled = size * scale
+    if re.search(NEURON_FIELD, name):
+        scaled = min(size, max(MLP_MULTIPLE, MLP_MULTIPLE * round(scaled / MLP_MULTIPLE)))
+    return max(1, round(scaled))

@@ -8,9 +8,12 @@ from transformers import PreTrainedConfig
 
 from tl_distill_floor.errors import InputError
 
-HEADS_FIELD = r"(^|_)(n|num)_(?!local|global).*heads?$|^n_head$|(^|_)attention_heads$"
+HEADS_FIELD = r"(^|_)(n|num)_(?!local|global).*heads?(_per_layer)?$|^n_head$|(^|_)attention_heads$"
 """Names of numbers of heads."""
-KEY_VALUE_HEADS_FIELD = r"(key_value|kv)_(.*_)?heads$"
+KEY_VALUE_HEADS_FIELD = r"(key_value|kv)_(.*_)?heads(_per_layer)?$"
+"""Names of numbers of key-value heads."""
+OTHER_ATTENTION_FIELD = r"attention_heads(_per_layer)?$"
+"""Names of numbers of query heads of some layers, such as those of a decoder."""
 
 
 def set_heads(config: PreTrainedConfig, teacher: PreTrainedConfig, width: int) -> None:
@@ -25,24 +28,24 @@ def set_heads(config: PreTrainedConfig, teacher: PreTrainedConfig, width: int) -
         InputError: no number of heads fits the width.
     """
     scale = width / int(teacher.hidden_size)
-    fields = {name: n for name, n in vars(teacher).items() if re.search(HEADS_FIELD, name) and isinstance(n, int)}
+    fields = {name: n for name, n in vars(teacher).items() if re.search(HEADS_FIELD, name) and _is_number(n)}
     query_field = teacher.attribute_map.get("num_attention_heads", "num_attention_heads")
     n_heads = fields.pop(query_field, None)
     n_kv_heads = {name: fields.pop(name) for name in list(fields) if re.search(KEY_VALUE_HEADS_FIELD, name)}
-    # Heads of linear attention and state spaces: the larger number is a multiple of the smaller one.
-    smaller = min(fields.values(), default=1)
-    n_smaller = max(1, round(smaller * scale))
-    for name, number in fields.items():
-        n_scaled = number // smaller * n_smaller if number % smaller == 0 else max(1, round(number * scale))
-        setattr(config, name, n_scaled)
-    if not n_heads:
+    other = {name: fields.pop(name) for name in list(fields) if re.search(OTHER_ATTENTION_FIELD, name)}
+    _set_recurrent_heads(config, {name: n for name, n in fields.items() if isinstance(n, int)}, scale)
+    if not isinstance(n_heads, int) or not n_heads:
         return
-    group = max(1, n_heads // (next(iter(n_kv_heads.values()), None) or n_heads))
+    n_teacher_kv = next((n for n in n_kv_heads.values() if isinstance(n, int)), n_heads) or n_heads
+    group = max(1, n_heads // n_teacher_kv)
 
     def set_query_heads(n_student_heads: int) -> None:
+        n_student_kv = max(1, n_student_heads // group)
         setattr(config, query_field, n_student_heads)
-        for name in n_kv_heads:
-            setattr(config, name, max(1, n_student_heads // group))
+        for name, number in n_kv_heads.items():
+            setattr(config, name, _scaled_number(number, n_student_kv / n_teacher_kv, 1))
+        for name, number in other.items():
+            setattr(config, name, _scaled_number(number, n_student_heads / n_heads, n_student_kv))
 
     if not _has_own_head_size(teacher):
         head_size = _largest_head_size(teacher, width, n_heads, group)
@@ -60,6 +63,40 @@ def set_heads(config: PreTrainedConfig, teacher: PreTrainedConfig, width: int) -
             f"no number of heads near {candidates[0]} divides a student's width of {width}, as its family requires;"
             f" try width {_nearest_divisible_width(teacher, width, n_heads, group)}"
         )
+
+
+def scaled_override(name: str, number: object, scale: float) -> object:
+    """Return a number of key-value heads of one layer at the student's width; any other setting as it is.
+
+    Args:
+        name: name of the setting.
+        number: its value for the teacher's layer.
+        scale: the student's number of query heads, divided by the teacher's.
+    """
+    if isinstance(number, int) and re.search(KEY_VALUE_HEADS_FIELD, name):
+        return _scaled_number(number, scale, 1)
+    return number
+
+
+def _is_number(value: object) -> bool:
+    """Return whether a field has a number of heads, or one for each layer."""
+    return isinstance(value, int) or (isinstance(value, list) and all(isinstance(n, int) for n in value))
+
+
+def _scaled_number(number: int | list[int], scale: float, multiple: int) -> int | list[int]:
+    """Return a number of heads, or one for each layer, after scaling to the nearest multiple of a number."""
+    if isinstance(number, list):
+        return [multiple * max(1, round(n * scale / multiple)) for n in number]
+    return multiple * max(1, round(number * scale / multiple))
+
+
+def _set_recurrent_heads(config: PreTrainedConfig, numbers: dict[str, int], scale: float) -> None:
+    """Set the numbers of heads of linear attention and state spaces: the larger is a multiple of the smaller one."""
+    smaller = min(numbers.values(), default=1)
+    n_smaller = max(1, round(smaller * scale))
+    for name, number in numbers.items():
+        n_scaled = number // smaller * n_smaller if number % smaller == 0 else max(1, round(number * scale))
+        setattr(config, name, n_scaled)
 
 
 def _has_own_head_size(config: PreTrainedConfig) -> bool:

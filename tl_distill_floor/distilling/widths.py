@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from tl_distill_floor.annotations import HookedModel
-from tl_distill_floor.distilling.build import check_family_runs
+from tl_distill_floor.distilling.build import check_student_runs
 from tl_distill_floor.distilling.student_config import hugging_face_config, student_config
 from tl_distill_floor.errors import InputError
 
@@ -54,7 +54,7 @@ def _has_config(model: HookedModel, width: int) -> bool:
 def can_be_built(model: HookedModel, width: int, depth: int | None) -> bool:
     """Return whether a student of a width can be built and run."""
     try:
-        check_family_runs(student_config(hugging_face_config(model), width, depth))
+        check_student_runs(hugging_face_config(model), width, depth)
     except InputError:
         return False
     return True
