@@ -8,7 +8,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from tl_distill_floor.annotations import HookedModel
 from tl_distill_floor.distilling.family_models import refuse_failures
 from tl_distill_floor.distilling.student_depth import layer_overrides, set_depth
-from tl_distill_floor.distilling.student_heads import scaled_override, set_heads, validate
+from tl_distill_floor.distilling.student_heads import set_heads, validate
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.sources.model_names import official_name
 
@@ -87,7 +87,6 @@ def student_config(teacher: PreTrainedConfig, width: int, depth: int | None = No
             _set_sizes(config, teacher, width)
             config.hidden_size = width
             set_heads(config, teacher, width)
-            _scale_overrides(config, teacher, width)
         if depth is not None and depth < n_layers:
             set_depth(config, teacher, depth)
         validate(config)
@@ -104,7 +103,7 @@ def _config_by_name(name: str) -> PreTrainedConfig | None:
 def _set_sizes(config: PreTrainedConfig, teacher: PreTrainedConfig, width: int) -> None:
     """Scale the sizes that follow the width: neurons, experts, projections, recurrent states, low ranks.
 
-    A size can be a list with a number for each layer.
+    A size can be a list with a number for each layer, or differ in some layers.
     """
     scale = width / int(teacher.hidden_size)
     for name, value in vars(teacher).items():
@@ -114,23 +113,11 @@ def _set_sizes(config: PreTrainedConfig, teacher: PreTrainedConfig, width: int) 
                 setattr(config, name, sizes)
         elif (size := _scaled_size(name, value, scale)) is not value:
             setattr(config, name, size)
-
-
-def _scale_overrides(config: PreTrainedConfig, teacher: PreTrainedConfig, width: int) -> None:
-    """Scale the sizes and the numbers of key-value heads that differ in some layers."""
-    overrides = layer_overrides(teacher)
-    if not overrides:
-        return
-    scale = width / int(teacher.hidden_size)
-    field = teacher.attribute_map.get("num_attention_heads", "num_attention_heads")
-    heads_scale = vars(config)[field] / vars(teacher)[field]
-    config.per_layer_config = {
-        layer: {
-            name: scaled_override(name, _scaled_size(name, value, scale), heads_scale)
-            for name, value in settings.items()
+    if overrides := layer_overrides(teacher):
+        config.per_layer_config = {
+            layer: {name: _scaled_size(name, value, scale) for name, value in settings.items()}
+            for layer, settings in overrides.items()
         }
-        for layer, settings in overrides.items()
-    }
 
 
 def _scaled_size(name: str, size: object, scale: float) -> object:

@@ -4,8 +4,10 @@ import math
 import re
 from typing import Any
 
+import numpy as np
 from transformers import PreTrainedConfig
 
+from tl_distill_floor.distilling.student_depth import layer_overrides
 from tl_distill_floor.errors import InputError
 
 HEADS_FIELD = r"(^|_)(n|num)_(?!local|global).*heads?(_per_layer)?$|^n_head$|(^|_)attention_heads$"
@@ -31,21 +33,35 @@ def set_heads(config: PreTrainedConfig, teacher: PreTrainedConfig, width: int) -
     fields = {name: n for name, n in vars(teacher).items() if re.search(HEADS_FIELD, name) and _is_number(n)}
     query_field = teacher.attribute_map.get("num_attention_heads", "num_attention_heads")
     n_heads = fields.pop(query_field, None)
-    n_kv_heads = {name: fields.pop(name) for name in list(fields) if re.search(KEY_VALUE_HEADS_FIELD, name)}
-    other = {name: fields.pop(name) for name in list(fields) if re.search(OTHER_ATTENTION_FIELD, name)}
+    pattern = f"{KEY_VALUE_HEADS_FIELD}|{OTHER_ATTENTION_FIELD}"
+    attention = {name: fields.pop(name) for name in list(fields) if re.search(pattern, name)}
     _set_recurrent_heads(config, {name: n for name, n in fields.items() if isinstance(n, int)}, scale)
     if not isinstance(n_heads, int) or not n_heads:
         return
-    n_teacher_kv = next((n for n in n_kv_heads.values() if isinstance(n, int)), n_heads) or n_heads
+    n_kv_heads = [n for name, n in attention.items() if isinstance(n, int) and re.search(KEY_VALUE_HEADS_FIELD, name)]
+    n_teacher_kv = next(iter(n_kv_heads), None) or n_heads
     group = max(1, n_heads // n_teacher_kv)
+    overrides = layer_overrides(config)
 
     def set_query_heads(n_student_heads: int) -> None:
         n_student_kv = max(1, n_student_heads // group)
+
+        def scaled(name: str, number: Any) -> Any:
+            if re.search(KEY_VALUE_HEADS_FIELD, name):
+                return _scaled_number(number, n_student_kv / n_teacher_kv, 1)
+            if name == query_field or re.search(OTHER_ATTENTION_FIELD, name):
+                shares_kv_heads = not np.any(np.mod(number, n_teacher_kv))
+                return _scaled_number(number, n_student_heads / n_heads, n_student_kv if shares_kv_heads else 1)
+            return number
+
         setattr(config, query_field, n_student_heads)
-        for name, number in n_kv_heads.items():
-            setattr(config, name, _scaled_number(number, n_student_kv / n_teacher_kv, 1))
-        for name, number in other.items():
-            setattr(config, name, _scaled_number(number, n_student_heads / n_heads, n_student_kv))
+        for name, number in attention.items():
+            setattr(config, name, scaled(name, number))
+        if overrides:
+            config.per_layer_config = {
+                layer: {name: scaled(name, value) for name, value in settings.items()}
+                for layer, settings in overrides.items()
+            }
 
     if not _has_own_head_size(teacher):
         head_size = _largest_head_size(teacher, width, n_heads, group)
@@ -63,19 +79,6 @@ def set_heads(config: PreTrainedConfig, teacher: PreTrainedConfig, width: int) -
             f"no number of heads near {candidates[0]} divides a student's width of {width}, as its family requires;"
             f" try width {_nearest_divisible_width(teacher, width, n_heads, group)}"
         )
-
-
-def scaled_override(name: str, number: object, scale: float) -> object:
-    """Return a number of key-value heads of one layer at the student's width; any other setting as it is.
-
-    Args:
-        name: name of the setting.
-        number: its value for the teacher's layer.
-        scale: the student's number of query heads, divided by the teacher's.
-    """
-    if isinstance(number, int) and re.search(KEY_VALUE_HEADS_FIELD, name):
-        return _scaled_number(number, scale, 1)
-    return number
 
 
 def _is_number(value: object) -> bool:
