@@ -43,6 +43,7 @@ def cache_tensors(cache: Any) -> list[torch.Tensor]:
         ("GPTNeoX", {}),
         ("Mistral", {"num_key_value_heads": 2, "sliding_window": 16}),
         ("Mixtral", {"num_key_value_heads": 2, "num_local_experts": 2}),
+        ("ModernBertDecoder", {"local_attention": 16}),  # whose configuration needs an id of the padding
         ("Mamba2", {"num_heads": 4, "head_dim": 16, "n_groups": 1, "state_size": 8, "chunk_size": 16}),
     ],
 )

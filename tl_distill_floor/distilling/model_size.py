@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -81,7 +82,8 @@ def choose_cache_context(model: HookedModel, context: int | None) -> int:
 
 def _cache_bytes(model: nn.Module, context: int) -> int | None:
     """Return the bytes of the cache of one sequence; None if the model cannot be run on the meta device."""
-    model.config.pad_token_id = None  # type: ignore[union-attr]  # some families look for padding in the token ids
+    with suppress(Exception):  # a strict configuration may require one
+        model.config.pad_token_id = None  # type: ignore[union-attr]  # some families look for padding in the token ids
     if hasattr(model, "set_experts_implementation"):
         model.set_experts_implementation("batched_mm")  # type: ignore[operator]  # the others look at values
     try:
