@@ -201,6 +201,13 @@ def test_refuses_a_family_whose_neurons_keep_their_number(monkeypatch: pytest.Mo
         check_student_runs(config, 32)
 
 
+def test_accepts_a_number_of_neurons_that_is_rounded_up_to_a_large_multiple() -> None:
+    """LFM2 rounds two thirds of 96 up to 256, at all widths."""
+    config = teacher_config("Lfm2Config", layer_types=["conv", "full_attention"] * 2)
+    student = create_student_shell(config, 32)
+    assert shapes(student, "feed_forward.w1.weight") == [(256, 32)] * 4
+
+
 def test_selects_the_settings_of_the_layers_that_are_used() -> None:
     """Layers 0, 2 and 5 of six; a list of numbers is renumbered, and a list of flags is not one of numbers."""
     config = transformers.LlamaConfig(num_hidden_layers=6)

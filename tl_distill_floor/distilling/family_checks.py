@@ -105,14 +105,14 @@ def _check_sizes(teacher: PreTrainedConfig) -> None:
 
 
 def _fixed_sizes(teacher: PreTrainedConfig) -> set[int]:
-    """Return the sizes that do not follow the width: numbers of experts, and the size of a head, or of its parts."""
+    """Return the sizes that do not follow the width: of heads and their parts, of experts, and steps of rounding."""
     numbers = {name: value for name, value in vars(teacher).items() if isinstance(value, int) and value > 0}
     n_heads = numbers.get(teacher.attribute_map.get("num_attention_heads", "num_attention_heads"), 1)
     heads = {int(teacher.hidden_size) // n_heads, *(size for name, size in numbers.items() if "head_dim" in name)}
     # One head has joint weights of queries, gates, keys and values; several heads can share one key and value.
     n_joint = 4 if n_heads == 1 else 2
-    experts = {number for name, number in numbers.items() if "expert" in name}
-    return experts | {n * size for n in range(1, n_joint + 1) for size in heads}
+    others = {number for name, number in numbers.items() if "expert" in name or "multiple_of" in name}
+    return others | {n * size for n in range(1, n_joint + 1) for size in heads}
 
 
 def _family(teacher: PreTrainedConfig) -> str:
