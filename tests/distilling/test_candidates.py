@@ -1,17 +1,21 @@
 """Choices among students whose sizes, speeds and losses are given."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.helpers.models import save_family
+from tl_distill_floor.distilling.build import build_student
 from tl_distill_floor.distilling.candidates import Choice, StudentFamily, choose_student
 from tl_distill_floor.distilling.model_size import ModelSize
 from tl_distill_floor.distilling.speeds import SpeedTimer
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.results.plan import Limits
+from tl_distill_floor.sources.teachers import load_teacher
 from tl_distill_floor.theory.regression import PredictedLoss
 
 WIDTHS = tuple(range(8, 257, 8))
@@ -176,3 +180,17 @@ def test_a_cache_of_unknown_size_cannot_be_limited(monkeypatch: pytest.MonkeyPat
 def test_rejects_a_divisor_without_widths() -> None:
     with pytest.raises(InputError, match="a width that is a multiple of 300; set a smaller --divisor"):
         choose_student(GivenFamily(), Limits(max_loss=0.1, divisor=300), [], loss_at)
+
+
+def test_students_whose_experts_cannot_run_are_no_candidates(tokenizer: Any, tmp_path: Path) -> None:
+    """Kernels of several experts need rows of a multiple of 16 bytes: 12 numbers in fp32, and not 14."""
+    directory = save_family(
+        tmp_path / "olmoe", tokenizer, "Olmoe", num_attention_heads=2, num_experts=4, num_experts_per_tok=2
+    )
+    loaded = load_teacher(str(directory))
+    family = StudentFamily(loaded.model)
+    assert [family.can_be_built(width) for width in (12, 14, 32)] == [True, False, True]
+    assert family.timer.measure(12) > 0
+    for build in (lambda: build_student(loaded, 14, start="random"), lambda: family.timer.measure(14)):
+        with pytest.raises(InputError, match=r"Olmoe student of width 14 cannot be (run|timed) \(strides should be"):
+            build()

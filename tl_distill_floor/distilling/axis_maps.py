@@ -73,7 +73,8 @@ def weight_axes(config: PreTrainedConfig, teacher: PreTrainedConfig) -> dict[str
 def _trace_weight_axes(config: PreTrainedConfig, teacher: PreTrainedConfig) -> dict[str, WeightAxes]:
     """Run a model of the student's sizes and one of the teacher's, and return the axes of the student's weights."""
     same_depth = student_config(teacher, int(teacher.hidden_size), int(config.num_hidden_layers))
-    models = [create_zero_model(shape) for shape in (config, same_depth)]
+    # Fused kernels hide how experts are used.
+    models = [create_zero_model(shape, fused_experts=False) for shape in (config, same_depth)]
     traces = []
     ids = sample_ids(teacher)
     for model in models:

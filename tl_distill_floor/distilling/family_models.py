@@ -39,8 +39,12 @@ def create_shell(config: PreTrainedConfig) -> nn.Module:
     return model.eval()
 
 
-def create_zero_model(config: PreTrainedConfig) -> nn.Module:
+def create_zero_model(config: PreTrainedConfig, *, fused_experts: bool = True) -> nn.Module:
     """Return a model that can be run, whose weights are zero and take no memory until they are written.
+
+    Args:
+        config: configuration of the model.
+        fused_experts: whether experts run in the family's own way, as in training, or one after the other.
 
     Raises:
         InputError: the family has no model of this configuration.
@@ -51,8 +55,8 @@ def create_zero_model(config: PreTrainedConfig) -> nn.Module:
         for name, weight in list(module.named_parameters(recurse=False)):
             zero = nn.Parameter(torch.from_numpy(np.zeros(weight.shape, dtype=np.float32)), requires_grad=False)
             setattr(module, name, zeros.setdefault(id(weight), zero))
-    if hasattr(model, "set_experts_implementation"):
-        model.set_experts_implementation("eager")  # type: ignore[operator]  # fused kernels hide how experts are used
+    if not fused_experts and hasattr(model, "set_experts_implementation"):
+        model.set_experts_implementation("eager")  # type: ignore[operator]
     return model
 
 
