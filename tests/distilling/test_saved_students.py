@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
 from transformers import AutoTokenizer, GenerationConfig, GPTNeoXForCausalLM
 
 from tests.helpers.models import LAYERS, save_teacher
@@ -86,3 +88,27 @@ def test_rejects_a_student_that_is_saved_with_another_loss(
     assert not (tmp_path / "students" / "width8").exists()
     resumed = distill(bridge, 8, ids, out=tmp_path, config=QUICK, resume=True)
     assert StudentResult.load(tmp_path / "students" / "width8") == resumed
+
+
+def test_keeps_the_weights_of_a_student_that_cannot_be_saved(
+    bridge: Any, ids: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A strict configuration names the field in the first line of its message, and the reason in the second."""
+
+    def refuse(*_args: Any, **_options: Any) -> None:
+        raise ValueError("Class validation error:\n    the width is no multiple of the number of heads")
+
+    kept = tmp_path / "students" / "width8-weights.safetensors"
+    with monkeypatch.context() as patch:
+        patch.setattr(GPTNeoXForCausalLM, "save_pretrained", refuse)
+        with pytest.raises(InputError, match=r"save width8 \(the width is no multiple.* are in .*width8-weights"):
+            distill(bridge, 8, ids, out=tmp_path, config=QUICK)
+    weights = load_file(kept)
+    with safe_open(kept, "pt") as file:
+        assert json.loads(file.metadata()["config"])["hidden_size"] == 8
+    assert not (tmp_path / "students" / "width8").exists()
+    distill(bridge, 8, ids, out=tmp_path, config=QUICK, resume=True)
+    saved = GPTNeoXForCausalLM.from_pretrained(tmp_path / "students" / "width8").state_dict()
+    assert weights.keys() == saved.keys()
+    assert all(torch.equal(weights[name], weight) for name, weight in saved.items())
+    assert not kept.exists()

@@ -11,7 +11,7 @@ from transformers import PreTrainedConfig
 from tl_distill_floor.annotations import HookedModel, StudentStart
 from tl_distill_floor.distilling.axis_maps import WeightAxes, weight_axes
 from tl_distill_floor.distilling.family_checks import layer_list
-from tl_distill_floor.distilling.family_models import create_shell, refuse_failures, sample_ids
+from tl_distill_floor.distilling.family_models import create_shell, reason_of, refuse_failures, sample_ids
 from tl_distill_floor.distilling.layers import evenly_spaced_layers
 from tl_distill_floor.distilling.narrowing import check_rotation, leading_directions, narrow
 from tl_distill_floor.distilling.student_config import hugging_face_config, student_config
@@ -160,9 +160,8 @@ def _teacher_logits(teacher: HookedModel, ids: Tensor) -> Tensor:
     try:
         logits: Tensor = teacher(ids)  # type: ignore[operator]
     except Exception as error:  # the code of a family can raise anything
-        lines = str(error).strip().splitlines() or [type(error).__name__]
         raise InputError(
-            f"the forward pass of the teacher fails ({lines[0][:160]}), so no student can be distilled from it; use"
+            f"the forward pass of the teacher fails ({reason_of(error)}), so no student can be distilled from it; use"
             " another teacher"
         ) from error
     return logits.float()

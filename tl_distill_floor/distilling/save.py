@@ -3,13 +3,19 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from safetensors.torch import save_model
 from torch import nn
+from transformers import PreTrainedConfig
 
+from tl_distill_floor.distilling.family_models import reason_of
 from tl_distill_floor.distilling.teacher_files import TeacherFiles
+from tl_distill_floor.errors import InputError
 from tl_distill_floor.results.student import StudentResult
-from tl_distill_floor.storage.atomic import atomic_directory
+from tl_distill_floor.storage.atomic import atomic_directory, write_atomically
 from tl_distill_floor.storage.io_errors import report_io_errors
 
+KEPT_WEIGHTS = "-weights.safetensors"
+"""End of the name of the file that has the weights of a student that cannot be saved."""
 MODEL_CARD = """---
 library_name: transformers
 tags: [distillation, tl-distill-floor]
@@ -52,17 +58,36 @@ def save_student(
         The result, with its path.
 
     Raises:
-        InputError: the directory cannot be written.
+        InputError: the directory cannot be written, or the student cannot be saved; then a file next to the directory
+            has its weights.
     """
-    with atomic_directory(directory) as partial, report_io_errors(directory):
-        _forget_quantization(student)
-        student.save_pretrained(partial)  # type: ignore[operator]
-        files.save(partial)
-        (partial / "README.md").write_text(_model_card(result, directory.name), encoding="utf-8")
-        result.save(partial)
-        if check is not None:
-            check(partial)
+    kept = directory.with_name(f"{directory.name}{KEPT_WEIGHTS}")
+    _forget_quantization(student)
+    try:
+        with atomic_directory(directory) as partial, report_io_errors(directory):
+            student.save_pretrained(partial)  # type: ignore[operator]
+            files.save(partial)
+            (partial / "README.md").write_text(_model_card(result, directory.name), encoding="utf-8")
+            result.save(partial)
+            if check is not None:
+                check(partial)
+    except InputError:
+        raise
+    except Exception as error:  # the code of a family can raise anything
+        _keep_weights(student, kept)
+        raise InputError(
+            f"transformers cannot save {directory.name} ({reason_of(error)}); its trained weights are in {kept}, with"
+            " its configuration as metadata, and --resume tries to save it again"
+        ) from error
+    kept.unlink(missing_ok=True)
     return StudentResult.load(directory)
+
+
+def _keep_weights(student: nn.Module, path: Path) -> None:
+    """Write the weights of a student that cannot be saved as a checkpoint, with its configuration as metadata."""
+    config: PreTrainedConfig = student.config  # type: ignore[assignment]
+    metadata = {"config": config.to_json_string(use_diff=False)}
+    write_atomically(path, lambda partial: save_model(student, str(partial), metadata))
 
 
 def _forget_quantization(student: nn.Module) -> None:
