@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, RwkvConfig, RwkvForCausalLM
 
 from tests.helpers.models import save_family
 from tests.helpers.records import stats_of
@@ -108,3 +108,18 @@ def test_bad_input_writes_nothing(neox: Teacher, tmp_path: Path) -> None:
         export_student("tiny-prose", planned, tmp_path / "new")
     assert [path.name for path in tmp_path.iterdir()] == ["full"]
     assert (tmp_path / "full" / "notes.txt").read_text() == "mine"
+
+
+def test_settings_that_transformer_lens_changes_are_the_teachers(tokenizer: Any, tmp_path: Path) -> None:
+    """A Bridge runs RWKV without its state, and sets an id of the padding, which RWKV does not have."""
+    config = RwkvConfig(vocab_size=300, hidden_size=32, num_hidden_layers=2, context_length=64)
+    RwkvForCausalLM(config).save_pretrained(tmp_path / "rwkv")
+    tokenizer.save_pretrained(tmp_path / "rwkv")
+    loaded = load_teacher(str(tmp_path / "rwkv"))
+    for start in (None, "random"):
+        directory = export_student(loaded, 16, tmp_path / f"student-{start}", start=start)
+        own, exported = (json.loads((path / "config.json").read_text()) for path in (tmp_path / "rwkv", directory))
+        assert exported["use_cache"] is own["use_cache"] is True
+        assert "pad_token_id" not in own
+        assert "pad_token_id" not in exported
+        assert AutoConfig.from_pretrained(directory).hidden_size == 16

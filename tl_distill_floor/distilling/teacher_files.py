@@ -1,32 +1,44 @@
-"""What a student takes over from its teacher besides weights: the tokenizer and the generation settings."""
+"""What a student takes over from its teacher besides weights: tokenizer, generation settings, and settings of use."""
 
 import copy
+import json
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from transformers import AutoTokenizer, GenerationConfig
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+from transformers.utils import CONFIG_NAME
 
 from tl_distill_floor.annotations import Tokenizer
 from tl_distill_floor.sources.model_names import official_name
 from tl_distill_floor.sources.teachers import Teacher
 
+CHANGED_SETTINGS = ("pad_token_id", "use_cache")
+"""Settings that TransformerLens changes in a teacher's configuration."""
+
 
 class TeacherFiles(NamedTuple):
-    """Tokenizer and generation settings that are saved with a student."""
+    """Tokenizer and settings that are saved with a student."""
 
     tokenizer: Tokenizer | None
     """The teacher's own tokenizer; None if it has none."""
     generation_config: GenerationConfig | None
     """The teacher's generation settings; None if it has none."""
+    settings: dict[str, Any] | None
+    """Those of `CHANGED_SETTINGS` that the teacher's own configuration has; None if it cannot be read."""
     warnings: tuple[str, ...]
     """What could not be read."""
 
     def save(self, directory: Path) -> None:
-        """Write the tokenizer and the generation settings into a directory.
+        """Write the tokenizer and the generation settings into a directory, and the settings into its configuration.
 
         Args:
-            directory: an existing directory.
+            directory: a directory with the configuration of a student.
         """
+        if self.settings is not None:
+            path = directory / CONFIG_NAME
+            written = json.loads(path.read_text(encoding="utf-8"))
+            kept = {name: value for name, value in written.items() if name not in CHANGED_SETTINGS}
+            path.write_text(json.dumps(kept | self.settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         if self.tokenizer is not None:
             self.tokenizer.save_pretrained(directory)  # type: ignore[attr-defined]
         if self.generation_config is not None:
@@ -54,15 +66,32 @@ def teacher_files(teacher: Teacher) -> TeacherFiles:
             "the tokenizer is saved as TransformerLens changed it, because the teacher's own cannot be read again from"
             f" {getattr(changed, 'name_or_path', '') or 'an unnamed tokenizer'}"
         )
-    return TeacherFiles(own or changed, _generation_config(teacher), tuple(warnings))
+    return TeacherFiles(own or changed, _generation_config(teacher), _own_settings(teacher), tuple(warnings))
+
+
+def _own_settings(teacher: Teacher) -> dict[str, Any] | None:
+    """Return the settings that TransformerLens changes as the teacher's files have them; None if it has no files."""
+    changed = getattr(getattr(teacher.model, "original_model", None), "config", None)
+    name = str(getattr(changed, "name_or_path", "") or "")
+    if not name:
+        return None
+    try:
+        config = AutoConfig.from_pretrained(name, **_revision(teacher)).get_text_config(decoder=True)
+    except (OSError, ValueError):
+        return None
+    return {field: getattr(config, field) for field in CHANGED_SETTINGS if hasattr(config, field)}
+
+
+def _revision(teacher: Teacher) -> dict[str, str]:
+    """Return the option of `from_pretrained` with which the teacher's revision is read."""
+    return {key: str(value) for key, value in teacher.loading.items() if key == "revision"}
 
 
 def _own_tokenizer(teacher: Teacher, changed: Tokenizer) -> Tokenizer | None:
     """Read the teacher's tokenizer from its directory or repository; None if there is none with these tokens."""
-    loading = {key: str(value) for key, value in teacher.loading.items() if key == "revision"}
     for source, options in _sources(teacher, changed):
         try:
-            tokenizer = AutoTokenizer.from_pretrained(source, **options, **loading)
+            tokenizer = AutoTokenizer.from_pretrained(source, **options, **_revision(teacher))
         except Exception:  # noqa: S112 - a tokenizer that cannot be read raises whatever its reader raises
             continue
         # TransformerLens may have added special tokens, but every token has its own id.
