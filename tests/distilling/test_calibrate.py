@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from tests.helpers.records import stats_of
 from tests.helpers.type_checks import without_type_checks
 from tl_distill_floor.distilling.calibrate import calibrate
+from tl_distill_floor.distilling.config import DistillConfig
 from tl_distill_floor.distilling.losses import Objective
 from tl_distill_floor.distilling.plan import plan
 from tl_distill_floor.errors import InputError
@@ -21,6 +22,7 @@ from tl_distill_floor.results.calibration import Calibration
 from tl_distill_floor.results.floor_prediction import FloorPrediction
 from tl_distill_floor.results.student import StudentResult
 from tl_distill_floor.results.student_loss import StudentLoss
+from tl_distill_floor.theory.learning_curve import tokens_by_rate
 from tl_distill_floor.theory.regression import fit_line, leave_one_out_error
 
 
@@ -180,6 +182,20 @@ def test_warns_of_or_rejects_students_without_a_usable_floor(floor: FloorPredict
         calibrate(floor, [*three, student(6, 1.0, teacher="another")])
     with pytest.raises(InputError, match="must be a number above 0"):
         calibrate(floor, {2: 1.0, 4: float("nan"), 8: 0.1})
+
+
+def test_stored_floors_of_other_schedules_are_fitted_again(floor: FloorPrediction) -> None:
+    """Older versions fitted all curves as if the learning rate were constant."""
+    config = DistillConfig(n_tokens=1_000_000, schedule="cosine")
+    tokens = np.linspace(25_000, 1_000_000, 40)
+    rates = np.array([config.lr_at(int(step), 10_000) for step in tokens // 100 - 1])
+    losses = 0.2 + 3000 * tokens_by_rate(tokens, rates) ** -0.8
+    old = student(
+        4, 0.35, tokens=tuple(tokens.astype(int).tolist()), losses=tuple(losses.tolist()),
+        settings=dataclasses.asdict(config),
+    )  # fmt: skip
+    calibration = calibrate(floor, [student(2, 0.5), old, student(8, 0.1)])
+    assert calibration.losses == pytest.approx((0.5, 0.2, 0.1), rel=0.03)
 
 
 def test_a_student_of_the_same_name_as_a_diverged_one_is_used(floor: FloorPrediction) -> None:

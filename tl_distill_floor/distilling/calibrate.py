@@ -10,6 +10,7 @@ from jaxtyping import Float64
 from scipy.optimize import curve_fit
 
 from tl_distill_floor.annotations import Predictor, StudentStatus
+from tl_distill_floor.distilling.learning_rates import fitted_with_rates
 from tl_distill_floor.distilling.losses import Objective
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.results.calibration import Calibration
@@ -66,8 +67,8 @@ def calibrate(
 
     Raises:
         InputError: there are fewer than three widths, a width is below 1 or above the teacher's, or a student has
-            another teacher; or a loss that is given is impossible: below what its width allows, or above that of equal
-            probabilities.
+            another teacher or a schedule that is not known; or a loss that is given is below what its width allows, or
+            above that of equal probabilities.
 
     Example:
         >>> calibration = calibrate(floor, {64: 0.41, 128: 0.22, 256: 0.13})  # doctest: +SKIP
@@ -170,7 +171,7 @@ def _usable(floor: FloorPrediction, students: Sequence[StudentResult]) -> tuple[
     depth = _depth_of(students)
     reasons: dict[str, list[str]] = {}
     used = []
-    for student in sorted(students, key=lambda student: student.width):
+    for student in sorted(map(fitted_with_rates, students), key=lambda student: student.width):
         reason = _reason_to_leave_out(floor, student, depth)
         if reason is None:
             used.append(student)

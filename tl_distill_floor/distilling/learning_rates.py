@@ -1,5 +1,6 @@
 """Compute the learning rates of a student from its schedule, and fit its learning curve with them."""
 
+import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
@@ -43,6 +44,22 @@ def learning_rates(config: DistillConfig, tokens: Sequence[int]) -> tuple[float,
     return None if is_constant_until_decay(np.array(tokens), np.array(rates)) else rates
 
 
+def fitted_with_rates(student: StudentResult) -> StudentResult:
+    """Return a student whose L∞ is fitted with its learning rates, which older versions did not use.
+
+    Args:
+        student: the result of a training.
+
+    Raises:
+        InputError: see `rates_of_student`.
+    """
+    rates = rates_of_student(student) if student.tokens else None
+    if rates is None:
+        return student
+    fit = fit_learning_curve(np.array(student.tokens), np.array(student.losses), np.array(rates))
+    return dataclasses.replace(student, floor=fit.floor, interval=fit.interval, status=fit.status)
+
+
 def rates_of_student(student: StudentResult) -> tuple[float, ...] | None:
     """Return the learning rate at each point of a student's learning curve, from its settings; see `learning_rates`.
 
@@ -51,8 +68,10 @@ def rates_of_student(student: StudentResult) -> tuple[float, ...] | None:
     """
     if "schedule" not in student.settings:
         return None
+    # Older files call the number of tokens "tokens".
+    settings = {"n_tokens": student.settings.get("tokens"), **student.settings}
     try:
-        config = DistillConfig(**{name: student.settings[name] for name in SETTINGS})
+        config = DistillConfig(**{name: settings[name] for name in SETTINGS})
     except (InputError, TypeError, KeyError) as error:
         raise InputError(
             f"the learning rates of student {student.name} are not known from its settings ({error}); diagnose its"
