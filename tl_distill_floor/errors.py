@@ -1,5 +1,6 @@
 """The exception for unusable input, and checks of options: one of a fixed set of values, and integers."""
 
+from collections.abc import Mapping
 from numbers import Integral, Real
 from typing import Any, get_args
 
@@ -52,7 +53,7 @@ def as_integer(name: str, value: object, least: int | None = None) -> int:
     return number
 
 
-def set_integers(record: object, **least: int | None) -> None:
+def set_integers(record: object, least: Mapping[str, int | None]) -> None:
     """Replace numbers of a frozen dataclass by ints, when it is made.
 
     Args:
@@ -68,7 +69,7 @@ def set_integers(record: object, **least: int | None) -> None:
         ... class Options:
         ...     n_tokens: int
         ...     def __post_init__(self):
-        ...         set_integers(self, n_tokens=1)
+        ...         set_integers(self, {"n_tokens": 1})
         >>> Options(1e3)
         Options(n_tokens=1000)
     """

@@ -95,7 +95,7 @@ class DistillConfig:
         check_choice("optimizer", self.optimizer, OptimizerName)
         check_choice("schedule", self.schedule, ScheduleName)
         check_choice("dtype", self.dtype, Dtype)
-        set_integers(self, n_tokens=1, batch_size=1, accumulate=1, n_evaluations=1, n_heldout_tokens=1)
+        set_integers(self, {"n_tokens": 1, "batch_size": 1, "accumulate": 1, "n_evaluations": 1, "n_heldout_tokens": 1})
         if not self.lr > 0 or not self.clip > 0:
             raise InputError(f"the learning rate and clip must be above 0, got {self.lr} and {self.clip}")
         if not 0 <= self.decay <= 1 or not 0 <= self.warmup < 1:

@@ -32,7 +32,7 @@ class MeasureConfig:
 
     def __post_init__(self) -> None:
         check_choice("cost", self.cost, CostMethod)
-        set_integers(self, n_tokens=1, n_samples=1, n_codes=0)
+        set_integers(self, {"n_tokens": 1, "n_samples": 1, "n_codes": 0})
 
     @property
     def share_of_codes(self) -> float:

@@ -36,7 +36,9 @@ class ProbeConfig:
 
     def __post_init__(self) -> None:
         check_choice("pool", self.pool, Pooling)
-        set_integers(self, per_class=2, n_splits=1, batch_size=1, n_feature_tokens=0, bottleneck_steps=None)
+        set_integers(
+            self, {"per_class": 2, "n_splits": 1, "batch_size": 1, "n_feature_tokens": 0, "bottleneck_steps": None}
+        )
         if self.bottleneck_steps < 0 or self.bottleneck_steps == 1:
             raise InputError(f"the steps must be 0 or at least 2, got {self.bottleneck_steps}; set --steps")
 
@@ -78,7 +80,9 @@ class SparseProbeConfig:
     def __post_init__(self) -> None:
         check_choice("pool", self.pool, Pooling)
         check_choice("selection", self.selection, FeatureSelection)
-        set_integers(self, k=1, n_controls=1, per_class=2, n_splits=1, batch_size=1, bottleneck_steps=None)
+        set_integers(
+            self, {"k": 1, "n_controls": 1, "per_class": 2, "n_splits": 1, "batch_size": 1, "bottleneck_steps": None}
+        )
         if self.bottleneck_steps < 0 or self.bottleneck_steps == 1:
             raise InputError(f"the steps must be 0 or at least 2, got {self.bottleneck_steps}; set --steps")
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from tl_distill_floor.annotations import Dtype, HookedModel, TeacherLike, Tokenizer
 from tl_distill_floor.errors import InputError, check_choice
-from tl_distill_floor.sources.bridges import boot_bridge
+from tl_distill_floor.sources.bridges import text_bridge
 from tl_distill_floor.sources.devices import AUTO_DEVICE, TORCH_DTYPES, check_device, main_device
 from tl_distill_floor.sources.hub import MAX_REASON_CHARACTERS
 from tl_distill_floor.sources.model_names import (
@@ -256,13 +256,10 @@ def _load_bridge(
     placement = {"device_map": device} if device == AUTO_DEVICE else {"device": device}
     loader = PlainModelLoader()
     # TransformerLens takes any object with `from_pretrained` for the class of the model.
-    model = boot_bridge(
-        source,
-        dtype=getattr(torch, dtype),
-        model_class=loader,
-        **placement,
-        **boot_options,
-    )
+    with text_bridge() as bridge:
+        model = bridge.boot_transformers(
+            source, dtype=getattr(torch, dtype), model_class=loader, **placement, **boot_options
+        )
     checkpoint = {key: value for key, value in boot_options.items() if key in CHECKPOINT_OPTIONS}
     assert loader.plain is not None
     load = partial(
@@ -279,13 +276,10 @@ def _load_bridge_shell(
     import torch
 
     loader = ShellLoader()
-    model = boot_bridge(
-        source,
-        dtype=getattr(torch, dtype),
-        device=device,
-        model_class=loader,
-        **boot_options,
-    )
+    with text_bridge() as bridge:
+        model = bridge.boot_transformers(
+            source, dtype=getattr(torch, dtype), device=device, model_class=loader, **boot_options
+        )
     return Teacher(model, name, has_public_name, {"class": "TransformerBridge", "dtype": dtype})
 
 
@@ -343,7 +337,10 @@ def _load_gguf(path: Path, name: str, device: str, dtype: str) -> Teacher:
             folder, gguf_file=file, dtype=getattr(torch, dtype), output_loading_info=True
         )
     loader.inspect(plain, report, tokenizer)
-    model = boot_bridge(name, dtype=getattr(torch, dtype), device=device, hf_model=plain, tokenizer=tokenizer)
+    with text_bridge() as bridge:
+        model = bridge.boot_transformers(
+            name, dtype=getattr(torch, dtype), device=device, hf_model=plain, tokenizer=tokenizer
+        )
     assert loader.plain is not None
     not_compared = check_against_plain(model, loader.plain, partial(_load_gguf, path, name, device, FP32))
     loading = {"class": "TransformerBridge", "dtype": dtype}
@@ -360,7 +357,8 @@ def _load_gguf_shell(path: Path, name: str, device: str, dtype: str) -> Teacher:
         config = AutoConfig.from_pretrained(folder, gguf_file=file)
     torch_dtype = getattr(torch, dtype)
     shell = ShellLoader().from_config(AutoModelForCausalLM, config, dtype=torch_dtype)
-    model = boot_bridge(name, dtype=torch_dtype, device=device, hf_model=shell, tokenizer=tokenizer)
+    with text_bridge() as bridge:
+        model = bridge.boot_transformers(name, dtype=torch_dtype, device=device, hf_model=shell, tokenizer=tokenizer)
     return Teacher(model, name, name == SMOLLM2, {"class": "TransformerBridge", "dtype": dtype})
 
 
