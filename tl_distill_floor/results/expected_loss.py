@@ -182,7 +182,7 @@ def expected_loss_at(
         bound: least loss at the width, nats per token.
 
     Example:
-        >>> expected_loss_at(expected_loss_fit("encoded"), lambda width: 1 / width, 8, 0.8, {}, bound=0.5).low
+        >>> expected_loss_at(expected_loss_fit("encoded"), lambda width: 1 / width, 8.0, 0.8, {}, bound=0.5).low
         0.5
     """
     seen = [(x_at(float(seen_width)), loss) for seen_width, loss in losses.items()]

@@ -53,7 +53,7 @@ def as_student_losses(losses: Mapping[int, StudentLoss | float]) -> dict[int, St
         InputError: a width is not an integer above 0, or see `as_student_loss`.
 
     Example:
-        >>> as_student_losses({"64": 0.2, 16: StudentLoss(0.9, 0.03)})
+        >>> as_student_losses({64: 0.2, 16: StudentLoss(0.9, 0.03)})
         {16: StudentLoss(loss=0.9, log_error=0.03), 64: StudentLoss(loss=0.2, log_error=None)}
     """
     if not isinstance(losses, Mapping):
