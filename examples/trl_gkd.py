@@ -1,6 +1,6 @@
 """Distil a student with TRL's GKDTrainer, partly on text that the student writes itself (pip install trl).
 
-The student is what `tl-floor plan --export student --init svd` writes: a Hugging Face model with initial weights.
+The student is what `tl-floor plan --export student --start svd` writes: a Hugging Face model with initial weights.
 """
 
 import tempfile

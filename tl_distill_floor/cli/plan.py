@@ -121,11 +121,11 @@ def plan(
             rich_help_panel=EXPORT,
         ),
     ] = None,
-    init: Annotated[
+    start: Annotated[
         StudentStart | None,
         typer.Option(
-            "--init",
             "--start",
+            "--init",
             help="Write initial weights too: random; teacher-slice, the first rows and columns of the teacher's"
             " weights; or svd, the teacher's weights projected onto the leading singular directions of its"
             " embeddings.",
@@ -141,8 +141,8 @@ def plan(
     from tl_distill_floor.cli.run_directory import load_prediction
     from tl_distill_floor.display.plan_views import pilots_table, plan_table, trained_pilots_table
 
-    if init is not None and export is None:
-        raise InputError("--init writes the weights of an exported student; name its directory with --export")
+    if start is not None and export is None:
+        raise InputError("--start writes the weights of an exported student; name its directory with --export")
     if train and not pilots:
         raise InputError("--train trains the pilots; add --pilots")
     if not train and (tokens is not None or text is not None):
@@ -182,7 +182,7 @@ def plan(
         chosen = plan_with_progress(floor, choose, quiet=as_json) if trained is None else trained.plan
         suggested = choose_pilots(floor, teacher, width=chosen.width) if pilots and trained is None else None
         if export is not None:
-            export_student(teacher, chosen, export, start=init)
+            export_student(teacher, chosen, export, start=start)
     named = suggested if trained is None else trained.pilots
     if as_json:
         with_pilots = {} if named is None else {"pilots": dataclasses.asdict(named), "trained": trained is not None}
@@ -195,4 +195,4 @@ def plan(
     if suggested is not None:
         print_result(pilots_table(suggested, chosen, run))
     if export is not None:
-        print_result(f"Saved in {export}: the configuration" + (f" and {init} weights" if init else ""))
+        print_result(f"Saved in {export}: the configuration" + (f" and {start} weights" if start else ""))
