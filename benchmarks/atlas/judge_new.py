@@ -2,7 +2,7 @@
 
     python benchmarks/atlas/judge_new.py
 
-Reads the rows in `new/`, which `make_row.py --result` wrote, and predicts their students from the teachers of the atlas.
+Reads the rows in `new/`, which `make_row.py --result` wrote, and predicts their students from those of the atlas.
 Losses are in nats per token.
 """
 
