@@ -97,6 +97,17 @@ def test_bad_input_is_refused_in_one_sentence(
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
+def test_pilots_whose_losses_rise_with_the_width_predict_nothing(planned_run: Path, prose_file: Path) -> None:
+    """After so few tokens the students of this teacher lose more, the wider they are."""
+    result = run("plan", planned_run, "--max-width", 16, "--pilots", "--train", "--tokens", 2048, "--text", prose_file)
+    shown = " ".join(result.stdout.split())
+    assert "so nothing is predicted from them; train the wider students longer" in shown
+    assert "which narrow the interval" not in shown
+    floor = FloorPrediction.load(planned_run)
+    assert floor.student_losses == {}
+    assert floor.expected_at(16) == dataclasses.replace(floor, calibration=None).expected_at(16)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("has_features", [True, False])
 def test_trains_pilots_once_and_narrows_the_interval(
@@ -106,7 +117,7 @@ def test_trains_pilots_once_and_narrows_the_interval(
     if not has_features:
         directory = tmp_path / "head"
         head.save(directory)
-    options = ("--max-width", 16, "--pilots", "--train", "--tokens", 2048, "--text", prose_file)
+    options = ("--max-width", 16, "--pilots", "--train", "--tokens", 20_000, "--text", prose_file)
     result = run("plan", directory, *options)
     assert result.exit_code == 0, result.output
     shown = " ".join(result.stdout.split())

@@ -222,7 +222,7 @@ def _known(floor: FloorPrediction, width: int) -> tuple[str, ...]:
     """Return statements about what was measured."""
     calibration = floor.calibration
     widths = "" if calibration is None else ", ".join(str(width) for width in calibration.widths)
-    own = (f"students of this teacher, of widths {widths}, which narrow the interval",) if calibration else ()
+    own = (f"students of this teacher, of widths {widths}, which narrow the interval",) if floor.student_losses else ()
     if floor.stats is None:
         head = floor.head_floor
         text = f"the teacher's logits on {head.n_heldout_tokens:,} held-out tokens of {head.text_name}"
