@@ -102,6 +102,13 @@ def test_a_list_of_files_is_read_file_after_file(tmp_path: Path, tokenizer: Any)
         load_text([*files, "a text"], tokenizer)
 
 
+def test_texts_that_begin_like_paths_are_texts(tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "whales").mkdir()
+    monkeypatch.chdir(tmp_path)
+    texts = ["/r/whales is about whales", "whales", "~ 3 ships, see log.txt", PROSE]
+    assert torch.equal(sequences(texts, tokenizer), sequences(Dataset.from_dict({"text": texts}), tokenizer))
+
+
 @pytest.mark.parametrize(
     "content", ["text\nA whale, white\nA ship\n", "id,text\n1,A whale, white\n2,A ship\n"], ids=["one", "two"]
 )

@@ -166,13 +166,30 @@ def _open_in_memory(text: object) -> DocumentSource:
 
 
 def _paths_of(items: Sequence[object]) -> list[str | Path]:
-    """Return the paths that a list holds; empty if its first item is no path."""
-    if not items or not isinstance(items[0], str | Path) or path_of(items[0]) is None:
+    """Return the names of files that a list holds; empty if its first item is none.
+
+    Raises:
+        InputError: only some of the items are names of files.
+    """
+    if not items or not _names_file(items[0]):
         return []
-    paths = [item for item in items if isinstance(item, str | Path) and path_of(item) is not None]
+    paths = [item for item in items if isinstance(item, str | Path) and _names_file(item)]
     if len(paths) < len(items):
         raise InputError("the list holds names of files and other items; give files alone, or texts alone")
     return paths
+
+
+def _names_file(item: object) -> bool:
+    """Return whether an item of a list is a path, the name of an existing file, or one word with a file's ending."""
+    if isinstance(item, Path):
+        return True
+    if not isinstance(item, str) or len(item) > LONGEST_PATH:
+        return False
+    try:
+        is_file = Path(item).is_file()
+    except (OSError, ValueError):  # too long for a path, or with a NUL byte
+        is_file = False
+    return is_file or (item.lower().endswith(PATH_SUFFIXES) and not re.search(r"\s", item))
 
 
 def _open_files(paths: Sequence[str | Path]) -> DocumentSource:
