@@ -10,9 +10,9 @@ from torch import nn
 
 from tl_distill_floor.distilling import family_checks
 from tl_distill_floor.distilling.build import build_student, check_student_runs, create_student_shell
-from tl_distill_floor.distilling.family_checks import layer_list
 from tl_distill_floor.distilling.family_models import create_model, create_shell
 from tl_distill_floor.distilling.frozen_teacher import _PlainTeacher
+from tl_distill_floor.distilling.layers import layer_list
 from tl_distill_floor.distilling.student_config import student_config
 from tl_distill_floor.distilling.student_depth import set_depth
 from tl_distill_floor.errors import InputError
@@ -92,7 +92,7 @@ def test_heads_in_a_list_follow_the_width() -> None:
 def test_heads_of_decoders_keep_their_size() -> None:
     """Heads of size 16: two of them at width 32."""
     student = create_student_shell(transformers.BartConfig(**DECODER), 32)
-    _, layers = layer_list(student, 4)
+    _, layers = layer_list(student)
     assert [layer.self_attn.head_dim for layer in layers] == [16] * 4
 
 
@@ -124,7 +124,7 @@ def test_settings_of_single_layers_follow_width_and_depth() -> None:
 def test_students_with_fewer_layers_have_layers_of_the_teacher(config: Any, depth: int, experts: list[bool]) -> None:
     """Two of four layers are the first and the last; three are the first, the third and the last."""
     student = create_student_shell(config, 32, depth)
-    _, layers = layer_list(student, depth)
+    _, layers = layer_list(student)
     assert [any("experts" in name for name, _ in layer.named_modules()) for layer in layers] == experts
 
 
@@ -172,7 +172,7 @@ def test_refuses_a_depth_that_the_family_does_not_follow(config: Any, message: s
 
 def test_layers_are_found_next_to_other_lists_of_the_same_length() -> None:
     """Gemma3n has three projections in a list, and here as many layers."""
-    name, layers = layer_list(create_shell(gemma3n_config(3)), 3)
+    name, layers = layer_list(create_shell(gemma3n_config(3)))
     assert (name, type(layers[0]).__name__) == ("model.layers", "Gemma3nTextDecoderLayer")
 
 

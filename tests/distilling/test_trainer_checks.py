@@ -54,7 +54,8 @@ def test_accepts_tokenizers_with_other_special_tokens_or_fewer_tokens(tmp_path: 
     for number, words in enumerate((WORDS[:-1], [*WORDS[:-1], "<pad>"])):
         special = {"pad_token": "<pad>"} if "<pad>" in words else {}
         student = save(tmp_path / f"student{number}", 1, word_tokenizer(words, **special))
-        DistillationTrainer(student, arguments(tmp_path), teacher=teacher)
+        trainer = DistillationTrainer(student, arguments(tmp_path), teacher=teacher)
+        assert trainer.model is student
 
 
 def test_rejects_students_that_share_modules_with_the_teacher(tmp_path: Path) -> None:

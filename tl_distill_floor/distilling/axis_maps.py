@@ -16,8 +16,8 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 
 from tl_distill_floor.distilling.axis_trace import AxisTrace, trace_axes
-from tl_distill_floor.distilling.family_checks import layer_list
 from tl_distill_floor.distilling.family_models import create_zero_model, refuse_failures, sample_ids
+from tl_distill_floor.distilling.layers import layers_of
 from tl_distill_floor.distilling.student_config import student_config
 from tl_distill_floor.errors import InputError
 
@@ -79,8 +79,7 @@ def _trace_weight_axes(config: PreTrainedConfig, teacher: PreTrainedConfig) -> d
     ids = sample_ids(teacher)
     for model in models:
         with refuse_failures(config, "cannot be run"):
-            _, layers = layer_list(model, int(config.num_hidden_layers))
-            traces.append(trace_axes(model, layers[0], ids))
+            traces.append(trace_axes(model, layers_of(model)[0], ids))
     (student_trace, residual), (teacher_trace, _) = traces
     maps = AxisMaps(student_trace, teacher_trace, residual)
     weights, teacher_weights = (model.state_dict(keep_vars=True) for model in models)

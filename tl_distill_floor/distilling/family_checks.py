@@ -11,7 +11,7 @@ from torch import nn
 from transformers import PreTrainedConfig
 
 from tl_distill_floor.distilling.family_models import create_shell
-from tl_distill_floor.distilling.layers import evenly_spaced_layers
+from tl_distill_floor.distilling.layers import evenly_spaced_layers, layer_list
 from tl_distill_floor.distilling.student_config import student_config
 from tl_distill_floor.errors import InputError
 
@@ -20,28 +20,6 @@ POSITION_FIELD = r"layer_?(idx|id|index|number)$|^store_|^kv_sharing_mode$|^trai
 
 _FOLLOWING: set[tuple[object, ...]] = set()
 """Configurations of teachers whose sizes were checked."""
-
-
-def layer_list(model: nn.Module, n_layers: int) -> tuple[str, nn.ModuleList]:
-    """Return the list of layers of a `transformers` model, and its name.
-
-    Of several lists of this length, it is the one with the most weights.
-
-    Args:
-        model: the model.
-        n_layers: number of layers by its configuration.
-
-    Raises:
-        InputError: no list of modules has this length.
-    """
-    lists = [
-        (name, module)
-        for name, module in model.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) == n_layers
-    ]
-    if not lists:
-        raise InputError(f"{type(model).__name__} has no list of {n_layers} layers, so it cannot be distilled")
-    return max(lists, key=lambda named: sum(weight.numel() for weight in named[1].parameters()))
 
 
 def check_family(student: nn.Module, teacher: PreTrainedConfig) -> None:
@@ -68,7 +46,7 @@ def _check_layers(student: nn.Module, teacher: PreTrainedConfig) -> None:
     config: PreTrainedConfig = student.config  # type: ignore[assignment]
     depth, n_layers = int(config.num_hidden_layers), int(teacher.num_hidden_layers)
     shell = create_shell(student_config(teacher, int(teacher.hidden_size)))
-    name, teacher_layers = layer_list(shell, n_layers)
+    name, teacher_layers = layer_list(shell)
     layers = dict(student.named_modules()).get(name)
     if not isinstance(layers, nn.ModuleList) or len(layers) != depth:
         raise InputError(
@@ -92,7 +70,7 @@ def _check_sizes(teacher: PreTrainedConfig) -> None:
     except InputError:  # this width has no student
         return
     weights = dict(create_shell(student_config(teacher, full)).named_parameters())
-    list_name, layers = layer_list(narrow, int(teacher.num_hidden_layers))
+    list_name, layers = layer_list(narrow)
     fixed = _fixed_sizes(teacher)
     for name, weight in layers.named_parameters():
         sizes = list(zip(weights[f"{list_name}.{name}"].shape, weight.shape, strict=True))

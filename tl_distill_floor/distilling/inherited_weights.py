@@ -10,9 +10,8 @@ from transformers import PreTrainedConfig
 
 from tl_distill_floor.annotations import HookedModel, StudentStart
 from tl_distill_floor.distilling.axis_maps import WeightAxes, weight_axes
-from tl_distill_floor.distilling.family_checks import layer_list
 from tl_distill_floor.distilling.family_models import create_shell, reason_of, refuse_failures, sample_ids
-from tl_distill_floor.distilling.layers import evenly_spaced_layers
+from tl_distill_floor.distilling.layers import evenly_spaced_layers, layer_list
 from tl_distill_floor.distilling.narrowing import check_rotation, leading_directions, narrow
 from tl_distill_floor.distilling.student_config import hugging_face_config, student_config
 from tl_distill_floor.errors import InputError
@@ -73,7 +72,7 @@ def _teacher_names(student: nn.Module, teacher: PreTrainedConfig) -> dict[str, s
     """Return the names of the teacher's weights that a student's weights come from, by the names of the latter."""
     depth = int(student.config.num_hidden_layers)  # type: ignore[union-attr,arg-type]
     layers = evenly_spaced_layers(int(teacher.num_hidden_layers), depth)
-    list_name, _ = layer_list(student, depth)
+    list_name, _ = layer_list(student)
     number = re.compile(rf"(?<=^{re.escape(list_name)}\.)\d+")
     return {name: number.sub(lambda match: str(layers[int(match[0])]), name) for name in student.state_dict()}
 

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import chain
 
 from torch import Tensor, nn
 
@@ -66,18 +65,34 @@ def evenly_spaced_layers(n_layers: int, depth: int) -> list[int]:
     return [round(i * (n_layers - 1) / max(depth - 1, 1)) for i in range(depth)]
 
 
-def layers_of(model: nn.Module) -> nn.ModuleList:
-    """Return the list of layers of a `transformers` model; of a model of text and images, those of its text.
+def layer_list(model: nn.Module) -> tuple[str, nn.ModuleList]:
+    """Return the list of layers of a `transformers` model, and its name; of a model of text and images, of its text.
+
+    Of several lists of this length, it is one of the decoder, if it has one, and the one with the most weights.
 
     Raises:
         InputError: no list of modules has the length that the configuration gives.
     """
     n_layers = int(model.config.get_text_config(decoder=True).num_hidden_layers)  # type: ignore[union-attr,operator]
     decoder: nn.Module = model.get_decoder() if hasattr(model, "get_decoder") else model  # type: ignore[operator]
-    for module in chain(decoder.modules(), model.modules()):  # some families call their unembedding the decoder
-        if isinstance(module, nn.ModuleList) and len(module) == n_layers:
-            return module
-    raise InputError(f"{type(model).__name__} has no list of {n_layers} layers, so it cannot be distilled")
+    of_decoder = {id(module) for module in decoder.modules()}
+    lists = [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) == n_layers
+    ]
+    if not lists:
+        raise InputError(f"{type(model).__name__} has no list of {n_layers} layers, so it cannot be distilled")
+
+    def rank(named: tuple[str, nn.ModuleList]) -> tuple[bool, int]:
+        return id(named[1]) in of_decoder, sum(weight.numel() for weight in named[1].parameters())
+
+    return max(lists, key=rank)
+
+
+def layers_of(model: nn.Module) -> nn.ModuleList:
+    """Return the list of layers of a `transformers` model; see `layer_list`."""
+    return layer_list(model)[1]
 
 
 @contextmanager

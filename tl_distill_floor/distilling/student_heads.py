@@ -2,7 +2,7 @@
 
 import math
 import re
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from transformers import PreTrainedConfig
@@ -40,45 +40,64 @@ def set_heads(config: PreTrainedConfig, teacher: PreTrainedConfig, width: int) -
         return
     n_kv_heads = [n for name, n in attention.items() if isinstance(n, int) and re.search(KEY_VALUE_HEADS_FIELD, name)]
     n_teacher_kv = next(iter(n_kv_heads), None) or n_heads
-    group = max(1, n_heads // n_teacher_kv)
-    overrides = layer_overrides(config)
-
-    def set_query_heads(n_student_heads: int) -> None:
-        n_student_kv = max(1, n_student_heads // group)
-
-        def scaled(name: str, number: Any) -> Any:
-            if re.search(KEY_VALUE_HEADS_FIELD, name):
-                return _scaled_number(number, n_student_kv / n_teacher_kv, 1)
-            if name == query_field or re.search(OTHER_ATTENTION_FIELD, name):
-                shares_kv_heads = not np.any(np.mod(number, n_teacher_kv))
-                return _scaled_number(number, n_student_heads / n_heads, n_student_kv if shares_kv_heads else 1)
-            return number
-
-        setattr(config, query_field, n_student_heads)
-        for name, number in attention.items():
-            setattr(config, name, scaled(name, number))
-        if overrides:
-            config.per_layer_config = {
-                layer: {name: scaled(name, value) for name, value in settings.items()}
-                for layer, settings in overrides.items()
-            }
-
+    heads = _AttentionHeads(query_field, n_heads, n_teacher_kv, attention, layer_overrides(config))
     if not _has_own_head_size(teacher):
-        head_size = _largest_head_size(teacher, width, n_heads, group)
+        head_size = _largest_head_size(teacher, width, n_heads, heads.group)
         _set_head_size(config, int(teacher.hidden_size) // n_heads, head_size)
-        set_query_heads(width // head_size)
+        heads.set(config, width // head_size)
         return
-    candidates = _numbers_of_heads(n_heads * scale, n_heads, group)
+    candidates = _numbers_of_heads(n_heads * scale, n_heads, heads.group)
     for n_student_heads in candidates:
-        set_query_heads(n_student_heads)
+        heads.set(config, n_student_heads)
         if _is_valid(config):
             return
-    set_query_heads(candidates[0])
+    heads.set(config, candidates[0])
     if all(width % n for n in candidates):
         raise InputError(
             f"no number of heads near {candidates[0]} divides a student's width of {width}, as its family requires;"
-            f" try width {_nearest_divisible_width(teacher, width, n_heads, group)}"
+            f" try width {_nearest_divisible_width(teacher, width, n_heads, heads.group)}"
         )
+
+
+class _AttentionHeads(NamedTuple):
+    """The teacher's numbers of attention heads."""
+
+    query_field: str
+    """Name of the number of query heads."""
+    n_heads: int
+    """Number of query heads."""
+    n_kv_heads: int
+    """Number of key-value heads."""
+    others: dict[str, int | list[int]]
+    """Numbers of key-value heads, and of heads of some layers, by their names."""
+    overrides: dict[object, dict[str, Any]]
+    """Settings that differ in some layers, by the number of the layer."""
+
+    @property
+    def group(self) -> int:
+        """Query heads per key-value head."""
+        return max(1, self.n_heads // self.n_kv_heads)
+
+    def set(self, config: PreTrainedConfig, n_student_heads: int) -> None:
+        """Set the number of query heads of a student, and scale the others by it."""
+        setattr(config, self.query_field, n_student_heads)
+        for name, number in self.others.items():
+            setattr(config, name, self._scaled(name, number, n_student_heads))
+        if self.overrides:
+            config.per_layer_config = {
+                layer: {name: self._scaled(name, value, n_student_heads) for name, value in settings.items()}
+                for layer, settings in self.overrides.items()
+            }
+
+    def _scaled(self, name: str, number: Any, n_student_heads: int) -> Any:
+        """Return the student's value of a field: scaled if it is a number of attention heads, else as it is."""
+        n_student_kv = max(1, n_student_heads // self.group)
+        if re.search(KEY_VALUE_HEADS_FIELD, name):
+            return _scaled_number(number, n_student_kv / self.n_kv_heads, 1)
+        if name == self.query_field or re.search(OTHER_ATTENTION_FIELD, name):
+            shares_kv_heads = not np.any(np.mod(number, self.n_kv_heads))
+            return _scaled_number(number, n_student_heads / self.n_heads, n_student_kv if shares_kv_heads else 1)
+        return number
 
 
 def _is_number(value: object) -> bool:
