@@ -12,12 +12,15 @@ from tl_distill_floor.annotations import HookedModel
 from tl_distill_floor.measuring.hooks import eval_mode, forward_hooks, forward_logits, get_hook_point
 
 ALL_POSITIONS = slice(None)
+END_OF_BLOCK = ("hook_resid_post", "hook_out")
+"""Names, within a block, of the hook point of its output."""
 
 
 class Rerunner:
     """A teacher that runs a batch of sequences, then runs it again with other activations at one hook point.
 
-    Blocks before the one with the hook point run once per batch: in a rerun they return their first output.
+    Blocks before the one with the hook point run once per batch: in a rerun they return their first output. If the hook
+    point is the output of its block, this block need not run again either.
     """
 
     def __init__(self, model: HookedModel, hook_name: str) -> None:
@@ -28,10 +31,12 @@ class Rerunner:
             hook_name: the hook point.
         """
         self._model = model
-        number = re.match(r"blocks\.(\d+)\.", hook_name)
-        self._earlier_blocks: list[nn.Module] = list(getattr(model, "blocks", ()))[: int(number[1])] if number else []
+        match = re.fullmatch(r"blocks\.(\d+)\.(.+)", hook_name)
+        # The blocks up to that of the hook point.
+        self._blocks: list[nn.Module] = list(getattr(model, "blocks", ()))[: int(match[1]) + 1] if match else []
+        self._may_end_block = match is not None and match[2] in END_OF_BLOCK
         self._captured: list[Tensor] = []
-        self._earlier_output: object = None
+        self._outputs: dict[nn.Module, object] = {}
         self._replacement: Tensor | None = None
         self.logits, self._tokens = torch.empty(0), torch.empty(0)
 
@@ -70,10 +75,10 @@ class Rerunner:
             The logits at these positions.
         """
         selected = slice(None) if rows is None else rows
-        earlier_output = _select_rows(self._earlier_output, selected)
+        finished, output = self._finished_blocks(activation, selected)
         self._replacement = activation
         try:
-            with _constant_output(self._earlier_blocks, earlier_output), self._unembedding_only(positions):
+            with _constant_output(finished, output), self._unembedding_only(positions):
                 logits = forward_logits(self._model, self._tokens[selected])
         finally:
             self._replacement = None
@@ -87,6 +92,19 @@ class Rerunner:
             self._captured.append(output)
             return None
         return self._replacement.to(output.dtype).view_as(output)
+
+    def _finished_blocks(self, activation: Tensor, rows: slice | Tensor) -> tuple[list[nn.Module], object]:
+        """Return the blocks that a rerun does not compute, and the output of the last of them for some sequences."""
+        if self._may_end_block and self._blocks:
+            output = self._outputs[self._blocks[-1]]
+            parts = output if isinstance(output, tuple) else (output,)
+            tensor = parts[0]
+            if isinstance(tensor, Tensor) and (tensor is self.activation or torch.equal(tensor, self.activation)):
+                replaced = activation.to(tensor.dtype).view(-1, *tensor.shape[1:])
+                others = (_select_rows(part, rows) for part in parts[1:])
+                return self._blocks, (replaced, *others) if isinstance(output, tuple) else replaced
+        earlier = self._blocks[:-1]
+        return earlier, _select_rows(self._outputs[earlier[-1]], rows) if earlier else None
 
     @contextmanager
     def _unembedding_only(self, positions: slice) -> Iterator[None]:
@@ -107,20 +125,20 @@ class Rerunner:
 
     @contextmanager
     def recording(self) -> Iterator[None]:
-        """Record the output of the last block before the hook point's block during the context."""
+        """Record the outputs of the hook point's block and of the one before it during the context."""
 
-        def record(_module: nn.Module, _inputs: object, output: object) -> None:
+        def record(block: nn.Module, _inputs: object, output: object) -> None:
             if self._replacement is None:
-                self._earlier_output = output
+                self._outputs[block] = output
 
-        handles = [block.register_forward_hook(record) for block in self._earlier_blocks[-1:]]
+        handles = [block.register_forward_hook(record) for block in self._blocks[-2:]]
         try:
             yield
         finally:
             for handle in handles:
                 handle.remove()
             self._captured.clear()
-            self._earlier_output = None
+            self._outputs.clear()
 
 
 @contextmanager
