@@ -67,7 +67,7 @@ def prediction_with_contexts(n_features: int) -> FloorPrediction:
     window = random.integers(0, 4096, (n_features, N_CONTEXTS, WINDOW)).astype(np.int32)
     contexts = FeatureContexts.from_arrays(activation, np.tile(np.arange(N_CONTEXTS), (n_features, 1)), window)
     contexts = contexts.with_promoted(window[:, 0, :5]).with_strings(lambda token: f" word{token}")
-    blocks = BlockSums(np.array([n_tokens]), count[None], cost[None] * n_tokens)
+    blocks = BlockSums(np.array([n_tokens]), np.array([n_tokens]), count[None], cost[None] * n_tokens)
     stats = _feature_stats("blocks.12.hook_resid_post", blocks, contexts=contexts)
     return floor_from_stats(stats, [64, 128, 256, 512, 1024])
 
@@ -78,6 +78,7 @@ def stats_with_blocks(n_features: int, hook_name: str, n_blocks: int = 64, block
     rate = np.exp(random.normal(np.log(2e-3), 1.5, n_features)).clip(1e-5, 0.5)
     cost_per_token = np.arange(1.0, n_features + 1) ** -1.1 / rate
     blocks = BlockSums(  # with the dtypes that a measurement gives them
+        np.full(n_blocks, block_tokens),
         np.full(n_blocks, block_tokens),
         np.empty((n_blocks, n_features), dtype=np.int32),
         np.empty((n_blocks, n_features), dtype=np.float32),
@@ -92,7 +93,8 @@ def _feature_stats(hook_name: str, blocks: BlockSums, contexts: FeatureContexts 
     """Return statistics with the given sums over blocks of the text."""
     count, cost = blocks.firing_count.sum(0, dtype=np.int64), blocks.cost.sum(0, dtype=np.float64)
     return FeatureStats(
-        "made-up", hook_name, "made-up-sae", "made-up text", 1024, int(blocks.n_tokens.sum()), 0, count,
-        count.astype(float), count * 2.0, np.ones(len(count)), cost, "mse", 4, np.zeros(1024), 8.0, 1.0,
+        "made-up", hook_name, "made-up-sae", "made-up text", 1024,
+        int(blocks.n_tokens.sum()), int(blocks.n_cost_tokens.sum()), 0,
+        count, count.astype(float), count * 2.0, np.ones(len(count)), cost, "mse", 4, np.zeros(1024), 8.0, 1.0,
         blocks, contexts=contexts,
     )  # fmt: skip

@@ -40,11 +40,13 @@ def stats_of(
     n_features = counts.shape[1]
     values: dict[str, Any] = {
         "model_name": "made", "hook_name": "blocks.1.hook_resid_post", "sae_name": "made", "text_name": "made",
-        "d_model": 16, "n_tokens": int(tokens.sum()), "n_masked": 0, "firing_count": counts.sum(0).astype(np.int64),
+        "d_model": 16,
+        "n_tokens": int(tokens.sum()), "n_cost_tokens": int(tokens.sum()), "n_masked": 0,
+        "firing_count": counts.sum(0).astype(np.int64),
         "sum_act": counts.sum(0).astype(float), "sum_act_sq": costs.sum(0).astype(float),
         "decoder_norm": np.ones(n_features), "sum_cost": costs.sum(0).astype(float), "cost_unit": "mse",
         "sampled_tokens": 4, "sampled_sum": np.zeros(16), "sampled_sum_sq": 8.0, "sampled_error_sq": 1.0,
-        "blocks": BlockSums(tokens.astype(np.int64), counts.astype(np.int64), costs.astype(float)),
+        "blocks": BlockSums(*[tokens.astype(np.int64)] * 2, counts.astype(np.int64), costs.astype(float)),
     }  # fmt: skip
     return FeatureStats(**(values | fields))
 

@@ -164,6 +164,56 @@ def test_resumed_measurement_samples_the_same_outputs(bridge: Any, sae: Any, ids
     assert expected.contexts.n_features == FEATURES
 
 
+def test_costs_are_measured_on_evenly_spread_sequences(bridge: Any, sae: Any, ids: Tensor) -> None:
+    """Counts, codes and contexts are of all tokens; costs are those of every third sequence."""
+    options: dict[str, Any] = {"n_tokens": 12 * CONTEXT, "batch_size": 1}
+    every = measure(bridge, sae, ids, **options)  # each batch of one sequence is a block
+    assert every.n_cost_tokens == every.n_tokens
+    stats = measure(bridge, sae, ids, n_cost_tokens=4 * CONTEXT, **options)
+    assert stats.n_cost_tokens == int(counted_tokens(ids)[:12:3].sum())
+    np.testing.assert_allclose(stats.sum_cost, every.blocks.cost[::3].sum(0), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(stats.cost, stats.sum_cost / stats.n_cost_tokens)
+    assert (stats.blocks.n_cost_tokens > 0).tolist() == [number % 3 == 0 for number in range(12)]
+    for batch_size in (4, 5, 32):  # batches with some, and of one size without any
+        other = measure(bridge, sae, ids, **options | {"batch_size": batch_size}, n_cost_tokens=4 * CONTEXT)
+        np.testing.assert_allclose(other.sum_cost, stats.sum_cost, rtol=1e-3, atol=1e-5)
+        for name in ("firing_count", "sum_act", "sum_act_sq", "sampled_error_sq"):
+            np.testing.assert_allclose(getattr(other, name), getattr(every, name), rtol=1e-5)
+        np.testing.assert_array_equal(other.contexts.window, every.contexts.window)
+        assert other.codes is not None
+        assert other.codes.n_tokens == every.n_tokens
+
+
+def test_exact_costs_of_some_sequences(bridge: Any, sae: Any, ids: Tensor) -> None:
+    some = measure(bridge, sae, ids, cost="ablation", n_tokens=6 * CONTEXT, n_cost_tokens=3 * CONTEXT)
+    expected = measure(bridge, sae, ids[:6:2], cost="ablation")
+    np.testing.assert_allclose(some.cost, expected.cost, rtol=1e-3, atol=1e-7)
+    assert some.n_cost_tokens == expected.n_tokens
+
+
+def test_costs_of_a_short_text_are_measured_on_more_of_it(bridge: Any, sae: Any, ids: Tensor) -> None:
+    stats = measure(bridge, sae, ids[:9], n_tokens=10**6, n_cost_tokens=4 * CONTEXT)
+    assert stats.n_cost_tokens == int(counted_tokens(ids)[:9:2].sum())
+    energy = measure(bridge, sae, ids[:9], n_tokens=10**6, n_cost_tokens=1, cost="energy")
+    assert energy.n_cost_tokens == energy.n_tokens
+
+
+def test_resumed_measurement_with_some_costs_is_the_same(bridge: Any, sae: Any, ids: Tensor, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"batch_size": 2, "n_tokens": 12 * CONTEXT, "n_cost_tokens": 4 * CONTEXT}
+    expected = measure(bridge, sae, ids, **options)
+
+    def stop(done: int, _total: int) -> None:
+        if done >= 6 * CONTEXT:
+            raise KeyboardInterrupt
+
+    options["checkpoint"] = tmp_path / "partial.safetensors"
+    with pytest.raises(KeyboardInterrupt):
+        measure(bridge, sae, ids, progress=stop, **options)
+    resumed = measure(bridge, sae, ids, resume=True, **options)
+    np.testing.assert_array_equal(resumed.sum_cost, expected.sum_cost)
+    assert resumed.n_cost_tokens == expected.n_cost_tokens
+
+
 def with_changed_logits(model: Any, change: Callable[[Tensor], Tensor]) -> Any:
     """Return a model with the same hook points and other logits."""
 
@@ -223,6 +273,26 @@ def test_rerun_matches_full_forward_pass(
     with torch.no_grad():
         torch.testing.assert_close(model(ids[:5]), logits)
     handle.remove()
+
+
+@pytest.mark.parametrize("model_class", ["bridge", "HookedTransformer"])
+def test_rerun_from_the_output_of_a_block_does_not_run_the_block(
+    model_class: str, bridge: Any, teacher_dir: Path, ids: Tensor
+) -> None:
+    model = bridge if model_class == "bridge" else load_as(model_class, teacher_dir)
+    runs: list[int] = []
+    handles = [
+        model.blocks[layer].mlp.register_forward_hook(lambda *_, layer=layer: runs.append(layer))
+        for layer in range(model.cfg.n_layers)
+    ]
+    with rerunner(model, HOOK) as teacher:
+        original = teacher.run(ids[:5])
+        assert runs == list(range(model.cfg.n_layers))
+        runs.clear()
+        teacher.rerun(original + 1)
+        assert runs == list(range(2, model.cfg.n_layers))
+    for handle in handles:
+        handle.remove()
 
 
 def test_forward_kl_matches_hand_computation() -> None:

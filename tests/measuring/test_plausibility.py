@@ -44,7 +44,8 @@ def sums_with(fvu: float, l0: float, n_tokens: int = 4000) -> FeatureSums:
     """Return sums over tokens of which 1,001 were sampled, with unit variance in one of two dimensions."""
     n, zeros = 1001, np.zeros(10)
     return FeatureSums(
-        n_tokens=n_tokens, n_masked=0, firing_count=np.full(10, round(l0 * n_tokens / 10)), sum_act=zeros,
+        n_tokens=n_tokens, n_cost_tokens=n_tokens, n_masked=0,
+        firing_count=np.full(10, round(l0 * n_tokens / 10)), sum_act=zeros,
         sum_act_sq=zeros, sum_cost=zeros, sampled_tokens=n, sampled_sum=np.array([2.0 * n, 0.0]),
         sampled_sum_sq=4.0 * n + 1000.0, sampled_error_sq=fvu * n,
     )  # fmt: skip
@@ -84,7 +85,10 @@ def test_refuses_and_warns_at_the_thresholds(
         with pytest.raises(InputError, match=rf"does not fit the activations at {HOOK}: .*--force") as caught:
             check_plausible(sums, attached)
         assert refusal in str(caught.value)
-        check_plausible(dataclasses.replace(sums, n_tokens=1999, firing_count=sums.firing_count // 4), attached)
+        check_plausible(
+            dataclasses.replace(sums, n_tokens=1999, n_cost_tokens=1999, firing_count=sums.firing_count // 4),
+            attached,
+        )
 
 
 def test_compares_the_l0_with_the_k_of_the_sae(sae: Any) -> None:

@@ -9,6 +9,7 @@ import pytest
 from tests.helpers.records import stats_of
 from tl_distill_floor import InputError, allocate, floor_from_stats
 from tl_distill_floor.display.as_json import floor_json
+from tl_distill_floor.predicting.bottleneck_task import error_weights
 from tl_distill_floor.results.floor_prediction import FloorPrediction
 from tl_distill_floor.results.simulation import Simulation
 
@@ -142,3 +143,21 @@ def test_rejects_invalid_simulations() -> None:
         simulation([[-1.0]], widths=(1,))
     with pytest.raises(ValueError, match="another number of features"):
         floor_from_stats(stats_of(COST, rate=0.05), [1], simulation=simulation([[1.0]], widths=(1,)))
+
+
+@pytest.mark.parametrize(("n_cost_tokens", "expected"), [(100, [1.875, 0.75, 0.0]), (50, [3.6, 2.0, 0.0])])
+def test_costs_that_were_measured_on_few_tokens_are_shrunk(n_cost_tokens: int, expected: list[float]) -> None:
+    """All features together cost 1.5 (3) per square, the first alone 2 (4), which counts for 12/16 (6/10)."""
+    blocks = np.array([100]), np.array([[12, 4, 0]]), np.array([[24.0, 0.0, 0.0]])
+    stats = stats_of(None, blocks=blocks, sum_act_sq=np.array([12.0, 4.0, 0.0]))
+    sums = dataclasses.replace(stats.blocks, n_cost_tokens=np.array([n_cost_tokens]))
+    stats = dataclasses.replace(stats, n_cost_tokens=n_cost_tokens, blocks=sums)
+    np.testing.assert_allclose(error_weights(stats), expected)
+
+
+def test_weights_of_squared_errors_are_one() -> None:
+    """The costs of `energy` are squared errors already, however rarely a feature fires."""
+    counts, norm = np.array([1, 5, 900]), np.array([1.0, 0.5, 2.0])
+    square = counts * np.array([0.3, 2.0, 1.0])
+    stats = stats_of(None, blocks=(np.array([1000]), counts[None], (square * norm**2)[None]))
+    np.testing.assert_allclose(error_weights(dataclasses.replace(stats, sum_act_sq=square, decoder_norm=norm)), 1.0)

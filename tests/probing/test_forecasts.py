@@ -52,7 +52,7 @@ def test_bottleneck_state_is_its_weights_times_scaled_codes() -> None:
     stats = dataclasses.replace(
         stats_of(cost, n_tokens=600), codes=codes, decoder_norm=norm, sum_act_sq=(dense**2).sum(0),
         firing_count=(dense > 0).sum(0), sum_cost=cost * 600,
-        blocks=BlockSums(np.array([600]), (dense > 0).sum(0)[None], (cost * 600)[None]),
+        blocks=BlockSums(np.array([600]), np.array([600]), (dense > 0).sum(0)[None], (cost * 600)[None]),
     )  # fmt: skip
     (hidden_state,) = hidden_states(stats, [2], steps=4, seed=3)
     unit = hidden_state(torch.eye(5))

@@ -15,7 +15,8 @@ from tl_distill_floor.results.feature_sums import SUMS, FeatureSums, pack_sums, 
 def sums_of(codes: np.ndarray, first_sequence: int = 0, **fields: Any) -> FeatureSums:
     """Return the sums of [token, feature] codes, each token a sequence of its own, with energy costs."""
     values: dict[str, Any] = {
-        "n_tokens": len(codes), "n_masked": 1, "firing_count": (codes != 0).sum(0), "sum_act": codes.sum(0),
+        "n_tokens": len(codes), "n_cost_tokens": len(codes), "n_masked": 1,
+        "firing_count": (codes != 0).sum(0), "sum_act": codes.sum(0),
         "sum_act_sq": (codes**2).sum(0), "sum_cost": (codes**2).sum(0), "sampled_tokens": 1,
         "sampled_sum": np.array([0.1, 0.2]), "sampled_sum_sq": 0.3, "sampled_error_sq": 0.1,
         "codes": (Codes.from_dense(codes, first_sequence + np.arange(len(codes))),),

@@ -17,7 +17,9 @@ from tl_distill_floor import FeatureStats, FloorPrediction, InputError, floor_fr
 from tl_distill_floor.results.codes import Codes
 from tl_distill_floor.results.feature_stats import MAX_BLOCKS, BlockSums
 from tl_distill_floor.results.student import load_students
+from tl_distill_floor.storage.versioned import load_arrays, save_arrays
 
+ONE = np.array([1])
 COST = np.array([5.0, 1.0, 9.0, 4.0])
 
 
@@ -114,7 +116,9 @@ def test_a_newer_version_asks_for_an_upgrade(tmp_path: Path) -> None:
         ({"sum_cost": np.array([1.0, np.nan, 1.0, 1.0])}, "not finite"),
         ({"sum_cost": -np.ones(4)}, "at least 0"),
         ({"n_tokens": 10}, "at least every firing count"),
-        ({"blocks": BlockSums(np.array([1]), np.ones((1, 4), dtype=np.int64), np.ones((1, 4)))}, "add up"),
+        ({"n_cost_tokens": 1001}, "some of the counted tokens"),
+        ({"n_cost_tokens": 10}, "with costs must add up"),
+        ({"blocks": BlockSums(ONE, ONE, np.ones((1, 4), dtype=np.int64), np.ones((1, 4)))}, "add up"),
     ],
 )
 def test_rejects_impossible_statistics(change: dict[str, object], message: str) -> None:
@@ -139,6 +143,18 @@ def test_merging_rejects_another_decoder() -> None:
         stats_of(COST).merge(stats_of(COST, decoder_norm=2 * np.ones(4)))
 
 
+def test_older_statistics_have_costs_of_all_tokens(tmp_path: Path) -> None:
+    stats = stats_of(COST)
+    file = stats.save(tmp_path)
+    arrays, scalars = load_arrays(file, "feature-stats")
+    del arrays["blocks.n_cost_tokens"], scalars["n_cost_tokens"]
+    save_arrays(file, "feature-stats", arrays, scalars)
+    loaded = FeatureStats.load(file)
+    assert loaded.n_cost_tokens == stats.n_tokens
+    np.testing.assert_array_equal(loaded.blocks.n_cost_tokens, stats.blocks.n_tokens)
+    np.testing.assert_array_equal(loaded.cost, stats.cost)
+
+
 def test_merging_adds_sums_and_limits_the_number_of_blocks() -> None:
     part = stats_of(COST, n_tokens=100)
     total = part
@@ -154,12 +170,14 @@ def test_sums_of_blocks_keep_their_32_bits_and_do_not_overflow() -> None:
     largest = np.iinfo(np.int32).max
     halves = BlockSums(
         np.array([largest // 2, largest // 2]),
+        np.array([5, 6]),
         np.full((2, 3), largest // 2, dtype=np.int32),
         np.full((2, 3), 0.5, dtype=np.float32),
     )
     joined = halves.coarser()
     assert joined.firing_count.tolist() == [[largest // 2 * 2] * 3]
     assert joined.cost.tolist() == [[1.0] * 3]
+    assert joined.n_cost_tokens.tolist() == [11]
     assert (joined.firing_count.dtype, joined.cost.dtype) == (np.int32, np.float32)
     with pytest.raises(ValueError, match="more tokens than int32 counts; measure less text"):
         replace(halves, n_tokens=halves.n_tokens + 1).coarser()

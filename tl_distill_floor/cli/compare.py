@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from tl_distill_floor.cli.errors import report_errors
-from tl_distill_floor.cli.measure import measure_and_save, print_floors
+from tl_distill_floor.cli.measure import COST_TOKENS, measure_and_save, print_floors
 from tl_distill_floor.cli.options import (
     OUTPUT,
     BatchSizeOption,
@@ -78,6 +78,7 @@ def compare(
         cost=cost,
         n_samples=1,
         n_tokens=tokens,
+        n_cost_tokens=COST_TOKENS,
         widths=parse_widths(widths),
         steps=steps,
         head=False,  # it does not depend on the SAE

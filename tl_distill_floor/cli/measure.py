@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 
 DEFAULT_TOKENS, QUICK_TOKENS = 200_000, 50_000
 """Tokens that are read by default, with and without training."""
+COST_TOKENS = 50_000
+"""Tokens on which costs in nats are measured by default, at least."""
 N_CODES = 200_000
 """Tokens whose SAE codes are kept at most, for the simulated floor."""
 READING_SECONDS, STEPS_SECONDS = {"measuring": 36.0}, {"simulating": 40.0, "measuring simulated students": 19.0}
@@ -88,6 +90,9 @@ def measure(
         ),
     ] = None,
     cost: CostOption = "fisher",
+    cost_tokens: Annotated[
+        int, typer.Option(help="Number of tokens on which costs in nats are measured, at least.", min=1, metavar="N")
+    ] = COST_TOKENS,
     samples: Annotated[int, typer.Option(help="Outputs that fisher samples at each position.", min=1, metavar="N")] = 1,
     widths: WidthsOption = None,
     steps: StepsOption = 1000,
@@ -149,6 +154,7 @@ def measure(
         cost=cost,
         n_samples=samples,
         n_tokens=n_tokens,
+        n_cost_tokens=cost_tokens,
         widths=parse_widths(widths),
         steps=steps,
         head=head,
@@ -280,6 +286,7 @@ def measure_and_save(
     cost: CostMethod,
     n_samples: int,
     n_tokens: int,
+    n_cost_tokens: int,
     widths: Sequence[int] | None,
     steps: int,
     head: bool,
@@ -306,6 +313,7 @@ def measure_and_save(
         cost: how the cost of a feature is measured.
         n_samples: outputs sampled at each position.
         n_tokens: tokens to read.
+        n_cost_tokens: tokens on which costs in nats are measured, at least.
         widths: student widths.
         steps: training steps of the bottleneck students.
         head: compute the head floor too.
@@ -345,6 +353,7 @@ def measure_and_save(
             cost=cost,
             n_samples=n_samples,
             n_tokens=n_tokens,
+            n_cost_tokens=n_cost_tokens,
             n_codes=0 if steps == 0 else N_CODES,
             widths=widths,
             steps=steps,

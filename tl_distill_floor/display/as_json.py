@@ -15,7 +15,19 @@ from tl_distill_floor.theory.power_law import PowerLaw
 FEATURE_CURVES = ("theorem", "independent", "simulated", "feature_floor", "additive", "structure_gain")
 """Losses at each width that depend on features."""
 FEATURE_KEYS = (
-    *("hook", "sae", "n_features", "alpha", "capacity", "critical_width", "teacher_floor", "l0", "expected_l0", "fvu"),
+    *(
+        "hook",
+        "sae",
+        "n_cost_tokens",
+        "n_features",
+        "alpha",
+        "capacity",
+        "critical_width",
+        "teacher_floor",
+        "l0",
+        "expected_l0",
+        "fvu",
+    ),
     *FEATURE_CURVES,
     *("power_law", "tail_loss", "growth"),
 )
@@ -61,6 +73,7 @@ def _feature_json(floor: FeatureFloorPrediction) -> dict[str, Any]:
     return {
         "hook": stats.hook_name,
         "sae": stats.sae_name,
+        "n_cost_tokens": stats.n_cost_tokens,
         "n_features": floor.n_features,
         "alpha": floor.alpha,
         "capacity": floor.capacity,

@@ -62,7 +62,8 @@ def measured_table(floor: FeatureFloorPrediction) -> Table:
         ("d*", f"{floor.critical_width:.1f} dimensions{_range(floor.critical_width_interval, '.1f')}"),
     ]
     if floor.power_law is not None:
-        rows.append(("costs", str(floor.power_law)))
+        on_tokens = f" (on {stats.n_cost_tokens:,} tokens)" if stats.n_cost_tokens < stats.n_tokens else ""
+        rows.append(("costs", f"{floor.power_law}{on_tokens}"))
     return key_value_table(rows)
 
 

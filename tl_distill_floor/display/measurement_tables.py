@@ -19,7 +19,10 @@ def stats_table(stats: FeatureStats) -> RenderableType:
         ("text", f"{stats.text_name}, {stats.n_tokens:,} tokens counted, {stats.n_masked:,} left out"),
         ("L0", format_l0(stats)),
         ("unexplained", f"{stats.fvu:.4f} of the variance (on {stats.sampled_tokens:,} tokens)"),
-        ("cost", f"{stats.cost.sum():.4g} in total, {LONG_UNIT[stats.cost_unit]}"),
+        (
+            "cost",
+            f"{stats.cost.sum():.4g} in total, {LONG_UNIT[stats.cost_unit]}, on {stats.n_cost_tokens:,} tokens",
+        ),
         ("SAE codes", "not kept" if stats.codes is None else f"of {stats.codes.n_tokens:,} tokens"),
     ]
     return Group(key_value_table(rows), warning_lines(stats.warnings))

@@ -27,8 +27,11 @@ class ActivationBatch(NamedTuple):
     """Tokens that are not counted."""
     ids: Int[Tensor, "batch position"] | None = None
     """Token ids of the full sequences; None for cached activations."""
+    has_cost: Bool[Tensor, " row"] | None = None
+    """In which of the batch's sequences costs are measured; None for all."""
     gradients: tuple[Float[Tensor, "token d_model"], ...] = ()
-    """Gradients of the log-probability of sampled outputs, one per sample; see `costs.gradient_pass`."""
+    """Gradients of the log-probability of sampled outputs, one per sample; see `passes.gradient_pass`. They are 0 in
+    sequences whose costs are not measured."""
     teacher: Rerunner | None = None
     """The teacher, which can be run again with other activations."""
 
@@ -36,6 +39,11 @@ class ActivationBatch(NamedTuple):
     def row(self) -> Int[Tensor, " token"]:
         """Index of the token's sequence in the batch."""
         return self.sequence - self.first
+
+    @property
+    def token_has_cost(self) -> Bool[Tensor, " token"] | None:
+        """On which tokens costs are measured; None for all."""
+        return None if self.has_cost is None else self.has_cost[self.row]
 
 
 class ActiveCodes(NamedTuple):

@@ -51,7 +51,8 @@ def batch_sums(attached: AttachedSae, batch: ActivationBatch, cost: CostMethod, 
         sum_by_index(entries.feature, values, n_features)
         for values in (torch.ones_like(entries.value), entries.value, entries.value.square())
     ]
-    by_feature.append(COST_METHODS[cost].sum_cost(batch, entries, attached).to(acts.device))
+    of_cost, n_cost_tokens = _entries_with_cost(batch, entries)
+    by_feature.append(COST_METHODS[cost].sum_cost(batch, of_cost, attached).to(acts.device))
     firing_count, sum_act, sum_act_sq, sum_cost = torch.stack(by_feature).cpu().numpy()
     if not np.isfinite(sum_act).all():  # a float64 sum of finite fp32 numbers is finite
         raise InputError("the SAE's codes hold NaN or Inf; load the SAE in fp32, or name another with --sae")
@@ -60,6 +61,7 @@ def batch_sums(attached: AttachedSae, batch: ActivationBatch, cost: CostMethod, 
     codes = _keep_codes(batch, entries, raw_values, n_features, share_of_codes)
     return FeatureSums(
         n_tokens=len(acts),
+        n_cost_tokens=n_cost_tokens,
         n_masked=batch.n_masked,
         firing_count=firing_count.astype(np.int64),
         sum_act=sum_act,
@@ -72,6 +74,15 @@ def batch_sums(attached: AttachedSae, batch: ActivationBatch, cost: CostMethod, 
         codes=() if codes is None else (codes,),
         contexts=contexts,
     )
+
+
+def _entries_with_cost(batch: ActivationBatch, entries: ActiveCodes) -> tuple[ActiveCodes, int]:
+    """Return the codes of the tokens on which costs are measured, and the number of these tokens."""
+    has_cost = batch.token_has_cost
+    if has_cost is None:
+        return entries, len(batch.activation)
+    places = copy_to_device(has_cost, entries.token.device)[entries.token].nonzero().squeeze(1)
+    return ActiveCodes(*(column[places] for column in entries)), int(has_cost.sum())
 
 
 def tokens_at_once(n_features: int, device: torch.device) -> int:

@@ -25,6 +25,9 @@ class MeasureConfig:
     """Outputs that "fisher" samples from the teacher at each position, one backward pass each."""
     n_tokens: int = 200_000
     """Tokens of the text to read, including tokens that are not counted; fewer if the text is shorter."""
+    n_cost_tokens: int = 50_000
+    """Tokens on which costs in nats are measured, at least: they take a full forward and backward pass, and counting
+    features only a forward pass to the hook point. The sequences are spread evenly over the text."""
     n_codes: int = 200_000
     """Number of tokens, on average, whose SAE codes are kept; 0 keeps none."""
     force: bool = False
@@ -32,9 +35,21 @@ class MeasureConfig:
 
     def __post_init__(self) -> None:
         check_choice("cost", self.cost, CostMethod)
-        set_integers(self, {"n_tokens": 1, "n_samples": 1, "n_codes": 0})
+        set_integers(self, {"n_tokens": 1, "n_samples": 1, "n_cost_tokens": 1, "n_codes": 0})
 
     @property
     def share_of_codes(self) -> float:
         """Probability with which the codes of a sequence are kept."""
         return min(1.0, self.n_codes / self.n_tokens)
+
+    def sequences_per_cost(self, n_available: int) -> int:
+        """Return the number of sequences of which one has its costs measured.
+
+        Args:
+            n_available: tokens of the text.
+
+        Example:
+            >>> MeasureConfig(n_cost_tokens=1_000).sequences_per_cost(2_999)
+            2
+        """
+        return max(1, min(self.n_tokens, n_available) // self.n_cost_tokens)

@@ -27,10 +27,11 @@ class CostMethodSpec(NamedTuple):
     """How a cost is measured."""
 
     unit: CostUnit
-    open_reader: Callable[[MeasurementJob, int], AbstractContextManager[BatchReader]]
-    """Opens the reader of the batches that the method needs, given a job and the number of samples."""
+    open_reader: Callable[[MeasurementJob, int, int], AbstractContextManager[BatchReader]]
+    """Opens the reader of the batches that the method needs, given a job, the number of samples, and the number of
+    sequences of which one has its costs measured."""
     sum_cost: Callable[[ActivationBatch, ActiveCodes, AttachedSae], Float64[Tensor, " feature"]]
-    """Sums the cost of each feature over the tokens of a batch."""
+    """Sums the cost of each feature over the tokens of a batch on which costs are measured, given their codes."""
 
 
 def energy(_batch: ActivationBatch, codes: ActiveCodes, attached: AttachedSae) -> Float64[Tensor, " feature"]:

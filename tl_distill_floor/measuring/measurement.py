@@ -42,6 +42,7 @@ def measure(
     cost: CostMethod = "fisher",
     n_samples: int = 1,
     n_tokens: int = 200_000,
+    n_cost_tokens: int = 50_000,
     n_codes: int = 200_000,
     context_size: int | None = None,
     batch_size: int = 16,
@@ -77,6 +78,8 @@ def measure(
         cost: how the cost of removing a feature is measured.
         n_samples: outputs sampled at each position for "fisher". The sampling error of a cost falls as 1 / √n_samples.
         n_tokens: tokens to read, including tokens that are not counted; fewer if the text is shorter.
+        n_cost_tokens: tokens on which costs in nats are measured, at least; their sequences are spread evenly over the
+            text. On the others features are only counted, which takes a forward pass to the hook point.
         n_codes: tokens whose codes are kept, on average, for the simulated floor; 0 keeps none. Each sequence is kept
             with probability n_codes / n_tokens.
         context_size: tokens per sequence; None takes the SAE's training context.
@@ -102,7 +105,7 @@ def measure(
         >>> stats = measure("tiny-prose", "tiny-prose-sae", n_tokens=20_000)  # doctest: +SKIP
         >>> stats.cost[stats.alive()].sum()  # in nats per token  # doctest: +SKIP
     """
-    config = MeasureConfig(cost, n_samples, n_tokens, n_codes, force)
+    config = MeasureConfig(cost, n_samples, n_tokens, n_cost_tokens, n_codes, force)
     job = prepare_job(
         model, [sae], text, layers=[layer], hook_name=hook_name, context_size=context_size, batch_size=batch_size,
         device=device, dtype=dtype,
@@ -144,6 +147,7 @@ def measure_job(
         "share_of_codes": config.share_of_codes,
         "cost": config.cost,
         "n_samples": config.n_samples if config.cost == "fisher" else 0,
+        "sequences_per_cost": _sequences_per_cost(job, config),
     }
     job = dataclasses.replace(job, settings=job.settings | decisive)
     files = [Path(file) if file and process_group.is_first else None for file in checkpoints or [None] * len(job.saes)]
@@ -152,6 +156,13 @@ def measure_job(
     if not process_group.is_first:
         return []
     return [measurement.result(no_outputs, config.force) for measurement in measurements]
+
+
+def _sequences_per_cost(job: MeasurementJob, config: MeasureConfig) -> int:
+    """Return the number of sequences of which one has its costs measured: fewer if the text is short."""
+    if config.cost == "energy" or config.n_tokens < 2 * config.n_cost_tokens:
+        return 1
+    return config.sequences_per_cost(job.token_stream.count_sequences(config.n_tokens) * job.stream.context_size)
 
 
 class _Measurement:
@@ -306,7 +317,8 @@ def _open_batches(
     if job.teacher is None:
         yield (sums_of(batches) for batches in cached_batches(job, start, config.n_tokens))
         return
-    with COST_METHODS[config.cost].open_reader(job, config.n_samples) as read_batch:
+    every = job.settings["sequences_per_cost"]
+    with COST_METHODS[config.cost].open_reader(job, config.n_samples, every) as read_batch:
         tasks = (
             lambda first=first, ids=ids: sums_of(read_batch(first, ids))  # type: ignore[misc]
             for first, ids in job.token_stream.batches(start, config.n_tokens)

@@ -2,9 +2,10 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Int, Int64
 from torch import Tensor
 
 from tl_distill_floor.errors import InputError
@@ -19,8 +20,17 @@ BatchReader = Callable[[int, Int[Tensor, "batch position"]], list[ActivationBatc
 """A function from the number of the first sequence and token ids to one batch per SAE of the job."""
 
 
+class _Differentiated(NamedTuple):
+    """What a forward and backward pass of some sequences gives."""
+
+    activations: list[Tensor]
+    """One for each hook point, [sequence, position, ...]."""
+    gradients: list[list[Tensor]]
+    """For each sample and hook point those of the log-probability of the sampled outputs, of the same shapes."""
+
+
 @contextmanager
-def forward_pass(job: MeasurementJob, _n_samples: int) -> Iterator[BatchReader]:
+def forward_pass(job: MeasurementJob, _n_samples: int = 0, _every: int = 1) -> Iterator[BatchReader]:
     """Yield a reader whose forward passes end at the last of the hook points."""
     with activation_reader(job.model, job.hook_names) as read:
 
@@ -33,8 +43,10 @@ def forward_pass(job: MeasurementJob, _n_samples: int) -> Iterator[BatchReader]:
 
 
 @contextmanager
-def gradient_pass(job: MeasurementJob, n_samples: int) -> Iterator[BatchReader]:
+def gradient_pass(job: MeasurementJob, n_samples: int, every: int = 1) -> Iterator[BatchReader]:
     """Yield a reader that runs a full forward pass and, for each sample, a backward pass to the hook points.
+
+    It does so for the sequences whose costs are measured. The others only have a forward pass to the hook points.
 
     An output y_t is sampled from the teacher at each position t, and Σ_t log p(y_t) is differentiated with respect to
     the activations. Given the text, the gradients of different positions are independent with mean 0; so one backward
@@ -43,31 +55,53 @@ def gradient_pass(job: MeasurementJob, n_samples: int) -> Iterator[BatchReader]:
     Args:
         job: a teacher, SAEs and a text.
         n_samples: outputs sampled at each position.
+        every: number of sequences of which one has its costs measured.
     """
     with differentiable_forward(job.model, job.hook_names) as run:
 
-        def read_batch(first: int, ids: Tensor) -> list[ActivationBatch]:
+        def differentiate(numbers: Tensor, ids: Tensor) -> _Differentiated:
             logits, acts = run(model_input(ids))
             if not logits.requires_grad:
                 raise _no_gradient(job.hook_names[0])
-            gradients = _sampled_gradients(job.hook_names, logits, acts, first, n_samples, holds_token(ids))
+            gradients = _sampled_gradients(job.hook_names, logits, acts, numbers, n_samples, holds_token(ids))
+            return _Differentiated([act.detach() for act in acts], gradients)
+
+        def read_batch(first: int, ids: Tensor) -> list[ActivationBatch]:
+            numbers = first + torch.arange(len(ids))
+            has_cost = numbers % every == 0
+            if has_cost.all():
+                acts, gradients = differentiate(numbers, ids)
+            else:
+                with activation_reader(job.model, job.hook_names) as read:
+                    others = [act.detach() for act in read(model_input(ids[~has_cost]))]
+                if has_cost.any():
+                    measured = differentiate(numbers[has_cost], ids[has_cost])
+                else:
+                    nothing = [act[:0] for act in others]
+                    measured = _Differentiated(nothing, [nothing] * n_samples)
+                acts = [_join(has_cost, *pair) for pair in zip(measured.activations, others, strict=True)]
+                gradients = [[_join(has_cost, part) for part in of_sample] for of_sample in measured.gradients]
             counted = job.token_stream.counted(ids)
             batches = []
             for attached in job.saes:
                 index = job.hook_names.index(attached.hook_name)
-                batch = counted_batch(job, attached, acts[index].detach(), counted, first, ids)
+                batch = counted_batch(job, attached, acts[index], counted, first, ids)
                 at_hook = [of_sample[index] for of_sample in gradients]
                 location = batch.row * ids.shape[1] + batch.position
                 selected = tuple(select_tokens(g, location).flatten(1).float().to(attached.sae.device) for g in at_hook)
-                batches.append(batch._replace(gradients=selected))
+                batches.append(batch._replace(gradients=selected, has_cost=None if has_cost.all() else has_cost))
             return batches
 
         yield read_batch
 
 
 @contextmanager
-def rerun_pass(job: MeasurementJob, _n_samples: int) -> Iterator[BatchReader]:
+def rerun_pass(job: MeasurementJob, _n_samples: int = 0, every: int = 1) -> Iterator[BatchReader]:
     """Yield a reader that runs full forward passes, each of which can be run again from the hook point.
+
+    Args:
+        job: a teacher, one SAE and a text.
+        every: number of sequences of which one has its costs measured.
 
     Raises:
         InputError: the job has several SAEs.
@@ -78,7 +112,8 @@ def rerun_pass(job: MeasurementJob, _n_samples: int) -> Iterator[BatchReader]:
         def read_batch(first: int, ids: Tensor) -> list[ActivationBatch]:
             acts = teacher.run(model_input(ids))
             batch = counted_batch(job, attached, acts, job.token_stream.counted(ids), first, ids)
-            return [batch._replace(teacher=teacher)]
+            has_cost = (first + torch.arange(len(ids))) % every == 0
+            return [batch._replace(teacher=teacher, has_cost=None if has_cost.all() else has_cost)]
 
         yield read_batch
 
@@ -104,14 +139,14 @@ def _sampled_gradients(
     hook_names: list[str],
     logits: Tensor,
     acts: list[Tensor],
-    first: int,
+    numbers: Int64[Tensor, " sequence"],
     n_samples: int,
     is_token: Bool[Tensor, "batch position"],
 ) -> list[list[Tensor]]:
     """Return for each sample the gradients of Σ_t log p(y_t) with respect to the activations, t the tokens."""
-    n_sequences, n_positions = logits.shape[:2]
+    n_positions = logits.shape[1]
     # One generator per sequence of the text, so that the samples do not depend on the batch size.
-    random = [torch.Generator().manual_seed(first + row) for row in range(n_sequences)]
+    random = [torch.Generator().manual_seed(number) for number in numbers.tolist()]
     samples = []
     for number in range(n_samples):
         uniform = torch.stack([torch.rand(n_positions, generator=of_sequence) for of_sequence in random])
@@ -124,6 +159,15 @@ def _sampled_gradients(
                 raise _no_gradient(hook_name)
         samples.append(list(gradients))
     return samples
+
+
+def _join(chosen: Bool[Tensor, " row"], of_chosen: Tensor, of_others: Tensor | None = None) -> Tensor:
+    """Join the rows of two tensors, in the order of the batch; the others are 0 if none are given."""
+    joined = of_chosen.new_zeros(len(chosen), *of_chosen.shape[1:])
+    joined[chosen] = of_chosen
+    if of_others is not None:
+        joined[~chosen] = of_others
+    return joined
 
 
 def _no_gradient(hook_name: str) -> InputError:

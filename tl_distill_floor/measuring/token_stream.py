@@ -13,11 +13,14 @@ from torch import Tensor, nn
 from tl_distill_floor.annotations import HookedModel, TextLike
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.sources.cached_activations import CachedActivations
+from tl_distill_floor.sources.items import Replayed
 from tl_distill_floor.sources.teachers import Teacher, check_context, special_token_ids, tokenizer_of
 from tl_distill_floor.sources.text import TextSource, load_text
 from tl_distill_floor.sources.token_rows import NO_TOKEN_ID
 
 Row = TypeVar("Row")
+MAX_KEPT_TOKENS = 2**23
+"""Tokens of a text that are kept in memory, to be tokenized once: 64 MiB. Longer texts are tokenized in every pass."""
 CachedBatch = tuple[int, Float[Tensor, "batch position *d_model"], Bool[Tensor, "batch position"]]
 """Number of the first sequence, activations, and which of them are counted."""
 
@@ -62,10 +65,28 @@ class TokenStream:
 
     def _batches_on_cpu(self, start: int, n_tokens: int) -> Iterator[tuple[int, Int[Tensor, "batch position"]]]:
         """Yield the batches of `batches` on the CPU."""
-        first, last = start // self.context_size, -(-n_tokens // self.context_size)
-        groups = _groups(islice(self.text.read(), first, last), self.batch_size)
+        first = start // self.context_size
+        groups = _groups(self._rows(first, -(-n_tokens // self.context_size)), self.batch_size)
         for number, group in zip(count(first, self.batch_size), groups, strict=False):
             yield number, self._check_vocabulary(torch.stack(group))
+
+    def count_sequences(self, n_tokens: int) -> int:
+        """Return the number of sequences that hold `n_tokens` of the text, or all of it if it is shorter.
+
+        Args:
+            n_tokens: tokens to read.
+        """
+        return sum(1 for _ in self._rows(0, -(-n_tokens // self.context_size)))
+
+    def _rows(self, first: int, last: int) -> Iterator[Int[Tensor, " position"]]:
+        """Iterate over some of the text's sequences, from memory if they were read before."""
+        is_kept = last * self.context_size <= MAX_KEPT_TOKENS
+        return islice(self._kept_rows if is_kept else self.text.read(), first, last)
+
+    @cached_property
+    def _kept_rows(self) -> Replayed[Int[Tensor, " position"]]:
+        """The text's sequences, which are read and kept as they are asked for."""
+        return Replayed(self.text.read())
 
     def read_sequences(self, n_tokens: int, *, padded: bool = False) -> Int[Tensor, "sequence position"]:
         """Return the first sequences of the text on the CPU: enough for `n_tokens`, or all.

@@ -50,7 +50,7 @@ def add_intervals(prediction: FeatureFloorPrediction, n_bootstrap: int, seed: in
     # One block after the other, since NumPy converts what it multiplies to 64 bits.
     lost = np.stack([cost @ shares for cost in stats.blocks.cost])
     resampled = _resample(stats, lost, prediction.min_count, times)
-    floor, summed = prediction.feature_floor, np.maximum(lost.sum(0) / stats.n_tokens, 1e-300)
+    floor, summed = prediction.feature_floor, np.maximum(lost.sum(0) / max(stats.n_cost_tokens, 1), 1e-300)
     floor_error = np.hypot(resampled.floor.std(0) * floor / summed, prediction.measured_error())
     return dataclasses.replace(
         prediction,
@@ -76,7 +76,7 @@ def _resample(
         times: how often each block is in each resample.
     """
     n_blocks, n = stats.blocks.firing_count.shape
-    n_tokens = times @ stats.blocks.n_tokens
+    n_tokens, n_cost_tokens = times @ stats.blocks.n_tokens, times @ stats.blocks.n_cost_tokens
     n_alive, n_fired = np.zeros(len(times)), np.zeros(len(times))
     features_per_part = max(1, NUMBERS_PER_PART // max(len(times), n_blocks))
     for first in range(0, n, features_per_part):
@@ -88,7 +88,8 @@ def _resample(
     # A resample may have no alive features, or only features that always fire; g(α) is not defined there.
     inside = np.clip(alpha, 1e-12, 1.0 - 1e-12)
     critical_widths = [critical_width(*pair) for pair in zip(n_alive, inside, strict=True)]
-    return ResampledPredictions(n_alive, alpha, np.array(critical_widths), times @ lost / n_tokens[:, None])
+    floor = times @ lost / np.maximum(n_cost_tokens, 1)[:, None]
+    return ResampledPredictions(n_alive, alpha, np.array(critical_widths), floor)
 
 
 def _interval(value: Number, standard_error: Number) -> Interval:

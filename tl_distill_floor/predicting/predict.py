@@ -64,6 +64,7 @@ def predict_floor(
     cost: CostMethod = "fisher",
     n_samples: int = 1,
     n_tokens: int = 200_000,
+    n_cost_tokens: int = 50_000,
     n_codes: int = 200_000,
     context_size: int | None = None,
     batch_size: int = 16,
@@ -97,6 +98,7 @@ def predict_floor(
             "energy" in squared error.
         n_samples: outputs that "fisher" samples from the teacher at each position.
         n_tokens: tokens of the text to read.
+        n_cost_tokens: number of tokens on which costs in nats are measured, at least; see `measure`.
         n_codes: number of tokens, on average, whose SAE codes are kept to train bottleneck students on.
         context_size: tokens per sequence; that of the SAE's training if None.
         batch_size: sequences per batch.
@@ -122,7 +124,8 @@ def predict_floor(
         >>> floor = predict_floor("tiny-prose", widths=[16, 64], n_tokens=20_000)  # doctest: +SKIP
         >>> floor.critical_width, floor.width_for(max_loss=0.1)  # doctest: +SKIP
     """
-    config, steps, min_count = _check_options(cost, n_samples, n_tokens, n_codes, force, dtype, steps, min_count)
+    config = MeasureConfig(cost, n_samples, n_tokens, n_cost_tokens, n_codes, force)
+    steps, min_count = _check_options(dtype, steps, min_count)
     n_tokens = config.n_tokens
     names_no_sae = sae is None and layer is None and hook_name is None
     if names_no_sae and model is not None and head and cost == "fisher" and not _has_known_sae(model):
@@ -150,6 +153,7 @@ def predict_floor(
         cost=cost,
         n_samples=n_samples,
         n_tokens=n_tokens,
+        n_cost_tokens=n_cost_tokens,
         n_codes=n_codes,
         context_size=context_size,
         batch_size=batch_size,
@@ -179,6 +183,7 @@ def predict_floors(
     cost: CostMethod = "fisher",
     n_samples: int = 1,
     n_tokens: int = 200_000,
+    n_cost_tokens: int = 50_000,
     n_codes: int = 200_000,
     context_size: int | None = None,
     batch_size: int = 16,
@@ -210,6 +215,7 @@ def predict_floors(
         cost: see `predict_floor`.
         n_samples: see `predict_floor`.
         n_tokens: see `predict_floor`.
+        n_cost_tokens: see `predict_floor`.
         n_codes: see `predict_floor`.
         context_size: see `predict_floor`.
         batch_size: see `predict_floor`.
@@ -237,7 +243,8 @@ def predict_floors(
     Example:
         >>> floors = predict_floors("tiny-prose", ["tiny-prose-sae"], n_tokens=20_000)  # doctest: +SKIP
     """
-    config, steps, min_count = _check_options(cost, n_samples, n_tokens, n_codes, force, dtype, steps, min_count)
+    config = MeasureConfig(cost, n_samples, n_tokens, n_cost_tokens, n_codes, force)
+    steps, min_count = _check_options(dtype, steps, min_count)
     sizes = None if widths is None else integer_widths(widths)
     make_bar = progress_bar or no_progress_bar
     with make_bar("tokens", "measuring") as measuring_progress:
@@ -295,13 +302,10 @@ def _unfinished(
     return dataclasses.replace(floor, warnings=(UNFINISHED_WARNINGS[floor.unit], *floor.warnings))
 
 
-def _check_options(
-    cost: CostMethod, n_samples: int, n_tokens: int, n_codes: int, force: bool, dtype: Dtype, steps: int, min_count: int
-) -> tuple[MeasureConfig, int, int]:
-    """Return (settings of the measurement, steps, min_count), or raise an InputError if one is out of its range."""
-    config = MeasureConfig(cost, n_samples, n_tokens, n_codes, force)
+def _check_options(dtype: Dtype, steps: int, min_count: int) -> tuple[int, int]:
+    """Return (steps, min_count), or raise an InputError if an option is out of its range."""
     check_choice("dtype", dtype, Dtype)
-    return config, check_steps(steps), as_integer("min_count", min_count, 1)
+    return check_steps(steps), as_integer("min_count", min_count, 1)
 
 
 def _has_known_sae(model: TeacherLike) -> bool:

@@ -34,10 +34,12 @@ class BlockSums:
 
     n_tokens: Int64[np.ndarray, " block"]
     """Counted tokens."""
+    n_cost_tokens: Int64[np.ndarray, " block"]
+    """Those of them on which costs are measured."""
     firing_count: Int[np.ndarray, "block feature"]
     """Tokens on which the feature's activation is not 0."""
     cost: Float[np.ndarray, "block feature"]
-    """Cost of the feature, summed over the block's tokens."""
+    """Cost of the feature, summed over the tokens on which costs are measured."""
 
     def __post_init__(self) -> None:
         """Raise a ValueError if a count may not fit into its dtype."""
@@ -48,7 +50,7 @@ class BlockSums:
     def from_sums(cls, sums: FeatureSums) -> "BlockSums":
         """Return sums over a stretch of text as one block."""
         counts, costs = sums.firing_count.astype(np.int32), sums.sum_cost.astype(np.float32)
-        return cls(np.array([sums.n_tokens]), counts[None], costs[None])
+        return cls(np.array([sums.n_tokens]), np.array([sums.n_cost_tokens]), counts[None], costs[None])
 
     def merge(self, other: "BlockSums") -> "BlockSums":
         """Return the blocks of `self` and `other`; while there are more than `MAX_BLOCKS`, neighbours are joined."""
@@ -91,6 +93,8 @@ class FeatureStats(Displayable):
     """Dimensions of the teacher's activation at the hook point."""
     n_tokens: int
     """Counted tokens: all but special tokens and the first of each sequence."""
+    n_cost_tokens: int
+    """Those of them on which costs are measured: the ones of some sequences, spread evenly over the text."""
     n_masked: int
     """Tokens that were read, but not counted."""
     firing_count: Int64[np.ndarray, " feature"]
@@ -102,7 +106,8 @@ class FeatureStats(Displayable):
     decoder_norm: Float64[np.ndarray, " feature"]
     """Norm of the feature's decoder row, which need not be 1."""
     sum_cost: Float64[np.ndarray, " feature"]
-    """Increase of the loss when the feature is removed, summed over tokens, in `cost_unit`."""
+    """Increase of the loss when the feature is removed, summed over the tokens on which costs are measured, in
+    `cost_unit`."""
     cost_unit: CostUnit
     """Unit of the costs: "nats", or "mse" for squared error summed over the dimensions of the hook point."""
     sampled_tokens: int
@@ -136,6 +141,8 @@ class FeatureStats(Displayable):
         _ = self.sums  # checks the sums
         if int(self.blocks.n_tokens.sum()) != self.n_tokens:
             raise ValueError("the blocks' tokens must add up to the number of tokens")
+        if int(self.blocks.n_cost_tokens.sum()) != self.n_cost_tokens:
+            raise ValueError("the blocks' tokens with costs must add up to their number")
 
     def __repr__(self) -> str:
         """Return what was measured and on how much text, in one line."""
@@ -175,7 +182,7 @@ class FeatureStats(Displayable):
     @property
     def cost(self) -> Float64[np.ndarray, " feature"]:
         """Increase of the loss per token when the feature is removed, in `cost_unit`."""
-        return self.sum_cost / max(self.n_tokens, 1)
+        return self.sum_cost / max(self.n_cost_tokens, 1)
 
     @property
     def fvu(self) -> float:
@@ -295,7 +302,10 @@ class FeatureStats(Displayable):
         file = resolve_file(path, STATS_FILE)
         arrays, scalars = load_arrays(file, "feature-stats")
         try:
-            blocks = BlockSums(**take_arrays("blocks", arrays))
+            # Older versions measured costs on all tokens.
+            scalars.setdefault("n_cost_tokens", scalars["n_tokens"])
+            of_blocks = take_arrays("blocks", arrays)
+            blocks = BlockSums(**{"n_cost_tokens": of_blocks["n_tokens"], **of_blocks})
             of_codes, of_contexts = take_arrays("codes", arrays), take_arrays("contexts", arrays)
             codes = Codes(n_features=len(arrays["firing_count"]), **of_codes) if of_codes else None
             contexts = FeatureContexts(**of_contexts) if of_contexts else None

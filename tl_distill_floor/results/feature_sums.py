@@ -11,7 +11,7 @@ from tl_distill_floor.results.codes import Codes
 from tl_distill_floor.results.contexts import FeatureContexts, UnfinishedContexts, merge_contexts
 
 PER_FEATURE = ("firing_count", "sum_act", "sum_act_sq", "sum_cost")
-SCALARS = ("n_tokens", "n_masked", "sampled_tokens", "sampled_sum_sq", "sampled_error_sq")
+SCALARS = ("n_tokens", "n_cost_tokens", "n_masked", "sampled_tokens", "sampled_sum_sq", "sampled_error_sq")
 SUMS = (*PER_FEATURE, "sampled_sum", *SCALARS)
 """Fields that are added when sums are merged."""
 
@@ -21,6 +21,7 @@ class FeatureSums:
     """Sums over the tokens of a stretch of text, for one SAE. The fields mean the same as in `FeatureStats`."""
 
     n_tokens: int
+    n_cost_tokens: int
     n_masked: int
     firing_count: Int64[np.ndarray, " feature"]
     sum_act: Float64[np.ndarray, " feature"]
@@ -47,6 +48,8 @@ class FeatureSums:
             raise ValueError("counts, squares and costs must be at least 0")
         if self.firing_count.max(initial=0) > self.n_tokens:
             raise ValueError("the number of tokens must be at least every firing count")
+        if not 0 <= self.n_cost_tokens <= self.n_tokens:
+            raise ValueError("costs must be measured on some of the counted tokens")
         n_code_tokens = sum(part.n_tokens for part in self.codes)
         if any(part.n_features != n for part in self.codes) or n_code_tokens > self.n_tokens:
             raise ValueError(f"the codes must be of {n} features and of at most {self.n_tokens} tokens")

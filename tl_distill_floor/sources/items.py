@@ -43,12 +43,22 @@ class Replayed(Generic[T]):
                     self._read.append(next(self._rest))
                 except StopIteration:
                     return
+                except Exception as error:
+                    # A generator that has raised an error just ends when it is asked again.
+                    self._rest = _raising(error)
+                    raise
             yield self._read[number]
             number += 1
 
     def first(self, n: int) -> list[T]:
         """Return the first items, at most `n`."""
         return list(islice(self, n))
+
+
+def _raising(error: Exception) -> Iterator[Any]:
+    """Iterate over nothing, and raise an error."""
+    raise error
+    yield
 
 
 def open_items(source: object, columns: Sequence[str], what: str) -> Items | None:
