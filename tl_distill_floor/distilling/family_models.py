@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 from accelerate import init_empty_weights
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
@@ -14,6 +14,8 @@ from tl_distill_floor.errors import InputError
 
 SEQUENCES, POSITIONS = (3, 5), (11, 13, 17, 19, 23)
 """Candidate numbers of sequences and positions of the token ids of a check."""
+SAME_LOGITS, SAME_LOGITS_HALF = 1e-3, 0.05
+"""Largest difference of equal logits, as a share of the largest logit: in fp32, and in dtypes of 16 bits."""
 
 
 def create_model(config: PreTrainedConfig) -> nn.Module:
@@ -69,6 +71,23 @@ def sample_ids(config: PreTrainedConfig) -> Int[Tensor, "sequence position"]:
     generator = torch.Generator().manual_seed(0)
     lowest, highest = min(1, int(config.vocab_size) - 1), int(config.vocab_size)
     return torch.randint(lowest, highest, (n_sequences, n_positions), generator=generator)
+
+
+def logit_difference(
+    logits: Float[Tensor, "*position vocabulary"], expected: Float[Tensor, "*position vocabulary"], dtype: torch.dtype
+) -> float | None:
+    """Return the largest difference of the logits of two models; None if it is not more than rounding.
+
+    Args:
+        logits: logits of one model.
+        expected: logits of the other model.
+        dtype: dtype in which the models compute.
+    """
+    # Logits of −inf, which mask tokens, are equal to themselves.
+    difference = float(torch.where(logits == expected, 0.0, (logits - expected).abs()).max())
+    share = SAME_LOGITS if dtype in (torch.float32, torch.float64) else SAME_LOGITS_HALF
+    is_same = difference <= share * float(expected[expected.isfinite()].abs().max())
+    return None if is_same else difference
 
 
 @contextmanager

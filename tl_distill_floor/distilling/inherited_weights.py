@@ -1,7 +1,7 @@
 """Initial weights of students that come from the teacher: slices, or projections onto singular directions."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Literal
 
 import torch
@@ -10,7 +10,13 @@ from transformers import PreTrainedConfig
 
 from tl_distill_floor.annotations import HookedModel, StudentStart
 from tl_distill_floor.distilling.axis_maps import WeightAxes, weight_axes
-from tl_distill_floor.distilling.family_models import create_shell, reason_of, refuse_failures, sample_ids
+from tl_distill_floor.distilling.family_models import (
+    create_shell,
+    logit_difference,
+    reason_of,
+    refuse_failures,
+    sample_ids,
+)
 from tl_distill_floor.distilling.layers import evenly_spaced_layers, layer_list
 from tl_distill_floor.distilling.narrowing import check_rotation, leading_directions, narrow
 from tl_distill_floor.distilling.student_config import hugging_face_config, student_config
@@ -20,8 +26,6 @@ BRIDGE_SUFFIX = "._original_component"
 """Part that TransformerBridge adds to the names of the weights that it wraps."""
 TEXT_MODEL = "language_model."
 """Part of the names of weights of a model of text and images, which its text model alone does not have."""
-SAME_LOGITS, SAME_LOGITS_HALF = 1e-3, 0.05
-"""Largest difference of equal logits, as a share of the largest logit: in fp32, and in dtypes of 16 bits."""
 
 
 @torch.no_grad()
@@ -102,8 +106,9 @@ def _plain_state(teacher: HookedModel) -> dict[str, Tensor]:
     return {name.replace(BRIDGE_SUFFIX, "").replace(TEXT_MODEL, ""): weight for name, weight in state.items()}
 
 
-def _check_names(names: object, state: dict[str, Tensor]) -> None:
-    missing = next((name for name in names if name not in state), None)  # type: ignore[attr-defined]
+def _check_names(names: Iterable[str], state: Mapping[str, Tensor]) -> None:
+    """Raise an InputError if the teacher lacks a weight."""
+    missing = next((name for name in names if name not in state), None)
     if missing is not None:
         raise InputError(f"the teacher has no weight {missing}, so no student starts from it; use --start random")
 
@@ -144,10 +149,8 @@ def check_teacher(teacher: HookedModel, start: StudentStart) -> None:
         ids = sample_ids(config).to(device)
         expected = _teacher_logits(teacher, ids)
         logits = shell.to(device)(ids, use_cache=False).logits.float()
-    # Logits of −inf, which mask tokens, are equal to themselves.
-    difference = float(torch.where(logits == expected, 0.0, (logits - expected).abs()).max())
-    share = SAME_LOGITS if dtype in (torch.float32, torch.float64) else SAME_LOGITS_HALF
-    if not difference <= share * float(expected[expected.isfinite()].abs().max()):
+    difference = logit_difference(logits, expected, dtype)
+    if difference is not None:
         raise InputError(
             f"the teacher's weights in a plain {type(shell).__name__} give logits that differ from the"
             f" {type(teacher).__name__}'s by up to {difference:.3g}, so losses of its students would be wrong; use"

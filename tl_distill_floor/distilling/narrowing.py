@@ -15,8 +15,8 @@ N_REFLECTIONS = 4
 """Reflections of the residual stream that a check composes."""
 NOISE = 0.1
 """Standard deviation of the noise in the weights of a check, in standard deviations of each weight."""
-SAME_LOGITS = 2e-3
-"""Largest difference of equal logits, as a share of the largest logit."""
+SAME_ROTATED_LOGITS = 2e-3
+"""Largest difference of the logits before and after a rotation, as a share of the largest logit."""
 
 
 def narrow(
@@ -106,7 +106,7 @@ def check_rotation(student: nn.Module, axes: Mapping[str, WeightAxes]) -> None:
                     rows = weight.movedim(axis, -1)
                     rows -= 2 * (rows @ normal)[..., None] * normal
     after = student(ids, use_cache=False).logits
-    if not torch.allclose(before, after, rtol=0, atol=SAME_LOGITS * float(before.abs().max())):
+    if not torch.allclose(before, after, rtol=0, atol=SAME_ROTATED_LOGITS * float(before.abs().max())):
         raise InputError(
             f"the residual stream of {type(student).__name__} cannot be rotated without a change of its logits, which"
             " --start svd needs; use --start teacher-slice"

@@ -31,16 +31,12 @@ from tl_distill_floor.annotations import Dtype, HookedModel, TeacherLike
 from tl_distill_floor.distilling.agreement import fail_together, gather_texts
 from tl_distill_floor.distilling.build import build_student
 from tl_distill_floor.distilling.config import StudentSpec
-from tl_distill_floor.distilling.family_models import create_model, sample_ids
+from tl_distill_floor.distilling.family_models import create_model, logit_difference, sample_ids
 from tl_distill_floor.distilling.layers import layers_of
 from tl_distill_floor.distilling.student_config import hugging_face_config, student_config
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.sources.process_memory import return_large_blocks
 from tl_distill_floor.sources.teachers import Teacher, load_teacher, load_teacher_shell
-
-SAME_LOGITS, SAME_LOGITS_HALF = 1e-3, 0.05
-"""Largest difference of the logits before and after sharding, as a share of the largest logit: in fp32, and in dtypes
-of 16 bits."""
 
 
 def launched_with_fsdp() -> bool:
@@ -134,7 +130,9 @@ def shard_teacher(teacher: HookedModel, accelerator: Accelerator) -> None:
         release(teacher)
     with fail_together(accelerator):
         if accelerator.is_main_process:
-            _check_same_logits(name, logits, expected, next(model.parameters()).dtype)
+            difference = logit_difference(logits, expected, next(model.parameters()).dtype)
+            if difference is not None:
+                raise _not_shardable(name, f"its logits differ by up to {difference:.3g} afterwards")
 
 
 def shard(
@@ -315,13 +313,6 @@ def _check_same_weights(model: nn.Module, accelerator: Accelerator) -> None:
     described = " ".join(f"{name} {tuple(tensor.shape)} {tensor.dtype}" for name, tensor in tensors)
     if len(set(gather_texts(accelerator, described))) > 1:
         raise _not_shardable(type(model).__name__, "its configuration alone does not say which weights it has")
-
-
-def _check_same_logits(name: str, logits: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
-    difference = float(torch.where(logits == expected, 0.0, (logits - expected).abs()).max())
-    share = SAME_LOGITS if dtype in (torch.float32, torch.float64) else SAME_LOGITS_HALF
-    if not difference <= share * float(expected[expected.isfinite()].abs().max()):
-        raise _not_shardable(name, f"its logits differ by up to {difference:.3g} afterwards")
 
 
 @contextmanager
