@@ -110,7 +110,7 @@ def permute_within_blocks(codes: Codes, group: np.ndarray, block: np.ndarray) ->
         block: block of each token [token].
     """
     random = np.random.default_rng(0)
-    token = np.repeat(np.arange(codes.n_tokens), np.diff(codes.row_start))
+    token = codes.token
     in_block = np.argsort(block, kind="stable")
     by_group = np.argsort(group[codes.feature], kind="stable")
     ends = np.searchsorted(group[codes.feature][by_group], np.arange(group.max() + 2))

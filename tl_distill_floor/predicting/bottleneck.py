@@ -179,8 +179,7 @@ def train(
         torch.Size([4, 2])
     """
     entry_cost = codes.value.astype(np.float64) ** 2 * weight.double().cpu().numpy()[codes.feature]
-    token = np.repeat(np.arange(codes.n_tokens), np.diff(codes.row_start))
-    token_cost = np.bincount(token, entry_cost, codes.n_tokens)
+    token_cost = np.bincount(codes.token, entry_cost, codes.n_tokens)
     longer = [BottleneckTrainer(width, weight, amplitude, seed, rate) for width in widths]
     shorter: list[BottleneckTrainer] = []
     half, warm_up = steps // 2, WARM_UP_SHARE * (steps // 2)

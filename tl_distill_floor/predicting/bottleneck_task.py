@@ -232,12 +232,11 @@ class BottleneckTask:
             of_feature += loss.sum(0)
             of_token.append(loss.sum(1).double())
         cost = batch.value.square().mul_(self.weight[batch.feature]).double().cpu().numpy()
-        token = np.repeat(np.arange(codes.n_tokens), np.diff(codes.row_start))
         return CodesLoss(
             of_feature.cpu().numpy(),
             torch.cat(of_token).cpu().numpy(),
             np.bincount(codes.feature, cost, len(self.alive)),
-            np.bincount(token, cost, codes.n_tokens),
+            np.bincount(codes.token, cost, codes.n_tokens),
         )
 
 

@@ -68,6 +68,11 @@ class Codes:
         """Number of active features, summed over tokens."""
         return len(self.feature)
 
+    @property
+    def token(self) -> Int64[np.ndarray, " entry"]:
+        """Token of each entry."""
+        return np.repeat(np.arange(self.n_tokens), np.diff(self.row_start))
+
     @classmethod
     def concatenate(cls, parts: Sequence["Codes"]) -> "Codes":
         """Concatenate the tokens of several codes.
@@ -139,7 +144,7 @@ class Codes:
             >>> codes.dense().mean(0)  # doctest: +SKIP
         """
         matrix = np.zeros((self.n_tokens, self.n_features), dtype=np.float32)
-        matrix[np.repeat(np.arange(self.n_tokens), np.diff(self.row_start)), self.feature] = self.value
+        matrix[self.token, self.feature] = self.value
         return matrix
 
     @classmethod
