@@ -32,7 +32,7 @@ from tl_distill_floor.cli.processes import is_first_process, local_device
 from tl_distill_floor.cli.progress import progress_bar
 
 EVALUATION, LOSS, OPTIMIZATION, MATCHING = "Evaluation", "Loss", "Optimization", "Hook matching"
-DEFAULT_SHARES = (8, 4, 2)
+DEFAULT_DIVISORS = (8, 4, 2)
 """The teacher's width divided by these gives the default widths."""
 
 
@@ -215,7 +215,7 @@ def distill(
         specs = match_hook_points(
             [
                 StudentSpec(width, depth, start, seed)
-                for width in asked_widths or [max(1, teacher_width // share) for share in DEFAULT_SHARES]
+                for width in asked_widths or [max(1, teacher_width // divisor) for divisor in DEFAULT_DIVISORS]
             ],
             teacher.model,
             directory,

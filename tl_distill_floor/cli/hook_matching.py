@@ -59,11 +59,11 @@ def match_hook_points(
         loaded = load_sae(sae, model_name=floor.stats.model_name, device=device)
         target_of = partial(kept_reconstruction, floor, loaded.sae)
     n_layers = int(model.cfg.n_layers)
-    options = {} if weight is None else {"weight": weight}
+    match_weight = Match.weight if weight is None else weight
     return [
         dataclasses.replace(
             spec,
-            match=Match(hook_name, student_layer(hook_name, n_layers, spec.depth or n_layers), **options),
+            match=Match(hook_name, student_layer(hook_name, n_layers, spec.depth or n_layers), match_weight),
             target=None if target_of is None else target_of(spec.width),
         )
         for spec in specs

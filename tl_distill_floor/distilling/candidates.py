@@ -2,8 +2,9 @@
 
 import math
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
 from tl_distill_floor.annotations import HookedModel, MemoryDtype, PlanRule, ProgressMessageCallback
 from tl_distill_floor.distilling.model_size import ModelSize, choose_cache_context, model_size
@@ -17,6 +18,8 @@ from tl_distill_floor.theory.regression import PredictedLoss
 
 NARROWEST_SHARE = 1 / 8
 """Candidates that are narrower than the chosen student have at least this share of its width."""
+SizeOption: TypeAlias = Literal["--max-width", "--max-params", "--max-memory"]
+"""Option that limits the size of a student."""
 NO_STUDENT = "no student of the teacher's family is as small as that"
 """Beginning of the message if no width is within a limit."""
 
@@ -66,8 +69,15 @@ class StudentFamily:
             self._built[width] = can_be_built(self.model, width, self.depth)
         return self._built[width]
 
-    def is_within(self, option: str, limits: Limits, width: int) -> bool:
-        """Return whether a student is within the limit of one option; of one that cannot be built, the next narrower.
+    def is_within(self, option: SizeOption, limits: Limits, width: int) -> bool:
+        """Return whether a student is within the limit of one option.
+
+        A student that cannot be built is as large as the next narrower one that can.
+
+        Args:
+            option: the option.
+            limits: all limits.
+            width: width of the student, dimensions.
 
         Raises:
             InputError: the limit is on the memory, and the size of the family's KV cache is not known.
@@ -148,12 +158,12 @@ def upper_end(loss: PredictedLoss) -> float:
     return loss.value if math.isnan(loss.high) else loss.high
 
 
-def _size_limits(limits: Limits) -> dict[str, int | None]:
+def _size_limits(limits: Limits) -> dict[SizeOption, int | None]:
     """Return the limits on the size, by the names of their options."""
     return {"--max-width": limits.max_width, "--max-params": limits.max_params, "--max-memory": limits.max_memory}
 
 
-def _n_within(family: StudentFamily, limits: Limits, widths: Sequence[int], option: str) -> int:
+def _n_within(family: StudentFamily, limits: Limits, widths: Sequence[int], option: SizeOption) -> int:
     """Return how many of the narrowest widths are within the limit of one option."""
     return bisect_left(widths, x=True, key=lambda width: not family.is_within(option, limits, width))
 
@@ -245,11 +255,11 @@ def _no_width(limits: Limits) -> str:
     return f"{NO_STUDENT}; raise --max-width or --max-params"
 
 
-def _too_large(family: StudentFamily, limits: Limits, narrowest: int, options: Sequence[str]) -> str:
+def _too_large(family: StudentFamily, limits: Limits, narrowest: int, options: Sequence[SizeOption]) -> str:
     """Return the message if even the narrowest student is above some limits."""
     size = family.size(narrowest)
     memory = size.weight_bytes + (size.cache_bytes or 0)
-    reasons = {
+    reasons: dict[SizeOption, str] = {
         "--max-width": f"is wider than --max-width {limits.max_width}",
         "--max-params": f"has {size.n_parameters:,} parameters, more than --max-params {limits.max_params}",
         "--max-memory": (
@@ -263,7 +273,9 @@ def _too_large(family: StudentFamily, limits: Limits, narrowest: int, options: S
     )
 
 
-def _too_narrow(limits: Limits, needed: int, allowed: dict[str, int], closest: int, loss: PredictedLoss) -> str:
+def _too_narrow(
+    limits: Limits, needed: int, allowed: Mapping[SizeOption, int], closest: int, loss: PredictedLoss
+) -> str:
     """Return the message if the width that the loss needs is above some limits.
 
     Args:
@@ -273,7 +285,7 @@ def _too_narrow(limits: Limits, needed: int, allowed: dict[str, int], closest: i
         closest: the widest width within all limits but the loss.
         loss: its loss.
     """
-    values = {
+    values: dict[SizeOption, int | str | None] = {
         "--max-width": limits.max_width,
         "--max-params": limits.max_params,
         "--max-memory": format_bytes(limits.max_memory or 0),

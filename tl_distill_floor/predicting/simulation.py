@@ -222,18 +222,29 @@ def train_if_possible(
 ) -> tuple[TrainedBottlenecks | None, tuple[str, ...]]:
     """Train bottleneck students, or return a warning that says why they cannot be trained.
 
-    Args: see `train_bottlenecks`; no students are trained for 0 steps, for no widths, or without codes.
+    No students are trained, without a warning, for 0 steps, for no widths, or without codes.
+
+    Args:
+        stats: measured statistics.
+        widths: see `train_bottlenecks`.
+        steps: see `train_bottlenecks`; 0 trains none.
+        min_count: see `train_bottlenecks`.
+        seed: see `train_bottlenecks`.
+        device: see `train_bottlenecks`.
+        progress: see `train_bottlenecks`.
 
     Returns:
-        The students, or None; and the warnings.
+        (the students or None, warnings).
     """
     if not steps or not len(widths) or stats.codes is None:
         return None, ()
     try:
-        options = {"steps": steps, "min_count": min_count, "seed": seed}
-        return train_bottlenecks(stats, widths, **options, device=device, progress=progress), ()
+        trained = train_bottlenecks(
+            stats, widths, steps=steps, min_count=min_count, seed=seed, device=device, progress=progress
+        )
     except InputError as error:
         return None, (f"nothing was simulated: {error}",)
+    return trained, ()
 
 
 def hidden_states(
