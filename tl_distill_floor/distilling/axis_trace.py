@@ -229,7 +229,7 @@ def _stack(trace: AxisTrace, args: Sequence[Any], outputs: Sequence[Tensor]) -> 
 
 
 def _matmul(trace: AxisTrace, args: Sequence[Any], outputs: Sequence[Tensor]) -> None:
-    """Products of matrices, whose last two arguments that are tensors of two or three axes are the factors."""
+    """Join the axes of a matrix product, whose factors are the last two tensors of two or three axes in `args`."""
     left, right = [arg for arg in args if isinstance(arg, Tensor) and arg.ndim >= 2 and arg.is_floating_point()][-2:]
     result = outputs[0]
     trace.join(left, -1, right, -2)
@@ -264,7 +264,7 @@ def _convolution(trace: AxisTrace, args: Sequence[Any], outputs: Sequence[Tensor
 
 
 def _ignore(trace: AxisTrace, args: Sequence[Any], outputs: Sequence[Tensor]) -> None:
-    """Operations whose outputs have axes of their own."""
+    """Join nothing: the outputs of these operations have axes of their own."""
 
 
 RULES: dict[str, Rule] = {

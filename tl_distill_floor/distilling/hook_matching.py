@@ -8,12 +8,10 @@ from jaxtyping import Float
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from tl_distill_floor.distilling.matching import ActivationMatcher
+from tl_distill_floor.distilling.matching import SMALLEST_VARIANCE, ActivationMatcher
 
 HOOK_MATCHING = "hook_matching"
 """Name of the module in the student."""
-SMALLEST_VARIANCE = 1e-12
-"""Variance of targets that are all equal."""
 HOOK_MATCHING_FILE = "hook_matching.safetensors"
 """File of the module in a checkpoint of the Trainer, next to the student's own weights."""
 

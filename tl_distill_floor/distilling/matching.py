@@ -13,6 +13,9 @@ from tl_distill_floor.errors import InputError
 from tl_distill_floor.results.floor_prediction import FloorPrediction
 from tl_distill_floor.sources.saes import sae_digest
 
+SMALLEST_VARIANCE = 1e-12
+"""Variance that distances are divided by if all targets are equal."""
+
 
 @dataclass(frozen=True)
 class Match:
@@ -143,7 +146,7 @@ class ActivationMatcher(nn.Module):
 
     def set_variance(self, target: Float[Tensor, "token d_target"]) -> None:
         """Divide all later distances by the variance of these targets."""
-        self._variance = max(float(target.float().var(dim=0, correction=0).sum()), 1e-12)
+        self._variance = max(float(target.float().var(dim=0, correction=0).sum()), SMALLEST_VARIANCE)
 
     def forward(
         self, student: Float[Tensor, "token width"], target: Float[Tensor, "token d_target"]

@@ -38,7 +38,7 @@ class _Point(NamedTuple):
 
     kl: Float[Tensor, " token"]
     q: Float[Tensor, "token vocabulary"]
-    slope: Float[Tensor, "token vocabulary"] | None
+    cap_derivative: Float[Tensor, "token vocabulary"] | None
     """Derivative of the cap; None without a cap."""
 
 
@@ -71,8 +71,8 @@ def best_logits(
     def evaluate(z: Tensor, rows: Tensor | slice) -> _Point:
         logits = logit_map(z @ decode.T + bias)
         log_q = logits.log_softmax(-1)
-        slope = None if logit_map.cap is None else 1 - (logits / logit_map.cap).square()
-        return _Point(negative_entropy[rows] - expected_log_prob(p[rows], log_q), log_q.exp(), slope)
+        cap_derivative = None if logit_map.cap is None else 1 - (logits / logit_map.cap).square()
+        return _Point(negative_entropy[rows] - expected_log_prob(p[rows], log_q), log_q.exp(), cap_derivative)
 
     point = evaluate(z, slice(None))
     start_kl = point.kl
@@ -100,10 +100,10 @@ def _newton_direction(
 
     H = decodeᵀ (diag q − q qᵀ) decode; with a cap, decode is multiplied by the cap's derivative (Gauss-Newton).
     """
-    q, slope = point.q, point.slope
+    q, cap_derivative = point.q, point.cap_derivative
     dtype = decode_low.dtype
-    metric = (q if slope is None else q * slope.square()).to(dtype)
-    expected = (q if slope is None else q * slope) @ decode
+    metric = (q if cap_derivative is None else q * cap_derivative.square()).to(dtype)
+    expected = (q if cap_derivative is None else q * cap_derivative) @ decode
     mean_hessian = (decode.T * q.mean(0)) @ decode - expected.T @ expected / len(q)
     ridge = RIDGE * float(mean_hessian.diagonal().mean()) + torch.finfo(q.dtype).tiny
     identity = torch.eye(len(mean_hessian), dtype=q.dtype, device=q.device)
@@ -119,7 +119,7 @@ def _newton_direction(
         return torch.cholesky_solve(residual.T, factor).T
 
     solution = torch.zeros_like(expected)
-    residual = (p - q if slope is None else (p - q) * slope) @ decode
+    residual = (p - q if cap_derivative is None else (p - q) * cap_derivative) @ decode
     preconditioned = precondition(residual)
     search = preconditioned.clone()
     energy = (residual * preconditioned).sum(-1, keepdim=True)
@@ -162,7 +162,7 @@ def _line_search(
     _overwrite(
         candidate,
         kept,
-        _Point(point.kl[kept], point.q[kept], None if point.slope is None else point.slope[kept]),
+        _Point(point.kl[kept], point.q[kept], None if point.cap_derivative is None else point.cap_derivative[kept]),
     )
     return moved, candidate, improved
 
@@ -171,5 +171,5 @@ def _overwrite(point: _Point, rows: Tensor, values: _Point) -> None:
     """Replace the losses of some tokens."""
     point.kl[rows] = values.kl
     point.q[rows] = values.q
-    if point.slope is not None and values.slope is not None:
-        point.slope[rows] = values.slope
+    if point.cap_derivative is not None and values.cap_derivative is not None:
+        point.cap_derivative[rows] = values.cap_derivative
