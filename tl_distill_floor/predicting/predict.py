@@ -7,6 +7,7 @@ of the students with the teacher, and compute the prediction.
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int64
@@ -269,36 +270,67 @@ def predict_floors(
             progress=progress or measuring_progress,
             process_group=process_group,
         )
-    wants_head = head and bool(all_stats) and job.teacher is not None and cost != "energy" and head_steps(steps) > 1
-    measures_losses = job.teacher is not None and cost != "energy"
-    report = on_unfinished if steps or measures_losses else None
-    unfinished = [_unfinished(stats, sizes, min_count, seed) for stats in all_stats] if report else []
-    if report and unfinished:
+    if not all_stats:  # only the first process predicts
+        return []
+    options = _PredictionOptions(sizes, steps, head, min_count, seed, device)
+    return _predict_measured_saes(job, all_stats, config, options, make_bar, on_unfinished)
+
+
+class _PredictionOptions(NamedTuple):
+    """Options of a prediction from measured statistics; see `predict_floor`."""
+
+    widths: Int64[np.ndarray, " width"] | None
+    steps: int
+    head: bool
+    min_count: int
+    seed: int
+    device: str
+
+
+def _predict_measured_saes(
+    job: MeasurementJob,
+    all_stats: Sequence[FeatureStats],
+    config: MeasureConfig,
+    options: _PredictionOptions,
+    make_bar: ProgressBarFactory,
+    on_unfinished: UnfinishedCallback | None,
+) -> list[FeatureFloorPrediction]:
+    """Predict the floors of all measured SAEs, and compute the head floor of their teacher once."""
+    measures_losses = job.teacher is not None and config.cost != "energy"
+    report = on_unfinished if options.steps or measures_losses else None
+    unfinished = [_unfinished(stats, options) for stats in all_stats] if report else []
+    if report:
         report(unfinished)
-    bound, bound_warnings = _head_floor(job, config, sizes, steps, seed, make_bar) if wants_head else (None, ())
-    if report and unfinished and bound is not None:
-        report([dataclasses.replace(floor, head=bound) for floor in unfinished])
+    wants_head = options.head and measures_losses and head_steps(options.steps) > 1
+    head, head_warnings = _head_floor(job, config.n_tokens, options, make_bar) if wants_head else (None, ())
+    if report and head is not None:
+        report([dataclasses.replace(floor, head=head) for floor in unfinished])
     floors = [
         predict_measured(
             dataclasses.replace(job, saes=(attached,)),
             stats,
-            sizes,
-            steps=steps,
-            min_count=min_count,
-            seed=seed,
-            device=training_device(attached, device),
+            options.widths,
+            steps=options.steps,
+            min_count=options.min_count,
+            seed=options.seed,
+            device=training_device(attached, options.device),
             make_bar=make_bar,
         )
-        for attached, stats in zip(job.saes, all_stats, strict=bool(all_stats))
+        for attached, stats in zip(job.saes, all_stats, strict=True)
     ]
-    return [dataclasses.replace(f, head=bound, warnings=(*f.warnings, *bound_warnings)) for f in floors]
+    return [dataclasses.replace(f, head=head, warnings=(*f.warnings, *head_warnings)) for f in floors]
 
 
-def _unfinished(
-    stats: FeatureStats, widths: Int64[np.ndarray, " width"] | None, min_count: int, seed: int
-) -> FeatureFloorPrediction:
+def _unfinished(stats: FeatureStats, options: _PredictionOptions) -> FeatureFloorPrediction:
     """Return the prediction from the features' statistics alone, with a warning that the rest is missing."""
-    floor = floor_from_stats(stats, widths, min_count=min_count, steps=0, n_bootstrap=UNFINISHED_BOOTSTRAP, seed=seed)
+    floor = floor_from_stats(
+        stats,
+        options.widths,
+        min_count=options.min_count,
+        steps=0,
+        n_bootstrap=UNFINISHED_BOOTSTRAP,
+        seed=options.seed,
+    )
     return dataclasses.replace(floor, warnings=(UNFINISHED_WARNINGS[floor.unit], *floor.warnings))
 
 
@@ -315,26 +347,21 @@ def _has_known_sae(model: TeacherLike) -> bool:
 
 
 def _head_floor(
-    job: MeasurementJob,
-    config: MeasureConfig,
-    widths: Int64[np.ndarray, " width"] | None,
-    steps: int,
-    seed: int,
-    make_bar: ProgressBarFactory,
+    job: MeasurementJob, n_tokens: int, options: _PredictionOptions, make_bar: ProgressBarFactory
 ) -> tuple[HeadFloor | None, tuple[str, ...]]:
     """Return (head floor of the teacher, its warnings); if it cannot be computed, (None, the reason).
 
     The rest of the prediction does not depend on it.
     """
     try:
-        bound = head_floor_of_stream(
+        head = head_floor_of_stream(
             job.token_stream,
-            widths,
-            steps=head_steps(steps),
-            n_tokens=min(config.n_tokens, N_TOKENS),
-            seed=seed,
+            options.widths,
+            steps=head_steps(options.steps),
+            n_tokens=min(n_tokens, N_TOKENS),
+            seed=options.seed,
             progress_bar=make_bar,
         )
     except InputError as error:
         return None, (f"the head floor was not computed: {error}",)
-    return bound, bound.warnings
+    return head, head.warnings

@@ -65,6 +65,21 @@ class ToyTask(NamedTuple):
         return x.scatter_(1, first, value)
 
 
+class ToyTraining(NamedTuple):
+    """How toy models are trained."""
+
+    n_seeds: int
+    """Models per width."""
+    steps: int
+    batch_size: int
+    """Inputs per step."""
+    learning_rate: float
+    """Highest learning rate."""
+    generator: torch.Generator
+    """Source of the weights and inputs."""
+    counter: StepCounter
+
+
 class ToyModels(NamedTuple):
     """The toy models of one width, one per seed, as views of one flat tensor of all widths."""
 
@@ -143,12 +158,12 @@ def train(
     generator = torch.Generator(device).manual_seed(seed)
     n_trainings = 1 if teacher_width is None else 2
     counter = StepCounter(progress, steps * n_trainings)
-    training = (n_seeds, steps, batch_size, learning_rate, generator, counter)
+    training = ToyTraining(n_seeds, steps, batch_size, learning_rate, generator, counter)
     teacher = None
     if teacher_width is not None:
         _integers("teacher_width", np.array([teacher_width]))
-        (teacher,) = _train_models(task, [teacher_width], *training, None)
-    models = _train_models(task, sizes.tolist(), *training, teacher)
+        (teacher,) = _train_models(task, [teacher_width], training, None)
+    models = _train_models(task, sizes.tolist(), training, teacher)
     evaluations = [_evaluate(task, of_width, n_fresh, seed, teacher) for of_width in models]
     floors, errors, distances = zip(*evaluations, strict=True)
     rate, weight = task.rate.double().cpu().numpy(), task.importance.double().cpu().numpy()
@@ -165,38 +180,30 @@ def train(
 
 @torch.no_grad()
 def _train_models(
-    task: ToyTask,
-    widths: list[int],
-    n_seeds: int,
-    steps: int,
-    batch_size: int,
-    learning_rate: float,
-    generator: torch.Generator,
-    counter: StepCounter,
-    teacher: ToyModels | None,
+    task: ToyTask, widths: list[int], training: ToyTraining, teacher: ToyModels | None
 ) -> list[ToyModels]:
     """Train the models of all widths and seeds together; return the models of each width."""
-    n, device = len(task.rate), task.rate.device
+    n, device, n_seeds = len(task.rate), task.rate.device, training.n_seeds
     flat = torch.zeros(sum(n_seeds * (width + 1) * n for width in widths), device=device, requires_grad=True)
     flat.grad = torch.zeros_like(flat)
     models, gradients = (_views(tensor, widths, n_seeds, n) for tensor in (flat.data, flat.grad))
     for model, width in zip(models, widths, strict=True):
-        noise = torch.randn(model.W.shape, generator=generator, device=device)
+        noise = torch.randn(model.W.shape, generator=training.generator, device=device)
         model.W.copy_(noise * (INITIAL_SCALE / math.sqrt(width)))
-    optimizer = torch.optim.Adam([flat], lr=learning_rate, eps=1e-12, fused=True)
-    output = torch.empty(n_seeds, batch_size, n, device=device)
+    optimizer = torch.optim.Adam([flat], lr=training.learning_rate, eps=1e-12, fused=True)
+    output = torch.empty(n_seeds, training.batch_size, n, device=device)
     # The target of the zero input is 0, or the teacher's output for it.
     empty_target = 0.0 if teacher is None else teacher.b.clamp(min=0)
-    for step in range(steps):
-        optimizer.param_groups[0]["lr"] = learning_rate * _schedule(step / steps)
-        x = task.sample(batch_size, generator)
+    for step in range(training.steps):
+        optimizer.param_groups[0]["lr"] = training.learning_rate * _schedule(step / training.steps)
+        x = task.sample(training.batch_size, training.generator)
         target = x if teacher is None else teacher(x)
         for model, gradient in zip(models, gradients, strict=True):
             _write_gradient(task, model, gradient, x, target, output)
             empty = model.b.clamp(min=0)
             gradient.b.add_((empty - empty_target).mul_(model.b > 0) * task.importance, alpha=2.0 * task.p_empty)
         optimizer.step()
-        counter.step()
+        training.counter.step()
     return models
 
 
