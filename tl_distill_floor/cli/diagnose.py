@@ -10,7 +10,7 @@ import typer
 from tl_distill_floor.annotations import LossUnit
 from tl_distill_floor.cli.errors import report_errors
 from tl_distill_floor.cli.libraries import quiet_libraries
-from tl_distill_floor.cli.options import OUTPUT, DebugOption, DeviceOption, JsonOption, TextOption
+from tl_distill_floor.cli.options import OUTPUT, DebugOption, DeviceOption, JsonOption
 from tl_distill_floor.cli.output import print_json, print_result
 from tl_distill_floor.cli.progress import progress_bar
 from tl_distill_floor.errors import InputError
@@ -84,7 +84,14 @@ def diagnose(
             rich_help_panel=TEACHER,
         ),
     ] = None,
-    text: TextOption = None,
+    text: Annotated[
+        str | None,
+        typer.Option(
+            help="Text on which --teacher is measured, given as in tl-floor measure.",
+            show_default="built-in text",
+            rich_help_panel=TEACHER,
+        ),
+    ] = None,
     device: DeviceOption = "cpu",
     figure: Annotated[
         Path | None,

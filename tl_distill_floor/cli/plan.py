@@ -3,7 +3,7 @@
 import dataclasses
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,6 +14,10 @@ from tl_distill_floor.cli.options import DebugOption, DeviceOption, JsonOption, 
 from tl_distill_floor.cli.output import print_json, print_result
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.results.byte_sizes import parse_bytes
+
+if TYPE_CHECKING:
+    from tl_distill_floor.results.pilots import Pilots
+    from tl_distill_floor.results.plan import Plan
 
 LIMITS, PILOTS, EXPORT = "Limits", "Pilots", "Export"
 
@@ -141,12 +145,7 @@ def plan(
     from tl_distill_floor.cli.run_directory import load_prediction
     from tl_distill_floor.display.plan_views import pilots_table, plan_table, trained_pilots_table
 
-    if start is not None and export is None:
-        raise InputError("--start writes the weights of an exported student; name its directory with --export")
-    if train and not pilots:
-        raise InputError("--train trains the pilots; add --pilots")
-    if not train and (tokens is not None or text is not None):
-        raise InputError("--tokens and --text are for the training of pilots; add --pilots --train")
+    _check_options(start, export, text, tokens, pilots=pilots, train=train)
     most_memory = None if max_memory is None else parse_bytes(max_memory)
     floor = load_prediction(run)
     with quiet_libraries():
@@ -183,11 +182,8 @@ def plan(
         suggested = choose_pilots(floor, teacher, width=chosen.width) if pilots and trained is None else None
         if export is not None:
             export_student(teacher, chosen, export, start=start)
-    named = suggested if trained is None else trained.pilots
     if as_json:
-        with_pilots = {} if named is None else {"pilots": dataclasses.asdict(named), "trained": trained is not None}
-        with_export = {} if export is None else {"export": str(export)}
-        print_json(dataclasses.asdict(chosen) | {"megabytes": chosen.megabytes} | with_pilots | with_export)
+        print_json(_plan_json(chosen, suggested if trained is None else trained.pilots, trained is not None, export))
         return
     if trained is not None:
         print_result(trained_pilots_table(trained.pilots, trained.width, trained.now, trained.warnings))
@@ -196,3 +192,22 @@ def plan(
         print_result(pilots_table(suggested, chosen, run))
     if export is not None:
         print_result(f"Saved in {export}: the configuration" + (f" and {start} weights" if start else ""))
+
+
+def _check_options(
+    start: str | None, export: Path | None, text: str | None, tokens: int | None, *, pilots: bool, train: bool
+) -> None:
+    """Raise an InputError if an option has no effect without another one."""
+    if start is not None and export is None:
+        raise InputError("--start writes the weights of an exported student; name its directory with --export")
+    if train and not pilots:
+        raise InputError("--train trains the pilots; add --pilots")
+    if not train and (tokens is not None or text is not None):
+        raise InputError("--tokens and --text are for the training of pilots; add --pilots --train")
+
+
+def _plan_json(plan: "Plan", pilots: "Pilots | None", were_trained: bool, export: Path | None) -> dict[str, object]:
+    """Return a plan as one JSON object, with its pilots and the directory of the exported student if there are any."""
+    with_pilots = {} if pilots is None else {"pilots": dataclasses.asdict(pilots), "trained": were_trained}
+    with_export = {} if export is None else {"export": str(export)}
+    return dataclasses.asdict(plan) | {"megabytes": plan.megabytes} | with_pilots | with_export

@@ -23,13 +23,13 @@ from tl_distill_floor.cli.options import (
 from tl_distill_floor.cli.output import print_json, print_result
 from tl_distill_floor.cli.progress import progress_bar
 from tl_distill_floor.errors import InputError
+from tl_distill_floor.probing.config import ProbeConfig, SparseProbeConfig
 
 if TYPE_CHECKING:
     from tl_distill_floor.results.probes import Probes
     from tl_distill_floor.results.sparse_probes import SparseProbes
 
 PROBES, SPARSE, FEATURES = "Probes of labels", "Sparse probes", "Decoding of features"
-FEATURE_TOKENS, CONTROLS = 60_000, 5
 
 
 @report_errors
@@ -95,7 +95,7 @@ def probe(
             help="Shuffles of the labels, and random choices of features, for each split.",
             min=1,
             metavar="N",
-            show_default=str(CONTROLS),
+            show_default=str(SparseProbeConfig.n_controls),
             rich_help_panel=SPARSE,
         ),
     ] = None,
@@ -113,7 +113,7 @@ def probe(
             help="Number of tokens on which features are decoded; 0 decodes none.",
             min=0,
             metavar="N",
-            show_default=f"{FEATURE_TOKENS:,}",
+            show_default=f"{ProbeConfig.n_feature_tokens:,}",
             rich_help_panel=FEATURES,
         ),
     ] = None,
@@ -153,7 +153,6 @@ def probe(
         quiet_libraries(),
         progress_bar("probes", "probing", quiet=as_json) as progress,
     ):
-        from tl_distill_floor.probing.config import ProbeConfig, SparseProbeConfig
         from tl_distill_floor.probing.probe_run import probe_run
         from tl_distill_floor.probing.sparse_probe import sparse_probe
 
@@ -161,7 +160,6 @@ def probe(
         forecast_widths, trained = parse_widths(widths), load_students(students or run)
         probes: Probes | SparseProbes
         if sparse is None:
-            n_tokens = FEATURE_TOKENS if feature_tokens is None else feature_tokens
             probes = probe_run(
                 floor,
                 None,
@@ -171,7 +169,15 @@ def probe(
                 students=trained,
                 widths=forecast_widths,
                 text=text,
-                config=ProbeConfig(pool, per_class, splits, steps, n_tokens, seed, batch_size),
+                config=ProbeConfig(
+                    pool=pool,
+                    per_class=per_class,
+                    n_splits=splits,
+                    bottleneck_steps=steps,
+                    n_feature_tokens=ProbeConfig.n_feature_tokens if feature_tokens is None else feature_tokens,
+                    seed=seed,
+                    batch_size=batch_size,
+                ),
                 device=device,
                 progress=progress,
             )
@@ -185,15 +191,15 @@ def probe(
                 students=trained,
                 widths=forecast_widths,
                 config=SparseProbeConfig(
-                    sparse,
-                    selection or "correlation",
-                    controls or CONTROLS,
-                    pool,
-                    per_class,
-                    splits,
-                    steps,
-                    seed,
-                    batch_size,
+                    k=sparse,
+                    selection=selection or SparseProbeConfig.selection,
+                    n_controls=controls or SparseProbeConfig.n_controls,
+                    pool=pool,
+                    per_class=per_class,
+                    n_splits=splits,
+                    bottleneck_steps=steps,
+                    seed=seed,
+                    batch_size=batch_size,
                 ),
                 device=device,
                 progress=progress,
