@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from tl_distill_floor.display.figure_style import BAND, COLOURS, CYCLE, apply_style, escape_markup
+from tl_distill_floor.display.figure_style import BAND, COLOURS, CYCLE, add_band, apply_style, escape_markup
 from tl_distill_floor.display.tables import key_value_table, plain_table, warning_lines
 from tl_distill_floor.display.units import LONG_UNIT, SHORT_UNIT, STUDENT_LOSS
 from tl_distill_floor.results.diagnosis import Diagnosis
@@ -84,16 +84,7 @@ def diagnosis_figure(diagnosis: Diagnosis) -> go.Figure:
             name=f"continued, to {diagnosis.end:.3g}",
         )
     low, high = (max(loss, SMALLEST_SHOWN) for loss in diagnosis.expected_interval)
-    figure.add_scatter(
-        x=[first, furthest, furthest, first],
-        y=[low, low, high, high],
-        mode="lines",
-        fill="toself",
-        fillcolor=BAND,
-        line={"width": 0},
-        hoverinfo="skip",
-        name="expected, 95 %",
-    )
+    add_band(figure, [first, furthest], [low, low], [high, high], BAND, "expected, 95 %")
     for name, loss, dash in (("expected", diagnosis.expected, "solid"), ("head", diagnosis.bound, "dot")):
         if loss > 0:
             label = "expected" if name == "expected" else "bound (head floor)"

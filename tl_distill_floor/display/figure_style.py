@@ -1,6 +1,7 @@
 """Colours, layout and text of all figures."""
 
 import math
+from collections.abc import Sequence
 from html import escape
 
 import numpy as np
@@ -21,6 +22,8 @@ COLOURS = {
 """Colour of each predictor."""
 BAND = "rgba(160, 68, 127, 0.15)"
 """Colour of the interval of the expected loss."""
+SAMPLING_BAND = "rgba(0, 114, 178, 0.15)"
+"""Colour of the sampling interval of the feature floor."""
 CYCLE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#8a6d00", "#56b4e9", "#000000")
 """Colours of curves that are not predictors."""
 MAX_POINTS = 400
@@ -55,6 +58,36 @@ def error_bars(values: np.ndarray, low: np.ndarray, high: np.ndarray) -> dict[st
         "array": np.nan_to_num(np.abs(high - values)).tolist(),
         "arrayminus": np.nan_to_num(np.abs(values - low)).tolist(),
     }
+
+
+def add_band(
+    figure: go.Figure,
+    x: Sequence[int] | Sequence[float],
+    low: Sequence[float],
+    high: Sequence[float],
+    colour: str,
+    name: str,
+) -> None:
+    """Draw the area between two curves.
+
+    Args:
+        figure: the figure, which is changed.
+        x: positions, rising.
+        low: lower curve.
+        high: upper curve.
+        colour: colour of the area.
+        name: name in the legend.
+    """
+    figure.add_scatter(
+        x=[*x, *reversed(x)],
+        y=[*high, *reversed(low)],
+        mode="lines",
+        fill="toself",
+        fillcolor=colour,
+        line={"width": 0},
+        name=name,
+        hoverinfo="skip",
+    )
 
 
 def add_loss_axis_switch(figure: go.Figure, lowest: float, highest: float) -> go.Figure:

@@ -11,6 +11,8 @@ from tl_distill_floor.display.feature_figures import sorted_costs_figure
 from tl_distill_floor.display.figure_style import (
     COLOURS,
     CYCLE,
+    SAMPLING_BAND,
+    add_band,
     add_loss_axis_switch,
     apply_style,
     error_bars,
@@ -70,41 +72,17 @@ def floor_figure(floor: FeatureFloorPrediction) -> go.Figure:
     Trained students and the calibrated prediction are shown if there is a calibration and the unit is nats. The loss
     axis is logarithmic; buttons switch it.
     """
-    widths = floor.widths.tolist()
     figure = go.Figure()
     highest = float(max(floor.independent.max(), floor.feature_floor.max(), floor.theorem.max(), 1e-300))
     lowest = SMALLEST_SHOWN_SHARE * highest
-    if np.isfinite(floor.sampling_interval).all():
-        figure.add_scatter(
-            x=widths + widths[::-1],
-            y=np.maximum([*floor.sampling_interval[:, 1], *floor.sampling_interval[::-1, 0]], lowest).tolist(),
-            mode="lines",
-            fill="toself",
-            fillcolor="rgba(0, 114, 178, 0.15)",
-            line={"width": 0},
-            name="sampling (95 %)",
-            hoverinfo="skip",
-        )
-    for name in ("theorem", "independent", "simulated"):
-        curve = getattr(floor, name)
-        if curve is not None:
-            is_feature_floor = curve is floor.feature_floor
-            line = {"color": COLOURS[name], "width": 3 if is_feature_floor else 1.5}
-            label = f"{name} (feature floor)" if is_feature_floor else name
-            figure.add_scatter(x=widths, y=curve.tolist(), mode="lines+markers", line=line, name=label)
+    _add_feature_floors(figure, floor, lowest)
     if floor.expected is not None:
-        narrower = [width for width in widths if width < floor.stats.d_model]
+        narrower = [width for width in floor.widths.tolist() if width < floor.stats.d_model]
         expected = [floor.expected_at(width, SHOWN_LEVEL) for width in narrower]
         add_expected(figure, narrower, expected)
         highest = max([highest, *(loss.high for loss in expected)])
-    if floor.unit == "nats" and floor.bound is not None:
-        line = {"color": COLOURS["head"], "dash": "dot"}
-        figure.add_scatter(x=widths, y=floor.bound.tolist(), mode="lines+markers", line=line, name="bound (head floor)")
-    calibration, calibrated = floor.calibration, floor.calibrated
-    if calibration is not None and calibrated is not None and floor.unit == "nats":
-        line = {"dash": "dash", "color": COLOURS["calibrated"]}
-        figure.add_scatter(x=widths, y=calibrated.tolist(), mode="lines", line=line, name="calibrated")
-        add_students(figure, calibration)
+    if floor.unit == "nats":
+        _add_bound_and_students(figure, floor)
     figure.add_vline(
         floor.critical_width,
         line_dash="dash",
@@ -115,6 +93,40 @@ def floor_figure(floor: FeatureFloorPrediction) -> go.Figure:
     title = f"Predicted loss of students of {escape_markup(floor.stats.model_name)}"
     apply_style(figure, title, "student width (dimensions)", LONG_UNIT[floor.unit])
     return add_loss_axis_switch(figure, lowest, highest)
+
+
+def _add_feature_floors(figure: go.Figure, floor: FeatureFloorPrediction, lowest: float) -> None:
+    """Draw the floors that the features predict, and the sampling interval of the feature floor.
+
+    Args:
+        figure: the figure, which is changed.
+        floor: the prediction.
+        lowest: smallest loss that the axis shows; ends of the interval below it are drawn there.
+    """
+    widths = floor.widths.tolist()
+    if np.isfinite(floor.sampling_interval).all():
+        low, high = np.maximum(floor.sampling_interval, lowest).T.tolist()
+        add_band(figure, widths, low, high, SAMPLING_BAND, "sampling (95 %)")
+    for name in ("theorem", "independent", "simulated"):
+        curve = getattr(floor, name)
+        if curve is not None:
+            is_feature_floor = curve is floor.feature_floor
+            line = {"color": COLOURS[name], "width": 3 if is_feature_floor else 1.5}
+            label = f"{name} (feature floor)" if is_feature_floor else name
+            figure.add_scatter(x=widths, y=curve.tolist(), mode="lines+markers", line=line, name=label)
+
+
+def _add_bound_and_students(figure: go.Figure, floor: FeatureFloorPrediction) -> None:
+    """Draw the bound, the calibrated prediction and the students of the calibration, as far as there are any."""
+    widths = floor.widths.tolist()
+    if floor.bound is not None:
+        line = {"color": COLOURS["head"], "dash": "dot"}
+        figure.add_scatter(x=widths, y=floor.bound.tolist(), mode="lines+markers", line=line, name="bound (head floor)")
+    calibration, calibrated = floor.calibration, floor.calibrated
+    if calibration is not None and calibrated is not None:
+        line = {"dash": "dash", "color": COLOURS["calibrated"]}
+        figure.add_scatter(x=widths, y=calibrated.tolist(), mode="lines", line=line, name="calibrated")
+        add_students(figure, calibration)
 
 
 def costs_figure(floor: FeatureFloorPrediction) -> go.Figure:

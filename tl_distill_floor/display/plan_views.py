@@ -65,10 +65,8 @@ def plan_figure(plan: Plan) -> go.Figure:
     title = f"Plan for {escape_markup(plan.teacher)}: {plan.loss:.4g} {AXIS_UNIT[plan.unit]} expected{bound}"
     figure = go.Figure()
     if len(plan.candidates) < 2:
-        names, parameters = (
-            ["teacher", f"student of width {plan.width:,}"],
-            [plan.teacher_parameters, plan.n_parameters],
-        )
+        names = ["teacher", f"student of width {plan.width:,}"]
+        parameters = [plan.teacher_parameters, plan.n_parameters]
         figure.add_bar(x=names, y=parameters, marker={"color": [CYCLE[-1], CYCLE[0]]}, name="parameters")
         return apply_style(figure, title, "", "parameters")
     parameters = [candidate.n_parameters for candidate in plan.candidates]
