@@ -200,24 +200,33 @@ def prepare_job(
         teacher = load_teacher(model, device=device, dtype=dtype, model_kwargs=_shared_model_kwargs(sources))
         for source in sources:
             _check_model(teacher, source)
-        hooks = [
-            hook if source.module_name is None or hook_name is not None
-            else hook_point_of_module(teacher.model, hook, source.module_name)
-            for source, hook in zip(sources, hooks, strict=True)
-        ]  # fmt: skip
+        if hook_name is None:
+            hooks = [_hook_in_teacher(teacher, *pair) for pair in zip(sources, hooks, strict=True)]
         stream = _stream_for(teacher, sources, text, context_size, batch_size)
-    settings = {
+    attached = tuple(
+        AttachedSae(source, hook, sae_digest(source.sae)) for source, hook in zip(sources, hooks, strict=True)
+    )
+    return MeasurementJob(attached, stream, _decisive_settings(stream, batch_size))
+
+
+def _hook_in_teacher(teacher: Teacher, source: SaeSource, hook_name: str) -> str:
+    """Return the hook point that an SAE reads; that of its module, if the SAE names a module of `transformers`."""
+    if source.module_name is None:
+        return hook_name
+    return hook_point_of_module(teacher.model, hook_name, source.module_name)
+
+
+def _decisive_settings(stream: TokenStream | CachedActivationStream, batch_size: int) -> dict[str, Any]:
+    """Return the settings of the teacher and the text that decide the result."""
+    teacher = stream.teacher if isinstance(stream, TokenStream) else None
+    return {
         "context_size": stream.context_size,
         "batch_size": batch_size,
         "not_counted": _not_counted(stream),
         "text": stream.text.fingerprint,
-        "teacher": stream.teacher.loading if isinstance(stream, TokenStream) else "cached activations",
-        "weights": weights_digest(stream.teacher.model) if isinstance(stream, TokenStream) else None,
+        "teacher": "cached activations" if teacher is None else teacher.loading,
+        "weights": None if teacher is None else weights_digest(teacher.model),
     }
-    attached = tuple(
-        AttachedSae(source, hook, sae_digest(source.sae)) for source, hook in zip(sources, hooks, strict=True)
-    )
-    return MeasurementJob(attached, stream, settings)
 
 
 def _cached_stream(

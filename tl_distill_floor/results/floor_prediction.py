@@ -176,11 +176,18 @@ class FloorPrediction(StudentFloors):
             >>> floor.save("runs/tiny")  # doctest: +SKIP
         """
         fields = {name: getattr(self, name) for name in floor_files.STORED_FIELDS}
-        records = {
-            name: getattr(self, name) for name in ("stats", "simulation", "tail", "head", "calibration", "promoted")
-        }
         return floor_files.save_floor(
-            Path(path), fields, **records, simulated=self.simulated, feature_floor=self.feature_floor, bound=self.bound
+            Path(path),
+            fields,
+            stats=self.stats,
+            simulation=self.simulation,
+            tail=self.tail,
+            head=self.head,
+            calibration=self.calibration,
+            promoted=self.promoted,
+            simulated=self.simulated,
+            feature_floor=self.feature_floor,
+            bound=self.bound,
         )
 
     @classmethod
