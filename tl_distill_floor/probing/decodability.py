@@ -90,11 +90,10 @@ def decodability(
         InputError: the text cannot be loaded, or too few features fire on it.
     """
     stats = floor.stats
-    context_size = stats.settings.get("context_size")
     loaded = load_text(
         text,
         tokenizer_of(teacher.model),
-        context_size=context_size,
+        context_size=stats.settings.get("context_size"),
         prepend_bos=source.prepend_bos is not False,
         packing=packing_of(source),
     )

@@ -93,21 +93,8 @@ def tokenize_examples(
         raise InputError("probing needs a teacher with a fast tokenizer, which knows the character span of each token")
     bos_id = tokenizer.bos_token_id if prepend_bos else None
     prefix = [] if bos_id is None else [int(bos_id)]
-    ids: list[Tensor] = []
-    last_tokens: list[list[int | None]] = []
-    n_truncated = n_shared = 0
-    for first in range(0, len(labelled.texts), TEXTS_PER_TOKENIZER_CALL):
-        chunk = slice(first, first + TEXTS_PER_TOKENIZER_CALL)
-        encodings = tokenizer(list(labelled.texts[chunk]), add_special_tokens=False, verbose=False).encodings
-        for text, encoding, word_ends in zip(labelled.texts[chunk], encodings, labelled.ends[chunk], strict=True):
-            all_ids = prefix + list(encoding.ids)
-            ids.append(torch.tensor(all_ids[:context_size]))
-            n_truncated += len(all_ids) > context_size
-            last_tokens.append(_last_token_of_words(encoding.offsets, word_ends, text))
-            n_shared += last_tokens[-1].count(None)
-    warnings = [f"texts truncated to {context_size} tokens: {n_truncated:,}"] if n_truncated else []
-    if n_shared:
-        warnings.append(f"words left out because their last token is shared with the next word: {n_shared:,}")
+    tokenized = _tokenize_texts(labelled, tokenizer, prefix, context_size)
+    ids, warnings = tokenized.ids, _tokenization_warnings(tokenized, context_size)
     groups = group_documents(labelled.texts, ids, labelled.documents)
     if groups.n_shared:
         warnings.append(
@@ -117,13 +104,51 @@ def tokenize_examples(
     tasks = []
     for task in labelled.tasks:
         if task.level == "word":
-            candidates = _word_candidates(task, last_tokens, ids, len(prefix))
+            candidates = _word_candidates(task, tokenized.last_tokens, ids, len(prefix))
         else:
             candidates = _text_candidates(task, ids, pool)
         examples, notes = _select_examples(task, pool, candidates, groups.group, per_class, random)
         tasks.append(examples)
         warnings += notes
     return TokenizedExamples(tuple(ids), tuple(tasks), tuple(warnings))
+
+
+class _TokenizedTexts(NamedTuple):
+    ids: list[Tensor]
+    """Token ids [text][position], truncated to the context."""
+    last_tokens: list[list[int | None]]
+    """Index of each word's last token [text][word], without the prefix; see `_last_token_of_words`."""
+    n_truncated: int
+    """Number of texts that were truncated."""
+
+
+def _tokenize_texts(
+    labelled: LabelledText, tokenizer: Tokenizer, prefix: list[int], context_size: int
+) -> _TokenizedTexts:
+    """Tokenize texts after a prefix, many at a time."""
+    ids: list[Tensor] = []
+    last_tokens: list[list[int | None]] = []
+    n_truncated = 0
+    for first in range(0, len(labelled.texts), TEXTS_PER_TOKENIZER_CALL):
+        chunk = slice(first, first + TEXTS_PER_TOKENIZER_CALL)
+        encodings = tokenizer(list(labelled.texts[chunk]), add_special_tokens=False, verbose=False).encodings
+        for text, encoding, word_ends in zip(labelled.texts[chunk], encodings, labelled.ends[chunk], strict=True):
+            all_ids = prefix + list(encoding.ids)
+            ids.append(torch.tensor(all_ids[:context_size]))
+            n_truncated += len(all_ids) > context_size
+            last_tokens.append(_last_token_of_words(encoding.offsets, word_ends, text))
+    return _TokenizedTexts(ids, last_tokens, n_truncated)
+
+
+def _tokenization_warnings(tokenized: _TokenizedTexts, context_size: int) -> list[str]:
+    """Return what was left out because of how the texts were tokenized."""
+    warnings = []
+    if tokenized.n_truncated:
+        warnings.append(f"texts truncated to {context_size} tokens: {tokenized.n_truncated:,}")
+    n_shared = sum(of_text.count(None) for of_text in tokenized.last_tokens)
+    if n_shared:
+        warnings.append(f"words left out because their last token is shared with the next word: {n_shared:,}")
+    return warnings
 
 
 def _last_token_of_words(offsets: Sequence[tuple[int, int]], word_ends: tuple[int, ...], text: str) -> list[int | None]:
