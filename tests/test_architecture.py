@@ -142,7 +142,7 @@ def test_unknown_public_name_is_an_attribute_error() -> None:
 
 
 def test_types_are_checked_in_the_tests() -> None:
-    """Those of functions with and without shapes of arrays in their annotations."""
+    """The types of arguments are checked, with and without shapes of arrays in the annotations."""
     with pytest.raises(jaxtyping.TypeCheckError, match="int"):
         resid_post("1")
     with pytest.raises(jaxtyping.TypeCheckError, match="activation"):

@@ -203,7 +203,7 @@ def test_a_curve_that_is_flat_because_of_its_schedule_is_not_at_its_end() -> Non
 
 
 def test_many_noisy_points_are_averaged() -> None:
-    """A training log of 5,000 points with noise of 5 %."""
+    """The training log has 5,000 points with noise of 5 %."""
     tokens = np.arange(1.0, 5001.0) * 1000
     losses = 0.2 + 0.1 * (tokens / tokens[-1]) ** -0.5
     noisy = losses * (1 + 0.05 * np.random.default_rng(0).standard_normal(5000))

@@ -304,7 +304,7 @@ def test_nan_loss_names_step_and_learning_rate_and_keeps_the_checkpoint(
 def test_infinite_loss_is_not_blamed_on_the_learning_rate(
     tokenizer: Any, ids: torch.Tensor, tmp_path: Path, objective: Objective, advice: str
 ) -> None:
-    """A teacher whose head masks the second half of the vocabulary; students from random weights do not."""
+    """The teacher's head masks the second half of the vocabulary; students from random weights do not."""
     from transformers import AutoModelForCausalLM
 
     directory = save_family(tmp_path / "teacher", tokenizer, "Phi", tie_word_embeddings=False)

@@ -97,7 +97,7 @@ def open_sweep(bridge: Any, sequences: Tensor, objective: Objective, match: Matc
 
 @pytest.mark.slow
 def test_training_is_that_of_the_sweep_on_the_same_batches(bridge: Any, sweep_batches: Tensor, tmp_path: Path) -> None:
-    """20 steps in 2 parts each: equal losses at each step, and equal logits at the end."""
+    """In 20 steps of 2 parts each, the losses are equal at each step, and the logits at the end."""
     sweep = open_sweep(bridge, sweep_batches, Objective(), None)
     batches = [sweep.split.batch(step, sweep.config) for step in range(20)]
     losses = []
@@ -133,7 +133,7 @@ def test_training_is_that_of_the_sweep_on_the_same_batches(bridge: Any, sweep_ba
 def test_first_gradient_equals_that_of_the_sweep(
     bridge: Any, sweep_batches: Tensor, tmp_path: Path, objective: Objective, match: Match | None
 ) -> None:
-    """Before any update, to rounding."""
+    """The gradients before any update are equal up to rounding."""
     sweep = open_sweep(bridge, sweep_batches, objective, match)
     ids = sweep.split.batch(0, sweep.config)
     with teacher_backbone(bridge, sweep.teacher_hook) as backbone:
@@ -176,7 +176,7 @@ def test_parts_of_different_lengths_are_weighted_by_their_tokens(bridge: Any, id
 def test_eval_loss_is_the_forward_kl_per_token_of_all_sequences(
     plain: Any, student: Any, ids: Tensor, tmp_path: Path
 ) -> None:
-    """Whatever the objective, and although the batches have different numbers of tokens."""
+    """It is the same for every objective, although the batches have different numbers of tokens."""
     rows = [{"input_ids": row[: 32 if i < 5 else 7]} for i, row in enumerate(ids[:7])]
     trainer = DistillationTrainer(
         student, arguments(tmp_path), teacher=plain, eval_dataset={"held": rows, "first": rows[:1]},
@@ -251,7 +251,7 @@ def test_teacher_is_neither_trained_nor_changed(plain: Any, student: Any, ids: T
 def test_students_of_all_kinds_of_teachers_are_equal(
     plain: Any, bridge: Any, teacher_dir: Path, ids: Tensor, tmp_path: Path
 ) -> None:
-    """A transformers model, a TransformerBridge, a directory and a loaded teacher, with hook matching."""
+    """The teacher is a transformers model, a TransformerBridge, a directory or a loaded teacher, with hook matching."""
     losses = []
     for teacher in (plain, bridge, str(teacher_dir), load_teacher(bridge)):
         trainer = DistillationTrainer(
@@ -289,7 +289,7 @@ def test_model_init_builds_a_student_for_each_trial(plain: Any, bridge: Any, ids
 
 @pytest.mark.slow
 def test_two_processes_have_the_losses_of_one(teacher_dir: Path, ids: Tensor, tmp_path: Path) -> None:
-    """With DDP and with FSDP version 2, although the parts of a batch have different numbers of tokens."""
+    """This holds for DDP and for FSDP version 2, although the parts of a batch have different numbers of tokens."""
     from transformers import AutoModelForCausalLM
 
     torch.save(ids, tmp_path / "ids.pt")

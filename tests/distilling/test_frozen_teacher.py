@@ -36,7 +36,7 @@ def test_generation_settings_that_cannot_be_saved_are_refused_before_the_trainin
 
 
 def test_published_generation_settings_are_saved_although_they_are_not_valid(tokenizer: Any, tmp_path: Path) -> None:
-    """As transformers saves those that were not changed."""
+    """transformers itself saves invalid settings of a model that was loaded, if they were not changed."""
     from transformers import AutoModelForCausalLM
 
     plain_model("Llama").save_pretrained(tmp_path / "teacher")

@@ -62,7 +62,7 @@ def test_sizes_equal_those_of_a_real_model(family: str, options: dict[str, Any])
 
 
 def test_sizes_are_those_worked_out_by_hand() -> None:
-    """Two layers, keys and values of 2 heads of 8 dimensions, 48 tokens, 2 bytes. A window holds 15 earlier tokens."""
+    """The cache has 2 layers, keys and values of 2 heads of 8 dimensions, 48 tokens, 2 bytes; a window, 15 tokens."""
     grouped = config_of("Llama", num_key_value_heads=2)
     assert model_size(grouped, "bf16", 48).cache_bytes == 2 * 2 * 2 * 8 * 48 * 2
     assert model_size(grouped, "fp32", 48).cache_bytes == 2 * 2 * 2 * 8 * 48 * 4

@@ -51,7 +51,7 @@ def test_rows_beyond_a_context_are_refused_by_name(shorter: str, tmp_path: Path)
 
 
 def test_rows_are_not_run_with_the_rotary_frequencies_of_longer_rows(tmp_path: Path) -> None:
-    """Neither with those for the padding of a batch. Rows on one side of the switch are run together."""
+    """Nor are they run with those for the padding of a batch. Rows on one side of the switch are run together."""
     rope = {"rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0] * 4, "long_factor": [4.0] * 4}
     teacher, student = (
         plain_model("Phi3", seed, rope_parameters=rope, original_max_position_embeddings=16) for seed in (0, 1)

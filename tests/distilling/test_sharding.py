@@ -116,7 +116,7 @@ def test_resumes_with_another_number_of_processes(root: Path) -> None:
 
 
 def test_muon_of_sharded_matrices_equals_that_of_full_ones() -> None:
-    """Three steps of a matrix whose rows are in two processes, of which one has a row more."""
+    """The rows of the matrix are in two processes, of which one has a row more; three steps are compared."""
     random = torch.Generator().manual_seed(0)
     start, *gradients = torch.randn(4, 5, 3, generator=random)
     options: dict[str, Any] = {"lr": 0.1, "weight_decay": 0.5, "adjust_lr_fn": "match_rms_adamw"}

@@ -77,7 +77,7 @@ def test_doubtful_rows_are_refused() -> None:
 
 
 def test_padded_rows_without_a_mask_have_the_loss_of_their_tokens(tokenizer: Any, tmp_path: Path) -> None:
-    """On either side, also if only the labels hide the padding, and if another collator makes the batches."""
+    """Padding may be on either side, or hidden by the labels only, and another collator may make the batches."""
     from transformers import DataCollatorForLanguageModeling, default_data_collator
 
     padding_tokenizer = tokenizer.__class__(tokenizer_object=tokenizer._tokenizer, pad_token="<|end|>")
@@ -104,7 +104,7 @@ def test_a_batch_without_a_mask_is_padded_as_its_rows() -> None:
 
 
 def test_labels_and_masks_are_those_of_their_row() -> None:
-    """Whichever row comes first, and if a data set fills missing columns with None."""
+    """They do not depend on which row comes first, nor on columns that a data set fills with None."""
     plain = {"input_ids": [5, 6, 7]}
     labelled = {"input_ids": [5, 6, 7, 8], "labels": [-100, -100, 7, 8], "attention_mask": [1, 1, 1, 0]}
     filled = plain | {"labels": None, "attention_mask": None}

@@ -86,7 +86,7 @@ def test_forward_pass_that_another_library_replaced_is_used_and_restored(model: 
 
 
 def test_rejects_an_unembedding_without_its_weight_as_a_parameter(model: Any) -> None:
-    """As under the first version of FSDP without the original parameters: its gradient would be lost."""
+    """FSDP version 1 without the original parameters has such an unembedding, whose gradient would be lost."""
     weight = model.lm_head.weight.detach()
     del model.lm_head._parameters["weight"]
     model.lm_head.weight = weight

@@ -36,7 +36,7 @@ def test_example_prints_the_expected_words(name: str, capsys: pytest.CaptureFixt
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::Warning")  # TRL uses deprecated arguments of transformers
 def test_example_of_trl_trains_the_exported_student(capsys: pytest.CaptureFixture[str]) -> None:
-    """Skipped without TRL, which is no dependency."""
+    """The test is skipped without TRL, which is no dependency."""
     pytest.importorskip("trl")
     runpy.run_path(str(FOLDER / "trl_gkd.py"), run_name="__main__")
     assert "step 6: " in capsys.readouterr().out

@@ -197,7 +197,7 @@ def test_full_disk_at_any_write_loses_no_result(
 def test_unwritable_directory_is_a_one_line_error(
     commands: Commands, complete_run: Path, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A directory without write permission, a directory of the system, and a file in place of a directory."""
+    """The directory has no write permission, is one of the system, or is a file."""
     monkeypatch.chdir(tmp_path)
     before = copy_run(complete_run, name)
     for directory in (Path("run"), Path("run/students")):

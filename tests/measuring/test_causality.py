@@ -79,7 +79,7 @@ def test_a_model_is_judged_by_its_predictions(dtype: torch.dtype, head: str, is_
 
 
 def test_rejects_a_model_that_depends_on_the_length_of_a_sequence_only() -> None:
-    """As with positions that are counted from the end of a batch."""
+    """Such a model counts positions from the end of a batch."""
 
     class FromTheEnd(nn.Module):
         """Predictions of random size that depend on the number of positions that follow."""
