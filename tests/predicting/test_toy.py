@@ -25,6 +25,16 @@ def test_samples_have_the_distribution_of_inputs_that_are_not_all_zero() -> None
     assert together == pytest.approx(0.4 * 0.2 / (1 - 0.42336), rel=0.05)
 
 
+def test_error_of_the_mean_floor_is_that_over_seeds_or_of_the_inputs() -> None:
+    ones = np.ones(1)
+    two_seeds = np.array([[1.0, 3.0]])  # standard deviation √2, of the mean 1
+    kept = np.ones((1, 2), dtype=np.int64)
+    result = toy.ToyResult(np.array([2]), ones, ones / 2, two_seeds, np.full((1, 2), 0.1), kept)
+    assert result.error_of_mean == pytest.approx([1.0])
+    one_seed = toy.ToyResult(np.array([2]), ones, ones / 2, two_seeds[:, :1], np.full((1, 1), 0.1), kept[:, :1])
+    assert one_seed.error_of_mean == pytest.approx([0.1])
+
+
 def test_gradient_matches_autograd() -> None:
     generator = torch.Generator().manual_seed(0)
     task = toy.ToyTask.from_arrays(np.full(6, 0.2), np.arange(1.0, 7.0), "cpu")

@@ -27,6 +27,10 @@ floats = st.sampled_from([0.0, 0.0, 0.0, 1.5, -2.0, 1e-30])
 dense_codes = st.integers(0, 6).flatmap(lambda n: arrays(np.float32, (n, N_FEATURES), elements=floats))
 
 
+def test_token_of_each_entry_is_its_row() -> None:
+    assert Codes.from_dense(DENSE).token.tolist() == [0, 0, 2, 2, 3]
+
+
 def test_codes_match_the_sae_on_cached_activations(bridge: Any, sae: Any, ids: torch.Tensor) -> None:
     """Compare with the SAE's encoding of activations from TransformerLens's cache, sequence by sequence."""
     codes = measure(bridge, sae, ids, batch_size=7, n_tokens=ids.numel()).codes

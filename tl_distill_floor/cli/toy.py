@@ -57,7 +57,14 @@ def toy(
                 results = train_configurations(paper_configurations(seed), out, progress)
         else:
             configuration = ToyConfiguration(
-                features, alpha, tuple(parse_widths(widths) or ()), slope, teacher_width, seeds, steps, seed
+                n_features=features,
+                alpha=alpha,
+                widths=tuple(parse_widths(widths) or ()),
+                slope=slope,
+                teacher_width=teacher_width,
+                n_seeds=seeds,
+                steps=steps,
+                seed=seed,
             )
             results = [train_configuration(configuration, progress)]
     if as_json:

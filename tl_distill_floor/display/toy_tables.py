@@ -11,7 +11,6 @@ from rich.table import Table
 from tl_distill_floor.display.tables import plain_table
 from tl_distill_floor.results.toy import ToyResult
 from tl_distill_floor.theory.capacity import critical_width
-from tl_distill_floor.theory.predictors import PREDICTORS
 
 ToyJson = Mapping[str, Any]
 """One configuration, as `tl-floor toy --json` prints it."""
@@ -50,20 +49,15 @@ def score_table(results: Sequence[ToyJson]) -> Table:
 
 def toy_result_json(result: ToyResult) -> ToyJson:
     """Return a `ToyResult` in the form that `toy_table` and `toy_floor_figure` take."""
-    n_seeds = result.floor.shape[1]
-    error_over_seeds = result.floor.std(1, ddof=1) / np.sqrt(n_seeds) if n_seeds > 1 else result.standard_error[:, 0]
     return {
         "n_features": len(result.cost),
         "alpha": float(1.0 - result.firing_rate.mean()),
         "teacher_width": None,
         "widths": result.widths.tolist(),
         "reached": result.floor.mean(1).tolist(),
-        "standard_error": error_over_seeds.tolist(),
+        "standard_error": result.error_of_mean.tolist(),
         "kept": result.kept.mean(1).tolist(),
-        "predicted": {
-            name: [predict(result.cost, result.firing_rate, int(width)) for width in result.widths]
-            for name, predict in PREDICTORS.items()
-        },
+        "predicted": result.predicted(),
     }
 
 

@@ -17,7 +17,6 @@ from tl_distill_floor.errors import InputError
 from tl_distill_floor.predicting import toy
 from tl_distill_floor.sources.torch_state import neutral_torch_state
 from tl_distill_floor.storage.atomic import write_atomically
-from tl_distill_floor.theory.predictors import PREDICTORS
 
 JsonObject: TypeAlias = dict[str, Any]
 N_FEATURES, SPARSITIES, TEACHER_WIDTHS = (20, 40, 80), (0.8, 0.9, 0.95, 0.99), (5, 10, 15, 20)
@@ -88,30 +87,25 @@ def train_configuration(configuration: ToyConfiguration, progress: ProgressCallb
         >>> train_configuration(ToyConfiguration(6, 0.9, (1, 2), steps=20))["widths"]
         [1, 2]
     """
-    n_seeds = configuration.n_seeds
     result = toy.train(
         configuration.n_features,
         configuration.alpha,
         configuration.widths,
         importance=np.arange(1, configuration.n_features + 1) ** -configuration.slope,
-        n_seeds=n_seeds,
+        n_seeds=configuration.n_seeds,
         steps=configuration.steps,
         seed=configuration.seed,
         teacher_width=configuration.teacher_width,
         progress=progress,
     )
-    error = result.floor.std(1, ddof=1) / np.sqrt(n_seeds) if n_seeds > 1 else result.standard_error[:, 0]
     return configuration._asdict() | {
         "widths": result.widths.tolist(),
         "reached": result.floor.mean(1).tolist(),
-        "standard_error": error.tolist(),
+        "standard_error": result.error_of_mean.tolist(),
         "least": result.floor.min(1).tolist(),
         "kept": result.kept.mean(1).tolist(),
         "to_teacher": None if result.to_teacher is None else result.to_teacher.mean(1).tolist(),
-        "predicted": {
-            name: [predict(result.cost, result.firing_rate, int(width)) for width in result.widths]
-            for name, predict in PREDICTORS.items()
-        },
+        "predicted": result.predicted(),
     }
 
 

@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Float64, Int64
 
 from tl_distill_floor.results.record_files import ArrayRecord
+from tl_distill_floor.theory.predictors import PREDICTORS
 
 TOY_FILE = "toy.safetensors"
 
@@ -32,6 +33,22 @@ class ToyResult(ArrayRecord):
     """Number of features with ‖W_i‖² > 0.5."""
     to_teacher: Float64[np.ndarray, "width seed"] | None = None
     """Σ I_i (x̂_i of the teacher − x̂_i)² on new inputs; None without a teacher."""
+
+    @property
+    def error_of_mean(self) -> Float64[np.ndarray, " width"]:
+        """Standard error of the mean floor over seeds; with one seed, that from the number of new inputs."""
+        n_seeds = self.floor.shape[1]
+        if n_seeds == 1:
+            return self.standard_error[:, 0]
+        error: np.ndarray = self.floor.std(1, ddof=1) / np.sqrt(n_seeds)
+        return error
+
+    def predicted(self) -> dict[str, list[float]]:
+        """Return the floor of every predictor at each width."""
+        return {
+            name: [predict(self.cost, self.firing_rate, int(width)) for width in self.widths]
+            for name, predict in PREDICTORS.items()
+        }
 
     def __repr__(self) -> str:
         """Return the task, the widths and the range of the floors in one line."""
