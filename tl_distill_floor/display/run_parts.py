@@ -17,6 +17,7 @@ from tl_distill_floor.results.sparse_probes import SPARSE_PROBES_FILE, SparsePro
 from tl_distill_floor.results.student import StudentResult, student_files
 
 Part = TypeVar("Part")
+AnyProbes = TypeVar("AnyProbes", Probes, SparseProbes)
 
 
 @dataclass(frozen=True)
@@ -74,15 +75,16 @@ def load_run_parts(
             unreadable.append(f"{directory / CALIBRATION_FILE} is of another prediction; run tl-floor calibrate again")
     loaded = [load_part(StudentResult.load, file) for file in student_files(students or directory)]
     results = sorted((r for r in loaded if r is not None), key=lambda result: (result.width, result.name))
-    probes = load_part(Probes.load, directory / PROBES_FILE)
-    if floor is not None and probes is not None and probes.stats != floor.digest:
-        unreadable.append(f"{directory / PROBES_FILE} is of another prediction; run tl-floor probe again")
-        probes = None
-    sparse_probes = load_part(SparseProbes.load, directory / SPARSE_PROBES_FILE)
-    if floor is not None and sparse_probes is not None and sparse_probes.stats != floor.digest:
-        file = directory / SPARSE_PROBES_FILE
-        unreadable.append(f"{file} is of another prediction; run tl-floor probe --sparse again")
-        sparse_probes = None
+
+    def load_probes(load: Callable[[Path], AnyProbes], file: Path, command: str) -> AnyProbes | None:
+        probes = load_part(load, file)
+        if floor is None or probes is None or probes.stats == floor.digest:
+            return probes
+        unreadable.append(f"{file} is of another prediction; run {command} again")
+        return None
+
+    probes = load_probes(Probes.load, directory / PROBES_FILE, "tl-floor probe")
+    sparse_probes = load_probes(SparseProbes.load, directory / SPARSE_PROBES_FILE, "tl-floor probe --sparse")
     if floor is None and not results and probes is None and sparse_probes is None:
         reasons = f" ({'; '.join(unreadable)})" if unreadable else ""
         raise InputError(f"there is no run at {directory}; make one with tl-floor measure --out {directory}{reasons}")

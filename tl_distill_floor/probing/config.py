@@ -39,8 +39,7 @@ class ProbeConfig:
         set_integers(
             self, {"per_class": 2, "n_splits": 1, "batch_size": 1, "n_feature_tokens": 0, "bottleneck_steps": None}
         )
-        if self.bottleneck_steps < 0 or self.bottleneck_steps == 1:
-            raise InputError(f"the steps must be 0 or at least 2, got {self.bottleneck_steps}; set --steps")
+        _check_bottleneck_steps(self.bottleneck_steps)
 
 
 @dataclass(frozen=True)
@@ -83,10 +82,15 @@ class SparseProbeConfig:
         set_integers(
             self, {"k": 1, "n_controls": 1, "per_class": 2, "n_splits": 1, "batch_size": 1, "bottleneck_steps": None}
         )
-        if self.bottleneck_steps < 0 or self.bottleneck_steps == 1:
-            raise InputError(f"the steps must be 0 or at least 2, got {self.bottleneck_steps}; set --steps")
+        _check_bottleneck_steps(self.bottleneck_steps)
 
     @property
     def ks(self) -> tuple[int, ...]:
         """Numbers of features: the powers of 2 below `k`, and `k`."""
         return (*(2**power for power in range(self.k.bit_length()) if 2**power < self.k), self.k)
+
+
+def _check_bottleneck_steps(steps: int) -> None:
+    """Raise an InputError unless bottleneck students are trained for 0 steps, or for enough to extrapolate from."""
+    if steps < 0 or steps == 1:
+        raise InputError(f"the steps must be 0 or at least 2, got {steps}; set --steps")
