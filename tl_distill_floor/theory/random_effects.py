@@ -187,7 +187,7 @@ class _Weighted(NamedTuple):
     information: Float64[np.ndarray, "term term"]
     """Inverse of the covariance of the coefficients."""
     minus_log_likelihood: float
-    """Of the covariance, restricted; without a constant."""
+    """Restricted log-likelihood of the covariance, without a constant and with the opposite sign."""
 
 
 def _weighted_fit(

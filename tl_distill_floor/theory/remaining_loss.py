@@ -75,10 +75,11 @@ def remaining_loss(
 
     A learning curve is L∞ + A · (x^-b + x^-rb) / 2 with x = (n − s) / (N − s) and relative Gaussian errors, where N is
     the number of tokens at the last point, so that A is what remains there. Two power laws are needed because real
-    losses fall fast at first and slowly later, and one alone ends too early. The distribution is the posterior one
-    (Gelman et al. 2013, "Bayesian Data Analysis", sections 3.2 and 14.2): A and L∞ are uniform, A from 0 to the last
-    loss less the bound, and log b is normal. Given b, r and s the curve is linear in A and L∞, so these are integrated
-    exactly; b, r and s are summed over grids. The error is estimated from the best fit, and at least 0.5 %.
+    losses fall fast at first and slowly later, and a single one predicts that they end too high. The distribution is
+    the posterior one (Gelman et al. 2013, "Bayesian Data Analysis", sections 3.2 and 14.2): A and L∞ are uniform, A
+    from 0 to the last loss less the bound, and log b is normal. Given b, r and s the curve is linear in A and L∞, so
+    these are integrated exactly; b, r and s are summed over grids. The error is estimated from the best fit, and at
+    least 0.5 %.
 
     If the learning rates are given and differ, a multiple of them is added to the curve: noise that a lower learning
     rate takes away.
