@@ -24,6 +24,7 @@ from tl_distill_floor.cli.toy import toy
 from tl_distill_floor.cli.train_sae import train_sae
 
 PREDICT, TRAIN, CHECK = "Predict", "Train and plan", "Check and report"
+"""Panels of the list of commands."""
 
 app = typer.Typer(name="tl-floor", no_args_is_help=True, pretty_exceptions_enable=False)
 for command, panel in (

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from tl_distill_floor.sources.learning_curves import LearningCurve
 
 CURVE, TEACHER = "Learning curve", "Teacher"
+"""Panels of the help text."""
 STUDENTS = "students"
 """Directory of the students in a run directory."""
 

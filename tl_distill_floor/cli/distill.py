@@ -32,6 +32,7 @@ from tl_distill_floor.cli.processes import is_first_process, local_device
 from tl_distill_floor.cli.progress import progress_bar
 
 EVALUATION, LOSS, OPTIMIZATION, MATCHING = "Evaluation", "Loss", "Optimization", "Hook matching"
+"""Panels of the help text."""
 DEFAULT_DIVISORS = (8, 4, 2)
 """The teacher's width divided by these gives the default widths."""
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from tl_distill_floor.results.plan import Plan
 
 LIMITS, PILOTS, EXPORT = "Limits", "Pilots", "Export"
+"""Panels of the help text."""
 
 
 @report_errors

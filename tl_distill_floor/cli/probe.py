@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from tl_distill_floor.results.sparse_probes import SparseProbes
 
 PROBES, SPARSE, FEATURES = "Probes of labels", "Sparse probes", "Decoding of features"
+"""Panels of the help text."""
 
 
 @report_errors

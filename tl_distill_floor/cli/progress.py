@@ -19,6 +19,7 @@ from rich.progress import (
 from rich.text import Text
 
 SECONDS_PER_LINE = 60.0
+"""Least time between two log lines."""
 
 
 class Bar:

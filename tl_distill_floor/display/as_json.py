@@ -33,6 +33,7 @@ FEATURE_KEYS = (
 )
 """Keys that are null if the teacher was measured without an SAE."""
 SAMPLING_INTERVALS = ("n_features_interval", "alpha_interval", "critical_width_interval")
+"""Fields of a prediction with an interval; the keys of the JSON object lack the suffix."""
 
 
 def floor_json(floor: FloorPrediction) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import unicodedata
 
 VISIBLE_SIGNS = {"\n": "⏎", "\r": "␍", "\t": "⇥", "\u2028": "⏎", "\u2029": "⏎"}
+"""Sign that is shown for each line break and tab."""
 
 
 def escape_control(text: str) -> str:

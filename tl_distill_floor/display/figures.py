@@ -30,6 +30,7 @@ SMALLEST_SHOWN_SHARE = 1e-4
 N_BINS = 60
 """Points of a curve that is a mean over features of neighbouring rank."""
 SUFFIXES = (".svg", ".png", ".pdf", ".html")
+"""Formats of a saved figure."""
 
 
 def save_figure(figure: go.Figure, path: str | Path) -> Path:

@@ -30,6 +30,7 @@ BOUND = (
     "A student loses at least what the best logits of its rank lose, whatever its depth, data or training. The head"
     " floor estimates that loss from above: more steps would lower it."
 )
+"""Explanation below a table of head floors."""
 
 
 def head_table(head: HeadFloor) -> RenderableType:

@@ -16,6 +16,7 @@ from tl_distill_floor.display.units import LONG_UNIT
 from tl_distill_floor.results.lost_features import FeatureAtWidth, FeatureContext, LostFeatures, OneFeature
 
 PEAK_STYLE = "bold reverse"
+"""Style of the token on which a feature fires."""
 ELLIPSIS = "…"
 NO_CONTEXTS = Text("This run has no contexts; measure again to see what features fire on.", style="dim")
 

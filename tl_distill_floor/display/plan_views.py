@@ -17,6 +17,7 @@ from tl_distill_floor.results.plan import Candidate, Plan
 from tl_distill_floor.theory.regression import PredictedLoss
 
 AXIS_UNIT: dict[CostUnit, str] = {"nats": LONG_UNIT["nats"], "mse": "squared error per token"}
+"""Unit of the losses of a plan, which may be of several hook points."""
 TASK_SCORES = "A distillation loss alone does not predict task scores: test the trained student on your own tasks."
 
 

@@ -20,6 +20,7 @@ ACTIVATION_NAMES: dict[ProbedActivation, str] = {
 }
 """What is probed at each width."""
 FORECASTS: tuple[ProbedActivation, ...] = ("kept", "bottleneck")
+"""Activations that are probed in place of a student."""
 SUPPORTING_SEPARATION = 0.9
 """AUROC from which on decodability is said to support assumption A2."""
 

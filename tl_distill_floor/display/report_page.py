@@ -39,6 +39,7 @@ const observer = new IntersectionObserver(
 plots.forEach((plot) => observer.observe(plot));
 addEventListener("beforeprint", () => plots.forEach(draw));
 """
+"""The page's own script, next to that of plotly."""
 
 
 class PageFigure(NamedTuple):

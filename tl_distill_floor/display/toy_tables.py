@@ -15,6 +15,7 @@ from tl_distill_floor.theory.capacity import critical_width
 ToyJson = Mapping[str, Any]
 """One configuration, as `tl-floor toy --json` prints it."""
 MIN_WIDTHS_FOR_R2 = 3
+"""Fewest floors that R² is computed from."""
 
 
 def toy_table(result: ToyJson) -> Table:

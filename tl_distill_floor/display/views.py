@@ -47,6 +47,7 @@ TABLES: dict[str, Callable[[Any], RenderableType]] = {
     "TailLoss": measurement_tables.tail_loss_table,
     "ToyResult": lambda result: toy_tables.toy_table(toy_tables.toy_result_json(result)),
 }
+"""Function that returns the table of a record, by the name of its class."""
 FIGURES: dict[str, Callable[[Any], go.Figure]] = {
     "Calibration": student_figures.calibration_figure,
     "Decodability": lambda model: probe_figures.decodability_figure([model]),
@@ -66,6 +67,7 @@ FIGURES: dict[str, Callable[[Any], go.Figure]] = {
     "TailLoss": feature_figures.tail_loss_figure,
     "ToyResult": lambda result: toy_figures.toy_floor_figure(toy_tables.toy_result_json(result)),
 }
+"""Function that returns the figure of a record, by the name of its class."""
 
 
 def table_of(record: object) -> RenderableType:

@@ -275,6 +275,7 @@ RULES: dict[str, Rule] = {
     "convolution": _convolution, "mkldnn_convolution": _convolution, "nonzero": _ignore, "one_hot": _ignore,
     "bincount": _ignore, "histc": _ignore, "diagonal": _ignore,
 }  # fmt: skip
+"""Rule of each other operation, by its name in torch; operations that are not listed are elementwise."""
 
 
 @torch.no_grad()

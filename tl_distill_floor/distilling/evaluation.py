@@ -14,6 +14,7 @@ from tl_distill_floor.distilling.sweep import Sweep
 from tl_distill_floor.measuring.teacher_backbone import TeacherBackbone
 
 SEQUENCES_PER_FORWARD_PASS = 16
+"""Held-out sequences that are run together."""
 
 
 def add_curve_points(sweep: Sweep, teacher: TeacherBackbone) -> None:

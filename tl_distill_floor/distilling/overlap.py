@@ -10,6 +10,7 @@ WINDOW = 24
 LEAST_OVERLAP = 0.01
 """Share of the held-out text from which on an overlap is reported: documents share a few phrases."""
 SEQUENCES_PER_CHUNK = 4096
+"""Training sequences whose windows are in memory at once."""
 MULTIPLIER = np.int64(6_364_136_223_846_793_005)
 """Multiplier of the hash of a window, modulo 2⁶⁴ (Knuth, MMIX)."""
 

@@ -18,6 +18,7 @@ LEVEL = 0.8
 N_PILOTS = 3
 """Students that `tl-floor calibrate` needs."""
 N_CANDIDATES = 8
+"""Widths that pilots are chosen from, evenly spaced in their logarithm."""
 WIDEST_SHARE = 0.5
 """Pilots are at most this share of the student's width."""
 LARGEST_COST = 0.5

@@ -12,6 +12,7 @@ from tl_distill_floor.storage.checkpoints import load_checkpoint, report_damage,
 SWEEP_CHECKPOINT_FILE = "partial.safetensors"
 """File in the directory of the students."""
 KIND = "students-partial"
+"""Name of the format of the file."""
 
 
 def save_sweep(sweep: Sweep, path: Path) -> None:

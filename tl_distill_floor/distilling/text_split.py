@@ -18,6 +18,7 @@ from tl_distill_floor.sources.teachers import Teacher, choose_context_size, toke
 HELDOUT_SHARE = 0.1
 """Share of the text, at its end, that is held out if no held-out text is given."""
 SEQUENCES_PER_READ = 256
+"""Sequences per batch in which a text is read."""
 
 
 @dataclass(frozen=True)

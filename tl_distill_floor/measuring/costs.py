@@ -198,3 +198,4 @@ COST_METHODS: dict[CostMethod, CostMethodSpec] = {
     "fisher": CostMethodSpec("nats", gradient_pass, fisher),
     "ablation": CostMethodSpec("nats", rerun_pass, ablation),
 }
+"""The methods by name."""

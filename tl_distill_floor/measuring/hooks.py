@@ -28,6 +28,7 @@ ALIASES = {
 # The output that a block adds to the residual stream, in models that normalise it once more (Gemma 2 and later).
 POST_NORM = {"hook_mlp_out": "ln2_post.hook_out", "hook_attn_out": "ln1_post.hook_out"}
 OTHER_NAME = ALIASES | {bridge: hooked for hooked, bridge in ALIASES.items()}
+"""The other name of a point within a block, in either direction."""
 
 HookFunction = Callable[[str, Tensor], Tensor | None]
 """Called with a hook point's name and output; a tensor that it returns replaces the output."""

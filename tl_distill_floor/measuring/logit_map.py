@@ -26,6 +26,7 @@ MEASURED_TOLERANCE = 0.01
 TOLERANCES = {torch.float32: 1e-4, torch.float64: 1e-6}
 """Largest error of a map relative to the largest logit, by dtype."""
 HALF_PRECISION_TOLERANCE = 2e-2
+"""The same for other dtypes."""
 
 
 @dataclass(frozen=True)

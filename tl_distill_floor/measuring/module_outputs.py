@@ -22,7 +22,9 @@ N_TOKENS = 8
 SAME_OUTPUT = 1e-3
 """Largest difference of the two, as a share of the norm."""
 _END = re.compile(r"(?:^|\.)((?:layers|h|blocks)\.\d+(?:\..+?)?)(\.output|\.input)?$")
+"""End of the name of a module in a layer, and whether its input or its output is meant."""
 _WRAPPER = "._original_component"
+"""Part that TransformerBridge adds to the names of the modules that it wraps."""
 
 
 def hook_point_of_module(model: HookedModel, hook_name: str, module_name: str) -> str:

@@ -24,6 +24,7 @@ CAUSES = (
     "it may be read at another hook point than it was trained on, the teacher may be processed in another way (fold_ln,"
     " centred weights), or a normalisation of the activations may be missing"
 )
+"""Why an SAE may not fit, for messages."""
 
 
 def check_plausible(sums: FeatureSums, attached: AttachedSae) -> None:

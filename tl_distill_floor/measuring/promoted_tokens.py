@@ -11,6 +11,7 @@ from tl_distill_floor.measuring.strongest_contexts import token_decoder
 from tl_distill_floor.results.contexts import NO_TOKEN
 
 N_PROMOTED = 6
+"""Promoted tokens per feature."""
 LOGITS_AT_ONCE = 2**23
 """Logits held at a time: 32 MiB in fp32."""
 RESIDUAL_POINTS = ("hook_in", "hook_out", "hook_resid_mid", "mlp.hook_out", "attn.hook_out")

@@ -15,6 +15,7 @@ from tl_distill_floor.results.contexts import AFTER, BEFORE, N_CONTEXTS, NO_TOKE
 
 LOCATION_BITS = 31
 LAST_LOCATION = 2**LOCATION_BITS - 1
+"""Bits for the place of a token in a batch, below those of an activation in one integer, and the largest place."""
 
 
 @runtime_checkable

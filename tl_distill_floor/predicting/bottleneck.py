@@ -34,6 +34,7 @@ from tl_distill_floor.results.codes import Codes
 W_LEARNING_RATE, BIAS_LEARNING_RATE = 0.05, 0.03
 """Learning rate of W, times width^-½, and of the biases, in units of a feature's amplitude."""
 BETAS = (0.8, 0.95)
+"""Adam's averaging of the gradient and of its square."""
 WARM_UP_SHARE, CONSTANT_SHARE = 0.05, 0.5
 """Share of the shorter training in which the learning rate rises, and share of each training before it falls."""
 MAX_PARALLEL_WEIGHTS = 2**22

@@ -25,6 +25,7 @@ HIDDEN_FACTOR = 2
 SMALLEST_EIGENVALUE = 1e-10
 """Smallest eigenvalue of a metric that is kept, as a share of the largest."""
 START_TOKENS_PER_CHUNK = 1024
+"""Tokens that the principal directions are summed over at a time."""
 LOGIT_BYTES_CPU, LOGIT_BYTES_GPU = 31 * 2**20, 2**28
 """Size of an array of logits that a training step computes at a time: on a CPU, a block that it keeps when freed."""
 

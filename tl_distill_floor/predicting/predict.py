@@ -43,6 +43,7 @@ from tl_distill_floor.sources.torch_state import neutral_torch_state
 NO_SAE_WARNING = (
     "no SAE is known for this teacher, so nothing is predicted from its features; give one, or train one with train_sae"
 )
+"""Warning of a prediction from the head floor alone."""
 UNFINISHED_WARNINGS: dict[CostUnit, str] = {
     "nats": "not finished: losses are summed costs of features, and the loss of dropping them together is larger; if"
     " the command was interrupted, add --resume",

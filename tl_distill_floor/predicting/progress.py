@@ -13,6 +13,7 @@ progress callback, or None."""
 UnfinishedCallback: TypeAlias = Callable[[list[FeatureFloorPrediction]], None]
 """Called with predictions of which a part is still being computed."""
 STEPS_PER_REPORT = 100
+"""Training steps from one call of a progress callback to the next."""
 
 
 def no_progress_bar(_unit: str, _stage: str) -> AbstractContextManager[None]:

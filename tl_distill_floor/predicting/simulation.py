@@ -24,6 +24,7 @@ from tl_distill_floor.results.simulation import Simulation
 from tl_distill_floor.results.tail_loss import ratio_standard_error
 
 TOKENS_PER_STEP = 1024
+"""Default tokens of a training step."""
 
 
 class RestoredLoss(NamedTuple):

@@ -24,6 +24,7 @@ N_FEATURES, SPARSITIES, TEACHER_WIDTHS = (20, 40, 80), (0.8, 0.9, 0.95, 0.99), (
 STUDENT_WIDTHS = (1, 2, 3, 5, 8, 12, 16)
 """Widths of the students in the paper's grid; only those below the width of the teacher are trained."""
 PAPER_SEEDS = 20
+"""Models per width in the paper's grid."""
 
 
 class ToyConfiguration(NamedTuple):

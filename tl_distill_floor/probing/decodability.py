@@ -37,9 +37,11 @@ MIN_FIRED = 10
 RIDGE_PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """Penalties that are compared, for activations that are standardised to variance 1."""
 N_PARTS = 5
+"""Parts that the sequences are divided into."""
 TEST_PART, VALIDATION_PART = 0, 1
 """Of the five parts of the sequences; the other three are for training."""
 DECIMALS = 5
+"""Decimals of saved scores."""
 
 
 class EncodedText(NamedTuple):

@@ -20,6 +20,7 @@ MIN_DOCUMENTS_PER_CLASS = 5
 MEAN_POSITION = -1
 """Position that means: the mean over all tokens of a text except the first."""
 TEXTS_PER_TOKENIZER_CALL = 1000
+"""Texts that are tokenized together."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,7 +19,9 @@ from tl_distill_floor.results.probes import ProbeResult
 PENALTIES = (1e-3, 1e-2, 1e-1, 1.0)
 """Values of scikit-learn's C that are compared, from the strongest penalty to the weakest."""
 MAX_ITERATIONS = 100
+"""Iterations of a fit, at most; the next fit starts from its result."""
 MAX_SPLIT_ATTEMPTS = 200
+"""Random splits that are tried until every class is in all parts."""
 
 
 class SplitScores(NamedTuple):

@@ -16,6 +16,7 @@ from tl_distill_floor.results.sparse_probes import ConceptScores
 MAX_NEWTON_COLUMNS = 64
 """Largest number of columns for Newton's method, whose steps need the matrix of second derivatives."""
 DECIMALS = 5
+"""Decimals of saved scores."""
 
 
 class ProbeScores(NamedTuple):

@@ -11,6 +11,7 @@ UNITS: dict[str, int] = {
 }
 """Bytes of each unit, by its name in lower case."""
 SHOWN_UNITS = (("kB", 10**3), ("MB", 10**6), ("GB", 10**9), ("TB", 10**12))
+"""Units in which numbers of bytes are shown."""
 
 
 def parse_bytes(text: str) -> int:

@@ -24,6 +24,7 @@ DTYPES = dict.fromkeys(("window", "promoted", "token_id"), "int32") | {
     "token_start": "int64",
     "token_bytes": "uint8",
 }
+"""Data type of each array."""
 
 
 @dataclass(frozen=True, eq=False)

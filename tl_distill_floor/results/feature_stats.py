@@ -21,6 +21,7 @@ from tl_distill_floor.storage.versioned import load_arrays, resolve_file, save_a
 
 STATS_FILE = "stats.safetensors"
 MAX_BLOCKS = 64
+"""Blocks of text whose sums are kept apart, at most."""
 WARN_FVU = 0.5
 """Fraction of variance unexplained above which a measurement warns that the SAE may not fit."""
 

@@ -11,7 +11,9 @@ from tl_distill_floor.results.codes import Codes
 from tl_distill_floor.results.contexts import FeatureContexts, UnfinishedContexts, merge_contexts
 
 PER_FEATURE = ("firing_count", "sum_act", "sum_act_sq", "sum_cost")
+"""Sums with one number for each feature."""
 SCALARS = ("n_tokens", "n_cost_tokens", "n_masked", "sampled_tokens", "sampled_sum_sq", "sampled_error_sq")
+"""Sums of one number."""
 SUMS = (*PER_FEATURE, "sampled_sum", *SCALARS)
 """Fields that are added when sums are merged."""
 

@@ -10,6 +10,7 @@ import numpy as np
 from tl_distill_floor.errors import InputError
 
 LOSS_ADVICE = "check that it is KL(teacher ‖ student) at temperature 1, in nats, as the mean over held-out tokens"
+"""What to check in a loss that is not possible."""
 
 
 class StudentLoss(NamedTuple):

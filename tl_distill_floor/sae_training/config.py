@@ -8,6 +8,7 @@ from tl_distill_floor.errors import InputError, check_choice, set_integers
 
 TOKENS_PER_STEP = 4096
 MIN_TOKENS = 2 * TOKENS_PER_STEP
+"""Tokens of a training step, and fewest tokens of a training."""
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from tl_distill_floor.sae_training.config import TOKENS_PER_STEP, SaeTrainingCon
 from tl_distill_floor.storage.checkpoints import load_checkpoint, report_damage, save_checkpoint
 
 CHECKPOINT_KIND = "sae-partial"
+"""Name of the format of a checkpoint."""
 NORM_BATCHES = 10
 """Batches whose mean norm sets the scale of activations; the first training step uses the batch after them."""
 COUNTERS = (

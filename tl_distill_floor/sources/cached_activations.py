@@ -15,7 +15,9 @@ from tl_distill_floor.sources.tables import SAVED_DATASET, is_saved_dataset, loa
 CachedSequence = tuple[Int[Tensor, " position"] | None, Float[Tensor, "position *d_model"]]
 """Token ids, if they were saved, and activations of one sequence."""
 TOKEN_COLUMN = "token_ids"  # noqa: S105 - not a password
+"""Column with the token ids of a sequence, if they were saved."""
 LIST_TYPES = ("List", "LargeList", "Sequence", "LargeSequence")
+"""Types of a column of sequences, in several versions of `datasets`."""
 
 
 @dataclass(frozen=True)

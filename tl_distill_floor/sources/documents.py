@@ -28,11 +28,14 @@ from tl_distill_floor.sources.text_files import COMPRESSED, check_text, jsonl_ro
 from tl_distill_floor.sources.token_rows import IDS_EXPECTED, TokenRow, is_token_ids, refuse_mask_among_rows, rows_of
 
 EMBEDDED_TEXT = "embedded text"
+"""Name of the text that comes with the package."""
 CHAT_COLUMNS = ("messages", "conversations", "conversation")
+"""Columns of conversations."""
 COLUMNS = ("text", *CHAT_COLUMNS, *TOKEN_COLUMNS)
 """Columns that a row's document is read from: the first that it has."""
 ROW_EXAMPLE = '{"text": "..."}'
 PATH_SUFFIXES = (".txt", ".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow", COMPRESSED)
+"""Endings by which a string is taken for a path."""
 LONGEST_PATH = 1024
 """Characters; a longer string is a text."""
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from tl_distill_floor.errors import InputError
 
 MAX_REASON_CHARACTERS = 150
+"""Characters of an error of the Hub that a message quotes."""
 
 
 def is_repository_name(name: str) -> bool:

@@ -36,15 +36,20 @@ from tl_distill_floor.sources.text_files import LocatedRow, check_text, jsonl_ro
 
 EMBEDDED = "embedded labelled text"
 EMBEDDED_LABELS = ("author", "word_class", "next_word_class")
+"""Name of the labelled text that comes with the package, and its labels."""
 MAX_ROWS = 100_000
+"""Rows that are read at most."""
 LABEL_FILES = "a .jsonl, .json or .csv file (also .gz), a .parquet or an .arrow file"
 LABEL_SUFFIXES = (".jsonl", ".gz", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".txt")
+"""Endings by which a string is taken for a path."""
 IGNORED_LABEL = -100
 """Label of what has no label, in data that was prepared for transformers."""
 ROW_EXAMPLE = "{'text': '...', 'label': '...'}"
 FIELDS_WITHOUT_LABELS = ("text", "words", "document", "id")
+"""Fields of a row that hold no label."""
 NO_SPACE_BEFORE = (*".,;:!?)]}%", "''", "'s", "'S", "n't", "N'T", "'ll", "'re", "'ve", "'m", "'d")
 NO_SPACE_AFTER = (*"([{$", "``")
+"""Words that are joined to the word before them, or to the word after them, in a text made of words."""
 
 Label = str | None
 

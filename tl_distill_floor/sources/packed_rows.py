@@ -10,9 +10,11 @@ from tl_distill_floor.errors import InputError
 from tl_distill_floor.sources.token_rows import MASK_ADVICE, TokenRow, as_tensor, is_row, rows_of
 
 IDS, MASK, POSITIONS, LENGTHS = "input_ids", "attention_mask", "position_ids", "seq_lengths"
+"""Columns of token ids, and of what is stated about each of them or about each document."""
 NUMBERS = ("seq_idx", "segment_ids", "document_ids", "doc_ids")
 """Columns with the number of each token's document (`seq_idx` of transformers)."""
 LENGTHS_COLUMNS = (LENGTHS, "seq_lens")
+"""Columns with the documents' lengths."""
 BOUNDARIES = ("cu_seq_lens_q", "cu_seq_lens", "cu_seqlens")
 """Columns with the documents' boundaries: 0, and the summed lengths of the documents so far."""
 TOKEN_COLUMNS = (IDS, MASK, POSITIONS, *LENGTHS_COLUMNS, *NUMBERS, *BOUNDARIES)

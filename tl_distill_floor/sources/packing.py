@@ -11,8 +11,10 @@ from tl_distill_floor.errors import InputError
 from tl_distill_floor.sources.sae_source import SaeSource
 
 DEFAULT_CONTEXT_SIZE = 256
+"""Tokens per sequence, unless something else is known or given."""
 NO_SEPARATOR, DEFAULT_SEPARATOR = "none", "bos"
 SEPARATORS = {"bos": "bos_token_id", "eos": "eos_token_id", "sep": "sep_token_id"}
+"""Attribute of a tokenizer that holds each separator of documents."""
 
 
 @dataclass(frozen=True)

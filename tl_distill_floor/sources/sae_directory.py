@@ -18,7 +18,9 @@ PAPER_REPOSITORIES = (  # Sarkar and Deka 2026, arXiv 2604.04037: 32,768 feature
     "nileshsarkar-ai/pythia-410m-saes-x32-l1-8e-5-fixed",
 )
 PAPER_LAYERS = 24
+"""Layers with an SAE in each of these repositories."""
 EMBEDDED_SAE, EMBEDDED_HOOK = f"{TINY_PROSE}-sae", "blocks.1.hook_resid_post"
+"""The SAE that comes with the package, and its hook point."""
 UNSUPPORTED_ARCHITECTURES = {
     "transcoder": "it reads one hook point and writes another, so its features do not add up to one activation",
     "temporal": "its codes depend on the earlier tokens of a sequence",
@@ -38,7 +40,9 @@ NORMALISATION_ADVICE = {
 MAX_LISTED = 12
 """SAEs that an error message lists."""
 _HOOK_IN_ID = re.compile(r"^blocks\.(\d+)\.(?:attn\.)?(hook_(?:resid_(?:pre|mid|post)|mlp_out|attn_out|z))")
+"""Layer and hook point in an SAE's id."""
 _LAYER_IN_ID = re.compile(r"layers?[_.]?(\d+)|^l(\d+)[arm]_|^blocks\.(\d+)\.")
+"""Layer in an SAE's id."""
 _HOOK_BY_PATH = {  # for repositories whose ids name no hook point, as SAELens's own loaders read them
     r"resid_post|-res/|SAE-Res-|SAE-l\d+|L\d+R(?:-|$)": "hook_resid_post",
     r"mlp_out|-mlp/|L\d+M-": "hook_mlp_out",

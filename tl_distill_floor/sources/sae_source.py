@@ -9,6 +9,7 @@ from tl_distill_floor.errors import InputError
 from tl_distill_floor.sources.sae_directory import NORMALISATION_ADVICE, UNSUPPORTED_ARCHITECTURES, SaeEntry
 
 SUPPORTED_ARCHITECTURES = ("standard", "gated", "topk", "jumprelu", "abstopk", "matching_pursuit")
+"""Architectures of SAELens that can be measured."""
 MODULE_NAME = "hf_module_name"
 """Key of the metadata that holds `SaeSource.module_name`."""
 METADATA_TYPES: dict[str, type | tuple[type, ...]] = {
@@ -16,6 +17,7 @@ METADATA_TYPES: dict[str, type | tuple[type, ...]] = {
     "context_size": int, "prepend_bos": bool, "l0": (int, float), "sequence_separator_token": (int, str),
     "disable_concat_sequences": bool, MODULE_NAME: str,
 }  # fmt: skip
+"""Type of each metadata field that is read."""
 
 
 @dataclass(frozen=True)

@@ -19,14 +19,17 @@ from tl_distill_floor.sources.text_files import (
 )
 
 FILE_KINDS = ".txt, .jsonl, .json or .csv (also .gz), .parquet or .arrow"
+"""Files that are read, for messages."""
 SAVED_DATASET = ("dataset_info.json", "state.json")
 """Files of a directory that `Dataset.save_to_disk` wrote."""
 SAVED_SPLITS = "dataset_dict.json"
 """File of a directory that `DatasetDict.save_to_disk` wrote."""
 ROWS_AT_ONCE = 1000
+"""Rows of a file that are read together."""
 LONGEST_NAME = 250
 """Characters of a dataset's name, its configuration and split included."""
 DATASET_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?(:[\w.-]*){0,2}", re.ASCII)
+"""Name of a dataset on the Hub, with a configuration and a split if they are given."""
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ TOLERANCE = 1e-3
 ROUNDING_TOLERANCE = 0.15
 """Difference that may be rounding in bf16; above `TOLERANCE` the teacher is checked in fp32."""
 LEAST_LOG_PROBABILITY = -1e4
+"""Log-probabilities below this count as this in a standard deviation."""
 PASSAGE = (
     "It is a truth universally acknowledged, that a single man in possession of a good fortune, must be in want of a"
     " wife. However little known the feelings or views of such a man may be on his first entering a neighbourhood, this"

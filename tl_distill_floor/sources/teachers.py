@@ -34,8 +34,10 @@ from tl_distill_floor.sources.teacher_shells import ShellLoader
 from tl_distill_floor.sources.torch_state import neutral_torch_state
 
 PROCESSING_OPTIONS = ("fold_ln", "center_writing_weights", "center_unembed", "fold_value_biases")
+"""Options of TransformerLens that process the weights."""
 FP32 = TORCH_DTYPES["fp32"]
 CHECKPOINT_OPTIONS = ("revision", "checkpoint_index", "checkpoint_value")
+"""Options that choose one of several checkpoints of a model."""
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,10 @@ from tl_distill_floor.errors import InputError
 CHUNK_CHARACTERS = 1_000_000
 """Characters of a plain text file that are read as one document."""
 COMPRESSED = ".gz"
+"""Ending of a compressed file."""
 BYTE_ORDER_MARK = "\ufeff"
 UTF_16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+"""Marks at the beginning of a file of UTF-8 as text, and of UTF-16 as bytes."""
 
 Row = Mapping[str, Any]
 LocatedRow = tuple[str, Row]

@@ -19,6 +19,7 @@ NO_TOKEN_ID = -1
 """Value at the positions of a sequence that hold no token: those after the last token of a short row."""
 IDS_EXPECTED = "token ids must be integers [batch, position]"
 MASK_ADVICE = "give them with their attention_mask, as the tokenizer returns them"
+"""Parts of messages about rows of token ids."""
 REPEATS_OF_PADDING, SHARE_OF_PADDED_ROWS = 4, 0.25
 """Rows of which this share begins (or ends) with one id, this often, are padded with it."""
 MIN_ROWS_OF_EQUAL_LENGTH = 8

@@ -11,6 +11,7 @@ from tl_distill_floor.storage.io_errors import report_io_errors
 PARTIAL_SUFFIX = ".tl-floor"
 """Suffix of the hidden name that an unfinished file or directory has."""
 LOCK_FILE = f"{PARTIAL_SUFFIX}.lock"
+"""File in a directory that is locked."""
 
 
 @contextlib.contextmanager

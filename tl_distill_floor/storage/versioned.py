@@ -13,9 +13,11 @@ from tl_distill_floor.storage.atomic import write_atomically
 
 Record = TypeVar("Record")
 VERSION = 1
+"""Version of the file formats."""
 LARGEST_FLOAT, LARGEST_COUNT = 1e100, 2**53
 """Largest numbers accepted in a JSON file: their squares and sums are still finite."""
 HEADER = "tl-distill-floor"
+"""Key of the header in the metadata of a safetensors file."""
 
 
 def resolve_file(path: str | Path, name: str) -> Path:

@@ -16,6 +16,7 @@ MIN_POINTS, MIN_SPAN = 8, 10.0
 EXPONENTS = np.geomspace(0.05, 3.0, 100)
 """Exponents b that are tried first. The best one is then refined to about one part in a million."""
 N_REFINEMENTS, REFINED_EXPONENTS = 3, 41
+"""How often exponents close to the best one are tried, and how many each time."""
 SHIFTS = np.linspace(-0.01, 0.02, 7)
 """Shifts s that are tried, as shares of the tokens. Tokens of the warm-up count for less; a start from the teacher's
 weights is worth some tokens."""
@@ -28,6 +29,7 @@ WARM_UP_SHARE = 0.1
 DECAY_START = 0.8
 """Points after this share of the tokens may be lower because the learning rate is decaying."""
 MIN_POINTS_BEFORE_DECAY = 6
+"""Fewest points before the decay for a fit without the points of the decay."""
 NOISE_FLOOR = 1e-3
 """Smallest relative error of a point: what a curve without noise differs from the functional form."""
 LARGEST_EXTRAPOLATION = 3.0

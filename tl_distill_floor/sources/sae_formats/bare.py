@@ -19,12 +19,19 @@ from tl_distill_floor.sources.sae_formats.settings import all_settings, stated_m
 from tl_distill_floor.sources.sae_formats.weights import SaeWeights, make_weights
 
 _COUNTERS = re.compile(r"freq|count|fired|since|dead|alive|stat|usage|steps?$|nonzero|batches|tokens|bandwidth")
+"""Names of tensors that count something in the training, and change no code."""
 _FACTORS = re.compile(r"(?:^|[._])(?:mean|std|scale|scaling(?:_factor)?|norm_?(?:factor|scale|coeff)\w*)$|whiten")
+"""Names of tensors that scale or shift something."""
 _ACTIVATIONS = ("activation", "activation_fn", "activation_fn_str", "act_fn", "architecture", "sae_type")
+"""Settings that name the activation."""
 _K_NAMES = ("k", "topk", "top_k")
+"""Names of the number of active features."""
 _THRESHOLD_SETTING = re.compile(r"(?:jump_?relu_?|activation_)?(?:thresholds?|theta)")
+"""Settings that hold a threshold."""
 _MAP_ROLES = ("b_enc", "b_dec", "b_pre", "threshold", "k")
+"""Optional keys of the key map that an error message shows."""
 _SUBTRACTS = ("apply_b_dec_to_input", "subtract_b_dec", "apply_decoder_bias_to_pre_encoder")
+"""Settings that say whether the bias of the decoder is subtracted before the encoder."""
 
 
 def read_bare(file: SaeFile, d_in: int | None) -> SaeWeights:

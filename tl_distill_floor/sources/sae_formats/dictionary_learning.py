@@ -18,6 +18,7 @@ _LINEAR = {"encoder.weight", "encoder.bias", "decoder.weight"}
 _RAW = {"W_enc", "b_enc", "W_dec", "b_dec"}
 _AUTO_ENCODER = {*_LINEAR, "bias"}
 _GATED = {"encoder.weight", "decoder.weight", "decoder_bias", "r_mag", "gate_bias", "mag_bias"}
+"""Tensors of classes with linear modules, with plain matrices, of `AutoEncoder`, and of `GatedAutoEncoder`."""
 _TENSORS = {
     "AutoEncoder": _AUTO_ENCODER,
     "AutoEncoderNew": {*_LINEAR, "decoder.bias"},
@@ -28,7 +29,9 @@ _TENSORS = {
 }
 """Tensors of each class that can be measured."""
 _OPTIONAL = {"k", "threshold"}
+"""Tensors that some versions of a class save."""
 _SITE_AND_LAYER = re.compile(r"(resid_pre|resid_mid|resid_post|mlp_out|attn_out|attention_out)_layer_(\d+)")
+"""Site and layer in the name of a submodule or of a directory."""
 
 
 def _recognises(file: SaeFile) -> bool:

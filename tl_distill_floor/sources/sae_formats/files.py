@@ -20,10 +20,13 @@ from tl_distill_floor.errors import InputError
 from tl_distill_floor.sources.sae_formats.file_names import CONFIG_FILES, PARENT_CONFIG_FILES, own_configs
 
 _WRAPPERS = re.compile(r"^(?:module\.|_orig_mod\.)+")
+"""Parts that DataParallel and torch.compile put before the names of tensors."""
 _LEFTOVERS = re.compile(r"optim|sched|scaler|ema|exp_avg|history|metric|loss|rng")
+"""Names of the parts of a checkpoint that only a training needs."""
 _CHECKPOINTS = re.compile(r"(?:checkpoints?|ckpts?|steps?|epochs?|final|best|latest|last)(?:[-_ ]?\d+)?|\d+")
 """Names of folders of checkpoints, whose configuration is in the parent folder."""
 MAX_DEPTH = 4
+"""Nested objects in which tensors are looked for."""
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,9 @@ from tl_distill_floor.sources.sae_formats.settings import require_hook_name
 from tl_distill_floor.sources.sae_formats.weights import SaeWeights, make_weights
 
 _TENSORS = {"w_enc", "w_dec", "b_enc", "b_dec", "threshold"}
+"""Names of the tensors in lower case."""
 _SITES = {"res": "resid_post", "mlp": "mlp_out", "att": "z"}
+"""Site of a hook point by its part of the release's name."""
 CONTEXT_SIZE = 1024
 """Tokens per sequence in the training of Gemma Scope (Lieberum et al. 2024)."""
 

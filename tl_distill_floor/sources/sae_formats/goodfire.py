@@ -13,6 +13,7 @@ from tl_distill_floor.sources.sae_formats.settings import stated_metadata
 from tl_distill_floor.sources.sae_formats.weights import SaeWeights, make_weights
 
 _TENSORS = {"encoder_linear.weight", "encoder_linear.bias", "decoder_linear.weight", "decoder_linear.bias"}
+"""Names of the tensors."""
 
 
 def _recognises(file: SaeFile) -> bool:

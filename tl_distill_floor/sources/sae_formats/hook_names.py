@@ -3,7 +3,9 @@
 import re
 
 _TRANSFORMER_LENS = re.compile(r"(?:blocks\.\d+\.[\w.]*hook_\w+|hook_(?:embed|pos_embed)|ln_final\.hook_\w+)")
+"""Hook points of TransformerLens."""
 _MODULE = re.compile(r"(?:[a-z_]+\.)*(?:layers|h|blocks)\.(\d+)(?:\.(.+))?")
+"""Modules of a layer in Hugging Face models."""
 _BY_MODULE = {
     "": "hook_resid_post",
     "output": "hook_resid_post",

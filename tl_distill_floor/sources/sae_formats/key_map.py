@@ -16,6 +16,7 @@ from tl_distill_floor.sources.sae_formats.weights import SaeWeights, make_weight
 
 MappedActivation = Literal["relu", "jumprelu", "topk", "abstopk"]
 _METADATA = ("hook_name", "model_name", "context_size", "prepend_bos", "l0")
+"""Keys that state the settings of the SAE's training."""
 
 
 @dataclass(frozen=True)

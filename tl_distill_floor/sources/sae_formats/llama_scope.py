@@ -21,7 +21,9 @@ from tl_distill_floor.sources.sae_formats.settings import require_hook_name
 from tl_distill_floor.sources.sae_formats.weights import SaeWeights, make_weights
 
 _NORM = "dataset_average_activation_norm"
+"""Setting, and beginning of the names of tensors, with the average norms of a dataset-wise normalisation."""
 _UNDERSTOOD = frozenset({"norm_activation", "sparsity_include_decoder_norm", "use_glu_encoder", _NORM})
+"""Settings that can change codes and that this format takes into account."""
 
 
 def _recognises(file: SaeFile) -> bool:

@@ -14,6 +14,7 @@ from tl_distill_floor.sources.sae_formats.settings import stated_metadata
 from tl_distill_floor.sources.sae_formats.weights import SaeWeights, make_weights
 
 _TENSORS = {"W_enc", "W_dec", "b_enc", "b_dec"}
+"""Names of the tensors."""
 
 
 def _recognises(file: SaeFile) -> bool:

@@ -12,7 +12,9 @@ from tl_distill_floor.sources.sae_formats.settings import stated_metadata
 from tl_distill_floor.sources.sae_formats.weights import SaeWeights, make_weights
 
 _REQUIRED = {"pre_bias", "latent_bias", "encoder.weight"}
+"""Tensors that every file has."""
 _STATISTICS = {"stats_last_nonzero", "latents_activation_frequency", "latents_mean_square"}
+"""Tensors that change no code."""
 
 
 def _recognises(file: SaeFile) -> bool:

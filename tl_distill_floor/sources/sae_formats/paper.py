@@ -15,6 +15,7 @@ from tl_distill_floor.sources.sae_formats.weights import SaeWeights, make_weight
 
 _REQUIRED = {"b_pre", "encoder.weight", "decoder.weight"}
 _OPTIONAL = {"encoder.bias", "decoder.bias"}
+"""Tensors that every file has, and those that a file may have."""
 
 
 def _recognises(file: SaeFile) -> bool:

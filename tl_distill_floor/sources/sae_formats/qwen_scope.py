@@ -11,8 +11,11 @@ from tl_distill_floor.sources.sae_formats.formats import SaeFormat
 from tl_distill_floor.sources.sae_formats.weights import SaeWeights, make_weights
 
 _FILE = re.compile(r"layer(\d+)\.sae\.pt")
+"""Name of a layer's file."""
 _REPOSITORY = re.compile(r"SAE-Res-(Qwen.+)-W(\d+)K-L0_(\d+)$")
+"""Name of a repository: model, features in thousands, active features per token."""
 _TENSORS = {"W_enc", "W_dec", "b_enc", "b_dec"}
+"""Names of the tensors."""
 
 
 def _recognises(file: SaeFile) -> bool:

@@ -31,6 +31,7 @@ HABITS = (
 )  # fmt: skip
 """Settings of the text and the teacher on which an SAE was trained, some of which the conversion to SAELens 6 drops."""
 _UNDERSTOOD = frozenset({"normalize_activations", "rescale_acts_by_decoder_norm", "finetuning_scaling_factor"})
+"""Settings that can change codes and that this format takes into account."""
 _MARKS = {
     "architecture", "activation_fn", "activation_fn_str", "sae_lens_version", "sae_lens_training_version",
     "l1_coefficient", "apply_b_dec_to_input",

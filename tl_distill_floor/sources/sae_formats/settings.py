@@ -35,6 +35,7 @@ _HOOKS = (
 )  # fmt: skip
 """Names of settings whose value must be a hook point. Those of other names are hook points if they look like one."""
 _SITE_KEYS = ("component", "submodule", "hook_type", "module_type", "site", "hook_site")
+"""Settings that name a place in a block."""
 _SITES = {
     "mlp": "hook_mlp_out", "mlp_out": "hook_mlp_out", "attn": "hook_attn_out", "attention": "hook_attn_out",
     "attn_out": "hook_attn_out", "res": "hook_resid_post", "resid": "hook_resid_post", "residual": "hook_resid_post",
@@ -42,6 +43,7 @@ _SITES = {
 }  # fmt: skip
 """Hook point of a block by the word for it, in the settings of `_SITE_KEYS`, which name the layer apart."""
 _LAYERS = ("layer", "layers", "hook_layer", "hook_point_layer", "layer_idx", "layer_index")
+"""Settings that name a layer."""
 _PAIRS = (
     ("hook_name", "hook_name_out"), ("hook_point", "out_hook_point"), ("hook_point", "hook_point_out"),
     ("hook_point_in", "hook_point_out"), ("hf_hook_point_in", "hf_hook_point_out"), ("hook_name", "out_hook_name"),
@@ -51,7 +53,9 @@ _PAIRS = (
 _TRANSCODER_FLAGS = re.compile(
     r"transcod|(?:^|_)skip_(?:conn|trans)|^skip$|use_skip|embed_skip|affine_connection|crosscoder|cross_layer"
 )
+"""Names of settings that only a transcoder has."""
 _KINDS = ("model_kind", "architecture", "dict_class", "sae_type", "type", "trainer_class")
+"""Settings that name the kind of SAE."""
 _MODELS = (
     "model_name", "lm_name", "model", "language_model", "model_id", "base_model", "model_name_or_path", "hf_model",
     "llm_name",
@@ -59,6 +63,8 @@ _MODELS = (
 _CONTEXTS = ("context_size", "ctx_len", "context_length", "context_len", "seq_len", "sequence_length", "max_seq_len")
 _PREPENDS_BOS = ("prepend_bos", "add_bos", "add_bos_token", "use_bos", "prepend_bos_token")
 _L0S = ("l0", "average_l0", "expected_l0")
+"""Settings of the SAE's training, under the names that trainers give them: the model, the context, whether a
+beginning-of-sequence token is prepended, and the active features per token."""
 
 
 def all_settings(file: SaeFile, without: frozenset[str] = frozenset()) -> Iterator[tuple[str, dict[str, Any]]]:
