@@ -35,7 +35,7 @@ from tl_distill_floor.distilling.text_split import read_text_split
 from tl_distill_floor.distilling.training_step import train_step
 from tl_distill_floor.measuring.kl import forward_kl
 from tl_distill_floor.measuring.teacher_backbone import teacher_backbone
-from tl_distill_floor.measuring.token_stream import device_of
+from tl_distill_floor.sources.devices import device_of
 from tl_distill_floor.sources.teachers import load_teacher
 from tl_distill_floor.storage.atomic import write_atomically
 

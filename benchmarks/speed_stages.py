@@ -26,11 +26,11 @@ from tl_distill_floor.measuring.batch_sums import tokens_at_once
 from tl_distill_floor.measuring.hooks import differentiable_forward, get_hook_point
 from tl_distill_floor.measuring.promoted_tokens import LOGITS_AT_ONCE, find_promoted_tokens
 from tl_distill_floor.measuring.teacher_backbone import teacher_backbone
-from tl_distill_floor.measuring.token_stream import device_of
 from tl_distill_floor.predicting import bottleneck
 from tl_distill_floor.predicting.progress import StepCounter
 from tl_distill_floor.predicting.simulation import TOKENS_PER_STEP
 from tl_distill_floor.predicting.sparse_batches import training_batches
+from tl_distill_floor.sources.devices import device_of
 from tl_distill_floor.sources.teachers import Teacher
 
 

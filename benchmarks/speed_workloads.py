@@ -7,7 +7,7 @@ import torch
 from synthetic_data import random_ids, random_sae
 
 from tl_distill_floor import load_sae, load_teacher
-from tl_distill_floor.measuring.token_stream import device_of
+from tl_distill_floor.sources.devices import device_of
 
 BATCH_SIZE = 16
 """Sequences per batch, as on the command line."""

@@ -11,6 +11,7 @@ from tl_distill_floor.measuring.hooks import activation_reader
 from tl_distill_floor.results.codes import Codes
 from tl_distill_floor.results.contexts import N_CONTEXTS, WINDOW, FeatureContexts
 from tl_distill_floor.results.feature_stats import BlockSums
+from tl_distill_floor.sources.devices import device_of
 
 CONTEXT = 256
 MAX_DENSE_CODES = 2**23
@@ -27,7 +28,7 @@ def random_sae(model: Any, d_sae: int, hook_name: str, l0: int = 40) -> Any:
     from sae_lens import JumpReLUSAE, JumpReLUSAEConfig
     from sae_lens.saes.sae import SAEMetadata
 
-    device = next(model.parameters()).device
+    device = device_of(model)
     d_in, metadata = model.cfg.d_model, SAEMetadata(hook_name=hook_name, context_size=CONTEXT, prepend_bos=False)
     config = JumpReLUSAEConfig(
         d_in=d_in, d_sae=d_sae, normalize_activations="none", metadata=metadata, device=str(device)

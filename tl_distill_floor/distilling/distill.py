@@ -32,7 +32,7 @@ from tl_distill_floor.distilling.trainer import train
 from tl_distill_floor.errors import InputError, check_choice
 from tl_distill_floor.measuring.teacher_backbone import teacher_backbone
 from tl_distill_floor.results.student import StudentResult
-from tl_distill_floor.sources.devices import check_device
+from tl_distill_floor.sources.devices import check_device, device_of
 from tl_distill_floor.sources.teacher_checks import check_head
 from tl_distill_floor.sources.teachers import Teacher, load_teacher
 from tl_distill_floor.sources.torch_state import neutral_torch_state
@@ -196,7 +196,7 @@ def _accelerator(teacher: TeacherLike, device: str) -> Accelerator:
     """
     check_device(device)
     model = teacher.model if isinstance(teacher, Teacher) else teacher
-    target = next(model.parameters()).device if isinstance(model, HookedModel) else torch.device(device)
+    target = device_of(model) if isinstance(model, HookedModel) else torch.device(device)
     if target.type == "cuda" and target.index is not None:
         torch.cuda.set_device(target)
     other_device = f"this process already uses accelerate on another device than {target.type}; start another process"

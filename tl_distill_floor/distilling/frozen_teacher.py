@@ -24,6 +24,7 @@ from tl_distill_floor.measuring.causality import check_causal, check_decoder_onl
 from tl_distill_floor.measuring.hooks import eval_mode, forward_hooks
 from tl_distill_floor.measuring.logit_map import LazyLogits
 from tl_distill_floor.measuring.teacher_backbone import BackboneOutput, TeacherBackbone
+from tl_distill_floor.sources.devices import device_of
 from tl_distill_floor.sources.model_names import MODEL_CHOICES
 from tl_distill_floor.sources.teacher_checks import check_head
 from tl_distill_floor.sources.teachers import load_teacher
@@ -213,7 +214,7 @@ def _moved(model: nn.Module, device: torch.device) -> nn.Module:
     """Move a model to a device, unless accelerate has spread it over several."""
     plain = vars(model).get("original_model") or model
     is_spread = len(set((getattr(plain, "hf_device_map", None) or {}).values())) > 1
-    current = next(model.parameters()).device
+    current = device_of(model)
     if is_spread or (current.type == device.type and device.index in (None, current.index or 0)):
         return model
     if isinstance(model, HookedModel):

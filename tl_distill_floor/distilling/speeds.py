@@ -11,6 +11,7 @@ from tl_distill_floor.annotations import HookedModel, ProgressMessageCallback
 from tl_distill_floor.distilling.family_models import create_model, refuse_failures
 from tl_distill_floor.distilling.student_config import hugging_face_config, student_config
 from tl_distill_floor.distilling.widths import teacher_width
+from tl_distill_floor.sources.devices import device_of
 from tl_distill_floor.sources.teachers import choose_context_size
 
 TIMED_TOKENS, TIMED_ROUNDS = 1024, 3
@@ -73,7 +74,7 @@ class SpeedTimer:
 
     def _time(self, width: int) -> float:
         """Return the ratio of the shortest times of forward passes, which other work on the machine delays least."""
-        device = next(self._teacher.parameters()).device
+        device = device_of(self._teacher)
         if self._plain_teacher is None:
             self._plain_teacher = self._create(teacher_width(self._teacher), None).to(device)
         models = (self._plain_teacher, self._create(width, self._depth).to(device))

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from tl_distill_floor.distilling.config import StudentSpec
 from tl_distill_floor.distilling.forward import Backbone
 from tl_distill_floor.distilling.matching import ActivationMatcher
-from tl_distill_floor.measuring.token_stream import copy_to_device
+from tl_distill_floor.sources.devices import copy_to_device
 
 TokenPositions: TypeAlias = tuple[Int64[Tensor, " token"], Int64[Tensor, " token"]]
 """Sequence and position of some tokens. An index of a batch, as a mask is, but the GPU need not count its tokens."""

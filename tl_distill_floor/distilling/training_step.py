@@ -13,7 +13,7 @@ from tl_distill_floor.distilling.sharding import release
 from tl_distill_floor.distilling.student_module import TokenPositions, counted_positions
 from tl_distill_floor.distilling.sweep import Sweep
 from tl_distill_floor.measuring.teacher_backbone import BackboneOutput, TeacherBackbone
-from tl_distill_floor.measuring.token_stream import copy_to_device
+from tl_distill_floor.sources.devices import copy_to_device
 
 
 def train_step(sweep: Sweep, teacher: TeacherBackbone) -> list[float]:

@@ -9,7 +9,7 @@ from tl_distill_floor.measuring.encoding import as_sae_input
 from tl_distill_floor.measuring.hooks import check_finite
 from tl_distill_floor.measuring.job import AttachedSae, MeasurementJob
 from tl_distill_floor.measuring.rerun import Rerunner
-from tl_distill_floor.measuring.token_stream import copy_to_device
+from tl_distill_floor.sources.devices import copy_to_device
 
 
 class ActivationBatch(NamedTuple):

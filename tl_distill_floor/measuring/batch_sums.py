@@ -13,9 +13,9 @@ from tl_distill_floor.measuring.activation_batch import ActivationBatch, ActiveC
 from tl_distill_floor.measuring.costs import COST_METHODS, sum_by_index
 from tl_distill_floor.measuring.job import AttachedSae
 from tl_distill_floor.measuring.strongest_contexts import RunningContexts, batch_contexts
-from tl_distill_floor.measuring.token_stream import copy_to_device
 from tl_distill_floor.results.codes import Codes
 from tl_distill_floor.results.feature_sums import FeatureSums
+from tl_distill_floor.sources.devices import copy_to_device
 
 SAMPLE_EVERY = 32
 """One token in this many is sampled to measure the SAE's reconstruction error."""

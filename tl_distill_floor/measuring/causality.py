@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from tl_distill_floor.annotations import HookedModel
 from tl_distill_floor.errors import InputError
+from tl_distill_floor.sources.devices import device_of
 from tl_distill_floor.sources.teacher_checks import ROUNDING_TOLERANCE, TOLERANCE, relative_difference
 
 SEQUENCES, KEPT, CHANGED, PADDING = 4, 8, 4, 4
@@ -56,7 +57,7 @@ def check_causal(
     """
     ids = torch.randint(
         0, vocabulary, (SEQUENCES, KEPT + CHANGED + PADDING), generator=torch.Generator().manual_seed(0)
-    ).to(next(model.parameters()).device)
+    ).to(device_of(model))
     expected = _log_probabilities(logits_of(ids))
     if expected.isnan().any():
         return  # the loss will be NaN too, which ends the training

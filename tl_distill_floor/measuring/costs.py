@@ -20,7 +20,8 @@ from tl_distill_floor.measuring.kl import forward_kl_in_chunks
 from tl_distill_floor.measuring.passes import BatchReader, forward_pass, gradient_pass, rerun_pass
 from tl_distill_floor.measuring.rerun import ALL_POSITIONS
 from tl_distill_floor.measuring.sparse_rows import quiet_sparse
-from tl_distill_floor.measuring.token_stream import copy_to_device, holds_token
+from tl_distill_floor.measuring.token_stream import holds_token
+from tl_distill_floor.sources.devices import copy_to_device
 
 
 class CostMethodSpec(NamedTuple):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from tl_distill_floor.annotations import HookedModel
 from tl_distill_floor.errors import InputError
+from tl_distill_floor.sources.devices import device_of
 
 SAMPLE_SEQUENCES, SAMPLE_TOKENS = 4, 16
 """Sequences, and tokens of each, that a map is verified on."""
@@ -94,7 +95,7 @@ def sample_ids(
         ids: sequences of a real text; random tokens if None.
         vocabulary: number of tokens of the vocabulary.
     """
-    device = next(model.parameters()).device
+    device = device_of(model)
     if ids is None:
         shape, generator = (SAMPLE_SEQUENCES, SAMPLE_TOKENS), torch.Generator().manual_seed(0)
         return torch.randint(0, vocabulary, shape, generator=generator).to(device)

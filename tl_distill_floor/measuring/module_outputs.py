@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tl_distill_floor.annotations import HookedModel
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.measuring.hooks import ALIASES, POST_NORM, activation_reader, eval_mode, resolve_hook_name
-from tl_distill_floor.measuring.token_stream import device_of
+from tl_distill_floor.sources.devices import device_of
 from tl_distill_floor.sources.teacher_checks import forward_errors
 
 N_TOKENS = 8

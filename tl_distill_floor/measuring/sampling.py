@@ -5,7 +5,7 @@ from einops import rearrange
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from tl_distill_floor.measuring.token_stream import copy_to_device
+from tl_distill_floor.sources.devices import copy_to_device
 
 NUMBERS_AT_ONCE = 2**22
 """Numbers (activations or logits) held at a time, in addition to what the teacher itself holds."""

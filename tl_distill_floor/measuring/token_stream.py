@@ -8,11 +8,12 @@ from typing import TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
-from tl_distill_floor.annotations import HookedModel, TextLike
+from tl_distill_floor.annotations import TextLike
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.sources.cached_activations import CachedActivations
+from tl_distill_floor.sources.devices import copy_to_device, device_of
 from tl_distill_floor.sources.items import Replayed
 from tl_distill_floor.sources.teachers import Teacher, check_context, special_token_ids, tokenizer_of
 from tl_distill_floor.sources.text import TextSource, load_text
@@ -242,24 +243,6 @@ def mask_first_position(shape: Sequence[int]) -> Bool[Tensor, "batch position"]:
     mask = torch.ones(tuple(shape), dtype=torch.bool)
     mask[:, 0] = False
     return mask
-
-
-def device_of(model: HookedModel | nn.Module) -> torch.device:
-    """Return the device of a model's first parameter."""
-    first: Tensor = next(model.parameters())
-    return first.device
-
-
-def copy_to_device(values: Tensor, device: torch.device) -> Tensor:
-    """Return a tensor on a device. A copy from the CPU to a GPU does not wait for earlier work of the GPU.
-
-    Args:
-        values: the tensor, which must not be changed before the copy is used.
-        device: the device.
-    """
-    if device.type == "cuda" and values.device.type == "cpu":
-        return values.pin_memory().to(device, non_blocking=True)
-    return values.to(device)
 
 
 def _groups(rows: Iterator[Row], size: int) -> Iterator[list[Row]]:

@@ -10,8 +10,8 @@ from scipy.sparse import csr_array
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
-from tl_distill_floor.measuring.token_stream import copy_to_device
 from tl_distill_floor.results.codes import Codes
+from tl_distill_floor.sources.devices import copy_to_device
 
 MIN_INACTIVE_TOKENS, MAX_INACTIVE_TOKENS = 64, 256
 """Bounds of the number of tokens per batch on which inactive features are decoded."""

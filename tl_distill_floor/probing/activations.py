@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from tl_distill_floor.annotations import HookedModel
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.measuring.hooks import activation_reader
-from tl_distill_floor.measuring.token_stream import device_of
 from tl_distill_floor.probing.examples import MEAN_POSITION, TaskExamples, TokenizedExamples
+from tl_distill_floor.sources.devices import device_of
 
 
 class ActivationViews(NamedTuple):

@@ -19,11 +19,12 @@ from tl_distill_floor.distilling.layers import student_hook
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.measuring.encoding import encode_tokens
 from tl_distill_floor.measuring.hooks import activation_reader
-from tl_distill_floor.measuring.token_stream import device_of, mask_positions, model_input
+from tl_distill_floor.measuring.token_stream import mask_positions, model_input
 from tl_distill_floor.probing.auroc import column_auroc
 from tl_distill_floor.results.floor_prediction import FeatureFloorPrediction
 from tl_distill_floor.results.probes import Decodability
 from tl_distill_floor.results.student import StudentResult
+from tl_distill_floor.sources.devices import device_of
 from tl_distill_floor.sources.packing import packing_of
 from tl_distill_floor.sources.sae_source import SaeSource
 from tl_distill_floor.sources.teachers import Teacher, load_teacher, special_token_ids, tokenizer_of

@@ -14,10 +14,10 @@ from tl_distill_floor.annotations import (
 from tl_distill_floor.distilling.layers import is_residual, student_hook
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.measuring.reloading import load_measured_sae, measured_dtype
-from tl_distill_floor.measuring.token_stream import device_of
 from tl_distill_floor.probing.examples import TokenizedExamples, tokenize_examples
 from tl_distill_floor.results.floor_prediction import FeatureFloorPrediction
 from tl_distill_floor.results.student import StudentResult
+from tl_distill_floor.sources.devices import device_of
 from tl_distill_floor.sources.labels import load_labels
 from tl_distill_floor.sources.saes import SaeSource
 from tl_distill_floor.sources.teachers import Teacher, choose_context_size, load_teacher, tokenizer_of

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.measuring.hooks import activation_reader, check_finite
-from tl_distill_floor.measuring.token_stream import TokenStream, device_of, model_input
+from tl_distill_floor.measuring.token_stream import TokenStream, model_input
 from tl_distill_floor.sae_training.config import TOKENS_PER_STEP
+from tl_distill_floor.sources.devices import device_of
 
 TOKENS_PER_BLOCK = 2**17
 """Tokens whose activations are shuffled together."""

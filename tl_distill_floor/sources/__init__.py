@@ -5,7 +5,7 @@
 - `teacher_checks`: whether a teacher's logits are those of plain transformers, and its forward pass runs.
 - `teacher_shells`: models of a configuration without the weights of the checkpoint.
 - `model_names`: aliases of model names, close matches of unknown names, and the layers of a named model.
-- `devices`: checks of torch devices.
+- `devices`: checks of torch devices, and copies between them.
 - `saes`: `load_sae`.
 - `sae_directory`: `find_saes`, the SAEs that are known for a model.
 - `sae_source`: `SaeSource`, an SAE with its metadata, and the checks of every SAE.

@@ -1,5 +1,9 @@
-"""Check torch devices, and choose one for what is loaded."""
+"""Check torch devices, choose one for what is loaded, and copy tensors between them."""
 
+import torch
+from torch import Tensor, nn
+
+from tl_distill_floor.annotations import HookedModel
 from tl_distill_floor.errors import InputError
 
 AUTO_DEVICE = "auto"
@@ -10,8 +14,6 @@ TORCH_DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 
 def main_device(device: str) -> str:
     """Return the device of everything but the teacher's layers: with "auto" the first GPU, or the CPU."""
-    import torch
-
     return device if device != AUTO_DEVICE else "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -22,8 +24,6 @@ def check_device(device: str, advice: str = "set --device cpu") -> None:
         device: a torch device.
         advice: what the user can do otherwise.
     """
-    import torch
-
     if device == AUTO_DEVICE:
         raise InputError(
             "device auto spreads a teacher over devices to measure, compare or probe it; name one device for this"
@@ -34,3 +34,21 @@ def check_device(device: str, advice: str = "set --device cpu") -> None:
         raise InputError(f"device {device!r} has no float64, which sums need; {advice}") from error
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise InputError(f"torch cannot use device {device!r} on this machine; {advice}") from error
+
+
+def device_of(model: HookedModel | nn.Module) -> torch.device:
+    """Return the device of a model's first parameter."""
+    first: Tensor = next(model.parameters())
+    return first.device
+
+
+def copy_to_device(values: Tensor, device: torch.device) -> Tensor:
+    """Return a tensor on a device. A copy from the CPU to a GPU does not wait for earlier work of the GPU.
+
+    Args:
+        values: the tensor, which must not be changed before the copy is used.
+        device: the device.
+    """
+    if device.type == "cuda" and values.device.type == "cpu":
+        return values.pin_memory().to(device, non_blocking=True)
+    return values.to(device)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from tl_distill_floor.annotations import HookedModel, Tokenizer
 from tl_distill_floor.errors import InputError
+from tl_distill_floor.sources.devices import device_of
 
 N_SEQUENCES, CONTEXT = 2, 48
 """Size of the batch on which logits are compared."""
@@ -120,7 +121,7 @@ def check_against_plain(model: HookedModel, plain: PlainModel, load_in_fp32: Cal
     """
     if plain.random_head:
         _random_heads[model] = plain.random_head
-    ids = plain.ids.to(next(model.parameters()).device)
+    ids = plain.ids.to(device_of(model))
     decoder = {"decoder_input": ids} if _is_encoder_decoder(getattr(model, "original_model", None)) else {}
     with torch.no_grad(), forward_errors(model):
         logits = model(ids, **decoder)
@@ -244,7 +245,7 @@ def _plain_logits(
     model: nn.Module, ids: Int[Tensor, "batch position"]
 ) -> tuple[Float[Tensor, "batch position vocabulary"] | None, str]:
     """Return the logits of a transformers model on the CPU, or None and the reason why it gives none."""
-    ids = ids.to(next(model.parameters()).device)
+    ids = ids.to(device_of(model))
     decoder = {"decoder_input_ids": ids} if _is_encoder_decoder(model) else {}
     try:
         logits = getattr(model(input_ids=ids, **decoder), "logits", None)

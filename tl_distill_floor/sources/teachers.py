@@ -15,7 +15,7 @@ from typing import Any
 from tl_distill_floor.annotations import Dtype, HookedModel, TeacherLike, Tokenizer
 from tl_distill_floor.errors import InputError, check_choice
 from tl_distill_floor.sources.bridges import text_bridge
-from tl_distill_floor.sources.devices import AUTO_DEVICE, TORCH_DTYPES, check_device, main_device
+from tl_distill_floor.sources.devices import AUTO_DEVICE, TORCH_DTYPES, check_device, device_of, main_device
 from tl_distill_floor.sources.hub import MAX_REASON_CHARACTERS
 from tl_distill_floor.sources.model_names import (
     MODEL_CHOICES,
@@ -106,7 +106,7 @@ def load_teacher(
     if isinstance(model, Teacher):
         return model
     if isinstance(model, HookedModel) and hasattr(model, "hook_dict"):
-        check_device(str(next(model.parameters()).device), 'move the model with model.to("cpu")')
+        check_device(str(device_of(model)), 'move the model with model.to("cpu")')
         if any(weight.is_meta for weight in model.parameters()):
             raise InputError("the model's weights are on the meta device, without values; load it with its weights")
         if any(weight.is_inference() for weight in model.parameters()):
