@@ -9,7 +9,7 @@ import torch
 
 from tests.helpers.models import HOOK
 from tests.helpers.probes import labelled_rows
-from tl_distill_floor import FloorPrediction
+from tl_distill_floor import FloorPrediction, SparseProbeConfig
 from tl_distill_floor.probing import sparse_codes
 from tl_distill_floor.probing.run_inputs import RunInputs, load_run_inputs
 from tl_distill_floor.probing.sparse_codes import collect_codes
@@ -27,9 +27,7 @@ def inputs(measured: tuple[Path, Path, Path], bridge: Any, sae: Any) -> RunInput
         ["half", "length"],
         students=(),
         widths=[16, 8],
-        pool="mean",
-        per_class=1000,
-        seed=0,
+        config=SparseProbeConfig(),
         device="cpu",
     )
 

@@ -88,9 +88,7 @@ def probe_run(
         labels,
         students=students,
         widths=widths,
-        pool=config.pool,
-        per_class=config.per_class,
-        seed=config.seed,
+        config=config,
         device=device,
     )
     run = _ProbedRun(inputs, config)

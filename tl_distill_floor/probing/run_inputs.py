@@ -5,7 +5,6 @@ from typing import NamedTuple
 
 from tl_distill_floor.annotations import (
     LabelsLike,
-    Pooling,
     ProgressMessageCallback,
     SaeLike,
     TeacherLike,
@@ -14,6 +13,7 @@ from tl_distill_floor.annotations import (
 from tl_distill_floor.distilling.layers import is_residual, student_hook
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.measuring.reloading import load_measured_sae, measured_dtype
+from tl_distill_floor.probing.config import ProbeConfig, SparseProbeConfig
 from tl_distill_floor.probing.examples import TokenizedExamples, tokenize_examples
 from tl_distill_floor.results.floor_prediction import FeatureFloorPrediction
 from tl_distill_floor.results.student import StudentResult
@@ -76,12 +76,10 @@ def load_run_inputs(
     *,
     students: Sequence[StudentResult],
     widths: WidthsLike | None,
-    pool: Pooling,
-    per_class: int,
-    seed: int,
+    config: ProbeConfig | SparseProbeConfig,
     device: str,
 ) -> RunInputs:
-    """Load the teacher, the SAE and the labelled examples; for the arguments see `probe_run` and `ProbeConfig`.
+    """Load the teacher, the SAE and the labelled examples; for the arguments see `probe_run`.
 
     Raises:
         InputError: something cannot be loaded, the SAE is not the one that was measured, a width is below 1, or the
@@ -98,22 +96,22 @@ def load_run_inputs(
     examples = tokenize_examples(
         labelled_text,
         tokenizer_of(loaded_teacher.model),
-        pool=pool,
+        pool=config.pool,
         context_size=int(stats.settings.get("context_size", choose_context_size(loaded_teacher.model))),
         prepend_bos=source.prepend_bos is not False,
-        per_class=per_class,
-        seed=seed,
+        per_class=config.per_class,
+        seed=config.seed,
     )
     warnings = (*examples.warnings, *_warnings(students, stats.hook_name, source.counted_positions))
     return RunInputs(
-        floor,
-        loaded_teacher,
-        source,
-        examples,
-        labelled_text.name,
-        tuple(saved_students),
-        tuple(forecast_widths),
-        warnings,
+        floor=floor,
+        teacher=loaded_teacher,
+        source=source,
+        examples=examples,
+        labelled=labelled_text.name,
+        students=tuple(saved_students),
+        widths=tuple(forecast_widths),
+        warnings=warnings,
     )
 
 

@@ -98,9 +98,7 @@ def sparse_probe(
         labels,
         students=students,
         widths=None if widths is None else [*map(int, widths), *(student.width for student in students)],
-        pool=config.pool,
-        per_class=config.per_class,
-        seed=config.seed,
+        config=config,
         device=device,
     )
     concepts, notes = _split_concepts(inputs, config)

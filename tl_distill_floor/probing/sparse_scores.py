@@ -64,7 +64,9 @@ def fit_sparse(
     names = ("selected", "shuffled", "random")
     scores: dict[str, dict[int, list[ProbeScores]]] = {name: {k: [] for k in config.ks} for name in names}
 
-    def fit_ks(name: str, features: Int64[np.ndarray, " k"], labels: Bool[np.ndarray, " example"]) -> None:
+    def fit_ks(
+        name: str, features: Int64[np.ndarray, " k"], labels: Bool[np.ndarray, " example"], split: DocumentSplit
+    ) -> None:
         x = columns[:, features].toarray().astype(np.float64)
         for k in config.ks:
             scores[name][k].append(fit_concept(x[:, :k], labels, split))
@@ -74,13 +76,14 @@ def fit_sparse(
         random = np.random.default_rng([config.seed, number])
         training = training_codes(codes[split.train], alive, config.k)
         ranked.append(RankedFeatures(*rank_features(training, positive[split.train], config.k, config.selection)))
-        fit_ks("selected", ranked[-1].feature, positive)
+        fit_ks("selected", ranked[-1].feature, positive, split)
         for _ in range(config.n_controls):
             shuffled = np.empty_like(positive)
             for part in split:
                 shuffled[part] = shuffle_labels(positive[part], document[part], random)
-            fit_ks("shuffled", rank_features(training, shuffled[split.train], config.k, config.selection)[0], shuffled)
-            fit_ks("random", random_features(training, config.k, random), positive)
+            features, _ = rank_features(training, shuffled[split.train], config.k, config.selection)
+            fit_ks("shuffled", features, shuffled, split)
+            fit_ks("random", random_features(training, config.k, random), positive, split)
     at = tuple(ScoresAtK(k, *(joined_scores(scores[name][k]) for name in names)) for k in config.ks)
     return SparseFits(columns, positive, splits, ranked, at)
 
