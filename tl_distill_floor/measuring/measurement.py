@@ -105,7 +105,9 @@ def measure(
         >>> stats = measure("tiny-prose", "tiny-prose-sae", n_tokens=20_000)  # doctest: +SKIP
         >>> stats.cost[stats.alive()].sum()  # in nats per token  # doctest: +SKIP
     """
-    config = MeasureConfig(cost, n_samples, n_tokens, n_cost_tokens, n_codes, force)
+    config = MeasureConfig(
+        cost=cost, n_samples=n_samples, n_tokens=n_tokens, n_cost_tokens=n_cost_tokens, n_codes=n_codes, force=force
+    )
     job = prepare_job(
         model, [sae], text, layers=[layer], hook_name=hook_name, context_size=context_size, batch_size=batch_size,
         device=device, dtype=dtype,

@@ -126,7 +126,9 @@ def predict_floor(
         >>> floor = predict_floor("tiny-prose", widths=[16, 64], n_tokens=20_000)  # doctest: +SKIP
         >>> floor.critical_width, floor.width_for(max_loss=0.1)  # doctest: +SKIP
     """
-    config = MeasureConfig(cost, n_samples, n_tokens, n_cost_tokens, n_codes, force)
+    config = MeasureConfig(
+        cost=cost, n_samples=n_samples, n_tokens=n_tokens, n_cost_tokens=n_cost_tokens, n_codes=n_codes, force=force
+    )
     steps, min_count = _check_options(dtype, steps, min_count)
     n_tokens = config.n_tokens
     names_no_sae = sae is None and layer is None and hook_name is None
@@ -245,7 +247,9 @@ def predict_floors(
     Example:
         >>> floors = predict_floors("tiny-prose", ["tiny-prose-sae"], n_tokens=20_000)  # doctest: +SKIP
     """
-    config = MeasureConfig(cost, n_samples, n_tokens, n_cost_tokens, n_codes, force)
+    config = MeasureConfig(
+        cost=cost, n_samples=n_samples, n_tokens=n_tokens, n_cost_tokens=n_cost_tokens, n_codes=n_codes, force=force
+    )
     steps, min_count = _check_options(dtype, steps, min_count)
     sizes = None if widths is None else integer_widths(widths)
     make_bar = progress_bar or no_progress_bar

@@ -1,7 +1,7 @@
 """Train an SAE on a teacher's residual stream with SAELens's trainer."""
 
 import hashlib
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -89,7 +89,15 @@ def train_sae(
         >>> floor = predict_floor("tiny-prose", out)  # doctest: +SKIP
     """
     config = SaeTrainingConfig(
-        d_sae, k, max(n_tokens, MIN_TOKENS), architecture, context_size, batch_size, lr, dtype, seed
+        d_sae=d_sae,
+        k=k,
+        n_tokens=max(n_tokens, MIN_TOKENS),
+        architecture=architecture,
+        context_size=context_size,
+        batch_size=batch_size,
+        lr=lr,
+        dtype=dtype,
+        seed=seed,
     )
     check_device(device)
     out = Path(out)
@@ -154,10 +162,8 @@ def _train(
     config = replace(config, d_sae=config.d_sae or 8 * d_model)
     stream, rows = _open_text(teacher, text, config)
     sae = initial_sae(config, d_model, _metadata(stream, hook_name)).to(device)
-    identity = _options_identity(layer, config) | {
-        "teacher": weights_digest(teacher.model), "text": _rows_digest(rows)
-    }  # fmt: skip
-    training = SaeTraining(sae, config, identity, device=device)
+    digests = {"teacher": weights_digest(teacher.model), "text": _rows_digest(rows)}
+    training = SaeTraining(sae, config, _options_identity(layer, config) | digests, device=device)
     if file.exists():
         training.load(file)
     batches = partial(shuffled_activations, stream, hook_name, rows, config.seed)
@@ -184,19 +190,9 @@ def _checkpoint_file(out: Path) -> Path:
 
 
 def _options_identity(layer: int, config: SaeTrainingConfig) -> dict[str, Any]:
-    """Return the options that must be equal when a training is resumed."""
-    identity: dict[str, Any] = {
-        "layer": layer,
-        "k": config.k,
-        "n_tokens": config.n_tokens,
-        "architecture": config.architecture,
-        "context_size": config.context_size,
-        "batch_size": config.batch_size,
-        "lr": config.lr,
-        "dtype": config.dtype,
-        "seed": config.seed,
-    }
-    return identity if config.d_sae is None else identity | {"d_sae": config.d_sae}
+    """Return the options that must be equal when a training is resumed, without `d_sae` if the teacher decides it."""
+    options = {"layer": layer, **asdict(config)}
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def _is_finished(out: Path, file: Path, identity: dict[str, Any]) -> bool:

@@ -27,7 +27,7 @@ COUNTERS = (
 )  # fmt: skip
 """Attributes of SAELens's trainer that change during training and are in no state dict."""
 BatchSource = Callable[[int], ActivationBatches]
-"""Return batches without end from the given batch number on."""
+"""A function from the number of the first batch to batches without end."""
 
 
 class SaeTraining:
