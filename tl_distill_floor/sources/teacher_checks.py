@@ -218,10 +218,8 @@ def _own_tokenizer(source: str, of_hub: dict[str, Any]) -> Tokenizer | None:
 
     try:
         tokenizer: Tokenizer = AutoTokenizer.from_pretrained(source, **of_hub)
-    except (
-        Exception
-    ):  # damaged files raise whatever their reader raises; TransformerLens reads them next, and reports it
-        return None
+    except Exception:
+        return None  # damaged files raise whatever their reader raises; TransformerLens reads them next and reports it
     return tokenizer
 
 

@@ -12,6 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from tl_distill_floor.annotations import Dtype, HookedModel, TeacherLike, Tokenizer
 from tl_distill_floor.errors import InputError, check_choice
 from tl_distill_floor.sources.bridges import text_bridge
@@ -176,8 +178,6 @@ def choose_context_size(model: HookedModel, context_size: int | None = None) -> 
 
 def weights_digest(model: HookedModel) -> str:
     """Return a digest of a model's weights and their dtypes, without copying any weight."""
-    import torch
-
     digest = hashlib.sha256()
     for name, weight in model.named_parameters():
         total = float(weight.detach().sum(dtype=torch.float64))
@@ -253,8 +253,6 @@ def _load_named(
 def _load_bridge(
     source: str, name: str, *, device: str, dtype: str, has_public_name: bool, **boot_options: object
 ) -> Teacher:
-    import torch
-
     placement = {"device_map": device} if device == AUTO_DEVICE else {"device": device}
     loader = PlainModelLoader()
     # TransformerLens takes any object with `from_pretrained` for the class of the model.
@@ -275,8 +273,6 @@ def _load_bridge(
 def _load_bridge_shell(
     source: str, name: str, *, device: str, dtype: str, has_public_name: bool, **boot_options: object
 ) -> Teacher:
-    import torch
-
     loader = ShellLoader()
     with text_bridge() as bridge:
         model = bridge.boot_transformers(
@@ -311,7 +307,6 @@ def _load_hooked_transformer(
 
 def _load_plain(official: str, dtype: str, config: Any, options: Mapping[str, object]) -> PlainModelLoader:
     """Load a model with transformers, keep its logits, and release its weights."""
-    import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     revision = options.get("revision")
@@ -329,7 +324,6 @@ def _load_plain(official: str, dtype: str, config: Any, options: Mapping[str, ob
 
 
 def _load_gguf(path: Path, name: str, device: str, dtype: str) -> Teacher:
-    import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     folder, file, loader = str(path.parent), path.name, PlainModelLoader()
@@ -350,7 +344,6 @@ def _load_gguf(path: Path, name: str, device: str, dtype: str) -> Teacher:
 
 
 def _load_gguf_shell(path: Path, name: str, device: str, dtype: str) -> Teacher:
-    import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     folder, file = str(path.parent), path.name
