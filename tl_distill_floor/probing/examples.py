@@ -207,21 +207,8 @@ def _select_examples(
         per_class: largest number of examples per class.
         random: source of the sample.
     """
-    documents_of: dict[str, set[int]] = {}
-    for candidate in candidates:
-        documents_of.setdefault(candidate.label, set()).add(documents[candidate.text])
-    classes = tuple(sorted(label for label, numbers in documents_of.items() if len(numbers) >= MIN_DOCUMENTS_PER_CLASS))
-    if len(classes) < 2:
-        counts = (
-            ", ".join(f"{label!r} in {len(numbers)}" for label, numbers in sorted(documents_of.items())[:6]) or "none"
-        )
-        raise InputError(
-            f"probing {task.name!r} needs two classes that occur in at least {MIN_DOCUMENTS_PER_CLASS} documents, got"
-            f" {counts} (documents that share a text count as one); give more labelled text, or name another label with"
-            " --label"
-        )
-    rare = sorted(set(documents_of) - set(classes))
-    notes = [_rare_classes_warning(task.name, rare, len(documents_of))] if rare else []
+    classes, rare = _frequent_and_rare_classes(task.name, candidates, documents)
+    notes = [_rare_classes_warning(task.name, rare, len(classes) + len(rare))] if rare else []
     by_class = [[candidate for candidate in candidates if candidate.label == label] for label in classes]
     sampled = [_sample(rows, per_class, random) for rows in by_class]
     rows = [row for class_rows in sampled for row in class_rows]
@@ -236,6 +223,28 @@ def _select_examples(
         document=np.array([documents[row.text] for row in rows], dtype=np.int64),
     )
     return examples, notes
+
+
+def _frequent_and_rare_classes(
+    task: str, candidates: list[_LabelledToken], documents: tuple[int, ...]
+) -> tuple[tuple[str, ...], list[str]]:
+    """Return the classes that occur in enough documents, and the others, both in alphabetical order.
+
+    Raises:
+        InputError: fewer than two classes occur in enough documents.
+    """
+    documents_of: dict[str, set[int]] = {}
+    for candidate in candidates:
+        documents_of.setdefault(candidate.label, set()).add(documents[candidate.text])
+    classes = tuple(sorted(label for label, numbers in documents_of.items() if len(numbers) >= MIN_DOCUMENTS_PER_CLASS))
+    if len(classes) < 2:
+        counts = [f"{label!r} in {len(numbers)}" for label, numbers in sorted(documents_of.items())[:6]]
+        raise InputError(
+            f"probing {task!r} needs two classes that occur in at least {MIN_DOCUMENTS_PER_CLASS} documents, got"
+            f" {', '.join(counts) or 'none'} (documents that share a text count as one); give more labelled text, or"
+            " name another label with --label"
+        )
+    return classes, sorted(set(documents_of) - set(classes))
 
 
 def _rare_classes_warning(task: str, rare: list[str], n_classes: int) -> str:
