@@ -1,4 +1,4 @@
-"""The exception for unusable input, and checks of options: one of a fixed set of values, and integers."""
+"""The exception for unusable input, the reason of other errors, and checks of options: choices and integers."""
 
 from collections.abc import Mapping
 from numbers import Integral, Real
@@ -11,6 +11,17 @@ class InputError(ValueError):
     The message is one sentence: what was given, what was expected, what to type. The command line prints it and ends
     with exit status 2.
     """
+
+
+def reason_of(error: BaseException) -> str:
+    """Return the first line of an error's message, or the name of its class if it has none.
+
+    Example:
+        >>> reason_of(ValueError("no such file\\nTraceback")), reason_of(KeyError())
+        ('no such file', 'KeyError')
+    """
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
 
 
 def check_choice(name: str, value: object, choices: Any) -> None:

@@ -21,7 +21,7 @@ from tl_distill_floor.display.figure_style import (
 )
 from tl_distill_floor.display.head_views import SHOWN_LEVEL, add_expected, add_students
 from tl_distill_floor.display.units import LONG_UNIT
-from tl_distill_floor.errors import InputError
+from tl_distill_floor.errors import InputError, reason_of
 from tl_distill_floor.results.floor_prediction import FeatureFloorPrediction
 from tl_distill_floor.storage.atomic import write_atomically
 
@@ -60,7 +60,7 @@ def save_figure(figure: go.Figure, path: str | Path) -> Path:
             without_buttons = go.Figure(figure).update_layout(updatemenus=[])
             content = without_buttons.to_image(file.suffix.removeprefix("."), width=800, height=500, scale=2)
     except Exception as error:  # kaleido and its browser raise errors of many types
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = reason_of(error)
         raise InputError(
             f"cannot draw {file.name} ({reason}); pip install kaleido, and install Chrome or Chromium, or save .html"
         ) from error

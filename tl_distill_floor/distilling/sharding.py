@@ -34,7 +34,7 @@ from tl_distill_floor.distilling.config import StudentSpec
 from tl_distill_floor.distilling.family_models import create_model, logit_difference, sample_ids
 from tl_distill_floor.distilling.layers import layers_of
 from tl_distill_floor.distilling.student_config import hugging_face_config, student_config
-from tl_distill_floor.errors import InputError
+from tl_distill_floor.errors import InputError, reason_of
 from tl_distill_floor.sources.process_memory import return_large_blocks
 from tl_distill_floor.sources.teachers import Teacher, load_teacher, load_teacher_shell
 
@@ -323,7 +323,7 @@ def _refuse_failures(name: str) -> Iterator[None]:
     except (InputError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+        reason = reason_of(error)[:160]
         raise _not_shardable(name, reason) from error
 
 

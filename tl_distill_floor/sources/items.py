@@ -7,7 +7,7 @@ from dataclasses import dataclass, is_dataclass
 from itertools import islice
 from typing import Any, Generic, TypeVar
 
-from tl_distill_floor.errors import InputError
+from tl_distill_floor.errors import InputError, reason_of
 from tl_distill_floor.sources.tables import choose_split, select_columns
 
 T = TypeVar("T")
@@ -129,5 +129,5 @@ def _report_failure(items: Iterable[object], name: str) -> Iterator[object]:
     except InputError:
         raise
     except Exception as error:  # a user's generator, or a remote dataset, can raise anything
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = reason_of(error)
         raise InputError(f"the {name} fails after {number} items ({reason}); give one that can be read") from error

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tl_distill_floor.errors import InputError
+from tl_distill_floor.errors import InputError, reason_of
 from tl_distill_floor.sources.text_files import (
     LocatedRow,
     jsonl_rows,
@@ -129,7 +129,7 @@ def report_damage(path: Path) -> Iterator[None]:
     except InputError:
         raise
     except Exception as error:  # damaged files raise whatever their reader raises, plain Exception included
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = reason_of(error)
         raise InputError(
             f"{path} is a damaged or incomplete directory of a saved dataset ({reason}); save it again"
         ) from error
@@ -182,7 +182,7 @@ def dataset_rows(name: str) -> Iterator[dict[str, Any]]:
     try:
         yield from load_dataset(repository, config or None, split=split or "train", streaming=True)
     except Exception as error:  # a remote dataset can fail in many ways
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = reason_of(error)
         raise InputError(
             f"{name} is neither a text file nor a Hugging Face dataset that can be read ({reason});"
             " check the name and the network"
@@ -282,5 +282,5 @@ def _report_bad_table(path: Path) -> Iterator[None]:
     except (InputError, UnicodeDecodeError, OSError):
         raise
     except Exception as error:  # pandas and Arrow have errors of their own, which are not documented for each damage
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = reason_of(error)
         raise InputError(f"{path} is not a readable {text_suffix(path)} file ({reason}); give another file") from error

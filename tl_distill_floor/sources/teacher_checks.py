@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from tl_distill_floor.annotations import HookedModel, Tokenizer
-from tl_distill_floor.errors import InputError
+from tl_distill_floor.errors import InputError, reason_of
 from tl_distill_floor.sources.devices import device_of
 
 N_SEQUENCES, CONTEXT = 2, 48
@@ -248,7 +248,7 @@ def _plain_logits(
     try:
         logits = getattr(model(input_ids=ids, **decoder), "logits", None)
     except Exception as error:  # a model may need more than token ids, and raises whatever it likes
-        return None, f"{type(model).__name__} fails in transformers: {(str(error).splitlines() or [''])[0]}"
+        return None, f"{type(model).__name__} fails in transformers: {reason_of(error)}"
     if not isinstance(logits, Tensor) or logits.ndim != 3:
         return None, f"{type(model).__name__} gives no logits in transformers"
     return logits.cpu(), ""

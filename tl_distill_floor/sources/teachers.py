@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from tl_distill_floor.annotations import Dtype, HookedModel, TeacherLike, Tokenizer
-from tl_distill_floor.errors import InputError, check_choice
+from tl_distill_floor.errors import InputError, check_choice, reason_of
 from tl_distill_floor.sources.bridges import text_bridge
 from tl_distill_floor.sources.devices import AUTO_DEVICE, TORCH_DTYPES, check_device, device_of, main_device
 from tl_distill_floor.sources.hub import MAX_REASON_CHARACTERS
@@ -298,7 +298,7 @@ def _load_hooked_transformer(
     try:
         loader = _load_plain(official, dtype, model.cfg, options)
     except (OSError, ValueError, ImportError) as error:  # some models of TransformerLens have no other implementation
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = reason_of(error)
         return Teacher(model, name, True, loading, None, f"transformers cannot load {official}: {reason}")
     assert loader.plain is not None
     load = partial(_load_hooked_transformer, official, name, device, FP32, options)
@@ -372,7 +372,7 @@ def _report_load_errors(name: str) -> Iterator[None]:
     except InputError:
         raise
     except Exception as error:  # damaged files raise whatever their reader raises, plain Exception included
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = reason_of(error)
         if len(reason) > MAX_REASON_CHARACTERS:  # such as a list of all architectures
             reason = reason.partition(". ")[0][:MAX_REASON_CHARACTERS]
         advice = f"give {MODEL_CHOICES}" if is_possible_name(name) else suggest_names(name)

@@ -12,7 +12,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from tl_distill_floor.annotations import TextLike, Tokenizer, TokenStore
-from tl_distill_floor.errors import InputError
+from tl_distill_floor.errors import InputError, reason_of
 from tl_distill_floor.sources.cached_activations import (
     CachedActivations,
     CachedSequence,
@@ -171,7 +171,7 @@ def _apply_chat_template(chat: Chat, tokenizer: Any) -> str:
             messages = [message | {"content": _joined_text(message["content"])} for message in messages]
         return str(tokenizer.apply_chat_template(messages, tokenize=False))
     except Exception as error:  # templates raise errors of their own for roles that they do not know
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = reason_of(error)
         raise InputError(
             f"{chat.location} does not fit the tokenizer's chat template ({reason}); give rows with a text"
         ) from error

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tl_distill_floor.errors import InputError
+from tl_distill_floor.errors import InputError, reason_of
 from tl_distill_floor.sources.sae_formats.file_names import CONFIG_FILES, PARENT_CONFIG_FILES, own_configs
 
 _WRAPPERS = re.compile(r"^(?:module\.|_orig_mod\.)+")
@@ -193,7 +193,7 @@ def _read_torch(path: Path) -> Any:
 
 
 def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [""])[0][:120].rstrip(". ") or type(error).__name__
+    return reason_of(error)[:120].rstrip(". ")
 
 
 def _find_tensors(content: Mapping[str, Any], name: str) -> tuple[str, dict[str, Tensor]]:
