@@ -1,4 +1,4 @@
-"""What a student takes over from its teacher besides weights: tokenizer, generation settings, and settings of use."""
+"""What a student takes over from its teacher apart from weights: tokenizer, generation settings, settings of use."""
 
 import copy
 import json
