@@ -380,41 +380,6 @@ def test_rejects_tokens_outside_the_vocabulary(bridge: Any, ids: torch.Tensor) -
         distill(bridge, 8, wrong, config=QUICK)
 
 
-def test_kept_reconstruction_weights_errors_by_their_cost(sae: Any) -> None:
-    """The squared norm of a target is the cost of what the kept features write."""
-    n, d = sae.W_dec.shape
-    cost, mean_square = np.linspace(1.0, 2.0, n), np.full(n, 0.5)
-    kept = np.zeros(n, dtype=bool)
-    kept[[3, 7]] = True
-    reconstruction = KeptReconstruction(sae, kept, cost, mean_square)
-    act = torch.randn(5, d, generator=torch.Generator().manual_seed(0)) * 3
-    target = reconstruction(act)
-    codes = (sae.encode(act) * torch.from_numpy(kept)).detach().double()
-    rows = sae.W_dec.detach().double()
-    # xᵀ Σ ρ_i ŵ_i ŵ_iᵀ x of the reconstruction x, where ρ_i = cost_i / 0.5.
-    x = codes @ rows
-    along = x @ torch.nn.functional.normalize(rows, dim=1).T
-    expected = (along[:, [3, 7]].square() * torch.from_numpy(cost / 0.5)[[3, 7]]).sum(1)
-    torch.testing.assert_close(target.double().square().sum(1), expected, rtol=1e-3, atol=1e-3)
-    with pytest.raises(InputError, match="keeps no feature"):
-        KeptReconstruction(sae, np.zeros(n, dtype=bool), cost, mean_square)
-
-
-def test_matching_weight_falls_linearly_and_must_be_positive() -> None:
-    assert [Match("h", 0, weight=2.0, until=0.5).weight_at(share) for share in (0.0, 0.25, 0.5, 1.0)] == [2, 1, 0, 0]
-    with pytest.raises(InputError, match="weight above 0"):
-        Match("h", 0, weight=0.0)
-
-
-def test_learning_rate_matches_hand_computed_values() -> None:
-    config = DistillConfig(lr=1.0, warmup=0.1, decay=0.2)
-    # 100 steps: the rate rises over 10 steps to 1, and falls over the last 20. Step 90 has 10 of these 20 left.
-    assert [config.lr_at(step, 100) for step in (0, 4, 9, 50, 80, 90, 99)] == pytest.approx(
-        [0.1, 0.5, 1, 1, 1, 0.5, 0.05]
-    )
-    assert DistillConfig(lr=1.0, warmup=0.0, schedule="cosine").lr_at(50, 100) == pytest.approx(0.5)
-
-
 TRAIN_IN_PROCESSES = """
 import sys, torch
 torch.set_num_threads(1)
@@ -502,22 +467,6 @@ def test_rejects_other_ways_of_sharding(
     monkeypatch.setattr(Accelerator, "distributed_type", sharding)
     with pytest.raises(InputError, match=f"not trained under {sharding.value}; start accelerate with --use_fsdp"):
         distill(teacher_dir, 8, ids)
-
-
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"optimizer": "sgd"}, "optimizer must be one of muon, adamw, got 'sgd'"),
-        ({"schedule": "linear"}, "schedule must be one of constant, cosine, got 'linear'"),
-        ({"dtype": "fp16"}, "dtype must be one of fp32, bf16, got 'fp16'"),
-        ({"lr": 0.0}, "the learning rate and clip must be above 0, got 0.0"),
-        ({"n_tokens": 0}, "n_tokens must be at least 1, got 0"),
-        ({"warmup": 1.0}, "warmup from 0 to below 1, got 0.2 and 1.0"),
-    ],
-)
-def test_rejects_settings_out_of_range(fields: dict[str, Any], message: str) -> None:
-    with without_type_checks(), pytest.raises(InputError, match=message):
-        DistillConfig(**fields)
 
 
 def test_rejects_wrong_choices_before_the_teacher_is_loaded() -> None:
