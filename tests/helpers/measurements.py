@@ -15,9 +15,10 @@ def assert_same_stats(stats: FeatureStats, expected: FeatureStats) -> None:
     """Assert that two measurements are identical to the last bit."""
     for name in ("firing_count", "sum_act", "sum_act_sq", "sum_cost", "sampled_sum", "decoder_norm"):
         np.testing.assert_array_equal(getattr(stats, name), getattr(expected, name), err_msg=name)
-    for name in ("n_tokens", "n_masked", "sampled_tokens", "sampled_sum_sq", "sampled_error_sq", "fvu"):
+    scalars = ("n_tokens", "n_cost_tokens", "n_masked", "sampled_tokens", "sampled_sum_sq", "sampled_error_sq", "fvu")
+    for name in (*scalars, "ids_digest"):
         assert getattr(stats, name) == getattr(expected, name), name
-    for name in ("n_tokens", "firing_count", "cost"):
+    for name in ("n_tokens", "n_cost_tokens", "firing_count", "cost"):
         np.testing.assert_array_equal(getattr(stats.blocks, name), getattr(expected.blocks, name), err_msg=name)
     assert_same_codes(stats.codes, expected.codes)
     assert stats.digest() == expected.digest()

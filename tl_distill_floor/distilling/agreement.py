@@ -16,6 +16,7 @@ from torch import Tensor
 from tl_distill_floor.distilling.config import DistillConfig, StudentSpec
 from tl_distill_floor.distilling.text_split import TextSplit
 from tl_distill_floor.errors import InputError
+from tl_distill_floor.measuring.token_stream import digest_sequences
 
 
 @contextmanager
@@ -63,8 +64,8 @@ def check_same_inputs(
     if accelerator.num_processes == 1:
         return
     digests = {
-        "training text": _digest_of_ids(split.train),
-        "held-out text": _digest_of_ids(split.heldout),
+        "training text": digest_sequences(split.train, 0),
+        "held-out text": digest_sequences(split.heldout, 0),
         "students": _digest_of_text(repr([(spec, spec.target and spec.target.digest) for spec in specs])),
         "settings": _digest_of_text(repr(asdict(config))),
     }
@@ -115,12 +116,6 @@ def _message_of(failure: Exception | None) -> str:
         return ""
     message = (str(failure).strip().splitlines() or [""])[0]
     return message if isinstance(failure, InputError) and message else f"{type(failure).__name__} {message}".strip()
-
-
-def _digest_of_ids(ids: Tensor) -> str:
-    digest = hashlib.sha256(f"{ids.dtype} {tuple(ids.shape)}".encode())
-    digest.update(ids.contiguous().numpy().data)
-    return digest.hexdigest()
 
 
 def _digest_of_text(text: str) -> str:

@@ -12,7 +12,7 @@ from tl_distill_floor.distilling.config import DistillConfig
 from tl_distill_floor.distilling.losses import NO_LABEL
 from tl_distill_floor.distilling.overlap import overlap_warnings
 from tl_distill_floor.errors import InputError
-from tl_distill_floor.measuring.token_stream import TokenStream, open_token_stream
+from tl_distill_floor.measuring.token_stream import TokenStream, digest_sequences, open_token_stream
 from tl_distill_floor.sources.teachers import Teacher, choose_context_size, tokenizer_of
 
 HELDOUT_SHARE = 0.1
@@ -32,7 +32,7 @@ class TextSplit:
     heldout: Int[Tensor, "heldout position"]
     """Token ids of the held-out sequences."""
     fingerprint: str
-    """Identifies both texts, and how they are split."""
+    """Digests of both texts' token ids."""
     settings: dict[str, Any]
     """Names of the texts, and tokens per sequence."""
     warnings: tuple[str, ...] = ()
@@ -116,12 +116,11 @@ def read_text_split(
             f"{stream.text.name} has {len(train_ids)} training sequences of {stream.context_size} tokens, fewer than a"
             f" batch of {config.batch_size}; give more text, or a smaller --batch-size"
         )
-    fingerprints = [heldout_stream.text.fingerprint, stream.text.fingerprint]
     return TextSplit(
         stream=stream,
         train=train_ids,
         heldout=heldout_ids,
-        fingerprint=" ".join([*fingerprints, str(tuple(train_ids.shape)), str(len(heldout_ids))]),
+        fingerprint=f"{digest_sequences(train_ids, 0)} {digest_sequences(heldout_ids, 0)}",
         settings={
             "text": stream.text.name,
             "heldout": heldout_stream.text.name,

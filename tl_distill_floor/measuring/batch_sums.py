@@ -13,6 +13,7 @@ from tl_distill_floor.measuring.activation_batch import ActivationBatch, ActiveC
 from tl_distill_floor.measuring.costs import COST_METHODS, sum_by_index
 from tl_distill_floor.measuring.job import AttachedSae
 from tl_distill_floor.measuring.strongest_contexts import RunningContexts, batch_contexts
+from tl_distill_floor.measuring.token_stream import digest_sequences
 from tl_distill_floor.results.codes import Codes
 from tl_distill_floor.results.feature_sums import FeatureSums
 from tl_distill_floor.sources.devices import copy_to_device
@@ -71,6 +72,7 @@ def batch_sums(attached: AttachedSae, batch: ActivationBatch, cost: CostMethod, 
         sampled_sum=of_sample[:-2],
         sampled_sum_sq=float(of_sample[-2]),
         sampled_error_sq=float(of_sample[-1]),
+        ids_digest=0 if batch.ids is None else digest_sequences(batch.ids, batch.first),
         codes=() if codes is None else (codes,),
         contexts=contexts,
     )

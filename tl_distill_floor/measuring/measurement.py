@@ -185,6 +185,11 @@ class _Measurement:
         """Tokens read so far, counted or not."""
         return 0 if self.sums_and_blocks is None else self.sums_and_blocks[0].n_read
 
+    @property
+    def ids_digest(self) -> int:
+        """Digest of the token ids read so far; 0 if it is not known."""
+        return 0 if self.sums_and_blocks is None else self.sums_and_blocks[0].ids_digest
+
     def add(self, block: FeatureSums) -> None:
         """Add the sums of the next block of text, and save the checkpoint from time to time."""
         sums, blocks = (None, ()) if self.sums_and_blocks is None else self.sums_and_blocks
@@ -272,9 +277,10 @@ def _read_text(
     progress: ProgressCallback | None,
 ) -> None:
     """Read the rest of the text, block by block, and add it to the measurements."""
-    done = process_group.broadcast(min(measurement.n_read for measurement in measurements))
+    resumed = min(measurements, key=lambda measurement: measurement.n_read)
+    done, digest = process_group.broadcast(resumed.n_read), process_group.broadcast(resumed.ids_digest)
     is_checked = config.force
-    with _open_batches(job, config, done, process_group) as batches:
+    with _open_batches(job, config, done, digest or None, process_group) as batches:
         reported = _report_progress(batches, done, config.n_tokens, progress)
         try:
             for size in _block_sizes(done // job.stream.tokens_per_batch):
@@ -291,7 +297,8 @@ def _read_text(
         finally:
             for measurement in measurements:
                 measurement.save()
-    if process_group.is_first and any(measurement.n_read < done for measurement in measurements):
+    read = {(measurement.n_read, measurement.ids_digest) for measurement in measurements}
+    if process_group.is_first and len(read) > 1:
         raise InputError("the checkpoints hold different parts of the text; delete them to start again")
 
 
@@ -308,9 +315,17 @@ def _check_early(measurements: list[_Measurement]) -> None:
 
 @contextmanager
 def _open_batches(
-    job: MeasurementJob, config: MeasureConfig, start: int, process_group: ProcessGroup
+    job: MeasurementJob, config: MeasureConfig, start: int, digest: int | None, process_group: ProcessGroup
 ) -> Iterator[Iterator[list[FeatureSums]]]:
-    """Yield an iterator over the batches from token `start` on: one `FeatureSums` per SAE."""
+    """Yield an iterator over the batches from token `start` on: one `FeatureSums` per SAE.
+
+    Args:
+        job: what is measured.
+        config: how it is measured.
+        start: tokens that are skipped.
+        digest: digest of the skipped token ids; None if it is not known.
+        process_group: the processes that share the work.
+    """
 
     def sums_of(batches: list[ActivationBatch]) -> list[FeatureSums]:
         pairs = zip(job.saes, batches, strict=True)
@@ -323,7 +338,7 @@ def _open_batches(
     with COST_METHODS[config.cost].open_reader(job, config.n_samples, every) as read_batch:
         tasks = (
             lambda first=first, ids=ids: sums_of(read_batch(first, ids))  # type: ignore[misc]
-            for first, ids in job.token_stream.batches(start, config.n_tokens)
+            for first, ids in job.token_stream.batches(start, config.n_tokens, digest)
         )
         yield process_group.run_in_order(tasks, pack_sums, unpack_sums)
 

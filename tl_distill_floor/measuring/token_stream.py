@@ -1,5 +1,6 @@
 """A teacher and a text as a stream of token sequences, and which of their tokens are counted."""
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from tl_distill_floor.annotations import TextLike
 from tl_distill_floor.errors import InputError
+from tl_distill_floor.results.feature_sums import DIGEST_MODULUS
 from tl_distill_floor.sources.cached_activations import CachedActivations
 from tl_distill_floor.sources.devices import copy_to_device, device_of
 from tl_distill_floor.sources.items import Replayed
@@ -49,24 +51,40 @@ class TokenStream:
         """Tokens per batch."""
         return self.batch_size * self.context_size
 
-    def batches(self, start: int, n_tokens: int) -> Iterator[tuple[int, Int[Tensor, "batch position"]]]:
+    def batches(
+        self, start: int, n_tokens: int, digest: int | None = None
+    ) -> Iterator[tuple[int, Int[Tensor, "batch position"]]]:
         """Yield the batches that hold tokens `start` to `n_tokens` of the text.
+
+        Args:
+            start: tokens that are skipped, a multiple of the tokens per sequence.
+            n_tokens: tokens to read, including those that are skipped.
+            digest: `digest_sequences` of the sequences that should be skipped; not compared if None.
 
         Yields:
             (number of the first sequence, token ids), the ids on the teacher's device. Positions without a token have
             the id `NO_TOKEN_ID`, see `model_input`.
 
         Raises:
-            InputError: a token id is outside the teacher's vocabulary, or a row is padded and the teacher's tokens
-                attend to later ones.
+            InputError: a token id is outside the teacher's vocabulary, a row is padded and the teacher's tokens attend
+                to later ones, or the skipped tokens have another digest.
         """
         device = device_of(self.teacher.model)
-        for number, ids in self._batches_on_cpu(start, n_tokens):
+        for number, ids in self._batches_on_cpu(start, n_tokens, digest):
             yield number, copy_to_device(ids, device)
 
-    def _batches_on_cpu(self, start: int, n_tokens: int) -> Iterator[tuple[int, Int[Tensor, "batch position"]]]:
+    def _batches_on_cpu(
+        self, start: int, n_tokens: int, digest: int | None = None
+    ) -> Iterator[tuple[int, Int[Tensor, "batch position"]]]:
         """Yield the batches of `batches` on the CPU."""
         first = start // self.context_size
+        if digest is not None:
+            skipped = sum(digest_sequences(row[None], number) for number, row in enumerate(self._rows(0, first)))
+            if skipped % DIGEST_MODULUS != digest:
+                raise InputError(
+                    f"{self.text.name} differs in its first {start:,} tokens from the text that the checkpoint was"
+                    " measured on; give the same text, or delete the checkpoint to start again"
+                )
         groups = _groups(self._rows(first, -(-n_tokens // self.context_size)), self.batch_size)
         for number, group in zip(count(first, self.batch_size), groups, strict=False):
             yield number, self._check_vocabulary(torch.stack(group))
@@ -211,6 +229,22 @@ def open_token_stream(teacher: Teacher, text: TextLike | None, context_size: int
     loaded = load_text(text, tokenizer, context_size=context_size, prepend_bos=has_bos)
     check_context(teacher.model, loaded.context_size)
     return TokenStream(teacher, loaded, batch_size, prepend_bos=has_bos)
+
+
+def digest_sequences(ids: Int[Tensor, "batch position"], first: int) -> int:
+    """Return a digest of the token ids of some sequences.
+
+    It is a sum over the sequences modulo `DIGEST_MODULUS`, so it does not depend on how they are divided into batches.
+
+    Args:
+        ids: token ids.
+        first: number of the first sequence in the text.
+    """
+    total = 0
+    for number, row in enumerate(ids.cpu().long().contiguous().numpy(), start=first):
+        digest = hashlib.sha256(b"%d " % number + row.tobytes()).digest()
+        total += int.from_bytes(digest[:8])
+    return total % DIGEST_MODULUS
 
 
 def model_input(ids: Int[Tensor, "batch position"]) -> Int[Tensor, "batch position"]:

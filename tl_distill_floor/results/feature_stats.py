@@ -130,6 +130,8 @@ class FeatureStats(Displayable):
     """Codes of a sample of the text's sequences, each kept with probability `settings["share_of_codes"]`."""
     contexts: FeatureContexts | None = None
     """Strongest contexts of each feature."""
+    ids_digest: int = 0
+    """Digest of the token ids that were read, see `digest_sequences`; 0 if it is not known."""
     neuronpedia_id: str | None = None
     """The SAE's identifier on Neuronpedia, such as "gpt2-small/8-res-jb"; None if not known."""
 

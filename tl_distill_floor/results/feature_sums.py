@@ -12,10 +12,15 @@ from tl_distill_floor.results.contexts import FeatureContexts, UnfinishedContext
 
 PER_FEATURE = ("firing_count", "sum_act", "sum_act_sq", "sum_cost")
 """Sums with one number for each feature."""
-SCALARS = ("n_tokens", "n_cost_tokens", "n_masked", "sampled_tokens", "sampled_sum_sq", "sampled_error_sq")
+SCALARS = (
+    *("n_tokens", "n_cost_tokens", "n_masked", "ids_digest"),
+    *("sampled_tokens", "sampled_sum_sq", "sampled_error_sq"),
+)
 """Sums of one number."""
 SUMS = (*PER_FEATURE, "sampled_sum", *SCALARS)
 """Fields that are added when sums are merged."""
+DIGEST_MODULUS = 2**62
+"""Digests of token ids are added modulo this number: the sum of two fits into 64 bits."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +38,7 @@ class FeatureSums:
     sampled_sum: Float64[np.ndarray, " d_model"]
     sampled_sum_sq: float
     sampled_error_sq: float
+    ids_digest: int = 0
     codes: tuple[Codes, ...] = ()
     """Kept codes in the order of the text, in parts that `joined_codes` concatenates. Empty if codes are not kept; if
     they are kept, but no sequence has been selected yet, there is a part without tokens."""
@@ -71,8 +77,10 @@ class FeatureSums:
         Raises:
             ValueError: the numbers of features or of dimensions differ.
         """
+        sums = {name: getattr(self, name) + getattr(other, name) for name in SUMS}
+        sums["ids_digest"] %= DIGEST_MODULUS
         return FeatureSums(
-            **{name: getattr(self, name) + getattr(other, name) for name in SUMS},
+            **sums,
             codes=self.codes + other.codes if self.codes and other.codes else (),
             contexts=merge_contexts(self.contexts, other.contexts),
         )

@@ -46,7 +46,7 @@ class TextSource:
 
     name: str
     fingerprint: str
-    """A string that differs if the text does; a measurement is resumed only on the same text."""
+    """A string that differs if the text does, as far as is known before it is read: of a stream, its first items."""
     context_size: int
     """Tokens per sequence."""
     read: Callable[[], Iterator[Int[Tensor, " position"]]]
