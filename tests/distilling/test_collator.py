@@ -1,8 +1,12 @@
 """Tests of batches for a Trainer: where padding is, and which positions are counted."""
 
+import copy
+from typing import Any
+
 import pytest
 import torch
 
+from tests.helpers.models import VOCABULARY
 from tl_distill_floor.distilling.collator import DistillationCollator, following_tokens
 from tl_distill_floor.distilling.sequence_limits import SequenceLimits
 from tl_distill_floor.errors import InputError
@@ -83,6 +87,53 @@ def test_rejects_batches_with_other_inputs() -> None:
     batch = {"input_ids": torch.tensor([[1, 2]]), "position_ids": torch.tensor([[0, 0]])}
     with pytest.raises(InputError, match="a batch has input_ids, position_ids, and a DistillationTrainer reads"):
         DistillationCollator(10, lambda _rows: batch)(ROWS)
+
+
+@pytest.fixture
+def masking_tokenizer(tokenizer: Any) -> Any:
+    """Return a tokenizer with a padding token and a mask token."""
+    copied = copy.deepcopy(tokenizer)
+    copied.pad_token, copied.mask_token = "a", "b"
+    return copied
+
+
+def test_rejects_collators_that_mask_tokens(masking_tokenizer: Any) -> None:
+    """One that is wrapped is known by the labels of its batches, which are the tokens that it masked."""
+    from transformers import DataCollatorForLanguageModeling
+
+    rows = [{"input_ids": list(range(100, 140))}, {"input_ids": list(range(140, 180))}]
+    for options in ({}, {"mask_replace_prob": 0.0, "random_replace_prob": 1.0}):
+        masks = DataCollatorForLanguageModeling(masking_tokenizer, seed=0, **options)  # type: ignore[arg-type]
+        with pytest.raises(InputError, match=r"DataCollatorForLanguageModeling masks tokens \(mlm=True\).* mlm=False"):
+            DistillationCollator(VOCABULARY, masks)
+        wrapped = DistillationCollator(VOCABULARY, lambda features, masks=masks: masks(features))
+        with pytest.raises(InputError, match=r"labels of a batch differ from its token ids, such as 1\d\d at a token"):
+            wrapped(rows)
+    plain = DataCollatorForLanguageModeling(masking_tokenizer, mlm=False)
+    batch = DistillationCollator(VOCABULARY, plain)(rows)
+    assert batch["input_ids"].tolist() == [row["input_ids"] for row in rows]
+
+
+def test_rejects_collators_of_permuted_and_of_corrupted_text(masking_tokenizer: Any) -> None:
+    from transformers import DataCollatorForPermutationLanguageModeling
+
+    rows = [{"input_ids": list(range(100, 140))}, {"input_ids": list(range(140, 180))}]
+    permutes = DataCollatorForPermutationLanguageModeling(masking_tokenizer)
+    with pytest.raises(InputError, match="a batch has input_ids, perm_mask, target_mapping, labels, and a Distill"):
+        DistillationCollator(VOCABULARY, permutes)(rows)
+    # Spans are replaced by one sentinel each; the labels are the sentinels and the spans.
+    spans = {"input_ids": torch.tensor([[100, 9, 103, 104]]), "labels": torch.tensor([[9, 101, 102, 8, 1]])}
+    with pytest.raises(InputError, match=r"have shapes \(1, 4\), \(1, 4\), \(1, 5\), which must be equal"):
+        DistillationCollator(VOCABULARY, lambda _rows: spans)(rows)
+
+
+@pytest.mark.parametrize(
+    ("labels", "example"), [([6, 7, 8, -100], "7 at a token 6"), ([-100, -100, 4, 8], "4 at a token 7")]
+)
+def test_rejects_labels_of_other_tokens(labels: list[int], example: str) -> None:
+    """Shifted labels are those of the next token, which the loss takes itself."""
+    with pytest.raises(InputError, match=f"labels of a batch differ from its token ids, such as {example}, so"):
+        DistillationCollator(10)([{"input_ids": [5, 6, 7, 8], "labels": labels}])
 
 
 def test_refuses_rows_that_a_model_cannot_read_but_not_their_padding() -> None:

