@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from tl_distill_floor.errors import InputError
+from tl_distill_floor.sources.context_lengths import longest_of_config
 
 SEQUENCES, POSITIONS = (3, 5), (11, 13, 17, 19, 23)
 """Candidate numbers of sequences and positions of the token ids of a check."""
@@ -66,8 +67,9 @@ def sample_ids(config: PreTrainedConfig) -> Int[Tensor, "sequence position"]:
     """Return random token ids, whose numbers of sequences and positions are no size in the configuration."""
     sizes = {value for value in vars(config).values() if isinstance(value, int)}
     n_sequences = next((n for n in SEQUENCES if n not in sizes), SEQUENCES[0])
-    longest = int(getattr(config, "max_position_embeddings", None) or POSITIONS[-1])
-    n_positions = next((n for n in POSITIONS if n not in sizes and n <= longest), min(POSITIONS[0], longest))
+    longest = longest_of_config(config) or POSITIONS[-1]
+    shorter = range(min(POSITIONS[0], longest), 0, -1)
+    n_positions = next((n for n in (*POSITIONS, *shorter) if n <= longest and n not in sizes | {n_sequences}), longest)
     generator = torch.Generator().manual_seed(0)
     lowest, highest = min(1, int(config.vocab_size) - 1), int(config.vocab_size)
     return torch.randint(lowest, highest, (n_sequences, n_positions), generator=generator)

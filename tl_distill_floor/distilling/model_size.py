@@ -13,6 +13,7 @@ from tl_distill_floor.annotations import HookedModel, MemoryDtype
 from tl_distill_floor.distilling.family_models import create_shell
 from tl_distill_floor.distilling.student_config import hugging_face_config
 from tl_distill_floor.errors import InputError, check_choice
+from tl_distill_floor.sources.context_lengths import longest_of_config
 
 MEMORY_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 CACHE_NAMES = ("cache", "past_key_values", "cache_params")
@@ -73,8 +74,7 @@ def choose_cache_context(model: HookedModel, context: int | None) -> int:
     Raises:
         InputError: the context is below 1, or longer than the teacher's.
     """
-    stated = getattr(hugging_face_config(model), "max_position_embeddings", None)
-    longest = int(stated or model.cfg.n_ctx)
+    longest = longest_of_config(hugging_face_config(model)) or int(model.cfg.n_ctx)
     if context is not None and not 1 <= context <= longest:
         raise InputError(f"the teacher's context has 1 to {longest:,} tokens, got {context:,}; set --context")
     return context or min(DEFAULT_CONTEXT, longest)

@@ -8,16 +8,7 @@ from torch import nn
 
 from tl_distill_floor.annotations import HookedModel
 from tl_distill_floor.errors import InputError
-
-CONTEXT_FIELDS = (
-    "n_positions",
-    "max_position_embeddings",
-    "max_context_length",
-    "seq_length",
-    "max_seq_len",
-    "max_sequence_length",
-)
-"""Fields of a Hugging Face configuration that may have the largest number of tokens of a sequence."""
+from tl_distill_floor.sources.context_lengths import longest_sequence
 
 
 @dataclass(frozen=True)
@@ -37,13 +28,10 @@ def sequence_limits(model: nn.Module) -> SequenceLimits:
         model: a `transformers` model, or a model with hook points.
     """
     if isinstance(model, HookedModel):
-        hooked: HookedModel = model
         plain = vars(model).get("original_model")
-        return SequenceLimits(int(hooked.cfg.n_ctx), () if plain is None else sequence_limits(plain).switches)
+        return SequenceLimits(longest_sequence(model), () if plain is None else sequence_limits(plain).switches)
     config = model.config.get_text_config(decoder=True)  # type: ignore[union-attr, operator]
-    lengths = [getattr(config, name, None) for name in CONTEXT_FIELDS]
-    longest = next((length for length in lengths if isinstance(length, int) and length > 1), None)
-    return SequenceLimits(longest, _switches(getattr(config, "rope_parameters", None) or {}))
+    return SequenceLimits(longest_sequence(model), _switches(getattr(config, "rope_parameters", None) or {}))
 
 
 def check_lengths(limits: Mapping[str, SequenceLimits], lengths: list[int]) -> None:

@@ -12,11 +12,12 @@ from torch import Tensor, nn
 
 from tl_distill_floor.annotations import HookedModel
 from tl_distill_floor.errors import InputError
+from tl_distill_floor.sources.context_lengths import cut_to_context
 from tl_distill_floor.sources.devices import device_of
 from tl_distill_floor.sources.teacher_checks import ROUNDING_TOLERANCE, TOLERANCE, relative_difference
 
-SEQUENCES, KEPT, CHANGED, PADDING = 4, 8, 4, 4
-"""Sequences of a check, and of each the tokens that stay, the tokens that are changed, and the padding."""
+SEQUENCES, TOKENS = 4, 16
+"""Sequences of a check, and tokens of each. Half of them stay, a quarter is changed, and a quarter is padding."""
 SAME_SHAPE_ROUNDING = 0.05
 """Difference that may be rounding in half precision between batches of one shape. It is 0 for most models, and some
 0.1 for a random BERT."""
@@ -55,20 +56,22 @@ def check_causal(
     Raises:
         InputError: the predictions depend on what follows.
     """
-    ids = torch.randint(
-        0, vocabulary, (SEQUENCES, KEPT + CHANGED + PADDING), generator=torch.Generator().manual_seed(0)
-    ).to(device_of(model))
-    expected = _log_probabilities(logits_of(ids))
+    n_tokens = cut_to_context(TOKENS, model)
+    n_kept = -(-n_tokens // 2)
+    n_changed = -(-(n_tokens - n_kept) // 2)
+    ids = torch.randint(0, vocabulary, (SEQUENCES, n_tokens), generator=torch.Generator().manual_seed(0))
+    ids = ids.to(device_of(model))
+    expected = _log_probabilities(logits_of(ids), n_kept)
     if expected.isnan().any():
         return  # the loss will be NaN too, which ends the training
-    changed = torch.cat([ids[:, :KEPT], (ids[:, KEPT:] + 1) % vocabulary], dim=1)
+    changed = torch.cat([ids[:, :n_kept], (ids[:, n_kept:] + 1) % vocabulary], dim=1)
     for other, reason, rounding in (
         (changed, "later tokens", SAME_SHAPE_ROUNDING),
-        (ids[:, : KEPT + CHANGED], "padding after a sequence", ROUNDING_TOLERANCE),
+        (ids[:, : n_kept + n_changed], "padding after a sequence", ROUNDING_TOLERANCE),
     ):
         logits = logits_of(other)
         tolerance = TOLERANCE if logits.dtype in (torch.float32, torch.float64) else rounding
-        if relative_difference(expected, _log_probabilities(logits)) > tolerance:
+        if relative_difference(expected, _log_probabilities(logits, n_kept)) > tolerance:
             name = type(vars(model).get("original_model") or model).__name__
             raise InputError(
                 f"the predictions of the {what} {name} depend on {reason}, so it is not a causal language model; give"
@@ -76,6 +79,8 @@ def check_causal(
             )
 
 
-def _log_probabilities(logits: Float[Tensor, "batch position vocabulary"]) -> Float[Tensor, "token vocabulary"]:
+def _log_probabilities(
+    logits: Float[Tensor, "batch position vocabulary"], n_kept: int
+) -> Float[Tensor, "token vocabulary"]:
     """Return the log probabilities at the positions of the tokens that stay."""
-    return logits[:, :KEPT].flatten(0, 1).float().log_softmax(-1)
+    return logits[:, :n_kept].flatten(0, 1).float().log_softmax(-1)

@@ -15,6 +15,7 @@ from tl_distill_floor.errors import InputError, as_integer
 from tl_distill_floor.measuring.hooks import canonical_name, resid_post
 from tl_distill_floor.measuring.module_outputs import hook_point_of_module
 from tl_distill_floor.measuring.token_stream import CachedActivationStream, TokenStream
+from tl_distill_floor.sources.context_lengths import teacher_context
 from tl_distill_floor.sources.devices import check_device, main_device
 from tl_distill_floor.sources.model_names import lookup_name, same_model
 from tl_distill_floor.sources.packing import packing_of
@@ -255,7 +256,7 @@ def _stream_for(
     teacher: Teacher, sources: Sequence[SaeSource], text: TextLike | None, context_size: int | None, batch_size: int
 ) -> TokenStream:
     """Load the text as the SAEs were trained: their context size, and a BOS token or none."""
-    longest = int(teacher.model.cfg.n_ctx)
+    longest = teacher_context(teacher.model)
     check_context(teacher.model, context_size)
     if len({source.prepend_bos is not False for source in sources}) > 1:
         raise InputError("some of the SAEs were trained with a beginning-of-text token; measure them one by one")

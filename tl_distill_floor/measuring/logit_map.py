@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from tl_distill_floor.annotations import HookedModel
 from tl_distill_floor.errors import InputError
+from tl_distill_floor.sources.context_lengths import cut_to_context
 from tl_distill_floor.sources.devices import device_of
 
 SAMPLE_SEQUENCES, SAMPLE_TOKENS = 4, 16
@@ -88,7 +89,7 @@ def tokens_per_chunk(vocabulary: int, device: torch.device) -> int:
 def sample_ids(
     model: HookedModel | nn.Module, ids: Int[Tensor, "sequence position"] | None, vocabulary: int
 ) -> Int[Tensor, "sampled_sequence sampled_position"]:
-    """Return the token ids that a model's logits are verified on.
+    """Return the token ids that a model's logits are verified on, no more than the model reads at a time.
 
     Args:
         model: the model, whose device is used.
@@ -97,7 +98,7 @@ def sample_ids(
     """
     device = device_of(model)
     if ids is None:
-        shape, generator = (SAMPLE_SEQUENCES, SAMPLE_TOKENS), torch.Generator().manual_seed(0)
+        shape, generator = (SAMPLE_SEQUENCES, cut_to_context(SAMPLE_TOKENS, model)), torch.Generator().manual_seed(0)
         return torch.randint(0, vocabulary, shape, generator=generator).to(device)
     return ids[:SAMPLE_SEQUENCES, :SAMPLE_TOKENS].to(device)
 

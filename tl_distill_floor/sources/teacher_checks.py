@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from tl_distill_floor.annotations import HookedModel, Tokenizer
 from tl_distill_floor.errors import InputError, reason_of
+from tl_distill_floor.sources.context_lengths import longest_of_config
 from tl_distill_floor.sources.devices import device_of
 
 N_SEQUENCES, CONTEXT = 2, 48
@@ -233,9 +234,7 @@ def _passage_ids(tokenizer: Tokenizer | None, model: nn.Module) -> Int[Tensor, "
     passage = range(0, vocabulary, max(1, vocabulary // size)) if tokenizer is None else tokenizer(PASSAGE)["input_ids"]
     ids = [number for number in passage if number < vocabulary] or [0]
     ids = (ids * (size // len(ids) + 1))[:size]
-    longest = getattr(config, "max_position_embeddings", None)
-    context = min(CONTEXT, longest) if isinstance(longest, int) and longest > 1 else CONTEXT
-    return torch.tensor(ids).view(N_SEQUENCES, CONTEXT)[:, :context]
+    return torch.tensor(ids).view(N_SEQUENCES, CONTEXT)[:, : longest_of_config(config) or CONTEXT]
 
 
 @torch.no_grad()

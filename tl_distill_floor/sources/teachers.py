@@ -17,6 +17,7 @@ import torch
 from tl_distill_floor.annotations import Dtype, HookedModel, TeacherLike, Tokenizer
 from tl_distill_floor.errors import InputError, check_choice, reason_of
 from tl_distill_floor.sources.bridges import text_bridge
+from tl_distill_floor.sources.context_lengths import teacher_context
 from tl_distill_floor.sources.devices import AUTO_DEVICE, TORCH_DTYPES, check_device, device_of, main_device
 from tl_distill_floor.sources.hub import MAX_REASON_CHARACTERS
 from tl_distill_floor.sources.model_names import (
@@ -159,7 +160,7 @@ def load_teacher_shell(model: str, *, dtype: Dtype = "fp32") -> Teacher:
 
 def check_context(model: HookedModel, context_size: int | None) -> None:
     """Raise an InputError unless the teacher accepts sequences of `context_size` tokens; None is accepted."""
-    longest = int(model.cfg.n_ctx)
+    longest = teacher_context(model)
     if context_size is not None and not 2 <= context_size <= longest:
         raise InputError(
             f"the teacher reads sequences of 2 to {longest} tokens, got {context_size}; set --context-size"
@@ -173,7 +174,7 @@ def choose_context_size(model: HookedModel, context_size: int | None = None) -> 
         InputError: see `check_context`.
     """
     check_context(model, context_size)
-    return context_size or min(DEFAULT_CONTEXT_SIZE, int(model.cfg.n_ctx))
+    return context_size or min(DEFAULT_CONTEXT_SIZE, teacher_context(model))
 
 
 def weights_digest(model: HookedModel) -> str:
