@@ -137,6 +137,27 @@ def test_names_are_not_read_as_markup(probes: Probes) -> None:
     assert "No student was probed at a width that was forecast" in " ".join(console.file.getvalue().split())
 
 
+def test_a_teacher_that_was_replaced_in_its_directory_is_refused(
+    teacher_dir: Path, sae_dir: Path, labelled: Path, prose_file: Path, tmp_path: Path
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    teacher, directory = tmp_path / "teacher", tmp_path / "run"
+    shutil.copytree(teacher_dir, teacher)
+    options = ("--text", prose_file, "--steps", 0, "--cost", "energy", "--widths", "8", "--out", directory)
+    assert run("measure", teacher, "--sae", sae_dir, *options).exit_code == 0
+    model = AutoModelForCausalLM.from_pretrained(teacher)
+    model.gpt_neox.layers[0].mlp.dense_h_to_4h.weight.data.mul_(1.1)
+    model.save_pretrained(teacher)
+    message = f"made with other weights of the teacher {teacher} than those of {teacher} now"
+    probe = ("probe", directory, "--labelled", labelled, "--label", "half", "--sae", sae_dir, *FAST)
+    assert message in refused(run(*probe))
+    assert message in refused(run(*probe[:-2], "--sparse", 2))
+    lost = run("lost", directory, "--promoted", "--sae", sae_dir, "--top", 96)
+    assert lost.exit_code == 0
+    assert message in " ".join(lost.stderr.split())
+
+
 def test_rejects_another_sae(run_copy: Path, labelled: Path, sae: Any, tmp_path: Path) -> None:
     import torch
 

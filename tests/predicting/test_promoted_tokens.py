@@ -105,7 +105,7 @@ def test_known_tokens_need_neither_teacher_nor_sae(floor: FloorPrediction, monke
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("nothing may be loaded")
 
-    monkeypatch.setattr(on_request, "load_teacher", refuse)
+    monkeypatch.setattr(on_request, "load_measured_teacher", refuse)
     monkeypatch.setattr(on_request, "load_measured_sae", refuse)
     assert add_promoted_tokens(floor, features_shown_by_default(floor)) is floor
     assert add_promoted_tokens(floor, []) is floor

@@ -18,6 +18,7 @@ from tl_distill_floor.measuring.activation_batch import ActivationBatch
 from tl_distill_floor.measuring.batch_sums import batch_sums
 from tl_distill_floor.measuring.config import MeasureConfig
 from tl_distill_floor.measuring.costs import COST_METHODS
+from tl_distill_floor.measuring.fingerprints import teacher_fingerprint
 from tl_distill_floor.measuring.job import AttachedSae, MeasurementJob, prepare_job
 from tl_distill_floor.measuring.passes import cached_batches
 from tl_distill_floor.measuring.plausibility import TOKENS_TO_CHECK, check_plausible, plausibility_warnings
@@ -253,10 +254,14 @@ class _Measurement:
         warnings = self.job.warnings(self.attached) + plausibility_warnings(stats.sums, self.attached)
         if no_outputs:
             warnings.append("cached activations have no outputs: costs are energy, in squared error, not nats")
-        contexts = stats.contexts
-        if contexts is not None and self.job.teacher is not None:
-            contexts = describe_contexts(contexts, self.job.model)
-        return dataclasses.replace(stats, contexts=contexts, warnings=tuple(warnings))
+        if self.job.teacher is None:
+            return dataclasses.replace(stats, warnings=tuple(warnings))
+        return dataclasses.replace(
+            stats,
+            contexts=stats.contexts and describe_contexts(stats.contexts, self.job.model),
+            fingerprint=teacher_fingerprint(self.job.model, self.attached.hook_name),
+            warnings=tuple(warnings),
+        )
 
     def _check_same_measurement(self, stats: FeatureStats, file: Path) -> None:
         """Raise an InputError if a checkpoint is of another measurement than this one."""

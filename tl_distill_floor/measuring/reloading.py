@@ -1,10 +1,13 @@
 """Load again the teacher and the SAE that statistics were measured with."""
 
-from tl_distill_floor.annotations import Dtype, SaeLike
+from tl_distill_floor.annotations import Dtype, SaeLike, TeacherLike
 from tl_distill_floor.errors import InputError
+from tl_distill_floor.measuring.fingerprints import compare_with_fingerprint
 from tl_distill_floor.results.feature_stats import FeatureStats
 from tl_distill_floor.sources.devices import TORCH_DTYPES
 from tl_distill_floor.sources.saes import SaeSource, load_sae, sae_digest
+from tl_distill_floor.sources.teacher_checks import TOLERANCE
+from tl_distill_floor.sources.teachers import Teacher, load_teacher
 
 
 def load_measured_sae(stats: FeatureStats, sae: SaeLike | None, device: str) -> SaeSource:
@@ -28,6 +31,59 @@ def load_measured_sae(stats: FeatureStats, sae: SaeLike | None, device: str) -> 
             f"the prediction was made with the SAE {stats.sae_name}, and this SAE is another; name that with --sae"
         )
     return source
+
+
+def load_measured_teacher(
+    stats: FeatureStats, teacher: TeacherLike | None, source: SaeSource, device: str
+) -> tuple[Teacher, tuple[str, ...]]:
+    """Load a teacher, and check that it is the one that was measured.
+
+    Args:
+        stats: the statistics.
+        teacher: see `load_teacher`; None loads it by the name in the statistics.
+        source: the SAE that was measured.
+        device: torch device of a teacher that is loaded here.
+
+    Returns:
+        The teacher, and warnings.
+
+    Raises:
+        InputError: the teacher cannot be loaded, or is another one.
+    """
+    loaded = load_teacher(
+        stats.model_name if teacher is None else teacher,
+        device=device,
+        dtype=measured_dtype(stats),
+        model_kwargs=source.model_kwargs,
+    )
+    return loaded, check_measured_teacher(stats, loaded)
+
+
+def check_measured_teacher(stats: FeatureStats, teacher: Teacher) -> tuple[str, ...]:
+    """Check that a teacher computes what the measured one does, and return warnings.
+
+    Args:
+        stats: the statistics; those of older files do not tell.
+        teacher: the teacher.
+
+    Raises:
+        InputError: it computes something else.
+    """
+    if stats.fingerprint is None:
+        return ()
+    difference, may_be_rounding = compare_with_fingerprint(stats.fingerprint, teacher.model, stats.hook_name)
+    apart = (
+        f"on the same tokens its activations at {stats.hook_name} or its log-probabilities differ by"
+        f" {difference:.2g} of their standard deviation"
+    )
+    if not may_be_rounding:
+        raise InputError(
+            f"the prediction was made with other weights of the teacher {stats.model_name} than those of {teacher.name}"
+            f" now, or they were loaded in another way ({apart}); give the teacher that was measured, or measure again"
+        )
+    if difference <= TOLERANCE:
+        return ()
+    return (f"whether the teacher is the one that was measured is not known: {apart}, which rounding can explain",)
 
 
 def measured_dtype(stats: FeatureStats) -> Dtype:

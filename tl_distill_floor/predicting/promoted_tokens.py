@@ -10,11 +10,10 @@ from torch import Tensor
 from tl_distill_floor.annotations import HookedModel, SaeLike, TeacherLike
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.measuring.promoted_tokens import promoted_strings
-from tl_distill_floor.measuring.reloading import load_measured_sae, measured_dtype
+from tl_distill_floor.measuring.reloading import load_measured_sae, load_measured_teacher
 from tl_distill_floor.predicting.lost_features import promoted_by
 from tl_distill_floor.results.floor_prediction import FeatureFloorPrediction, FloorPrediction
 from tl_distill_floor.results.promoted_tokens import PromotedTokens
-from tl_distill_floor.sources.teachers import load_teacher
 from tl_distill_floor.sources.torch_state import neutral_torch_state
 
 
@@ -45,7 +44,7 @@ def add_promoted_tokens(
 
     Raises:
         InputError: the prediction has no features, the SAE has no such feature, the teacher or the SAE cannot be
-            loaded, or the SAE is not the one that was measured.
+            loaded, or one of them is not the one that was measured.
 
     Example:
         >>> floor = add_promoted_tokens(floor, floor.lost(96)[:50])  # doctest: +SKIP
@@ -61,12 +60,7 @@ def add_promoted_tokens(
     if not missing:
         return floor
     source = load_measured_sae(stats, stats.sae_name if sae is None else sae, device)
-    loaded = load_teacher(
-        stats.model_name if teacher is None else teacher,
-        device=device,
-        dtype=measured_dtype(stats),
-        model_kwargs=source.model_kwargs,
-    )
+    loaded, _ = load_measured_teacher(stats, teacher, source, device)
     return compute_promoted_tokens(floor, missing, loaded.model, source.sae.W_dec)
 
 

@@ -71,8 +71,8 @@ def probe_run(
         Probes: all results; save them with `Probes.save`.
 
     Raises:
-        InputError: the prediction has no features, something cannot be loaded, the SAE is not the one that was
-            measured, a width is below 1, or the labels cannot be probed.
+        InputError: the prediction has no features, something cannot be loaded, the teacher or the SAE is not the
+            one that was measured, a width is below 1, or the labels cannot be probed.
 
     Example:
         >>> from tl_distill_floor import FloorPrediction, probe_run

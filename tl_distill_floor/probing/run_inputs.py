@@ -12,7 +12,7 @@ from tl_distill_floor.annotations import (
 )
 from tl_distill_floor.distilling.layers import is_residual, student_hook
 from tl_distill_floor.errors import InputError
-from tl_distill_floor.measuring.reloading import load_measured_sae, measured_dtype
+from tl_distill_floor.measuring.reloading import load_measured_sae, load_measured_teacher
 from tl_distill_floor.probing.config import ProbeConfig, SparseProbeConfig
 from tl_distill_floor.probing.examples import TokenizedExamples, tokenize_examples
 from tl_distill_floor.results.floor_prediction import FeatureFloorPrediction
@@ -20,7 +20,7 @@ from tl_distill_floor.results.student import StudentResult
 from tl_distill_floor.sources.devices import device_of
 from tl_distill_floor.sources.labels import load_labels
 from tl_distill_floor.sources.saes import SaeSource
-from tl_distill_floor.sources.teachers import Teacher, choose_context_size, load_teacher, tokenizer_of
+from tl_distill_floor.sources.teachers import Teacher, choose_context_size, tokenizer_of
 
 
 class RunInputs(NamedTuple):
@@ -82,14 +82,12 @@ def load_run_inputs(
     """Load the teacher, the SAE and the labelled examples; for the arguments see `probe_run`.
 
     Raises:
-        InputError: something cannot be loaded, the SAE is not the one that was measured, a width is below 1, or the
-            labels cannot be probed.
+        InputError: something cannot be loaded, the teacher or the SAE is not the one that was measured, a width is
+            below 1, or the labels cannot be probed.
     """
     stats = floor.stats
     source = load_measured_sae(stats, sae, device)
-    loaded_teacher = load_teacher(
-        teacher or stats.model_name, device=device, dtype=measured_dtype(stats), model_kwargs=source.model_kwargs
-    )
+    loaded_teacher, of_teacher = load_measured_teacher(stats, teacher, source, device)
     saved_students = [student for student in students if student.path is not None and student.status != "diverged"]
     forecast_widths = _forecast_widths(floor, saved_students, widths)
     labelled_text = load_labels(labelled, labels)
@@ -102,7 +100,7 @@ def load_run_inputs(
         per_class=config.per_class,
         seed=config.seed,
     )
-    warnings = (*examples.warnings, *_warnings(students, stats.hook_name, source.counted_positions))
+    warnings = (*of_teacher, *examples.warnings, *_warnings(students, stats.hook_name, source.counted_positions))
     return RunInputs(
         floor=floor,
         teacher=loaded_teacher,

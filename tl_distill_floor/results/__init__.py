@@ -1,6 +1,7 @@
 """Frozen records of what was measured and predicted; each can be saved, loaded and displayed.
 
 - `feature_stats`: `FeatureStats`, the measured statistics of an SAE's features.
+- `teacher_fingerprint`: `TeacherFingerprint`, what a teacher computes for fixed token ids.
 - `feature_sums`: sums over tokens that can be merged.
 - `codes`: `Codes`, SAE codes of a sample of tokens.
 - `contexts`: `FeatureContexts`, the text on which each feature fires most strongly.

@@ -17,11 +17,14 @@ from tl_distill_floor.results.codes import Codes
 from tl_distill_floor.results.contexts import FeatureContexts
 from tl_distill_floor.results.displayable import Displayable
 from tl_distill_floor.results.feature_sums import SUMS, FeatureSums, prefix_arrays, take_arrays
+from tl_distill_floor.results.teacher_fingerprint import TeacherFingerprint
 from tl_distill_floor.storage.versioned import load_arrays, resolve_file, save_arrays
 
 STATS_FILE = "stats.safetensors"
 MAX_BLOCKS = 64
 """Blocks of text whose sums are kept apart, at most."""
+RECORDS = ("blocks", "codes", "contexts", "fingerprint")
+"""Fields of `FeatureStats` that are records of arrays."""
 WARN_FVU = 0.5
 """Fraction of variance unexplained above which a measurement warns that the SAE may not fit."""
 
@@ -130,6 +133,8 @@ class FeatureStats(Displayable):
     """Codes of a sample of the text's sequences, each kept with probability `settings["share_of_codes"]`."""
     contexts: FeatureContexts | None = None
     """Strongest contexts of each feature."""
+    fingerprint: TeacherFingerprint | None = None
+    """What the teacher computes for fixed token ids; None in older files, and for cached activations."""
     ids_digest: int = 0
     """Digest of the token ids that were read, see `digest_sequences`; 0 if it is not known."""
     neuronpedia_id: str | None = None
@@ -286,9 +291,9 @@ class FeatureStats(Displayable):
         scalars = {
             f.name: getattr(self, f.name)
             for f in dataclasses.fields(self)
-            if f.name not in arrays and f.name not in ("blocks", "codes", "contexts")
+            if f.name not in arrays and f.name not in RECORDS
         }
-        for name in ("blocks", "codes", "contexts"):
+        for name in RECORDS:
             arrays |= prefix_arrays(name, getattr(self, name))
         return save_arrays(resolve_file(path, STATS_FILE), "feature-stats", arrays, scalars)
 
@@ -309,10 +314,18 @@ class FeatureStats(Displayable):
             scalars.setdefault("n_cost_tokens", scalars["n_tokens"])
             of_blocks = take_arrays("blocks", arrays)
             blocks = BlockSums(**{"n_cost_tokens": of_blocks["n_tokens"], **of_blocks})
-            of_codes, of_contexts = take_arrays("codes", arrays), take_arrays("contexts", arrays)
+            of_codes, of_contexts, of_teacher = (
+                take_arrays(name, arrays) for name in ("codes", "contexts", "fingerprint")
+            )
             codes = Codes(n_features=len(arrays["firing_count"]), **of_codes) if of_codes else None
             contexts = FeatureContexts(**of_contexts) if of_contexts else None
-            parts = {"blocks": blocks, "codes": codes, "contexts": contexts, "warnings": tuple(scalars["warnings"])}
+            parts = {
+                "blocks": blocks,
+                "codes": codes,
+                "contexts": contexts,
+                "fingerprint": TeacherFingerprint(**of_teacher) if of_teacher else None,
+                "warnings": tuple(scalars["warnings"]),
+            }
             return cls(**{**arrays, **scalars, **parts})
         except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
             raise InputError(f"{file} does not hold complete feature statistics ({error}); measure again") from error

@@ -1,0 +1,135 @@
+"""A teacher that is loaded again is compared with the one that was measured, by what both compute."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.helpers.measurements import load_as
+from tests.helpers.models import CONTEXT, HOOK, VOCABULARY, save_family
+from tests.helpers.probes import labelled_rows
+from tl_distill_floor import FeatureStats, ProbeConfig, add_promoted_tokens, floor_from_stats, measure, probe_run
+from tl_distill_floor.annotations import Dtype
+from tl_distill_floor.errors import InputError
+from tl_distill_floor.measuring.fingerprints import STRIDE, compare_with_fingerprint, teacher_fingerprint
+from tl_distill_floor.measuring.reloading import check_measured_teacher
+from tl_distill_floor.sources.teachers import Teacher, load_teacher
+
+
+@pytest.fixture(scope="module")
+def stats(teacher_dir: Path, sae: Any, ids: torch.Tensor) -> FeatureStats:
+    """Measure the random teacher, loaded by its name."""
+    return measure(str(teacher_dir), sae, ids, cost="energy")
+
+
+def scaled(directory: Path, module: str, factor: float, dtype: Dtype = "fp32") -> Teacher:
+    """Load a teacher, and multiply the weights of a module of its Hugging Face model by a factor."""
+    teacher = load_teacher(str(directory), dtype=dtype)
+    original = teacher.model.original_model  # type: ignore[attr-defined]
+    with torch.no_grad():
+        for weight in original.get_submodule(module).parameters():
+            weight.mul_(factor)
+    return teacher
+
+
+def test_a_fingerprint_is_what_plain_transformers_computes(stats: FeatureStats, teacher_dir: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    fingerprint = stats.fingerprint
+    assert fingerprint is not None
+    assert fingerprint.ids.tolist() == sorted({number * STRIDE % VOCABULARY for number in range(1, 17)})
+    model = AutoModelForCausalLM.from_pretrained(teacher_dir, attn_implementation="eager").eval()
+    with torch.no_grad():
+        output = model(torch.from_numpy(fingerprint.ids)[None], output_hidden_states=True)
+    np.testing.assert_allclose(fingerprint.activation, output.hidden_states[2][0].numpy(), rtol=1e-4, atol=1e-5)
+    log_prob = output.logits[0].log_softmax(-1).numpy()[:, fingerprint.tokens]
+    np.testing.assert_allclose(fingerprint.log_prob, log_prob, rtol=1e-4, atol=1e-4)
+    assert fingerprint.eps.tolist() == [torch.finfo(torch.float32).eps]
+
+
+@pytest.mark.parametrize("model_class", ["HookedTransformer", "HookedSAETransformer", "SAETransformerBridge"])
+def test_the_same_model_in_memory_is_accepted(stats: FeatureStats, teacher_dir: Path, model_class: str) -> None:
+    """Its weights have other names."""
+    teacher = load_teacher(load_as(model_class, teacher_dir))
+    assert check_measured_teacher(stats, teacher) == ()
+
+
+@pytest.mark.parametrize("module", ["gpt_neox.layers.0.attention", "lm_head"])
+def test_other_weights_before_and_after_the_hook_point_are_refused(
+    stats: FeatureStats, teacher_dir: Path, module: str
+) -> None:
+    with pytest.raises(InputError, match=r"made with other weights of the teacher .*tiny-neox.* measure again"):
+        check_measured_teacher(stats, scaled(teacher_dir, module, 1.05))
+    assert check_measured_teacher(stats, scaled(teacher_dir, module, 1 + 1e-6)) == ()
+
+
+def test_a_model_of_another_size_is_refused(stats: FeatureStats, tokenizer: Any, tmp_path: Path) -> None:
+    for family, options in (("Llama", {}), ("GPT2", {"head": "LMHeadModel", "max_position_embeddings": 8})):
+        other = load_teacher(save_family(tmp_path / family, tokenizer, family, **options))  # type: ignore[arg-type]
+        with pytest.raises(InputError, match="made with other weights of the teacher"):
+            check_measured_teacher(stats, other)
+    assert stats.fingerprint is not None
+    larger = dataclasses.replace(stats.fingerprint, tokens=stats.fingerprint.tokens + VOCABULARY)
+    assert compare_with_fingerprint(larger, load_teacher(stats.model_name).model, HOOK) == (np.inf, False)
+
+
+def test_rounding_in_half_precision_gives_a_warning(
+    teacher_dir: Path, sae: Any, ids: torch.Tensor, stats: FeatureStats
+) -> None:
+    rounded = measure(str(teacher_dir), sae, ids, cost="energy", dtype="bf16")
+    assert check_measured_teacher(rounded, load_teacher(str(teacher_dir), dtype="bf16")) == ()
+    in_bf16, in_fp32 = load_teacher(str(teacher_dir), dtype="bf16"), load_teacher(str(teacher_dir))
+    for measured, teacher in ((stats, in_bf16), (rounded, in_fp32)):
+        (warning,) = check_measured_teacher(measured, teacher)
+        assert warning.startswith("whether the teacher is the one that was measured is not known")
+    with pytest.raises(InputError, match="made with other weights"):
+        check_measured_teacher(rounded, scaled(teacher_dir, "gpt_neox.layers.0", 1.5, "bf16"))
+
+
+def test_a_teacher_without_a_head_is_known_by_its_activations(
+    tokenizer: Any, sae: Any, ids: torch.Tensor, tmp_path: Path
+) -> None:
+    directory = save_family(tmp_path / "headless", tokenizer, "GPTNeoX", head="Model", hidden_size=24)
+    measured = measure(str(directory), sae, ids, cost="energy", force=True)
+    assert measured.fingerprint is not None
+    assert measured.fingerprint.log_prob.shape == (len(measured.fingerprint.ids), 0)
+    assert check_measured_teacher(measured, load_teacher(str(directory))) == ()
+
+
+def test_fingerprints_are_saved_and_older_files_have_none(
+    stats: FeatureStats, bridge: Any, teacher_dir: Path, tmp_path: Path
+) -> None:
+    stats.save(tmp_path)
+    loaded = FeatureStats.load(tmp_path)
+    assert loaded.fingerprint is not None
+    assert check_measured_teacher(loaded, load_teacher(bridge)) == ()
+    dataclasses.replace(stats, fingerprint=None).save(tmp_path)
+    older = FeatureStats.load(tmp_path)
+    assert older.fingerprint is None
+    assert check_measured_teacher(older, scaled(teacher_dir, "gpt_neox.layers.0", 2.0)) == ()
+
+
+def test_the_model_is_not_changed(bridge: Any) -> None:
+    bridge.train()
+    hooks = sum(len(module._forward_hooks) for module in bridge.modules())
+    teacher_fingerprint(bridge, HOOK)
+    assert bridge.training
+    assert sum(len(module._forward_hooks) for module in bridge.modules()) == hooks
+    bridge.eval()
+
+
+def test_probes_and_promoted_tokens_refuse_another_teacher(
+    stats: FeatureStats, bridge: Any, teacher_dir: Path, sae: Any
+) -> None:
+    floor, other = floor_from_stats(stats, [4, 8], steps=0), scaled(teacher_dir, "gpt_neox.layers.0.mlp", 1.1)
+    config = ProbeConfig(n_splits=1, n_feature_tokens=0, bottleneck_steps=0)
+    with pytest.raises(InputError, match="made with other weights of the teacher"):
+        probe_run(floor, other, sae, labelled_rows(), labels=["half"], config=config)
+    with pytest.raises(InputError, match="made with other weights of the teacher"):
+        add_promoted_tokens(floor, [0, 1], other, sae)
+    probes = probe_run(floor, bridge, sae, labelled_rows(), labels=["half"], config=config)
+    assert probes.warnings == ("texts truncated to 32 tokens: 3",)
+    assert len(stats.fingerprint.ids) <= CONTEXT  # type: ignore[union-attr]
