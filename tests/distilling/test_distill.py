@@ -212,26 +212,32 @@ def test_resuming_needs_the_same_texts_contexts_and_targets(
     distill_students(bridge, [spec], ids, resume=True, **(options | {"config": slower}))
 
 
-def test_resumes_after_the_disk_was_full_at_the_second_student(
+def test_saves_the_other_students_if_one_cannot_be_saved_and_resumes(
     bridge: Any, ids: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save_student = student_results.save_student
+    errors: dict[str, Exception] = {"width16": InputError("cannot write: no space left")}
 
     def save_on_full_disk(
         student: Any, files: Any, result: StudentResult, directory: Path, check: Any
     ) -> StudentResult:
-        if directory.name == "width16":
-            raise InputError("cannot write: no space left")
+        if directory.name in errors:
+            raise errors[directory.name]
         return save_student(student, files, result, directory, check)
 
-    specs = [StudentSpec(8), StudentSpec(16)]
+    specs = [StudentSpec(8), StudentSpec(16), StudentSpec(12)]
     monkeypatch.setattr(student_results, "save_student", save_on_full_disk)
-    with pytest.raises(InputError, match="no space left"):
+    with pytest.raises(InputError, match=r"^cannot write: no space left; width8, width12 are saved$"):
         distill_students(bridge, specs, ids, out=tmp_path, config=QUICK)
-    monkeypatch.setattr(student_results, "save_student", save_student)
+    assert [student.name for student in load_students(tmp_path)] == ["width8", "width12"]
+    errors["width16"] = RuntimeError("unexpected")
+    with pytest.raises(RuntimeError, match=r"^unexpected$"):
+        distill_students(bridge, specs, ids, out=tmp_path, config=QUICK, resume=True)
+    errors.clear()
     students = distill_students(bridge, specs, ids, out=tmp_path, config=QUICK, resume=True)
-    assert students == load_students(tmp_path)
-    assert [student.tokens[-1] for student in students] == [32 * 8 * 6] * 2
+    assert [student.width for student in students] == [8, 16, 12]
+    assert {student.name: student for student in students} == {s.name: s for s in load_students(tmp_path)}
+    assert [student.tokens[-1] for student in students] == [32 * 8 * 6] * 3
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the names of open files from /proc")

@@ -16,6 +16,7 @@ from tl_distill_floor.distilling.student_state import StudentInTraining
 from tl_distill_floor.distilling.sweep import Sweep
 from tl_distill_floor.distilling.sweep_checkpoint import SWEEP_CHECKPOINT_FILE
 from tl_distill_floor.distilling.teacher_files import TeacherFiles, teacher_files
+from tl_distill_floor.errors import InputError
 from tl_distill_floor.results.student import StudentResult
 from tl_distill_floor.storage.atomic import atomic_directory, remove_file
 
@@ -32,7 +33,8 @@ def student_results(sweep: Sweep) -> list[StudentResult]:
 def save_results(sweep: Sweep, directory: Path) -> list[StudentResult]:
     """Save every student, then delete the checkpoint of the sweep.
 
-    If the students are sharded, all processes must call this; the first one writes the files.
+    If one cannot be saved, the others are saved nevertheless, and the checkpoint is kept. If the students are sharded,
+    all processes must call this; the first one writes the files.
 
     Args:
         sweep: students whose training has ended.
@@ -42,14 +44,35 @@ def save_results(sweep: Sweep, directory: Path) -> list[StudentResult]:
         The result of every student, in their order, with its path in the first process.
 
     Raises:
-        InputError: a directory cannot be written, or a saved student has another loss than the one in training.
+        InputError: a student cannot be saved, or has another loss when it is read again than it had in training.
     """
     files = teacher_files(sweep.teacher)
     save = _save_sharded if sweep.is_sharded else _save
-    results = [save(sweep, student, files, directory / student.spec.directory) for student in sweep.students]
+    results, failures = [], []
+    for student in sweep.students:
+        try:
+            results.append(save(sweep, student, files, directory / student.spec.directory))
+        except Exception as error:  # raised again when the other students are saved
+            failures.append(error)
+    if failures:
+        raise _joined(failures, [result.name for result in results]) from failures[0]
     if sweep.accelerator.is_main_process:
         remove_file(directory / SWEEP_CHECKPOINT_FILE)
     return results
+
+
+def _joined(failures: list[Exception], saved: list[str]) -> Exception:
+    """Return one error for all students that could not be saved.
+
+    Args:
+        failures: their errors.
+        saved: names of the other students.
+    """
+    unexpected = next((error for error in failures if not isinstance(error, InputError)), None)
+    if unexpected is not None or not saved:
+        return unexpected or failures[0]
+    reasons = "; ".join(dict.fromkeys(map(str, failures)))
+    return InputError(f"{reasons}; {', '.join(saved)} {'is' if len(saved) == 1 else 'are'} saved")
 
 
 def _result(sweep: Sweep, student: StudentInTraining, warnings: tuple[str, ...] = ()) -> StudentResult:
