@@ -48,9 +48,14 @@ class GivenFamily(StudentFamily):
         """Return the size of a width."""
         return ModelSize(width**2, 2 * width**2, 100 * width)
 
-    def can_be_built(self, width: int) -> bool:
-        """Return whether a width can be built."""
-        return width not in self._not_built
+    def next_narrower(self, width: int | None, divisor: int | None) -> int:
+        """Return the next narrower width."""
+        step = divisor or 8
+        return ((WIDTHS[-1] if width is None else width) - 1) // step * step
+
+    def refusal(self, width: int) -> str:
+        """Return why a width cannot be built."""
+        return f"width {width} has no heads; try another width" if width in self._not_built else ""
 
 
 def loss_at(width: int) -> PredictedLoss:
@@ -180,6 +185,35 @@ def test_a_cache_of_unknown_size_cannot_be_limited(monkeypatch: pytest.MonkeyPat
 def test_rejects_a_divisor_without_widths() -> None:
     with pytest.raises(InputError, match="a width that is a multiple of 300; set a smaller --divisor"):
         choose_student(GivenFamily(), Limits(max_loss=0.1, divisor=300), [], loss_at)
+
+
+@pytest.mark.parametrize(
+    ("limits", "message"),
+    [
+        (
+            {"max_width": 100},
+            r"^no student of the teacher's family is as small as that: width 96 has no heads; raise --max-width or"
+            r" --max-params, or use another teacher$",
+        ),
+        (
+            {"max_loss": 0.1},
+            r"^no student with a loss below 0.1 can be built: width 256 has no heads; raise --max-loss, or use another"
+            r" teacher$",
+        ),
+    ],
+)
+def test_says_why_no_student_can_be_built(limits: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        choose(WIDTHS, **limits)
+
+
+def test_says_why_no_width_has_a_configuration() -> None:
+    """Multiples of 40 below 256 are at most 240."""
+    with pytest.raises(InputError, match="as small as that: width 240 has no heads; raise --max-width"):
+        choose_student(GivenFamily([240]), Limits(max_loss=0.1, divisor=40), [], loss_at)
+    message = r"width 64, the narrowest with a predicted loss, is wider than --max-width 40, and width 56 has no heads;"
+    with pytest.raises(InputError, match=message):
+        choose_student(GivenFamily([56]), Limits(max_width=40), WIDTHS[7:], loss_at)
 
 
 def test_students_whose_experts_cannot_run_are_no_candidates(tokenizer: Any, tmp_path: Path) -> None:

@@ -196,7 +196,7 @@ def test_refuses_a_family_whose_neurons_keep_their_number(monkeypatch: pytest.Mo
     config = teacher_config("LlamaConfig", num_hidden_layers=2)
     check_student_runs(copy.deepcopy(config), 32)
     monkeypatch.setattr(family_checks, "student_config", forget_neurons)
-    monkeypatch.setattr(family_checks, "_FOLLOWING", set())
+    monkeypatch.setattr(family_checks, "_REFUSALS", {})
     with pytest.raises(InputError, match="Llama models keeps its size of 96 when the width is halved"):
         check_student_runs(config, 32)
 

@@ -10,7 +10,9 @@ import pytest
 
 from tests.helpers.models import WIDTH
 from tests.helpers.records import stats_of
+from tl_distill_floor.distilling import family_checks
 from tl_distill_floor.distilling.plan import plan
+from tl_distill_floor.distilling.student_config import student_config
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.predicting.floors import floor_from_stats
 from tl_distill_floor.results.floor_prediction import FloorPrediction
@@ -108,5 +110,25 @@ def test_offers_only_widths_that_can_be_built(wide_heads: Any) -> None:
     assert plan(floor, teacher, max_width=23).width == 16
     narrowest = plan(floor, teacher, max_loss=float(floor.feature_floor[0]) * 1.5)
     assert narrowest.width % 8 == 0
-    with pytest.raises(InputError, match="no student of the teacher's family is as small as that"):
+    with pytest.raises(
+        InputError, match="wider than --max-width 7, and a Mamba2 student of width 7 cannot be configured"
+    ):
         plan(floor, teacher, max_width=7)
+
+
+def test_names_the_reason_for_which_a_family_is_refused(wide_heads: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The configuration is as if the field of the neurons had a name that is not known."""
+
+    def forget_neurons(teacher: Any, width: int, depth: int | None = None) -> Any:
+        config = student_config(teacher, width, depth)
+        config.intermediate_size = teacher.intermediate_size
+        return config
+
+    monkeypatch.setattr(family_checks, "student_config", forget_neurons)
+    monkeypatch.setattr(family_checks, "_REFUSALS", {})
+    teacher, floor = wide_heads["qwen3"], floor_of_width(32)
+    reason = "Qwen3 models keeps its size of 64 when the width is halved"
+    with pytest.raises(
+        InputError, match=rf"as small as that: [\d.]*mlp\.gate_proj.weight of {reason}.*; raise --max-width"
+    ):
+        plan(floor, teacher, max_width=31)

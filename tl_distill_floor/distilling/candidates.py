@@ -10,7 +10,7 @@ from tl_distill_floor.annotations import HookedModel, MemoryDtype, PlanRule, Pro
 from tl_distill_floor.distilling.model_size import ModelSize, choose_cache_context, model_size
 from tl_distill_floor.distilling.speeds import N_TIMED, SpeedTimer
 from tl_distill_floor.distilling.student_config import hugging_face_config, student_config
-from tl_distill_floor.distilling.widths import can_be_built, spaced_widths
+from tl_distill_floor.distilling.widths import refusal, spaced_widths, teacher_width, width_step
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.results.byte_sizes import format_bytes
 from tl_distill_floor.results.plan import Limits
@@ -50,7 +50,7 @@ class StudentFamily:
         self.context = choose_cache_context(model, context)
         self.timer = SpeedTimer(model, depth, progress)
         self._sizes: dict[int, ModelSize] = {}
-        self._built: dict[int, bool] = {}
+        self._refusals: dict[int, str] = {}
 
     def size(self, width: int) -> ModelSize:
         """Return the size of the student of a width.
@@ -63,11 +63,25 @@ class StudentFamily:
             self._sizes[width] = model_size(config, self.memory_dtype, self.context)
         return self._sizes[width]
 
+    def next_narrower(self, width: int | None, divisor: int | None) -> int:
+        """Return the next narrower width, whether it can be built or not; 0 if there is none.
+
+        Args:
+            width: a width; the teacher's if None.
+            divisor: widths are multiples of this; see `family_widths`.
+        """
+        step = width_step(self.model, divisor)
+        return ((teacher_width(self.model) if width is None else width) - 1) // step * step
+
+    def refusal(self, width: int) -> str:
+        """Return why a student of a width cannot be built and run; empty if it can."""
+        if width not in self._refusals:
+            self._refusals[width] = refusal(self.model, width, self.depth)
+        return self._refusals[width]
+
     def can_be_built(self, width: int) -> bool:
         """Return whether a student of a width can be built and run."""
-        if width not in self._built:
-            self._built[width] = can_be_built(self.model, width, self.depth)
-        return self._built[width]
+        return not self.refusal(width)
 
     def is_within(self, option: SizeOption, limits: Limits, width: int) -> bool:
         """Return whether a student is within the limit of one option.
@@ -130,7 +144,7 @@ def choose_student(
         InputError: no student is within all limits.
     """
     if not widths:
-        raise InputError(_no_width(limits))
+        raise InputError(_no_width(family, limits))
     given = [option for option, limit in _size_limits(limits).items() if limit is not None]
     n_within = {option: _n_within(family, limits, widths, option) for option in given}
     within = widths[: min(n_within.values(), default=len(widths))]
@@ -172,7 +186,7 @@ def _widest(family: StudentFamily, limits: Limits, widths: Sequence[int]) -> int
     """Return the widest of some widths that can be built and is fast enough."""
     built = _nearest_candidate(family, limits, widths, len(widths) - 1)
     if built is None:
-        raise InputError(f"{NO_STUDENT}; raise --max-width or --max-params")
+        raise InputError(_none_built(family, widths))
     if limits.min_speedup is None:
         return built
     least = limits.min_speedup
@@ -216,9 +230,15 @@ def _narrowest(
     """Return the narrowest width whose loss is at most the largest one."""
     assert limits.max_loss is not None
     losses = {width: loss_at(width) for width in widths}
-    for width, loss in losses.items():
-        if upper_end(loss) <= limits.max_loss and family.can_be_built(width):
-            return width
+    wide_enough = [width for width, loss in losses.items() if upper_end(loss) <= limits.max_loss]
+    needed = next((width for width in wide_enough if family.can_be_built(width)), None)
+    if needed is not None:
+        return needed
+    if wide_enough:
+        raise InputError(
+            f"no student with a loss below {limits.max_loss:g} can be built: {_reason(family, wide_enough[-1])}; raise"
+            " --max-loss, or use another teacher"
+        )
     width, loss = min(losses.items(), key=lambda item: item[1].value)
     raise InputError(
         f"no student that is narrower than its teacher stays below {limits.max_loss:g} with 90 % confidence: at width"
@@ -245,8 +265,29 @@ def _with_candidates(
     return Choice(chosen, rule, tuple(width for width in widths if width == chosen or family.timer.at(width) >= least))
 
 
-def _no_width(limits: Limits) -> str:
+def _reason(family: StudentFamily, width: int) -> str:
+    """Return why a student of a width cannot be built, without what to do."""
+    return family.refusal(width).rpartition("; ")[0] or family.refusal(width)
+
+
+def _none_built(family: StudentFamily, widths: Sequence[int]) -> str:
+    """Return the message if no student within the limits can be built.
+
+    Args:
+        family: the students.
+        widths: the widths within the limits, ascending.
+    """
+    refused = [width for width in widths if family.refusal(width)]
+    if not refused:
+        return f"{NO_STUDENT}; raise --max-width or --max-params"
+    return f"{NO_STUDENT}: {_reason(family, refused[-1])}; raise --max-width or --max-params, or use another teacher"
+
+
+def _no_width(family: StudentFamily, limits: Limits) -> str:
     """Return the message if there is no width with a predicted loss."""
+    widest = family.next_narrower(None, limits.divisor)
+    if widest and family.refusal(widest):
+        return _none_built(family, [widest])
     if limits.divisor is not None:
         return (
             f"no student narrower than its teacher has a predicted loss and a width that is a multiple of"
@@ -267,9 +308,11 @@ def _too_large(family: StudentFamily, limits: Limits, narrowest: int, options: S
             f" than --max-memory {format_bytes(limits.max_memory or 0)}"
         ),
     }
+    narrower = family.next_narrower(narrowest, limits.divisor)
+    refused = f", and {_reason(family, narrower)}" if narrower and family.refusal(narrower) else ""
     return (
         f"{NO_STUDENT}: width {narrowest:,}, the narrowest with a predicted loss,"
-        f" {' and '.join(reasons[option] for option in options)}; raise {' and '.join(options)}"
+        f" {' and '.join(reasons[option] for option in options)}{refused}; raise {' and '.join(options)}"
     )
 
 

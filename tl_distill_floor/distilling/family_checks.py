@@ -18,8 +18,8 @@ from tl_distill_floor.errors import InputError
 POSITION_FIELD = r"layer_?(idx|id|index|number)$|^store_|^kv_sharing_mode$|^training$|^_"
 """Names of the attributes that follow from a layer's number, such as whether it stores keys for a last layer."""
 
-_FOLLOWING: set[tuple[object, ...]] = set()
-"""Configurations of teachers whose sizes were checked."""
+_REFUSALS: dict[tuple[object, ...], str] = {}
+"""For each configuration of a teacher whose sizes were checked, why it is refused; empty if it is not."""
 
 
 def check_family(student: nn.Module, teacher: PreTrainedConfig) -> None:
@@ -36,9 +36,12 @@ def check_family(student: nn.Module, teacher: PreTrainedConfig) -> None:
     if config.num_hidden_layers != teacher.num_hidden_layers:
         _check_layers(student, teacher)
     key = (type(teacher), teacher.to_json_string(use_diff=False))
-    if config.hidden_size != teacher.hidden_size and key not in _FOLLOWING:
-        _check_sizes(teacher)
-        _FOLLOWING.add(key)
+    if config.hidden_size == teacher.hidden_size:
+        return
+    if key not in _REFUSALS:
+        _REFUSALS[key] = _size_that_is_kept(teacher)
+    if _REFUSALS[key]:
+        raise InputError(_REFUSALS[key])
 
 
 def _check_layers(student: nn.Module, teacher: PreTrainedConfig) -> None:
@@ -61,14 +64,14 @@ def _check_layers(student: nn.Module, teacher: PreTrainedConfig) -> None:
             )
 
 
-def _check_sizes(teacher: PreTrainedConfig) -> None:
-    """Raise an InputError if a large axis that reads or writes the residual stream stays the same at half the width."""
+def _size_that_is_kept(teacher: PreTrainedConfig) -> str:
+    """Return the message if a large axis that reads or writes the residual stream is the same at half the width."""
     full = int(teacher.hidden_size)
     half = full // 2
     try:
         narrow = create_shell(student_config(teacher, half))
     except InputError:  # this width has no student
-        return
+        return ""
     weights = dict(create_shell(student_config(teacher, full)).named_parameters())
     list_name, layers = layer_list(narrow)
     fixed = _fixed_sizes(teacher)
@@ -76,10 +79,11 @@ def _check_sizes(teacher: PreTrainedConfig) -> None:
         sizes = list(zip(weights[f"{list_name}.{name}"].shape, weight.shape, strict=True))
         kept = [size for size, own in sizes if size == own and 2 * size >= full and size not in fixed]
         if kept and (full, half) in sizes:
-            raise InputError(
+            return (
                 f"{name} of {_family(teacher)} models keeps its size of {kept[0]} when the width is halved, so their"
                 " students would not be as small as planned; use another teacher"
             )
+    return ""
 
 
 def _fixed_sizes(teacher: PreTrainedConfig) -> set[int]:

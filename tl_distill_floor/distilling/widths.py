@@ -20,9 +20,13 @@ def family_widths(model: HookedModel, divisor: int | None = None) -> list[int]:
         model: the teacher's model.
         divisor: the widths are multiples of this; if None, of 8 for a wide teacher.
     """
-    d_model = teacher_width(model)
-    step = divisor or (WIDTH_STEP if d_model >= WIDE_TEACHER else 1)
-    return [width for width in range(step, d_model + 1, step) if _has_config(model, width)]
+    step = width_step(model, divisor)
+    return [width for width in range(step, teacher_width(model) + 1, step) if _has_config(model, width)]
+
+
+def width_step(model: HookedModel, divisor: int | None = None) -> int:
+    """Return the number that widths of students are multiples of; see `family_widths`."""
+    return divisor or (WIDTH_STEP if teacher_width(model) >= WIDE_TEACHER else 1)
 
 
 def spaced_widths(widths: Sequence[int], n_widths: int) -> list[int]:
@@ -51,13 +55,19 @@ def _has_config(model: HookedModel, width: int) -> bool:
     return True
 
 
-def can_be_built(model: HookedModel, width: int, depth: int | None) -> bool:
-    """Return whether a student of a width can be built and run."""
+def refusal(model: HookedModel, width: int, depth: int | None) -> str:
+    """Return why a student of a width cannot be built and run; empty if it can.
+
+    Args:
+        model: the teacher's model.
+        width: width of the student, dimensions.
+        depth: number of layers; the teacher's if None.
+    """
     try:
         check_student_runs(hugging_face_config(model), width, depth)
-    except InputError:
-        return False
-    return True
+    except InputError as error:
+        return str(error)
+    return ""
 
 
 def teacher_width(model: HookedModel) -> int:
