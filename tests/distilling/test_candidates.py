@@ -1,16 +1,20 @@
 """Choices among students whose sizes, speeds and losses are given."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.helpers.models import save_family
 from tl_distill_floor.distilling.build import build_student
 from tl_distill_floor.distilling.candidates import Choice, StudentFamily, choose_student
+from tl_distill_floor.distilling.config import DistillConfig
+from tl_distill_floor.distilling.distill import distill
 from tl_distill_floor.distilling.model_size import ModelSize
 from tl_distill_floor.distilling.speeds import SpeedTimer
 from tl_distill_floor.errors import InputError
@@ -216,15 +220,29 @@ def test_says_why_no_width_has_a_configuration() -> None:
         choose_student(GivenFamily([56]), Limits(max_width=40), WIDTHS[7:], loss_at)
 
 
+def olmoe(directory: Path, tokenizer: Any) -> str:
+    """Save a teacher with experts, and return its directory."""
+    options = {"num_attention_heads": 2, "num_experts": 4, "num_experts_per_tok": 2}
+    return str(save_family(directory / "olmoe", tokenizer, "Olmoe", **options))
+
+
 def test_students_whose_experts_cannot_run_are_no_candidates(tokenizer: Any, tmp_path: Path) -> None:
     """Kernels of several experts need rows of a multiple of 16 bytes: 12 numbers in fp32, and not 14."""
-    directory = save_family(
-        tmp_path / "olmoe", tokenizer, "Olmoe", num_attention_heads=2, num_experts=4, num_experts_per_tok=2
-    )
-    loaded = load_teacher(str(directory))
+    loaded = load_teacher(olmoe(tmp_path, tokenizer))
     family = StudentFamily(loaded.model)
     assert [family.can_be_built(width) for width in (12, 14, 32)] == [True, False, True]
     assert family.timer.measure(12) > 0
     for build in (lambda: build_student(loaded, 14, start="random"), lambda: family.timer.measure(14)):
         with pytest.raises(InputError, match=r"Olmoe student of width 14 cannot be (run|timed) \(strides should be"):
             build()
+
+
+def test_experts_that_run_in_fp32_are_trained_in_bf16(tokenizer: Any, tmp_path: Path) -> None:
+    """Rows of 12 numbers are no multiple of 16 bytes in bf16, but autocast leaves the experts in fp32."""
+    config = DistillConfig(
+        n_tokens=32 * 4 * 3, n_heldout_tokens=64, n_evaluations=1, batch_size=4, dtype="bf16", early_stop=False
+    )
+    rows = torch.randint(3, 300, (16, 32), generator=torch.Generator().manual_seed(0))
+    student = distill(olmoe(tmp_path, tokenizer), 12, rows, config=config, out=tmp_path)
+    assert student.path is not None
+    assert math.isfinite(student.loss)

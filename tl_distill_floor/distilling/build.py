@@ -117,7 +117,11 @@ def check_student_runs(teacher: PreTrainedConfig, width: int, depth: int | None 
 
 @torch.no_grad()
 def _check_forward_pass(student: nn.Module, config: PreTrainedConfig) -> None:
-    """Run a student once, so that a configuration that its family cannot run is refused before it is trained."""
+    """Run a student once, so that a configuration that its family cannot run is refused before it is trained.
+
+    Its weights are in fp32, as in training and in its files. Training in bf16 is autocast, under which the kernels of
+    experts still compute in the dtype of the weights.
+    """
     ids = sample_ids(config)
     with refuse_failures(config, "cannot be run"):
         logits = student(ids, use_cache=False).logits
