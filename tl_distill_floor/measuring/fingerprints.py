@@ -7,9 +7,9 @@ from torch import Tensor
 from tl_distill_floor.annotations import HookedModel
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.measuring.hooks import activation_reader, eval_mode, forward_logits
-from tl_distill_floor.measuring.token_stream import device_of
 from tl_distill_floor.results.teacher_fingerprint import TeacherFingerprint
 from tl_distill_floor.sources.context_lengths import cut_to_context
+from tl_distill_floor.sources.devices import device_of
 from tl_distill_floor.sources.teacher_checks import ROUNDING_TOLERANCE, TOLERANCE, relative_difference
 
 N_TOKENS, N_LOG_PROBS = 16, 256
