@@ -25,7 +25,7 @@ from scipy.stats import spearmanr
 from timing import time_in_turn
 
 from tl_distill_floor.measuring.activation_batch import ActiveCodes
-from tl_distill_floor.measuring.config import MeasureConfig
+from tl_distill_floor.measuring.config import LoadConfig, MeasureConfig
 from tl_distill_floor.measuring.costs import ablate_features, row_dot_products, sum_by_index
 from tl_distill_floor.measuring.hooks import differentiable_forward
 from tl_distill_floor.measuring.job import MeasurementJob, prepare_job
@@ -53,7 +53,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    job = prepare_job(options.model, [options.sae], options.text, dtype=options.dtype)
+    job = prepare_job(options.model, [options.sae], options.text, LoadConfig(dtype=options.dtype))
     results: dict[str, Any] = {"model": options.model, "tokens": options.tokens, "samples": options.samples}
     (stats,) = measure_job(job, MeasureConfig(n_tokens=options.tokens, n_samples=options.samples, n_codes=0))
     results["single"] = compare_single_features(job, stats, options.tokens)

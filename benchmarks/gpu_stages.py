@@ -15,6 +15,7 @@ from torch.nn.functional import cross_entropy
 
 from tl_distill_floor import head_floor, load_teacher
 from tl_distill_floor.annotations import Dtype, StudentStart
+from tl_distill_floor.measuring.config import LoadConfig
 from tl_distill_floor.measuring.job import prepare_job
 from tl_distill_floor.measuring.logit_map import tokens_per_chunk
 from tl_distill_floor.measuring.removal import measure_tail_loss
@@ -206,7 +207,7 @@ def _open_tail(job: Job, setting: Setting) -> PrepareStage:
     def prepare(n_batches: int) -> Stage:
         workload = _workload(job, setting, n_batches)
         ranks = np.array(TAIL_RANKS)
-        task = prepare_job(workload.model, [workload.sae], workload.ids, batch_size=job.batch_size)
+        task = prepare_job(workload.model, [workload.sae], workload.ids, LoadConfig(batch_size=job.batch_size))
         ours = partial(
             measure_tail_loss, task, np.arange(workload.sae.cfg.d_sae), ranks, np.zeros(len(ranks)),
             np.arange(len(workload.ids)),

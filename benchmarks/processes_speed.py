@@ -61,11 +61,11 @@ def run_worker(cost: str, n_tokens: int) -> None:
     torch.set_num_threads(1)
     processes = current_process_group()
     job = prepare_job("tiny-prose", ["tiny-prose-sae"])
-    measure_job(job, MeasureConfig(cost, n_tokens=WARM_UP_TOKENS, n_codes=0), process_group=processes)
+    measure_job(job, MeasureConfig(cost=cost, n_tokens=WARM_UP_TOKENS, n_codes=0), process_group=processes)
     if processes.size > 1:
         torch.distributed.barrier()
     started = time.perf_counter()
-    measure_job(job, MeasureConfig(cost, n_tokens=n_tokens), process_group=processes)
+    measure_job(job, MeasureConfig(cost=cost, n_tokens=n_tokens), process_group=processes)
     if processes.is_first:
         print(n_tokens / (time.perf_counter() - started))
 

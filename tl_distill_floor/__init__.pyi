@@ -16,9 +16,11 @@ from .distilling.pilot_training import train_pilots as train_pilots
 from .distilling.pilots import choose_pilots as choose_pilots
 from .distilling.plan import plan as plan
 from .errors import InputError as InputError
+from .measuring.config import LoadConfig as LoadConfig
 from .measuring.config import MeasureConfig as MeasureConfig
 from .measuring.measurement import measure as measure
 from .predicting import toy as toy
+from .predicting.config import PredictConfig as PredictConfig
 from .predicting.floors import floor_from_stats as floor_from_stats
 from .predicting.head_floor import head_floor as head_floor
 from .predicting.lost_features import lost_features as lost_features

@@ -26,7 +26,16 @@ from recipes import RECIPES, Recipe, short
 from torch import Tensor
 from train_teacher import pack, save_texts, train_teacher
 
-from tl_distill_floor import DistillConfig, StudentSpec, distill_students, load_teacher, predict_floors, train_sae
+from tl_distill_floor import (
+    DistillConfig,
+    LoadConfig,
+    MeasureConfig,
+    StudentSpec,
+    distill_students,
+    load_teacher,
+    predict_floors,
+    train_sae,
+)
 from tl_distill_floor.annotations import ProgressMessageCallback
 from tl_distill_floor.results.student import StudentResult, load_students
 from tl_distill_floor.sources.teachers import Teacher
@@ -123,7 +132,9 @@ def predict(
     teacher: str, saes: Sequence[str], text: str | None, widths: Sequence[int], device: str, force: bool
 ) -> dict[str, object]:
     """Return every prediction at the students' widths, in nats per token, from held-out text."""
-    floors = predict_floors(teacher, saes, text, widths=widths, device=device, force=force)
+    floors = predict_floors(
+        teacher, saes, text, widths=widths, measuring=MeasureConfig(force=force), loading=LoadConfig(device=device)
+    )
     head = floors[0].head
     assert head is not None
     return {

@@ -11,11 +11,13 @@ from tests.helpers.devices import DEVICE, STATISTICS, assert_close
 from tests.helpers.models import FEATURES, HOOK
 from tl_distill_floor import measure
 from tl_distill_floor.annotations import CostMethod
+from tl_distill_floor.measuring.config import LoadConfig
 from tl_distill_floor.measuring.costs import row_dot_products
 from tl_distill_floor.measuring.job import prepare_job
 from tl_distill_floor.measuring.promoted_tokens import find_promoted_tokens
 from tl_distill_floor.measuring.removal import measure_restored_loss, measure_tail_loss
 from tl_distill_floor.measuring.sampling import sample_outcomes
+from tl_distill_floor.predicting.config import PredictConfig
 from tl_distill_floor.predicting.predict import predict_floors
 from tl_distill_floor.results.contexts import FeatureContexts
 
@@ -54,7 +56,9 @@ def assert_same_contexts(contexts: FeatureContexts | None, expected: FeatureCont
 
 def test_measures_several_hook_points_in_one_pass(device_bridge: Any, device_sae: Any, sae: Any, ids: Tensor) -> None:
     """An SAE may be on another device than the teacher."""
-    on_device, on_cpu = predict_floors(device_bridge, [device_sae, sae], ids[:12], steps=0, head=False)
+    on_device, on_cpu = predict_floors(
+        device_bridge, [device_sae, sae], ids[:12], predicting=PredictConfig(steps=0, head=False)
+    )
     assert_close(on_device.stats.cost, on_cpu.stats.cost)
     assert_close(on_device.theorem, on_cpu.theorem)
 
@@ -81,7 +85,9 @@ def test_row_dot_products_match_dense_ones(n_entries: int) -> None:
 def test_tail_loss_is_that_of_the_cpu(bridge: Any, sae: Any, device_bridge: Any, device_sae: Any, ids: Tensor) -> None:
     order, ranks, sequences = np.random.default_rng(0).permutation(FEATURES), np.array([0, 10, 60]), np.array([1, 4, 5])
     tails = [
-        measure_tail_loss(prepare_job(*pair, ids, batch_size=2), order, ranks, np.linspace(2, 0, 3), sequences)
+        measure_tail_loss(
+            prepare_job(*pair, ids, LoadConfig(batch_size=2)), order, ranks, np.linspace(2, 0, 3), sequences
+        )
         for pair in ((device_bridge, [device_sae]), (bridge, [sae]))
     ]
     assert_close(tails[0].loss, tails[1].loss)
@@ -93,7 +99,7 @@ def test_restored_loss_is_that_of_the_cpu(
 ) -> None:
     students = [lambda codes: 0.5 * codes, torch.zeros_like]
     (loss, _), (expected, _) = (
-        measure_restored_loss(prepare_job(*pair, ids, batch_size=2), students, np.array([0, 3, 7]))
+        measure_restored_loss(prepare_job(*pair, ids, LoadConfig(batch_size=2)), students, np.array([0, 3, 7]))
         for pair in ((device_bridge, [device_sae]), (bridge, [sae]))
     )
     assert_close(loss, expected)

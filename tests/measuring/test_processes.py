@@ -13,7 +13,7 @@ import torch
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.measuring import processes
 from tl_distill_floor.measuring.batch_sums import batch_sums
-from tl_distill_floor.measuring.config import MeasureConfig
+from tl_distill_floor.measuring.config import LoadConfig, MeasureConfig
 from tl_distill_floor.measuring.costs import COST_METHODS
 from tl_distill_floor.measuring.job import prepare_job
 from tl_distill_floor.measuring.measurement import measure_job
@@ -89,7 +89,7 @@ def test_run_ends_if_a_process_dies_and_can_be_resumed(
 
 
 def test_received_sums_are_identical_to_the_sent_ones(bridge: Any, sae: Any, ids: torch.Tensor) -> None:
-    job = prepare_job(bridge, [sae, sae], ids, batch_size=4)
+    job = prepare_job(bridge, [sae, sae], ids, LoadConfig(batch_size=4))
     with COST_METHODS["energy"].open_reader(job, 0) as read_batch:
         first, rows = next(iter(job.token_stream.batches(0, 128)))
         sent = [

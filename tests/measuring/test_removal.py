@@ -15,6 +15,7 @@ from tests.helpers.forward_passes import activation_of, logits_with
 from tests.helpers.models import CONTEXT, FEATURES
 from tl_distill_floor import FloorPrediction, InputError, floor_from_stats, measure, predict_floor
 from tl_distill_floor.measuring import removal
+from tl_distill_floor.measuring.config import LoadConfig
 from tl_distill_floor.measuring.job import prepare_job
 from tl_distill_floor.measuring.removal import _select_sequences, measure_restored_loss, measure_tail_loss
 from tl_distill_floor.predicting.bottleneck_task import held_out_sequences
@@ -34,7 +35,7 @@ def kl_without(model: Any, sae: Any, ids: Tensor, removed: Tensor, positions: sl
 
 
 def test_tail_loss_matches_kl_of_plain_forward_passes(bridge: Any, sae: Any, ids: Tensor) -> None:
-    job = prepare_job(bridge, [sae], ids, batch_size=3)
+    job = prepare_job(bridge, [sae], ids, LoadConfig(batch_size=3))
     order = np.random.default_rng(0).permutation(FEATURES)
     ranks = np.array([0, 10, 60, FEATURES])
     tail = measure_tail_loss(job, order, ranks, np.linspace(3, 0, 4), SEQUENCES)
@@ -49,7 +50,7 @@ def test_long_sequences_are_measured_at_every_fourth_position(
     bridge: Any, sae: Any, ids: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(removal, "MIN_CONTEXT_SIZE", CONTEXT)
-    job, positions = prepare_job(bridge, [sae], ids, batch_size=3), slice(1, None, 4)
+    job, positions = prepare_job(bridge, [sae], ids, LoadConfig(batch_size=3)), slice(1, None, 4)
     tail = measure_tail_loss(job, np.arange(FEATURES), np.array([0, 40]), np.array([1.0, 0.0]), SEQUENCES)
     expected = kl_without(bridge, sae, ids[SEQUENCES], torch.arange(40, FEATURES), positions)
     np.testing.assert_allclose(tail.loss[1], expected, rtol=1e-3, atol=1e-4)
@@ -68,7 +69,7 @@ def test_features_outside_the_order_are_removed_with_the_last(bridge: Any, sae: 
 
 
 def test_restored_loss_matches_kl_of_plain_forward_passes(bridge: Any, sae: Any, ids: Tensor) -> None:
-    job = prepare_job(bridge, [sae], ids, batch_size=3)
+    job = prepare_job(bridge, [sae], ids, LoadConfig(batch_size=3))
     students = [lambda codes: codes, torch.zeros_like, lambda codes: codes * (torch.arange(FEATURES) < 7)]
     loss, n_tokens = measure_restored_loss(job, students, SEQUENCES)
     assert loss[0].max() == 0
@@ -79,7 +80,7 @@ def test_restored_loss_matches_kl_of_plain_forward_passes(bridge: Any, sae: Any,
 
 
 def test_selected_sequences_are_read_in_order(bridge: Any, sae: Any, ids: Tensor) -> None:
-    selected = torch.cat(list(_select_sequences(prepare_job(bridge, [sae], ids, batch_size=3), SEQUENCES)))
+    selected = torch.cat(list(_select_sequences(prepare_job(bridge, [sae], ids, LoadConfig(batch_size=3)), SEQUENCES)))
     assert torch.equal(selected, ids[SEQUENCES])
     with pytest.raises(InputError, match="give more text"):
         measure_restored_loss(prepare_job(bridge, [sae], ids), [torch.zeros_like], np.array([10**4]))

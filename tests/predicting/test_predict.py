@@ -11,6 +11,8 @@ from torch import Tensor
 from tests.helpers.type_checks import without_type_checks
 from tl_distill_floor import InputError, lost_features, one_feature, predict_floor
 from tl_distill_floor.annotations import ProgressCallback
+from tl_distill_floor.measuring.config import MeasureConfig
+from tl_distill_floor.predicting.config import PredictConfig
 from tl_distill_floor.predicting.floors import floor_from_stats
 from tl_distill_floor.predicting.predict import predict_floors
 
@@ -43,7 +45,7 @@ def test_a_misspelled_option_names_the_function(function: Any) -> None:
 def test_unfinished_predictions_are_reported(bridge: Any, sae: Any, ids: Tensor) -> None:
     reported: list[Any] = []
     options: dict[str, Any] = {"widths": [2, 8], "on_unfinished": reported.append}
-    (floor,) = predict_floors(bridge, [sae], ids, steps=20, **options)
+    (floor,) = predict_floors(bridge, [sae], ids, predicting=PredictConfig(steps=20), **options)
     (measured,), (with_head,) = reported
     assert (measured.n_features, measured.alpha, measured.critical_width) == (
         floor.n_features, floor.alpha, floor.critical_width,
@@ -57,7 +59,10 @@ def test_unfinished_predictions_are_reported(bridge: Any, sae: Any, ids: Tensor)
 
 def test_nothing_is_reported_as_unfinished_if_nothing_is_left_to_compute(bridge: Any, sae: Any, ids: Tensor) -> None:
     reported: list[Any] = []
-    predict_floors(bridge, [sae], ids, cost="energy", steps=0, widths=[2], on_unfinished=reported.append)
+    predict_floors(
+        bridge, [sae], ids, widths=[2], measuring=MeasureConfig("energy"), predicting=PredictConfig(steps=0),
+        on_unfinished=reported.append,
+    )  # fmt: skip
     assert reported == []
 
 
@@ -70,7 +75,7 @@ def test_every_stage_has_a_progress_bar(bridge: Any, sae: Any, ids: Tensor) -> N
         stages.append((unit, stage))
         yield lambda done, total: calls.setdefault(stage, []).append((done, total))
 
-    predict_floors(bridge, [sae], ids, widths=[2, 8], steps=20, progress_bar=progress_bar)
+    predict_floors(bridge, [sae], ids, widths=[2, 8], predicting=PredictConfig(steps=20), progress_bar=progress_bar)
     assert stages == [
         ("tokens", "measuring"),
         ("tokens", "reading last hidden states"),

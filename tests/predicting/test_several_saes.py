@@ -13,9 +13,10 @@ from tests.helpers.cli import refused, run
 from tests.helpers.measurements import assert_same_stats
 from tl_distill_floor import FeatureStats, InputError, measure
 from tl_distill_floor.display.comparison import largest_floor_index
-from tl_distill_floor.measuring.config import MeasureConfig
+from tl_distill_floor.measuring.config import LoadConfig, MeasureConfig
 from tl_distill_floor.measuring.job import prepare_job
 from tl_distill_floor.measuring.measurement import measure_job
+from tl_distill_floor.predicting.config import PredictConfig
 from tl_distill_floor.predicting.predict import predict_floors
 
 QUICK = ("--batch-size", 8, "--tokens", 2048, "--widths", "2,8")
@@ -46,26 +47,26 @@ def test_one_pass_matches_separate_measurements(
 ) -> None:
     saes = [sae, other_sae, sae]
     files = [tmp_path / f"{i}.safetensors" for i in range(3)]
-    job = prepare_job(bridge, saes, ids, batch_size=8)
-    all_stats = measure_job(job, MeasureConfig(cost), checkpoints=files)
+    job = prepare_job(bridge, saes, ids, LoadConfig(batch_size=8))
+    all_stats = measure_job(job, MeasureConfig(cost=cost), checkpoints=files)
     for stats, each in zip(all_stats, saes, strict=True):
         separate = measure(bridge, each, ids, batch_size=8, cost=cost)
         assert stats.hook_name == separate.hook_name
         np.testing.assert_array_equal(stats.firing_count, separate.firing_count)
         np.testing.assert_allclose(stats.cost, separate.cost, rtol=1e-4, atol=1e-9)
     # A checkpoint that is one block behind the others catches up.
-    first_half = measure_job(job, MeasureConfig(cost, n_tokens=16 * 32, n_codes=10**6), checkpoints=[None] * 3)
-    complete = measure_job(job, MeasureConfig(cost, n_codes=10**6))
+    first_half = measure_job(job, MeasureConfig(cost=cost, n_tokens=16 * 32, n_codes=10**6), checkpoints=[None] * 3)
+    complete = measure_job(job, MeasureConfig(cost=cost, n_codes=10**6))
     first_half[1].save(files[1])
     for i in (0, 2):
         complete[i].save(files[i])
-    resumed = measure_job(job, MeasureConfig(cost, n_codes=10**6), checkpoints=files, resume=True)
+    resumed = measure_job(job, MeasureConfig(cost=cost, n_codes=10**6), checkpoints=files, resume=True)
     for stats, expected in zip(resumed, complete, strict=True):
         assert_same_stats(stats, expected)
 
 
 def test_the_layer_with_the_largest_floor_is_named(bridge: Any, sae: Any, other_sae: Any, ids: Tensor) -> None:
-    floors = predict_floors(bridge, [other_sae, sae], ids, widths=[2, 8], steps=20)
+    floors = predict_floors(bridge, [other_sae, sae], ids, widths=[2, 8], predicting=PredictConfig(steps=20))
     assert [floor.stats.hook_name for floor in floors] == ["blocks.0.hook_resid_post", "blocks.1.hook_resid_post"]
     for width, largest in enumerate(largest_floor_index(floors)):
         assert floors[largest].feature_floor[width] == max(floor.feature_floor[width] for floor in floors)

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from tl_distill_floor.cli.errors import report_errors
-from tl_distill_floor.cli.measure import COST_TOKENS, measure_and_save, print_floors
+from tl_distill_floor.cli.measure import N_CODES, measure_and_save, print_floors
 from tl_distill_floor.cli.options import (
     OUTPUT,
     BatchSizeOption,
@@ -65,6 +65,9 @@ def compare(
     debug: DebugOption = False,  # noqa: ARG001
 ) -> None:
     """Measure several SAEs of one teacher in one pass, to see which results depend on the SAE."""
+    from tl_distill_floor.measuring.config import LoadConfig, MeasureConfig
+    from tl_distill_floor.predicting.config import PredictConfig
+
     if len(sae) < 2:
         raise InputError("compare needs at least two SAEs; add another --sae, or use tl-floor measure")
     parent = out or Path("runs") / f"{short_name(model)}-compared"
@@ -75,21 +78,11 @@ def compare(
         [with_format(name, sae_format) for name in sae],
         text,
         layers=[layer] * len(sae),
-        cost=cost,
-        n_samples=1,
-        n_tokens=tokens,
-        n_cost_tokens=COST_TOKENS,
         widths=parse_widths(widths),
-        steps=steps,
-        head=False,  # it does not depend on the SAE
-        min_count=1,
+        measuring=MeasureConfig(cost=cost, n_tokens=tokens, n_codes=N_CODES if steps else 0, force=force),
+        loading=LoadConfig(context_size=context_size, batch_size=batch_size, device=device, dtype=dtype),
+        predicting=PredictConfig(steps=steps, head=False, seed=seed),  # the head floor does not depend on the SAE
         resume=resume,
         quiet=as_json,
-        device=device,
-        dtype=dtype,
-        force=force,
-        context_size=context_size,
-        batch_size=batch_size,
-        seed=seed,
     )
     print_floors(floors, directories, as_json)

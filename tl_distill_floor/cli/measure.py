@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tl_distill_floor.annotations import CostMethod, Dtype, FormattedSae
+from tl_distill_floor.annotations import FormattedSae
 from tl_distill_floor.cli.errors import report_errors
 from tl_distill_floor.cli.libraries import quiet_libraries
 from tl_distill_floor.cli.options import (
@@ -38,6 +39,8 @@ from tl_distill_floor.cli.progress import StagedProgress
 from tl_distill_floor.errors import InputError
 
 if TYPE_CHECKING:
+    from tl_distill_floor.measuring.config import LoadConfig, MeasureConfig
+    from tl_distill_floor.predicting.config import PredictConfig
     from tl_distill_floor.results.floor_prediction import FeatureFloorPrediction
 
 DEFAULT_TOKENS, QUICK_TOKENS = 200_000, 50_000
@@ -118,8 +121,12 @@ def measure(
 ) -> None:
     """Measure a teacher's SAE features and predict the loss floor of its students."""
     from tl_distill_floor.cli.layers import parse_layers, sae_of_each_layer
+    from tl_distill_floor.measuring.config import LoadConfig, MeasureConfig
+    from tl_distill_floor.predicting.config import PredictConfig
 
     n_tokens = tokens or (DEFAULT_TOKENS if steps or no_sae else QUICK_TOKENS)
+    loading = LoadConfig(context_size=context_size, batch_size=batch_size, device=device, dtype=dtype)
+    predicting = PredictConfig(steps=steps, head=head, min_count=min_count, seed=seed)
     if no_sae:
         if sae is not None or layer is not None or sae_format is not None:
             raise InputError("--no-sae measures no layer; leave out --sae, --sae-format and --layer")
@@ -130,14 +137,10 @@ def measure(
             model,
             text,
             widths=parse_widths(widths),
-            steps=steps,
             n_tokens=n_tokens,
+            loading=loading,
+            predicting=predicting,
             as_json=as_json,
-            device=device,
-            dtype=dtype,
-            context_size=context_size,
-            batch_size=batch_size,
-            seed=seed,
         )
         return
     layers = parse_layers(layer, model, sae)
@@ -151,22 +154,19 @@ def measure(
         [with_format(name, sae_format) for name in sae_of_each_layer(sae, layers)],
         text,
         layers=layers,
-        cost=cost,
-        n_samples=samples,
-        n_tokens=n_tokens,
-        n_cost_tokens=cost_tokens,
         widths=parse_widths(widths),
-        steps=steps,
-        head=head,
-        min_count=min_count,
+        measuring=MeasureConfig(
+            cost=cost,
+            n_samples=samples,
+            n_tokens=n_tokens,
+            n_cost_tokens=cost_tokens,
+            n_codes=N_CODES if steps else 0,
+            force=force,
+        ),
+        loading=loading,
+        predicting=predicting,
         resume=resume,
         quiet=as_json,
-        device=device,
-        dtype=dtype,
-        force=force,
-        context_size=context_size,
-        batch_size=batch_size,
-        seed=seed,
     )
     print_floors(floors, directories, as_json)
 
@@ -177,14 +177,10 @@ def measure_without_sae(
     text: str | None,
     *,
     widths: Sequence[int] | None,
-    steps: int,
     n_tokens: int,
+    loading: "LoadConfig",
+    predicting: "PredictConfig",
     as_json: bool,
-    device: str,
-    dtype: Dtype,
-    context_size: int | None,
-    batch_size: int,
-    seed: int,
 ) -> None:
     """Predict from the head floor of a teacher alone, save the prediction in a run directory and print it.
 
@@ -193,14 +189,10 @@ def measure_without_sae(
         model: teacher.
         text: text to read.
         widths: student widths.
-        steps: training steps of a measurement with an SAE, of which the head floor takes a fifth.
         n_tokens: tokens to read.
+        loading: how the teacher is loaded and the text is read.
+        predicting: the steps of a measurement with an SAE, and the seed.
         as_json: print JSON, and show no progress.
-        device: torch device.
-        dtype: dtype of the teacher.
-        context_size: tokens per sequence.
-        batch_size: sequences per batch.
-        seed: random seed.
     """
     from tl_distill_floor.cli.run_directory import lock_for_measuring
     from tl_distill_floor.display.as_json import floor_json
@@ -214,13 +206,9 @@ def measure_without_sae(
             model,
             text,
             widths=widths,
-            steps=steps,
             n_tokens=n_tokens,
-            context_size=context_size,
-            batch_size=batch_size,
-            device=device,
-            dtype=dtype,
-            seed=seed,
+            loading=loading,
+            predicting=predicting,
             progress_bar=StagedProgress(HEAD_SECONDS, quiet=as_json),
         )
         floor.save(directory)
@@ -230,16 +218,16 @@ def measure_without_sae(
         print_result(prediction_table(floor), f"Saved in {directory}. Next: tl-floor distill {model} --out {directory}")
 
 
-def _stages(cost: CostMethod, n_tokens: int, steps: int, head: bool) -> dict[str, float]:
+def _stages(measuring: "MeasureConfig", predicting: "PredictConfig") -> dict[str, float]:
     """Return the stages of a measurement, with about how many seconds each takes."""
-    reading = {stage: seconds * n_tokens / DEFAULT_TOKENS for stage, seconds in READING_SECONDS.items()}
-    in_nats = cost != "energy"
+    reading = {stage: seconds * measuring.n_tokens / DEFAULT_TOKENS for stage, seconds in READING_SECONDS.items()}
+    in_nats = measuring.cost != "energy"
     return {
         **reading,
-        **(HEAD_SECONDS if head and in_nats and steps else {}),
-        **({"simulating": STEPS_SECONDS["simulating"]} if steps else {}),
+        **(HEAD_SECONDS if predicting.head and in_nats and predicting.steps else {}),
+        **({"simulating": STEPS_SECONDS["simulating"]} if predicting.steps else {}),
         **(TAIL_SECONDS if in_nats else {}),
-        **(STEPS_SECONDS if steps and in_nats else {}),
+        **(STEPS_SECONDS if predicting.steps and in_nats else {}),
     }
 
 
@@ -283,22 +271,12 @@ def measure_and_save(
     text: str | None,
     *,
     layers: Sequence[int | None],
-    cost: CostMethod,
-    n_samples: int,
-    n_tokens: int,
-    n_cost_tokens: int,
     widths: Sequence[int] | None,
-    steps: int,
-    head: bool,
-    min_count: int,
+    measuring: "MeasureConfig",
+    loading: "LoadConfig",
+    predicting: "PredictConfig",
     resume: bool,
     quiet: bool,
-    device: str,
-    dtype: Dtype,
-    force: bool,
-    context_size: int | None,
-    batch_size: int,
-    seed: int,
 ) -> "list[FeatureFloorPrediction]":
     """Measure SAEs in one pass over the teacher, and save each prediction in its run directory.
 
@@ -310,22 +288,12 @@ def measure_and_save(
         saes: SAEs; None takes the one that is known for the layer.
         text: text to read.
         layers: layer of each SAE; None takes the SAE's own.
-        cost: how the cost of a feature is measured.
-        n_samples: outputs sampled at each position.
-        n_tokens: tokens to read.
-        n_cost_tokens: tokens on which costs in nats are measured, at least.
         widths: student widths.
-        steps: training steps of the bottleneck students.
-        head: compute the head floor too.
-        min_count: tokens on which an alive feature fires at least.
+        measuring: what is measured of each feature, and on how many tokens.
+        loading: how the teacher is loaded and the text is read.
+        predicting: what is computed from the features.
         resume: continue an interrupted measurement.
         quiet: show no progress.
-        device: torch device.
-        dtype: dtype of the teacher.
-        force: go on with an SAE that does not fit the activations.
-        context_size: tokens per sequence.
-        batch_size: sequences per batch.
-        seed: random seed.
 
     Returns:
         The prediction of each SAE; an empty list in all processes but the first.
@@ -350,26 +318,15 @@ def measure_and_save(
             saes,
             text,
             layers=layers,
-            cost=cost,
-            n_samples=n_samples,
-            n_tokens=n_tokens,
-            n_cost_tokens=n_cost_tokens,
-            n_codes=0 if steps == 0 else N_CODES,
             widths=widths,
-            steps=steps,
-            head=head,
-            min_count=min_count,
+            measuring=measuring,
+            loading=replace(loading, device=local_device(loading.device)),
+            predicting=predicting,
             checkpoints=checkpoints,
             resume=resume,
             process_group=current_process_group(),
-            progress_bar=StagedProgress(_stages(cost, n_tokens, steps, head), quiet=quiet or not first),
+            progress_bar=StagedProgress(_stages(measuring, predicting), quiet=quiet or not first),
             on_unfinished=partial(save_and_print_unfinished, directories=new_directories, quiet=quiet),
-            device=local_device(device),
-            dtype=dtype,
-            force=force,
-            context_size=context_size,
-            batch_size=batch_size,
-            seed=seed,
         )
         if not first:
             return []

@@ -2,7 +2,7 @@
 
 - `plausibility`: whether an SAE fits the activations that it reads.
 - `measurement`: `measure`, one pass over the text.
-- `config`: `MeasureConfig`, the options of a measurement.
+- `config`: `MeasureConfig`, the options of a measurement; `LoadConfig`, how its teacher is loaded.
 - `job`: what is measured: a teacher, SAEs and a text that belong together.
 - `token_stream`: a text as batches of token sequences.
 - `activation_batch`: activations of the counted tokens of one batch.

@@ -1,12 +1,12 @@
-"""The options of a measurement."""
+"""The options of a measurement, and of what it loads."""
 
 from dataclasses import dataclass
 
-from tl_distill_floor.annotations import CostMethod
+from tl_distill_floor.annotations import CostMethod, Dtype
 from tl_distill_floor.errors import check_choice, set_integers
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class MeasureConfig:
     """What is measured of each feature, and on how many tokens.
 
@@ -53,3 +53,29 @@ class MeasureConfig:
             2
         """
         return max(1, min(self.n_tokens, n_available) // self.n_cost_tokens)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadConfig:
+    """How a teacher is loaded, and in which sequences and batches its text is read.
+
+    Raises:
+        InputError: an option is out of its range.
+
+    Example:
+        >>> LoadConfig(batch_size=8).context_size is None
+        True
+    """
+
+    context_size: int | None = None
+    """Tokens per sequence; None takes the SAE's training context."""
+    batch_size: int = 16
+    """Sequences per batch."""
+    device: str = "cpu"
+    """Torch device of what is loaded, or "auto"; see `load_teacher`. Models and SAEs in memory stay where they are."""
+    dtype: Dtype = "fp32"
+    """Dtype of a teacher that is loaded."""
+
+    def __post_init__(self) -> None:
+        check_choice("dtype", self.dtype, Dtype)
+        set_integers(self, {"context_size": None, "batch_size": 1})

@@ -10,8 +10,9 @@ import numpy as np
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from tl_distill_floor.annotations import Dtype, HookedModel, SaeLike, SaeModule, TeacherLike, TextLike
+from tl_distill_floor.annotations import HookedModel, SaeLike, SaeModule, TeacherLike, TextLike
 from tl_distill_floor.errors import InputError, as_integer
+from tl_distill_floor.measuring.config import LoadConfig
 from tl_distill_floor.measuring.hooks import canonical_name, resid_post
 from tl_distill_floor.measuring.module_outputs import hook_point_of_module
 from tl_distill_floor.measuring.token_stream import CachedActivationStream, TokenStream
@@ -160,13 +161,10 @@ def prepare_job(
     model: TeacherLike | None,
     saes: Sequence[SaeLike | None],
     text: TextLike | None = None,
+    loading: LoadConfig | None = None,
     *,
     layers: Sequence[int | None] | None = None,
     hook_name: str | None = None,
-    context_size: int | None = None,
-    batch_size: int = 16,
-    device: str = "cpu",
-    dtype: Dtype = "fp32",
 ) -> MeasurementJob:
     """Load a teacher, SAEs and a text, and check that they belong together.
 
@@ -174,40 +172,37 @@ def prepare_job(
         model: see `measure`.
         saes: one or more SAEs, each as `measure` takes it.
         text: see `measure`.
+        loading: how they are loaded; `LoadConfig()` if None.
         layers: for each SAE the layer after which the residual stream is read; None takes the SAE's own.
         hook_name: the hook point, by its HookedTransformer or TransformerBridge name; the SAE's own if None.
-        context_size: tokens per sequence; the SAEs' training context if None.
-        batch_size: sequences per batch.
-        device: torch device of what is loaded here, or "auto", see `load_teacher`.
-        dtype: dtype of a teacher that is loaded here.
 
     Raises:
         InputError: something is missing, or an SAE is of another model, layer, hook point or width.
     """
-    batch_size = as_integer("batch_size", batch_size, 1)
-    context_size = None if context_size is None else as_integer("context_size", context_size)
-    check_device(main_device(device))
+    loading = loading or LoadConfig()
+    device = main_device(loading.device)
+    check_device(device)
     name = lookup_name(model)
     layers = [None if layer is None else as_integer("layer", layer) for layer in layers or [None] * len(saes)]
     sources = [
-        load_sae(sae, model_name=name, layer=layer, device=main_device(device))
-        for sae, layer in zip(saes, layers, strict=True)
+        load_sae(sae, model_name=name, layer=layer, device=device) for sae, layer in zip(saes, layers, strict=True)
     ]
     hooks = [_hook_name(source, layer, hook_name) for source, layer in zip(sources, layers, strict=True)]
     stream: TokenStream | CachedActivationStream
     if model is None:
-        stream = _cached_stream(text, sources, hooks, batch_size)
+        stream = _cached_stream(text, sources, hooks, loading.batch_size)
     else:
-        teacher = load_teacher(model, device=device, dtype=dtype, model_kwargs=_shared_model_kwargs(sources))
+        kwargs = _shared_model_kwargs(sources)
+        teacher = load_teacher(model, device=loading.device, dtype=loading.dtype, model_kwargs=kwargs)
         for source in sources:
             _check_model(teacher, source)
         if hook_name is None:
             hooks = [_hook_in_teacher(teacher, *pair) for pair in zip(sources, hooks, strict=True)]
-        stream = _stream_for(teacher, sources, text, context_size, batch_size)
+        stream = _stream_for(teacher, sources, text, loading)
     attached = tuple(
         AttachedSae(source, hook, sae_digest(source.sae)) for source, hook in zip(sources, hooks, strict=True)
     )
-    return MeasurementJob(attached, stream, _decisive_settings(stream, batch_size))
+    return MeasurementJob(attached, stream, _decisive_settings(stream, loading.batch_size))
 
 
 def _hook_in_teacher(teacher: Teacher, source: SaeSource, hook_name: str) -> str:
@@ -253,11 +248,11 @@ def _not_counted(stream: TokenStream | CachedActivationStream) -> str:
 
 
 def _stream_for(
-    teacher: Teacher, sources: Sequence[SaeSource], text: TextLike | None, context_size: int | None, batch_size: int
+    teacher: Teacher, sources: Sequence[SaeSource], text: TextLike | None, loading: LoadConfig
 ) -> TokenStream:
     """Load the text as the SAEs were trained: their context size, and a BOS token or none."""
     longest = teacher_context(teacher.model)
-    check_context(teacher.model, context_size)
+    check_context(teacher.model, loading.context_size)
     if len({source.prepend_bos is not False for source in sources}) > 1:
         raise InputError("some of the SAEs were trained with a beginning-of-text token; measure them one by one")
     if len({(packing_of(source), source.counted_positions) for source in sources}) > 1:
@@ -266,11 +261,11 @@ def _stream_for(
     tokenizer = tokenizer_of(teacher.model)
     has_bos = tokenizer is not None and tokenizer.bos_token_id is not None
     prepend_bos = has_bos and sources[0].prepend_bos is not False
-    size = context_size or min(trained_on, longest)
+    size = loading.context_size or min(trained_on, longest)
     loaded = load_text(text, tokenizer, context_size=size, prepend_bos=prepend_bos, packing=packing_of(sources[0]))
     if loaded.context_size > longest:
         raise InputError(f"sequences of {loaded.context_size} tokens are longer than the teacher's context ({longest})")
-    return TokenStream(teacher, loaded, batch_size, prepend_bos, sources[0].counted_positions)
+    return TokenStream(teacher, loaded, loading.batch_size, prepend_bos, sources[0].counted_positions)
 
 
 def _shared_model_kwargs(sources: Sequence[SaeSource]) -> dict[str, Any]:

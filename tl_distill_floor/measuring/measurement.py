@@ -16,7 +16,7 @@ from tl_distill_floor.annotations import CostMethod, Dtype, ProgressCallback, Sa
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.measuring.activation_batch import ActivationBatch
 from tl_distill_floor.measuring.batch_sums import batch_sums
-from tl_distill_floor.measuring.config import MeasureConfig
+from tl_distill_floor.measuring.config import LoadConfig, MeasureConfig
 from tl_distill_floor.measuring.costs import COST_METHODS
 from tl_distill_floor.measuring.fingerprints import teacher_fingerprint
 from tl_distill_floor.measuring.job import AttachedSae, MeasurementJob, prepare_job
@@ -109,10 +109,8 @@ def measure(
     config = MeasureConfig(
         cost=cost, n_samples=n_samples, n_tokens=n_tokens, n_cost_tokens=n_cost_tokens, n_codes=n_codes, force=force
     )
-    job = prepare_job(
-        model, [sae], text, layers=[layer], hook_name=hook_name, context_size=context_size, batch_size=batch_size,
-        device=device, dtype=dtype,
-    )  # fmt: skip
+    loading = LoadConfig(context_size=context_size, batch_size=batch_size, device=device, dtype=dtype)
+    job = prepare_job(model, [sae], text, loading, layers=[layer], hook_name=hook_name)
     (stats,) = measure_job(job, config, checkpoints=[checkpoint], resume=resume, progress=progress)
     return stats
 

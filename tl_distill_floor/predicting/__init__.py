@@ -1,6 +1,7 @@
 """Predict the loss floor of every student width.
 
 - `predict`: `predict_floor`, from a teacher and an SAE; `predict_floors`, from several SAEs in one pass.
+- `config`: `PredictConfig`, the options of a prediction from measured features.
 - `measured_floors`: from the measured statistics of one SAE and its teacher.
 - `floors`: `floor_from_stats`, from measured statistics alone.
 - `intervals`: 95 % intervals of a prediction.

@@ -12,6 +12,7 @@ from tl_distill_floor.predicting.checks import (
     measurement_warnings,
     simulation_warnings,
 )
+from tl_distill_floor.predicting.config import STEPS
 from tl_distill_floor.predicting.intervals import add_intervals
 from tl_distill_floor.results.feature_stats import FeatureStats
 from tl_distill_floor.results.floor_prediction import FeatureFloorPrediction
@@ -25,8 +26,8 @@ from tl_distill_floor.theory.floors import independent_floor, ranked_theorem_flo
 
 SHARES_OF_TEACHER_WIDTH = (1 / 16, 1 / 8, 1 / 4, 3 / 8, 1 / 2, 3 / 4, 1)
 """Default student widths, as shares of the teacher's."""
-STEPS, MAX_TRAINED_WIDTHS = 1000, 8
-"""Default training steps of the bottleneck students, and how many widths are trained; others are interpolated."""
+MAX_TRAINED_WIDTHS = 8
+"""Widths of which bottleneck students are trained; others are interpolated."""
 
 
 @neutral_torch_state()

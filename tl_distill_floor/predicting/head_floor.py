@@ -15,7 +15,8 @@ from tl_distill_floor.measuring.kl import kl_from_log_probs
 from tl_distill_floor.measuring.logit_map import tokens_per_chunk
 from tl_distill_floor.measuring.token_stream import TokenStream, open_token_stream
 from tl_distill_floor.predicting.checks import integer_widths
-from tl_distill_floor.predicting.floors import STEPS, student_widths
+from tl_distill_floor.predicting.config import STEPS
+from tl_distill_floor.predicting.floors import student_widths
 from tl_distill_floor.predicting.head_contexts import best_logits
 from tl_distill_floor.predicting.head_tokens import HeadTokens, TeacherHead, read_head_tokens
 from tl_distill_floor.predicting.low_rank_head import (

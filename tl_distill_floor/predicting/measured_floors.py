@@ -11,6 +11,7 @@ from tl_distill_floor.measuring.job import AttachedSae, MeasurementJob
 from tl_distill_floor.measuring.removal import measure_restored_loss, measure_tail_loss
 from tl_distill_floor.predicting.bottleneck_task import held_out_sequences
 from tl_distill_floor.predicting.checks import check_alive
+from tl_distill_floor.predicting.config import PredictConfig
 from tl_distill_floor.predicting.floors import floor_from_stats, student_widths, widths_to_train
 from tl_distill_floor.predicting.lost_features import features_shown_by_default
 from tl_distill_floor.predicting.progress import ProgressBarFactory
@@ -34,10 +35,8 @@ def predict_measured(
     job: MeasurementJob,
     stats: FeatureStats,
     widths: Int64[np.ndarray, " width"] | None,
+    predicting: PredictConfig,
     *,
-    steps: int,
-    min_count: int,
-    seed: int,
     device: str,
     make_bar: ProgressBarFactory,
 ) -> FeatureFloorPrediction:
@@ -50,9 +49,7 @@ def predict_measured(
         job: a text, one SAE, and the teacher unless activations are cached.
         stats: its measured statistics.
         widths: student widths in rising order; shares of the teacher's width if None.
-        steps: training steps of the bottleneck students.
-        min_count: a feature is alive if it fired on at least this many tokens.
-        seed: seed of the resampling, of the training, and of the choice of the held-out text.
+        predicting: what is computed; its `head` is not used.
         device: torch device of the training.
         make_bar: makes a progress bar for each stage.
 
@@ -60,14 +57,14 @@ def predict_measured(
         InputError: see `floor_from_stats`.
     """
     sizes = student_widths(widths, stats.d_model)
-    check_alive(stats, min_count)
+    check_alive(stats, predicting.min_count)
     with make_bar("steps", "simulating") as progress:
         trained, training_warnings = train_if_possible(
             stats,
-            widths_to_train(stats, sizes, min_count),
-            steps=steps,
-            min_count=min_count,
-            seed=seed,
+            widths_to_train(stats, sizes, predicting.min_count),
+            steps=predicting.steps,
+            min_count=predicting.min_count,
+            seed=predicting.seed,
             device=device,
             progress=progress,
         )
@@ -75,19 +72,19 @@ def predict_measured(
     if stats.cost_unit == "nats" and job.teacher is not None:
         if next(job.model.parameters()).dtype != torch.float32:
             stats = dataclasses.replace(stats, warnings=(*stats.warnings, HALF_PRECISION_WARNING))
-        sequences = held_out_sequences(stats, seed)
+        sequences = held_out_sequences(stats, predicting.seed)
         with make_bar("sequences", "removing features") as progress:
-            tail = _measure_tail(job, stats, sizes, min_count, sequences, progress)
+            tail = _measure_tail(job, stats, sizes, predicting.min_count, sequences, progress)
         if trained is not None:
             restored_loss = _measure_students(job, trained, sequences, make_bar)
     floor = floor_from_stats(
         stats,
         sizes,
-        min_count=min_count,
+        min_count=predicting.min_count,
         steps=0,  # students were trained above
         simulation=None if trained is None else trained.simulation(restored_loss),
         tail=tail,
-        seed=seed,
+        seed=predicting.seed,
     )
     floor = dataclasses.replace(floor, warnings=(*floor.warnings, *training_warnings))
     if job.teacher is None:

@@ -7,7 +7,6 @@ of the students with the teacher, and compute the prediction.
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int64
@@ -22,13 +21,14 @@ from tl_distill_floor.annotations import (
     TextLike,
     WidthsLike,
 )
-from tl_distill_floor.errors import InputError, as_integer, check_choice
-from tl_distill_floor.measuring.config import MeasureConfig
+from tl_distill_floor.errors import InputError
+from tl_distill_floor.measuring.config import LoadConfig, MeasureConfig
 from tl_distill_floor.measuring.job import MeasurementJob, prepare_job
 from tl_distill_floor.measuring.measurement import measure_job
 from tl_distill_floor.measuring.processes import SINGLE_PROCESS, ProcessGroup
-from tl_distill_floor.predicting.checks import check_steps, integer_widths
-from tl_distill_floor.predicting.floors import STEPS, floor_from_stats
+from tl_distill_floor.predicting.checks import integer_widths
+from tl_distill_floor.predicting.config import STEPS, PredictConfig
+from tl_distill_floor.predicting.floors import floor_from_stats
 from tl_distill_floor.predicting.head_floor import N_TOKENS, head_floor_of_stream, head_steps
 from tl_distill_floor.predicting.measured_floors import predict_measured, training_device
 from tl_distill_floor.predicting.progress import ProgressBarFactory, UnfinishedCallback, no_progress_bar
@@ -126,24 +126,20 @@ def predict_floor(
         >>> floor = predict_floor("tiny-prose", widths=[16, 64], n_tokens=20_000)  # doctest: +SKIP
         >>> floor.critical_width, floor.width_for(max_loss=0.1)  # doctest: +SKIP
     """
-    config = MeasureConfig(
+    measuring = MeasureConfig(
         cost=cost, n_samples=n_samples, n_tokens=n_tokens, n_cost_tokens=n_cost_tokens, n_codes=n_codes, force=force
     )
-    steps, min_count = _check_options(dtype, steps, min_count)
-    n_tokens = config.n_tokens
+    loading = LoadConfig(context_size=context_size, batch_size=batch_size, device=device, dtype=dtype)
+    predicting = PredictConfig(steps=steps, head=head, min_count=min_count, seed=seed)
     names_no_sae = sae is None and layer is None and hook_name is None
     if names_no_sae and model is not None and head and cost == "fisher" and not _has_known_sae(model):
         without_sae = predict_without_sae(
             model,
             text,
             widths=widths,
-            steps=steps,
-            n_tokens=n_tokens,
-            context_size=context_size,
-            batch_size=batch_size,
-            device=device,
-            dtype=dtype,
-            seed=seed,
+            n_tokens=measuring.n_tokens,
+            loading=loading,
+            predicting=predicting,
             progress=progress,
         )
         return dataclasses.replace(without_sae, warnings=(NO_SAE_WARNING, *without_sae.warnings))
@@ -152,22 +148,11 @@ def predict_floor(
         [sae],
         text,
         layers=[layer],
-        widths=widths,
         hook_name=hook_name,
-        cost=cost,
-        n_samples=n_samples,
-        n_tokens=n_tokens,
-        n_cost_tokens=n_cost_tokens,
-        n_codes=n_codes,
-        context_size=context_size,
-        batch_size=batch_size,
-        device=device,
-        dtype=dtype,
-        force=force,
-        steps=steps,
-        head=head,
-        min_count=min_count,
-        seed=seed,
+        widths=widths,
+        measuring=measuring,
+        loading=loading,
+        predicting=predicting,
         checkpoints=[None if checkpoint is None else Path(checkpoint)],
         resume=resume,
         progress=progress,
@@ -182,22 +167,11 @@ def predict_floors(
     text: TextLike | None = None,
     *,
     layers: Sequence[int | None] | None = None,
-    widths: WidthsLike | None = None,
     hook_name: str | None = None,
-    cost: CostMethod = "fisher",
-    n_samples: int = 1,
-    n_tokens: int = 200_000,
-    n_cost_tokens: int = 50_000,
-    n_codes: int = 200_000,
-    context_size: int | None = None,
-    batch_size: int = 16,
-    device: str = "cpu",
-    dtype: Dtype = "fp32",
-    force: bool = False,
-    steps: int = STEPS,
-    head: bool = True,
-    min_count: int = 1,
-    seed: int = 0,
+    widths: WidthsLike | None = None,
+    measuring: MeasureConfig | None = None,
+    loading: LoadConfig | None = None,
+    predicting: PredictConfig | None = None,
     checkpoints: Sequence[Path | None] | None = None,
     resume: bool = False,
     process_group: ProcessGroup = SINGLE_PROCESS,
@@ -214,22 +188,11 @@ def predict_floors(
         saes: SAEs, each as `measure` takes it, that were trained on a teacher loaded in the same way.
         text: text, see `measure`.
         layers: layer of each SAE; None takes the SAE's own.
-        widths: see `predict_floor`.
         hook_name: see `predict_floor`.
-        cost: see `predict_floor`.
-        n_samples: see `predict_floor`.
-        n_tokens: see `predict_floor`.
-        n_cost_tokens: see `predict_floor`.
-        n_codes: see `predict_floor`.
-        context_size: see `predict_floor`.
-        batch_size: see `predict_floor`.
-        device: see `predict_floor`.
-        dtype: see `predict_floor`.
-        force: see `predict_floor`.
-        steps: see `predict_floor`.
-        head: see `predict_floor`.
-        min_count: see `predict_floor`.
-        seed: see `predict_floor`.
+        widths: see `predict_floor`.
+        measuring: what is measured of each feature, and on how many tokens; `MeasureConfig()` if None.
+        loading: how the teacher is loaded and the text is read; `LoadConfig()` if None.
+        predicting: what is computed from the features; `PredictConfig()` if None.
         checkpoints: for each SAE a file for the unfinished measurement, or None.
         resume: see `predict_floor`.
         process_group: the processes that share the measurement; the first one predicts.
@@ -245,31 +208,23 @@ def predict_floors(
         InputError: see `measure` and `floor_from_stats`; or the SAEs cannot be measured together.
 
     Example:
-        >>> floors = predict_floors("tiny-prose", ["tiny-prose-sae"], n_tokens=20_000)  # doctest: +SKIP
+        >>> few = MeasureConfig(n_tokens=20_000)  # doctest: +SKIP
+        >>> floors = predict_floors("tiny-prose", ["tiny-prose-sae"], measuring=few)  # doctest: +SKIP
     """
-    config = MeasureConfig(
-        cost=cost, n_samples=n_samples, n_tokens=n_tokens, n_cost_tokens=n_cost_tokens, n_codes=n_codes, force=force
+    measuring, loading, predicting = (
+        measuring or MeasureConfig(),
+        loading or LoadConfig(),
+        predicting or PredictConfig(),
     )
-    steps, min_count = _check_options(dtype, steps, min_count)
     sizes = None if widths is None else integer_widths(widths)
     make_bar = progress_bar or no_progress_bar
     with make_bar("tokens", "measuring") as measuring_progress:
-        job = prepare_job(
-            model,
-            saes,
-            text,
-            layers=layers,
-            hook_name=hook_name,
-            context_size=context_size,
-            batch_size=batch_size,
-            device=device,
-            dtype=dtype,
-        )
+        job = prepare_job(model, saes, text, loading, layers=layers, hook_name=hook_name)
         if sizes is None and len({int(attached.sae.cfg.d_in) for attached in job.saes}) > 1:
             raise InputError("the SAEs read activations of different widths; name the students' widths with --widths")
         all_stats = measure_job(
             job,
-            config,
+            measuring,
             checkpoints=checkpoints,
             resume=resume,
             progress=progress or measuring_progress,
@@ -277,48 +232,38 @@ def predict_floors(
         )
     if not all_stats:  # only the first process predicts
         return []
-    options = _PredictionOptions(sizes, steps, head, min_count, seed, device)
-    return _predict_measured_saes(job, all_stats, config, options, make_bar, on_unfinished)
-
-
-class _PredictionOptions(NamedTuple):
-    """Options of a prediction from measured statistics; see `predict_floor`."""
-
-    widths: Int64[np.ndarray, " width"] | None
-    steps: int
-    head: bool
-    min_count: int
-    seed: int
-    device: str
+    return _predict_measured_saes(job, all_stats, sizes, measuring, predicting, loading.device, make_bar, on_unfinished)
 
 
 def _predict_measured_saes(
     job: MeasurementJob,
     all_stats: Sequence[FeatureStats],
-    config: MeasureConfig,
-    options: _PredictionOptions,
+    widths: Int64[np.ndarray, " width"] | None,
+    measuring: MeasureConfig,
+    predicting: PredictConfig,
+    device: str,
     make_bar: ProgressBarFactory,
     on_unfinished: UnfinishedCallback | None,
 ) -> list[FeatureFloorPrediction]:
     """Predict the floors of all measured SAEs, and compute the head floor of their teacher once."""
-    measures_losses = job.teacher is not None and config.cost != "energy"
-    report = on_unfinished if options.steps or measures_losses else None
-    unfinished = [_unfinished(stats, options) for stats in all_stats] if report else []
+    measures_losses = job.teacher is not None and measuring.cost != "energy"
+    report = on_unfinished if predicting.steps or measures_losses else None
+    unfinished = [_unfinished(stats, widths, predicting) for stats in all_stats] if report else []
     if report:
         report(unfinished)
-    wants_head = options.head and measures_losses and head_steps(options.steps) > 1
-    head, head_warnings = _head_floor(job, config.n_tokens, options, make_bar) if wants_head else (None, ())
+    wants_head = predicting.head and measures_losses and head_steps(predicting.steps) > 1
+    head, head_warnings = (
+        _head_floor(job, measuring.n_tokens, widths, predicting, make_bar) if wants_head else (None, ())
+    )
     if report and head is not None:
         report([dataclasses.replace(floor, head=head) for floor in unfinished])
     floors = [
         predict_measured(
             dataclasses.replace(job, saes=(attached,)),
             stats,
-            options.widths,
-            steps=options.steps,
-            min_count=options.min_count,
-            seed=options.seed,
-            device=training_device(attached, options.device),
+            widths,
+            predicting,
+            device=training_device(attached, device),
             make_bar=make_bar,
         )
         for attached, stats in zip(job.saes, all_stats, strict=True)
@@ -326,23 +271,14 @@ def _predict_measured_saes(
     return [dataclasses.replace(f, head=head, warnings=(*f.warnings, *head_warnings)) for f in floors]
 
 
-def _unfinished(stats: FeatureStats, options: _PredictionOptions) -> FeatureFloorPrediction:
+def _unfinished(
+    stats: FeatureStats, widths: Int64[np.ndarray, " width"] | None, predicting: PredictConfig
+) -> FeatureFloorPrediction:
     """Return the prediction from the features' statistics alone, with a warning that the rest is missing."""
     floor = floor_from_stats(
-        stats,
-        options.widths,
-        min_count=options.min_count,
-        steps=0,
-        n_bootstrap=UNFINISHED_BOOTSTRAP,
-        seed=options.seed,
+        stats, widths, min_count=predicting.min_count, steps=0, n_bootstrap=UNFINISHED_BOOTSTRAP, seed=predicting.seed
     )
     return dataclasses.replace(floor, warnings=(UNFINISHED_WARNINGS[floor.unit], *floor.warnings))
-
-
-def _check_options(dtype: Dtype, steps: int, min_count: int) -> tuple[int, int]:
-    """Return (steps, min_count), or raise an InputError if an option is out of its range."""
-    check_choice("dtype", dtype, Dtype)
-    return check_steps(steps), as_integer("min_count", min_count, 1)
 
 
 def _has_known_sae(model: TeacherLike) -> bool:
@@ -352,7 +288,11 @@ def _has_known_sae(model: TeacherLike) -> bool:
 
 
 def _head_floor(
-    job: MeasurementJob, n_tokens: int, options: _PredictionOptions, make_bar: ProgressBarFactory
+    job: MeasurementJob,
+    n_tokens: int,
+    widths: Int64[np.ndarray, " width"] | None,
+    predicting: PredictConfig,
+    make_bar: ProgressBarFactory,
 ) -> tuple[HeadFloor | None, tuple[str, ...]]:
     """Return (head floor of the teacher, its warnings); if it cannot be computed, (None, the reason).
 
@@ -361,10 +301,10 @@ def _head_floor(
     try:
         head = head_floor_of_stream(
             job.token_stream,
-            options.widths,
-            steps=head_steps(options.steps),
+            widths,
+            steps=head_steps(predicting.steps),
             n_tokens=min(n_tokens, N_TOKENS),
-            seed=options.seed,
+            seed=predicting.seed,
             progress_bar=make_bar,
         )
     except InputError as error:

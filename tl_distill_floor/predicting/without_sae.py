@@ -1,7 +1,9 @@
 """Predict the students of a teacher from its head floor alone, without an SAE."""
 
-from tl_distill_floor.annotations import Dtype, ProgressCallback, TeacherLike, TextLike, WidthsLike
+from tl_distill_floor.annotations import ProgressCallback, TeacherLike, TextLike, WidthsLike
 from tl_distill_floor.errors import InputError
+from tl_distill_floor.measuring.config import LoadConfig
+from tl_distill_floor.predicting.config import PredictConfig
 from tl_distill_floor.predicting.head_floor import N_TOKENS, head_floor, head_steps
 from tl_distill_floor.predicting.progress import ProgressBarFactory
 from tl_distill_floor.results.floor_prediction import FloorPrediction
@@ -15,13 +17,9 @@ def predict_without_sae(
     text: TextLike | None,
     *,
     widths: WidthsLike | None,
-    steps: int,
     n_tokens: int,
-    context_size: int | None,
-    batch_size: int,
-    device: str,
-    dtype: Dtype,
-    seed: int,
+    loading: LoadConfig,
+    predicting: PredictConfig,
     progress: ProgressCallback | None = None,
     progress_bar: ProgressBarFactory | None = None,
 ) -> FloorPrediction:
@@ -31,35 +29,32 @@ def predict_without_sae(
         model: teacher, see `load_teacher`.
         text: text, see `load_text`; the embedded text if None.
         widths: [width] student widths in dimensions; shares of the teacher's width if None.
-        steps: training steps of a prediction with an SAE; the head floor takes a fifth of them.
         n_tokens: tokens to read, at most.
-        context_size: see `head_floor`.
-        batch_size: see `head_floor`.
-        device: see `head_floor`.
-        dtype: see `head_floor`.
-        seed: see `head_floor`.
+        loading: how the teacher is loaded and the text is read.
+        predicting: its `steps` are those of a prediction with an SAE, of which the head floor takes a fifth; and its
+            `seed` is used.
         progress: see `head_floor`.
         progress_bar: see `head_floor`.
 
     Raises:
         InputError: there are fewer than 8 steps; or see `head_floor`.
     """
-    if steps < MIN_STEPS:
+    if predicting.steps < MIN_STEPS:
         raise InputError(
             "without an SAE the prediction is that of the head floor, which is trained for a fifth of the steps and"
-            f" needs at least {MIN_STEPS}; raise the steps, got {steps}"
+            f" needs at least {MIN_STEPS}; raise the steps, got {predicting.steps}"
         )
     head = head_floor(
         model,
         text,
         widths=widths,
-        steps=head_steps(steps),
+        steps=head_steps(predicting.steps),
         n_tokens=min(n_tokens, N_TOKENS),
-        context_size=context_size,
-        batch_size=batch_size,
-        device=device,
-        dtype=dtype,
-        seed=seed,
+        context_size=loading.context_size,
+        batch_size=loading.batch_size,
+        device=loading.device,
+        dtype=loading.dtype,
+        seed=predicting.seed,
         progress=progress,
         progress_bar=progress_bar,
     )
