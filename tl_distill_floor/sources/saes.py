@@ -6,7 +6,7 @@ activations normalised at run time. A decoder that rescales the codes is rewritt
 
 import hashlib
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib.resources import files
@@ -46,6 +46,8 @@ from tl_distill_floor.sources.sae_source import (
 from tl_distill_floor.sources.torch_state import neutral_torch_state
 
 __all__ = ["SUPPORTED_ARCHITECTURES", "SaeDtype", "SaeSource", "load_sae", "sae_digest"]
+MAX_FOLDERS = 3
+"""Folders below a local directory in which SAEs are searched."""
 SaeDtype = Literal["float32", "float64", "float16", "bfloat16"]
 
 
@@ -77,7 +79,7 @@ def load_sae(
             - a SAELens SAE in memory, which keeps its device and dtype;
             - "release:sae_id" of SAELens's directory;
             - a Hub repository, "owner/name" or "owner/name:path";
-            - a SAELens directory, or the directory of another published format;
+            - a SAELens directory, the directory of another published format, or one that holds such directories;
             - a `.pt`, `.safetensors` or `.npz` file, see `sae_formats` for the formats;
             - None, for the only SAE known for `model_name` at `layer`.
         model_name: any name of the teacher; used if `spec` is None.
@@ -205,11 +207,7 @@ def _files_of(repository: str) -> list[str]:
 
 def _only_sae_path(repository: str, layer: int | None) -> str:
     """Return the only SAE folder or file of a repository, at a layer if the paths name layers."""
-    paths = [PurePosixPath(file) for file in list_files(repository)]
-    folders = [str(path.parent) for path in paths if path.name == WEIGHTS_FILE]
-    state_files = [str(path) for path in paths if is_weights(str(path)) and path.name != WEIGHTS_FILE]
-    saes = folders + state_files
-    saes = [path for path in saes if layer in (None, layer_from_id(path))] or saes
+    saes = _sae_paths(list_files(repository), layer)
     if not saes:
         raise InputError(
             f"{repository} holds no SAE that can be read; expected {CONFIG_FILE} with {WEIGHTS_FILE}, or a .pt file"
@@ -217,13 +215,23 @@ def _only_sae_path(repository: str, layer: int | None) -> str:
     return require_single_sae([f"{repository}:{path}" for path in saes], repository, layer).partition(":")[2]
 
 
+def _sae_paths(files: Iterable[str], layer: int | None) -> list[str]:
+    """Return the SAEs among some files, each a SAELens folder or a file: those at a layer if the paths name layers."""
+    weights = [PurePosixPath(file) for file in files if is_weights(file)]
+    folders = [str(path.parent) for path in weights if path.name == WEIGHTS_FILE]
+    saes = folders + [str(path) for path in weights if path.name != WEIGHTS_FILE]
+    return [path for path in saes if layer in (None, layer_from_id(path))] or saes
+
+
 def _from_directory(folder: Path, name: str, options: _LoadOptions) -> SaeSource:
     missing = [file for file in (CONFIG_FILE, WEIGHTS_FILE) if not (folder / file).is_file()]
     if not missing:
         return _from_saelens_directory(folder, name, options)
-    candidates = (*sorted(folder.iterdir()), *sorted((folder / "checkpoints").glob("*")))
-    weights = [file for file in candidates if file.is_file() and is_weights(file.as_posix())]
+    weights = _weights_in(folder) or _weights_in(folder / "checkpoints")
     has_config = any((folder / file).is_file() for file in CONFIG_FILES)
+    if not weights and (below := _sae_paths(_files_below(folder), options.layer)):
+        path = require_single_sae([str(folder / path) for path in below], name, options.layer)
+        return _load_named(path, options)
     if not weights or (weights == [folder / WEIGHTS_FILE] and not has_config):
         raise InputError(
             f"{name} has no {' and no '.join(missing)}; give a SAELens directory, as sae.save_model(path) writes it"
@@ -232,6 +240,18 @@ def _from_directory(folder: Path, name: str, options: _LoadOptions) -> SaeSource
         listed = ", ".join(str(file.relative_to(folder)) for file in weights[:MAX_LISTED])
         raise InputError(f"{name} holds {len(weights)} files of weights ({listed}); give the path of one of them")
     return _from_file(weights[0], name if weights[0].parent == folder else str(weights[0]), options)
+
+
+def _weights_in(folder: Path) -> list[Path]:
+    """Return the files of weights in a folder, by name; none if there is no such folder."""
+    files = sorted(folder.iterdir()) if folder.is_dir() else []
+    return [file for file in files if file.is_file() and is_weights(file.as_posix())]
+
+
+def _files_below(folder: Path) -> list[str]:
+    """Return the files in the folders of a folder, down to `MAX_FOLDERS` below it, as paths relative to it."""
+    levels = (sorted(folder.glob("/".join(["*"] * n))) for n in range(2, MAX_FOLDERS + 2))
+    return [file.relative_to(folder).as_posix() for files in levels for file in files if file.is_file()]
 
 
 def _from_saelens_directory(folder: Path, name: str, options: _LoadOptions) -> SaeSource:

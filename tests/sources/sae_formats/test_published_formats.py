@@ -156,7 +156,7 @@ def test_jump_relu_auto_encoder_subtracts_nothing(tmp_path, state, x):
 @pytest.mark.parametrize(
     ("dict_class", "extra", "trainer", "expected"),
     [
-        ("GatedAutoEncoder", {}, {}, "class GatedAutoEncoder of dictionary_learning, whose codes cannot be measured"),
+        ("IdentityDict", {}, {}, "class IdentityDict of dictionary_learning, whose codes cannot be measured"),
         ("BatchTopKSAE", {"threshold": torch.tensor(-1.0)}, {}, "has no threshold yet"),
         ("AutoEncoderTopK", {}, {}, "neither it nor its config.json holds k"),
         ("AutoEncoderTopK", {"odd": torch.ones(3)}, {"k": 3}, "is said to be of the class AutoEncoderTopK"),

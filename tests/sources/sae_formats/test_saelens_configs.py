@@ -18,6 +18,7 @@ OLD = {
     "sae_lens_training_version": "3.13.0", "model_from_pretrained_kwargs": {"center_writing_weights": True},
     "normalize_sae_decoder": False, "scale_sparsity_penalty_by_decoder_norm": True, "noise_scale": 0.0,
     "mse_loss_normalization": None, "lp_norm": 1.0, "b_dec_init_method": "geometric_median",
+    "feature_sampling_method": None, "feature_reinit_scale": 0.2, "resample_batches": 1028, "use_ghost_grads": False,
 }  # fmt: skip
 
 

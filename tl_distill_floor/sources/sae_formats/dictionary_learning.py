@@ -1,16 +1,17 @@
 """SAEs of saprmarks/dictionary_learning: `ae.pt`, with the class in `config.json` or `cfg.json`.
 
 The classes differ in what is subtracted before the encoder: `AutoEncoder` its `bias`, the TopK classes `b_dec`,
-`AutoEncoderNew` and `JumpReluAutoEncoder` nothing. The library folds its normalisation into the biases when it saves.
+`AutoEncoderNew` and `JumpReluAutoEncoder` nothing. A `GatedAutoEncoder` is a JumpReLU SAE in another form. The library
+folds its normalisation into the biases when it saves.
 """
 
-import re
 from typing import Any
 
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.sources.sae_formats.files import SaeFile, shapes_of
 from tl_distill_floor.sources.sae_formats.formats import SaeFormat
 from tl_distill_floor.sources.sae_formats.hook_names import hook_name_at
+from tl_distill_floor.sources.sae_formats.locations import folders_of, hook_name_in, hook_name_in_path
 from tl_distill_floor.sources.sae_formats.settings import require_hook_name
 from tl_distill_floor.sources.sae_formats.weights import SaeWeights, make_weights
 
@@ -26,12 +27,11 @@ _TENSORS = {
     "BatchTopKSAE": {*_LINEAR, "b_dec", "threshold"},
     "MatryoshkaBatchTopKSAE": {*_RAW, "threshold"},
     "JumpReluAutoEncoder": {*_RAW, "threshold"},
+    "GatedAutoEncoder": _GATED,
 }
 """Tensors of each class that can be measured."""
 _OPTIONAL = {"k", "threshold"}
 """Tensors that some versions of a class save."""
-_SITE_AND_LAYER = re.compile(r"(resid_pre|resid_mid|resid_post|mlp_out|attn_out|attention_out)_layer_(\d+)")
-"""Site and layer in the name of a submodule or of a directory."""
 
 
 def _recognises(file: SaeFile) -> bool:
@@ -69,6 +69,8 @@ def _read(file: SaeFile) -> SaeWeights:
             f"{file.name} is said to be of the class {dict_class} of dictionary_learning, but holds"
             f" ({shapes_of(tensors)}), expected {', '.join(sorted(_TENSORS[dict_class]))}; give another file"
         )
+    if dict_class == "GatedAutoEncoder":
+        return _read_gated(file, _metadata(file, trainer))
     linear = "encoder.weight" in tensors
     k = tensors.get("k", trainer.get("k"))
     metadata = _metadata(file, trainer)
@@ -95,6 +97,27 @@ def _read(file: SaeFile) -> SaeWeights:
     )
 
 
+def _read_gated(file: SaeFile, metadata: dict[str, Any]) -> SaeWeights:
+    """Return the JumpReLU SAE with the codes of a gated one.
+
+    With y = (x - decoder_bias) @ encoder.T, a gated SAE has the codes relu(m) with m = exp(r_mag) y + mag_bias where
+    y + gate_bias > 0. That is m where m > mag_bias - exp(r_mag) gate_bias and m > 0.
+    """
+    tensors = file.tensors
+    scale = tensors["r_mag"].double().exp()
+    threshold = tensors["mag_bias"].double() - scale * tensors["gate_bias"].double()
+    return make_weights(
+        file.name,
+        (tensors["encoder.weight"].double().T * scale).to(tensors["encoder.weight"].dtype),
+        tensors["decoder.weight"].T,
+        tensors["mag_bias"],
+        tensors["decoder_bias"],
+        subtract_b_dec=True,
+        threshold=threshold.clamp(min=0).float(),
+        metadata=metadata,
+    )
+
+
 def _require_k(file: SaeFile, k: object) -> object:
     if k is None:
         raise InputError(f"{file.name} is an AutoEncoderTopK, but neither it nor its config.json holds k; add k there")
@@ -110,7 +133,9 @@ def _metadata(file: SaeFile, trainer: dict[str, Any]) -> dict[str, Any]:
         raise InputError(
             f"{file.name} reads the {buffer['io']!r:.20} of its module (io), not its output; give an SAE of an output"
         )
-    hook_names = [_hook_name(file, text, layer) for text in (submodule, *reversed(file.location.parts[-4:-1]))]
+    hook_names = [_hook_name_of_submodule(file, submodule, layer), hook_name_in_path(file)]
+    if not any(hook_names) and isinstance(layer, int):
+        hook_names = [hook_name_at(folder, layer) for folder in folders_of(file)]
     stated = list(dict.fromkeys(name for name in hook_names if name is not None))
     if len(stated) > 1 or (stated and isinstance(layer, int) and f"blocks.{layer}." not in stated[0]):
         raise InputError(
@@ -127,17 +152,12 @@ def _metadata(file: SaeFile, trainer: dict[str, Any]) -> dict[str, Any]:
     return metadata
 
 
-def _hook_name(file: SaeFile, text: object, layer: object) -> str | None:
-    """Return the hook point that a submodule's name or a folder names; None if it names none."""
-    if not isinstance(text, str):
+def _hook_name_of_submodule(file: SaeFile, name: object, layer: object) -> str | None:
+    """Return the hook point that the name of a submodule means; None if there is no name."""
+    if not isinstance(name, str):
         return None
-    match = _SITE_AND_LAYER.search(text)
-    if match is not None:
-        return hook_name_at(match[1], int(match[2]))
-    if isinstance(layer, int) and (named := hook_name_at(text, layer)):
-        return named
-    is_submodule = text == _trainer(file).get("submodule_name")
-    return require_hook_name(file, text) if is_submodule else None
+    at_layer = hook_name_at(name, layer) if isinstance(layer, int) else None
+    return at_layer or hook_name_in(name) or require_hook_name(file, name)
 
 
 FORMAT = SaeFormat("dictionary-learning", _recognises, _read)

@@ -17,7 +17,12 @@ import torch
 from torch import Tensor
 
 from tl_distill_floor.errors import InputError, reason_of
-from tl_distill_floor.sources.sae_formats.file_names import CONFIG_FILES, PARENT_CONFIG_FILES, own_configs
+from tl_distill_floor.sources.sae_formats.file_names import (
+    CONFIG_FILES,
+    PARENT_CONFIG_FILES,
+    own_configs,
+    training_folder,
+)
 
 _WRAPPERS = re.compile(r"^(?:module\.|_orig_mod\.)+")
 """Parts that DataParallel and torch.compile put before the names of tensors."""
@@ -49,7 +54,7 @@ class SaeFile:
     configs: dict[str, dict[str, Any]]
     """Content of the configuration files in the same folder, by file name."""
     parent_configs: dict[str, dict[str, Any]]
-    """Content of the configuration files in the parent folder, by file name."""
+    """Content of the configuration files in the parent folder, by file name; see `training_folder`."""
     hook_name: str | None = None
     """Hook point that the user states, which takes precedence over the files."""
 
@@ -93,7 +98,7 @@ def read_sae_file(path: Path, name: str) -> SaeFile:
         wrapper=wrapper,
         stored={key: value for key, value in content.items() if not isinstance(value, Tensor)},
         configs=configs or _configs_of_checkpoints(path.parent),
-        parent_configs=_read_configs(path.parent.parent, PARENT_CONFIG_FILES),
+        parent_configs=_read_configs(training_folder(path.parent), PARENT_CONFIG_FILES),
     )
 
 

@@ -17,8 +17,13 @@ from tl_distill_floor.sources.sae_formats.weights import SaeWeights, make_weight
 
 _TENSORS = {"w_enc", "w_dec", "b_enc", "b_dec", "threshold"}
 """Names of the tensors in lower case."""
-_SITES = {"res": "resid_post", "mlp": "mlp_out", "att": "z"}
-"""Site of a hook point by its part of the release's name."""
+_SITES = {
+    "res": "resid_post", "resid_post": "resid_post", "mlp": "mlp_out", "mlp_out": "mlp_out", "att": "z",
+    "attn_out": "z",
+}  # fmt: skip
+"""Site of a hook point by its part of the release's or the folder's name."""
+_N_PARTS = 8
+"""Parts of a path that are read; in the cache of the Hub two folders lie between a repository's name and its files."""
 CONTEXT_SIZE = 1024
 """Tokens per sequence in the training of Gemma Scope (Lieberum et al. 2024)."""
 
@@ -36,7 +41,7 @@ def _read(file: SaeFile) -> SaeWeights:
     tensors = {name.lower(): tensor for name, tensor in file.tensors.items()}
     if set(tensors) != _TENSORS:
         raise InputError(f"{file.name} holds ({shapes_of(file.tensors)}), expected {', '.join(sorted(_TENSORS))}")
-    config, path = _config(file), "/".join(file.location.parts[-6:])
+    config, path = _config(file), "/".join(file.location.parts[-_N_PARTS:])
     architecture = (config or {}).get("architecture", "jump_relu")
     if architecture != "jump_relu":
         raise InputError(f"{file.name} has architecture={architecture!r:.40}, expected jump_relu; give another SAE")
@@ -61,23 +66,33 @@ def _metadata_of_path(path: str) -> dict[str, Any]:
     metadata: dict[str, Any] = {}
     layer, l0 = re.search(r"/layer_(\d+)(?:/|_)", path), re.search(r"average_l0_(\d+)", path)
     release = re.search(r"gemma-scope-(\d+b)-(pt|it)-(res|mlp|att)\b", path)
-    if layer is not None and release is not None:
-        metadata["hook_name"] = hook_name_at(_SITES[release[3]], int(layer[1]))
+    second = re.search(r"gemma-scope-2-(\d+[bm])-(pt|it)\b", path)
+    site = release[3] if release else None
+    if second is not None and (folder := re.search(r"/(resid_post|mlp_out|attn_out)(?:_all)?/", path)):
+        site = folder[1]
+    if layer is not None and site is not None:
+        metadata["hook_name"] = hook_name_at(_SITES[site], int(layer[1]))
     elif layer is not None:
         metadata["layer"] = int(layer[1])
     if release is not None:
         metadata["model_name"] = f"google/gemma-2-{release[1]}" + ("-it" if release[2] == "it" else "")
+    elif second is not None:
+        metadata["model_name"] = _gemma_3(f"{second[1]}-{second[2]}")
     return metadata | ({} if l0 is None else {"l0": float(l0[1])})
 
 
 def _metadata_of_config(file: SaeFile, config: dict[str, Any]) -> dict[str, Any]:
     metadata: dict[str, Any] = {"hook_name": require_hook_name(file, str(config["hf_hook_point_in"]))}
     if isinstance(config.get("model_name"), str):
-        name = config["model_name"].removeprefix("google/").replace("gemma-v3", "gemma-3")
-        metadata["model_name"] = f"google/{name.removesuffix('-pt') if '270m' in name else name}"
+        metadata["model_name"] = _gemma_3(re.sub(r"^(?:google/)?gemma-(?:v3|3)-", "", config["model_name"]))
     if isinstance(config.get("l0"), int | float) and config["l0"] > 0:
         metadata["l0"] = float(config["l0"])
     return metadata
+
+
+def _gemma_3(size: str) -> str:
+    """Return the name of the Gemma 3 of a size such as 4b-pt; the smallest base model has no ending."""
+    return f"google/gemma-3-{size.removesuffix('-pt') if size.startswith('270m') else size}"
 
 
 FORMAT = SaeFormat("gemma-scope", _recognises, _read)

@@ -25,9 +25,16 @@ _BY_SITE = {
     "resid_pre": "hook_resid_pre",
     "resid_mid": "hook_resid_mid",
     "resid_post": "hook_resid_post",
+    "resid_out": "hook_resid_post",
+    "residual": "hook_resid_post",
+    "resid": "hook_resid_post",
+    "res": "hook_resid_post",
     "mlp_out": "hook_mlp_out",
+    "mlp": "hook_mlp_out",
     "attn_out": "hook_attn_out",
     "attention_out": "hook_attn_out",
+    "attn": "hook_attn_out",
+    "attention": "hook_attn_out",
     "z": "attn.hook_z",
     "mlp_post": "mlp.hook_post",
     "post": "mlp.hook_post",
@@ -52,5 +59,5 @@ def hook_name_of(name: str) -> str | None:
 
 def hook_name_at(site: str, layer: int) -> str | None:
     """Return the hook point of a site such as resid_post at a layer; None if the site is not understood."""
-    hook = _BY_SITE.get(site.removeprefix("hook_"))
+    hook = _BY_SITE.get(site.lower().removeprefix("hook_"))
     return None if hook is None else f"blocks.{layer}.{hook}"

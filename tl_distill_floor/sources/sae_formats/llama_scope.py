@@ -22,6 +22,8 @@ from tl_distill_floor.sources.sae_formats.weights import SaeWeights, make_weight
 
 _NORM = "dataset_average_activation_norm"
 """Setting, and beginning of the names of tensors, with the average norms of a dataset-wise normalisation."""
+_LOG_THRESHOLDS = ("log_jumprelu_threshold", "activation_function.log_jumprelu_threshold")
+"""Names of the logarithm of the threshold, in the order of the library's versions."""
 _UNDERSTOOD = frozenset({"norm_activation", "sparsity_include_decoder_norm", "use_glu_encoder", _NORM})
 """Settings that can change codes and that this format takes into account."""
 
@@ -105,7 +107,7 @@ def _tensors(file: SaeFile) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     tensors = {name: tensor.double() for name, tensor in file.tensors.items()}
     known = {
         "encoder.weight", "encoder.bias", "decoder.weight", "decoder.bias", "W_E", "b_E", "W_D", "b_D",
-        "log_jumprelu_threshold",
+        *_LOG_THRESHOLDS,
     }  # fmt: skip
     unknown = {name for name in tensors if name not in known and not name.startswith(_NORM)}
     if {"encoder.weight", "encoder.bias", "decoder.weight"} <= set(tensors) and not unknown:
@@ -120,8 +122,9 @@ def _tensors(file: SaeFile) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
 
 
 def _threshold(file: SaeFile, config: Mapping[str, Any]) -> Tensor | None:
-    if "log_jumprelu_threshold" in file.tensors:
-        return file.tensors["log_jumprelu_threshold"].exp()
+    logarithm = next((file.tensors[name] for name in _LOG_THRESHOLDS if name in file.tensors), None)
+    if logarithm is not None:
+        return logarithm.exp()
     value = config.get("jump_relu_threshold")
     return torch.tensor(float(value)) if isinstance(value, int | float) else None
 

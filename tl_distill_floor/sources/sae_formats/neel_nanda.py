@@ -1,7 +1,8 @@
 """SAEs with `act_size` and `dict_size` in their configuration (Neel Nanda; Kissane et al. 2024; Bussmann et al. 2024).
 
 `25.pt` with `25_cfg.json`, or `sae.pt` with `config.json`: codes = relu((x - b_dec) @ W_enc + b_enc), for
-`sae_type` topk the k largest of them; reconstruction = codes @ W_dec + b_dec.
+`sae_type` topk the k largest of them; reconstruction = codes @ W_dec + b_dec. For `sae_type` jumprelu b_dec is not
+subtracted.
 """
 
 from typing import Any
@@ -15,6 +16,8 @@ from tl_distill_floor.sources.sae_formats.weights import SaeWeights, make_weight
 
 _TENSORS = {"W_enc", "W_dec", "b_enc", "b_dec"}
 """Names of the tensors."""
+_LOG_THRESHOLD = "jumprelu.log_threshold"
+"""Name of the logarithm of the threshold."""
 
 
 def _recognises(file: SaeFile) -> bool:
@@ -24,12 +27,13 @@ def _recognises(file: SaeFile) -> bool:
 def _read(file: SaeFile) -> SaeWeights:
     config = file.config_with("act_size", "dict_size") or {}
     kind = str(config.get("sae_type", "vanilla")).lower()
-    if kind not in ("vanilla", "relu", "topk"):
+    if kind not in ("vanilla", "relu", "topk", "jumprelu"):
         raise InputError(
             f"{file.name} has sae_type={kind!r:.40}, which cannot encode a single token as trained; give another SAE"
         )
-    if file.names != _TENSORS:
-        raise InputError(f"{file.name} holds ({shapes_of(file.tensors)}), expected {', '.join(sorted(_TENSORS))}")
+    expected = _TENSORS | ({_LOG_THRESHOLD} if kind == "jumprelu" else set())
+    if file.names != expected:
+        raise InputError(f"{file.name} holds ({shapes_of(file.tensors)}), expected {', '.join(sorted(expected))}")
     k = config.get("top_k") if kind == "topk" else None
     if kind == "topk" and k is None:
         raise InputError(f"{file.name} has sae_type=topk, but no top_k; add top_k to its configuration")
@@ -40,7 +44,8 @@ def _read(file: SaeFile) -> SaeWeights:
         tensors["W_dec"],
         tensors["b_enc"],
         tensors["b_dec"],
-        subtract_b_dec=True,
+        subtract_b_dec=kind != "jumprelu",
+        threshold=tensors[_LOG_THRESHOLD].exp() if kind == "jumprelu" else None,
         k=k,
         metadata=_metadata(file, config),
     )

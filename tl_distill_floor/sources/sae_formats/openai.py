@@ -1,8 +1,12 @@
 """OpenAI's sparse_autoencoder (Gao et al. 2024): a checkpoint with `pre_bias`, `latent_bias` and `activation`.
 
 codes = activation((x - pre_bias) @ encoder.weight.T + latent_bias), reconstruction = codes @ decoder.weight.T +
-pre_bias. The TopK ones normalise each activation first, so their codes are no function of a linear read-out.
+pre_bias. The TopK ones normalise each activation first, so their codes are no function of a linear read-out. The path
+names model, site and layer: gpt2-small/resid_delta_mlp/autoencoders/3.pt.
 """
+
+import re
+from typing import Any
 
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.sources.sae_directory import NORMALISATION_ADVICE
@@ -15,6 +19,12 @@ _REQUIRED = {"pre_bias", "latent_bias", "encoder.weight"}
 """Tensors that every file has."""
 _STATISTICS = {"stats_last_nonzero", "latents_activation_frequency", "latents_mean_square"}
 """Tensors that change no code."""
+
+_SITES = {
+    "mlp_post_act": "mlp.hook_post", "resid_delta_mlp": "hook_mlp_out", "resid_delta_attn": "hook_attn_out",
+    "resid_post_attn": "hook_resid_mid", "resid_post_mlp": "hook_resid_post",
+}  # fmt: skip
+_PATH = re.compile(rf"(?:(?P<model>[^/]+)/)?(?P<site>{'|'.join(_SITES)})(?:_v\d\w*)?/autoencoders/(?P<layer>\d+)\.pt$")
 
 
 def _recognises(file: SaeFile) -> bool:
@@ -45,8 +55,16 @@ def _read(file: SaeFile) -> SaeWeights:
         tensors["latent_bias"],
         tensors["pre_bias"],
         subtract_b_dec=True,
-        metadata=stated_metadata(file),
+        metadata=_metadata(file),
     )
+
+
+def _metadata(file: SaeFile) -> dict[str, Any]:
+    metadata, match = stated_metadata(file), _PATH.search(file.location.as_posix())
+    if match is None or "hook_name" in metadata:
+        return metadata
+    model = {"model_name": match["model"]} if match["model"] == "gpt2-small" else {}
+    return model | metadata | {"hook_name": f"blocks.{match['layer']}.{_SITES[match['site']]}"}
 
 
 def _activation(file: SaeFile) -> str:

@@ -1,6 +1,8 @@
 """Choose the format of an SAE's file and read its weights."""
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.sources.sae_formats import (
@@ -19,6 +21,7 @@ from tl_distill_floor.sources.sae_formats.bare import read_bare
 from tl_distill_floor.sources.sae_formats.files import SaeFile
 from tl_distill_floor.sources.sae_formats.formats import SaeFormat
 from tl_distill_floor.sources.sae_formats.key_map import KeyMap, read_mapped
+from tl_distill_floor.sources.sae_formats.locations import hook_name_in_path
 from tl_distill_floor.sources.sae_formats.settings import all_settings, refuse_unknown_effects
 from tl_distill_floor.sources.sae_formats.transcoders import refuse_transcoder_file
 from tl_distill_floor.sources.sae_formats.weights import SaeWeights
@@ -63,7 +66,22 @@ def read_weights(file: SaeFile, key_map: KeyMap, d_in: int | None = None) -> Sae
         weights = sae_format.read(file)
     else:
         weights = read_mapped(file, key_map, d_in) if key_map.explains_weights else read_bare(file, d_in)
-    return dataclasses.replace(weights, metadata=weights.metadata | key_map.metadata)
+    metadata = {**weights.metadata, **_place_in_path(file, weights.metadata), **key_map.metadata}
+    return dataclasses.replace(weights, metadata=metadata)
+
+
+def _place_in_path(file: SaeFile, stated: Mapping[str, Any]) -> dict[str, str]:
+    """Return the hook point that the path of a file names, if nothing else names one.
+
+    Raises:
+        InputError: the path and the settings name different layers.
+    """
+    if file.hook_name is not None or "hook_name" in stated or (hook_name := hook_name_in_path(file)) is None:
+        return {}
+    layer = stated.get("layer")
+    if layer is not None and not hook_name.startswith(f"blocks.{layer}."):
+        raise InputError(f"{file.name} names {hook_name} in its path and layer {layer} elsewhere; rename the folder")
+    return {"hook_name": hook_name}
 
 
 def _format_of(file: SaeFile, name: str | None) -> SaeFormat | None:

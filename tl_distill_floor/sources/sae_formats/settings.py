@@ -10,6 +10,7 @@ from torch import Tensor
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.sources.sae_formats.files import MAX_DEPTH, SaeFile
 from tl_distill_floor.sources.sae_formats.hook_names import hook_name_at, hook_name_of
+from tl_distill_floor.sources.sae_formats.locations import folders_of
 
 _EFFECTS = re.compile(
     r"normali[sz]|(?:^|_)(?:unit_|layer|batch|rms)?norm(?:_|$)|layernorm|whiten|standardi[sz]|(?:^|_)(?:re)?scal(?:e|ing)"
@@ -20,7 +21,7 @@ _EFFECTS = re.compile(
 """Names of settings that can change codes."""
 _HARMLESS = re.compile(
     r"^(?:set_|force_|use_)?(?:normali[sz]e|unit|norm)_?(?:the_)?(?:sae_)?(?:w_)?dec(?:oder)?(?:_\w+)?$"
-    r"|^dec\w*_(?:exact\w*|init\w*|unit)?_?norm|^decoder_norm|(?:^|_)init|grad|(?:^|_)lr(?:_|$)|loss|mse"
+    r"|^dec\w*_(?:exact\w*|init\w*|unit)?_?norm|^decoder_norm|(?:^|_)(?:re)?init|grad|(?:^|_)lr(?:_|$)|loss|mse"
     r"|(?:^|_)l[01p](?:_|$)|sparsity_(?:penalty|coeff|weight)|penalty|optim|sched|eps$|noise|max_norm|geometric_median"
     r"|bandwidth|(?:^|_)rope|dead|resampl"
 )
@@ -36,12 +37,6 @@ _HOOKS = (
 """Names of settings whose value must be a hook point. Those of other names are hook points if they look like one."""
 _SITE_KEYS = ("component", "submodule", "hook_type", "module_type", "site", "hook_site")
 """Settings that name a place in a block."""
-_SITES = {
-    "mlp": "hook_mlp_out", "mlp_out": "hook_mlp_out", "attn": "hook_attn_out", "attention": "hook_attn_out",
-    "attn_out": "hook_attn_out", "res": "hook_resid_post", "resid": "hook_resid_post", "residual": "hook_resid_post",
-    "resid_post": "hook_resid_post", "resid_pre": "hook_resid_pre", "resid_mid": "hook_resid_mid",
-}  # fmt: skip
-"""Hook point of a block by the word for it, in the settings of `_SITE_KEYS`, which name the layer apart."""
 _LAYERS = ("layer", "layers", "hook_layer", "hook_point_layer", "layer_idx", "layer_index")
 """Settings that name a layer."""
 _PAIRS = (
@@ -213,7 +208,7 @@ def named_module(file: SaeFile, hook_name: str) -> str | None:
         value for _, settings in (*all_settings(file), *_parent_settings(file)) for value in settings.values()
         if isinstance(value, str)
     ]  # fmt: skip
-    for text in (*strings, file.location.parent.name):
+    for text in (*strings, *folders_of(file)):
         if text != hook_name and hook_name_of(text) == hook_name:
             return text
     return None
@@ -235,11 +230,10 @@ def _hook_names(file: SaeFile) -> Iterator[str]:
             value = given[0] if isinstance(given, list) and len(given) == 1 else given
             if not isinstance(value, str) or not value:
                 continue
-            if key in _SITE_KEYS and value.lower() in _SITES and layers:
-                yield file.hook_name or require_hook_name(file, f"blocks.{layers[0]}.{_SITES[value.lower()]}")
-                continue
             at_layer = hook_name_at(value, layers[0]) if layers else None
-            if key in _HOOKS:
+            if key in _SITE_KEYS and at_layer is not None:
+                yield file.hook_name or at_layer
+            elif key in _HOOKS:
                 yield file.hook_name or at_layer or require_hook_name(file, value)
             elif at_layer is not None and "_" in value:  # a short name such as z can mean something else
                 yield file.hook_name or at_layer

@@ -10,8 +10,11 @@ from typing import Any
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.sources.sae_formats.files import SaeFile, shapes_of
 from tl_distill_floor.sources.sae_formats.formats import SaeFormat
+from tl_distill_floor.sources.sae_formats.locations import folders_of
 from tl_distill_floor.sources.sae_formats.settings import require_hook_name
 from tl_distill_floor.sources.sae_formats.weights import SaeWeights, make_weights
+
+_MODULE = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.\d+(?:\.|$)|embed_tokens|embed_in|wte")
 
 
 def _recognises(file: SaeFile) -> bool:
@@ -53,9 +56,9 @@ def _read(file: SaeFile) -> SaeWeights:
 
 def _metadata(file: SaeFile) -> dict[str, Any]:
     metadata: dict[str, Any] = {}
-    folder = file.location.parent.name
-    if re.search(r"(?:^|\.)(?:layers|h|blocks)\.\d+(?:\.|$)|embed_tokens|embed_in|wte", folder):
-        metadata["hook_name"] = require_hook_name(file, folder)
+    module = next((folder for folder in folders_of(file) if _MODULE.search(folder)), None)
+    if module is not None:
+        metadata["hook_name"] = require_hook_name(file, module)
     run = file.parent_configs.get("config.json", {})
     if isinstance(run.get("model"), str):
         metadata["model_name"] = run["model"]
