@@ -205,7 +205,7 @@ def write_sae_files(directory: Path, weights: dict[str, torch.Tensor]) -> None:
     hyperparams = {
         "hook_point_in": "blocks.1.hook_resid_post", "d_model": d_in, "act_fn": "jumprelu", "jump_relu_threshold": 0.5,
         "norm_activation": "dataset-wise", "dataset_average_activation_norm": {"in": 4.0, "out": 4.0},
-        "sparsity_include_decoder_norm": True,
+        "sparsity_include_decoder_norm": True, "top_k": 50,
     }  # fmt: skip
     (directory / "scope2" / "hyperparams.json").write_text(json.dumps(hyperparams))
 

@@ -267,11 +267,13 @@ def test_llama_scope_applies_threshold_norm_and_scale(subtracts, includes_norm, 
     scale = math.sqrt(D_IN) / 9.0
     z = (x * scale - (state["b_dec"] if subtracts else 0)) @ state["W_enc"] + state["b_enc"]
     score = z * state["W_dec"].norm(dim=1) if includes_norm else z
-    codes = z * (score > 0.5)
+    # OpenMOSS measures the threshold on weights that read activations as they are: (x @ W_enc + b_enc / scale) > 0.5.
+    codes = z * (score / scale > 0.5)
     for spec in (path, path.parent.parent):
         source = load_sae(spec)
         check(source, x, codes, (codes @ state["W_dec"] + state["b_dec"]) / scale)
         assert (source.hook_name, source.model_name) == ("blocks.15.hook_resid_post", "meta-llama/Llama-3.1-8B")
+        assert source.expected_l0 == 50
 
 
 def test_open_moss_reads_the_newer_names(tmp_path, state, x):
@@ -284,7 +286,9 @@ def test_open_moss_reads_the_newer_names(tmp_path, state, x):
     scale = math.sqrt(D_IN) / 9.0
     z = x * scale @ state["W_enc"] + state["b_enc"]
     codes = z * (z * state["W_dec"].norm(dim=1) > threshold)
-    check(load_sae(tmp_path), x, codes, (codes @ state["W_dec"] + state["b_dec"]) / scale)
+    source = load_sae(tmp_path)
+    check(source, x, codes, (codes @ state["W_dec"] + state["b_dec"]) / scale)
+    assert source.expected_l0 is None
 
 
 def test_open_moss_top_k_ranks_by_codes_times_decoder_norm(tmp_path, state, x):
@@ -302,6 +306,7 @@ def test_open_moss_top_k_ranks_by_codes_times_decoder_norm(tmp_path, state, x):
         ({"hook_point_out": "blocks.15.hook_mlp_out"}, "is a transcoder"),
         ({"norm_activation": "token-wise"}, "norm_activation='token-wise': the scale of a feature then changes"),
         ({"dataset_average_activation_norm": None}, "does not hold it for blocks.15.hook_resid_post"),
+        ({"top_k": None}, "no top_k that shows whether it applies to activations with or without normalisation"),
         ({"jump_relu_threshold": None}, "act_fn=jumprelu, but no jump_relu_threshold"),
         ({"sparsity_include_decoder_norm": None}, "does not say whether its threshold includes the decoder's norm"),
         ({"use_glu_encoder": True}, "use_glu_encoder=True"),

@@ -2,7 +2,9 @@
 
 With dataset-wise normalisation, z = (s x) @ W_enc + b_enc with s = sqrt(d_model) / (average norm of the inputs), and
 the reconstruction is divided by the same factor of the outputs: both are folded into the weights here. With
-`sparsity_include_decoder_norm`, the threshold applies to z times the norm of the decoder row.
+`sparsity_include_decoder_norm`, the threshold applies to z times the norm of the decoder row. The number
+`jump_relu_threshold` was measured after the training of a TopK SAE, on activations without normalisation: it applies to
+z / s. A trained threshold, `log_jumprelu_threshold`, applies to z.
 """
 
 import math
@@ -50,10 +52,10 @@ def _read(file: SaeFile) -> SaeWeights:
         b_dec = None
     scale_in, scale_out = _scales(file, config)
     norms = W_dec.double().norm(dim=1)
-    threshold, k = _threshold(file, config), None
-    activation = str(config.get("act_fn", "relu")).lower()
+    activation, k = str(config.get("act_fn", "relu")).lower(), None
+    threshold = _threshold(file, config, scale_in) if activation == "jumprelu" else None
     if activation == "topk":
-        k, threshold = config.get("top_k"), None
+        k = config.get("top_k")
         if k is None:
             raise InputError(f"{file.name} has act_fn=topk, but no top_k; add top_k to its configuration")
         if _uses_decoder_norm(file, config, norms):
@@ -65,9 +67,7 @@ def _read(file: SaeFile) -> SaeWeights:
             )
         if _uses_decoder_norm(file, config, norms):
             threshold = threshold.double() / norms
-    elif activation == "relu":
-        threshold = None
-    else:
+    elif activation != "relu":
         raise InputError(
             f"{file.name} has act_fn={activation!r:.40}, expected relu, jumprelu or topk; give another SAE"
         )
@@ -121,12 +121,30 @@ def _tensors(file: SaeFile) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     )
 
 
-def _threshold(file: SaeFile, config: Mapping[str, Any]) -> Tensor | None:
+def _threshold(file: SaeFile, config: Mapping[str, Any], scale: float) -> Tensor | None:
+    """Return the threshold of z; None if there is none."""
     logarithm = next((file.tensors[name] for name in _LOG_THRESHOLDS if name in file.tensors), None)
     if logarithm is not None:
         return logarithm.exp()
     value = config.get("jump_relu_threshold")
-    return torch.tensor(float(value)) if isinstance(value, int | float) else None
+    if not isinstance(value, int | float):
+        return None
+    if scale != 1 and _k_of_measured_threshold(file, config) is None:
+        raise InputError(
+            f"{file.name} has a jump_relu_threshold, and no top_k that shows whether it applies to activations with or"
+            " without normalisation; give its full configuration"
+        )
+    return torch.tensor(float(value) * scale)
+
+
+def _k_of_measured_threshold(file: SaeFile, config: Mapping[str, Any]) -> int | None:
+    """Return the k of the TopK SAE for which a number was chosen as threshold; None if the threshold was trained.
+
+    At this threshold, k features are active on average.
+    """
+    is_number = isinstance(config.get("jump_relu_threshold"), int | float) and not set(_LOG_THRESHOLDS) & file.names
+    k = config.get("top_k")
+    return k if is_number and isinstance(k, int) and str(config.get("act_fn")).lower() == "jumprelu" else None
 
 
 def _uses_decoder_norm(file: SaeFile, config: Mapping[str, Any], norms: Tensor) -> bool:
@@ -170,6 +188,8 @@ def _scales(file: SaeFile, config: Mapping[str, Any]) -> tuple[float, float]:
 
 def _metadata(file: SaeFile, config: Mapping[str, Any]) -> dict[str, Any]:
     metadata: dict[str, Any] = {"hook_name": require_hook_name(file, str(config["hook_point_in"]))}
+    k = _k_of_measured_threshold(file, config)
+    metadata |= {} if k is None else {"l0": float(k)}
     if re.search(r"Llama3_1-8B-Base", "/".join(file.location.parts[-5:])):
         # Context and beginning-of-text token as in He et al. 2024.
         metadata |= {"model_name": "meta-llama/Llama-3.1-8B", "context_size": 1024, "prepend_bos": True}
