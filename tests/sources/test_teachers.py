@@ -122,7 +122,8 @@ def test_loads_a_gguf_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (3, "a teacher must be a model with hook points"),
+        (3, "got int; give a TransformerLens name"),
+        (torch.nn.Linear(2, 2), "got Linear; wrap a transformers model as TransformerBridge.boot_transformers"),
         ("missing.gguf", "there is no file missing.gguf"),
     ],
 )
@@ -133,6 +134,9 @@ def test_rejects_objects_and_files_that_are_not_teachers(model: Any, message: st
 
 def test_rejects_a_directory_without_a_config(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no config\.json"):
+        load_teacher(tmp_path)
+    (tmp_path / "adapter_config.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(InputError, match=r"holds an adapter of PEFT without its model; merge them"):
         load_teacher(tmp_path)
 
 

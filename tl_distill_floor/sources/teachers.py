@@ -39,6 +39,15 @@ from tl_distill_floor.sources.torch_state import neutral_torch_state
 PROCESSING_OPTIONS = ("fold_ln", "center_writing_weights", "center_unembed", "fold_value_biases")
 """Options of TransformerLens that process the weights."""
 FP32 = TORCH_DTYPES["fp32"]
+ADAPTER_CONFIG = "adapter_config.json"
+MERGING_ADVICE = (
+    "merge them with model.merge_and_unload(), save that model and its tokenizer with save_pretrained, and give that"
+    " directory"
+)
+WRAPPING_ADVICE = (
+    "wrap a transformers model as TransformerBridge.boot_transformers(name, hf_model=model, tokenizer=tokenizer), one"
+    " of PEFT after merge_and_unload()"
+)
 CHECKPOINT_OPTIONS = ("revision", "checkpoint_index", "checkpoint_value")
 """Options that choose one of several checkpoints of a model."""
 
@@ -120,9 +129,9 @@ def load_teacher(
         name = str(getattr(model.cfg, "model_name", None) or "in-memory model")
         return Teacher(model, name, has_public_name=False, loading={"class": type(model).__name__})
     if not isinstance(model, str | Path):
+        advice = WRAPPING_ADVICE if hasattr(model, "named_modules") else f"give {MODEL_CHOICES}"
         raise InputError(
-            f"a teacher must be a model with hook points or the name of one, got {type(model).__name__};"
-            f" give {MODEL_CHOICES}"
+            f"a teacher must be a model with hook points or the name of one, got {type(model).__name__}; {advice}"
         )
     check_choice("dtype", dtype, Dtype)
     check_device(main_device(device))
@@ -237,6 +246,8 @@ def _load_named(
         return load_gguf(path, name, main_device(device), dtype)
     if path.is_dir():
         if not (path / "config.json").is_file():
+            if (path / ADAPTER_CONFIG).is_file():
+                raise InputError(f"directory {path} holds an adapter of PEFT without its model; {MERGING_ADVICE}")
             raise InputError(
                 f"directory {path} has no config.json, so it is not a Hugging Face model; give another directory"
             )
