@@ -12,6 +12,8 @@ from tests.helpers.hub_cache import add_to_cache
 from tests.helpers.saes import D_IN, D_SAE, linear_style, random_state, refusal, tiny_sae
 from tl_distill_floor.sources.saes import load_sae
 
+FINAL_AND_EARLIER = ("ae.pt", "checkpoints/ae_0.pt", "checkpoints/ae_100.pt")
+
 
 def test_searches_a_repository_for_its_sae(hub, tmp_path, x):
     mine = tiny_sae()
@@ -42,6 +44,19 @@ def test_reads_a_file_on_the_hub_with_the_config_of_its_folder(hub, tmp_path):
         source = load_sae(spec)
         assert (source.architecture, source.sae.cfg.k, source.name) == ("topk", 5, "me/sparse:layers.5/sae.pt")
         assert (source.hook_name, source.model_name) == ("blocks.5.hook_resid_post", "EleutherAI/pythia-70m")
+
+
+def test_leaves_out_the_checkpoints_of_an_sae(hub, tmp_path):
+    tensors = {name: tensor for name, tensor in linear_style(random_state()).items() if name != "decoder.bias"}
+    torch.save(tensors | {"bias": torch.zeros(D_IN)}, tmp_path / "ae.pt")
+    files = {f"resid_post_layer_3/trainer_{n}/{name}": tmp_path / "ae.pt" for n in (0, 1) for name in FINAL_AND_EARLIER}
+    add_to_cache(hub, "me/dictionaries", files)
+    source = load_sae("me/dictionaries:resid_post_layer_3/trainer_1")
+    assert source.name == "me/dictionaries:resid_post_layer_3/trainer_1/ae.pt"
+    assert source.hook_name == "blocks.3.hook_resid_post"
+    message = refusal("me/dictionaries:resid_post_layer_3")
+    assert "has 2 SAEs" in message
+    assert "me/dictionaries:resid_post_layer_3/trainer_0/ae.pt" in message
 
 
 # The HTTP client of huggingface_hub: httpx, and from version 2 on httpx2.

@@ -46,6 +46,8 @@ from tl_distill_floor.sources.sae_source import (
 from tl_distill_floor.sources.torch_state import neutral_torch_state
 
 __all__ = ["SUPPORTED_ARCHITECTURES", "SaeDtype", "SaeSource", "load_sae", "sae_digest"]
+CHECKPOINTS = "checkpoints"
+"""Folder with earlier weights of the SAE next to it."""
 MAX_FOLDERS = 3
 """Folders below a local directory in which SAEs are searched."""
 SaeDtype = Literal["float32", "float64", "float16", "bfloat16"]
@@ -183,9 +185,10 @@ def _from_hub(repository: str, path: str, options: _LoadOptions) -> SaeSource:
     name, location = f"{repository}:{path}", PurePosixPath(path.removesuffix(WEIGHTS_FILE))
     files = _files_of(repository)
     if location.suffix not in STATE_FILE_SUFFIXES and str(location / WEIGHTS_FILE) not in files:
-        inside = [file for file in files if is_weights(file) and PurePosixPath(file).is_relative_to(location)]
+        inside = _sae_paths((file for file in files if PurePosixPath(file).is_relative_to(location)), options.layer)
         if inside:
-            location = PurePosixPath(require_single_sae(inside, name, options.layer))
+            specs = [f"{repository}:{path}" for path in inside]
+            location = PurePosixPath(require_single_sae(specs, name, options.layer).partition(":")[2])
     if location.suffix in STATE_FILE_SUFFIXES:
         for file in files:
             if is_config_of(file, location):
@@ -216,8 +219,13 @@ def _only_sae_path(repository: str, layer: int | None) -> str:
 
 
 def _sae_paths(files: Iterable[str], layer: int | None) -> list[str]:
-    """Return the SAEs among some files, each a SAELens folder or a file: those at a layer if the paths name layers."""
+    """Return the SAEs among some files, each a SAELens folder or a file: those at a layer if the paths name layers.
+
+    The checkpoints of an SAE are left out.
+    """
     weights = [PurePosixPath(file) for file in files if is_weights(file)]
+    folders_of_saes = {path.parent for path in weights}
+    weights = [path for path in weights if path.parent.name != CHECKPOINTS or path.parent.parent not in folders_of_saes]
     folders = [str(path.parent) for path in weights if path.name == WEIGHTS_FILE]
     saes = folders + [str(path) for path in weights if path.name != WEIGHTS_FILE]
     return [path for path in saes if layer in (None, layer_from_id(path))] or saes
@@ -227,7 +235,7 @@ def _from_directory(folder: Path, name: str, options: _LoadOptions) -> SaeSource
     missing = [file for file in (CONFIG_FILE, WEIGHTS_FILE) if not (folder / file).is_file()]
     if not missing:
         return _from_saelens_directory(folder, name, options)
-    weights = _weights_in(folder) or _weights_in(folder / "checkpoints")
+    weights = _weights_in(folder) or _weights_in(folder / CHECKPOINTS)
     has_config = any((folder / file).is_file() for file in CONFIG_FILES)
     if not weights and (below := _sae_paths(_files_below(folder), options.layer)):
         path = require_single_sae([str(folder / path) for path in below], name, options.layer)
