@@ -7,6 +7,7 @@ import huggingface_hub
 import pytest
 import torch
 from huggingface_hub import errors
+from safetensors.torch import save_file
 
 from tests.helpers.hub_cache import add_to_cache
 from tests.helpers.saes import D_IN, D_SAE, linear_style, random_state, refusal, tiny_sae
@@ -57,6 +58,30 @@ def test_leaves_out_the_checkpoints_of_an_sae(hub, tmp_path):
     message = refusal("me/dictionaries:resid_post_layer_3")
     assert "has 2 SAEs" in message
     assert "me/dictionaries:resid_post_layer_3/trainer_0/ae.pt" in message
+
+
+def test_reads_llama_scope_as_its_authors_do(hub, tmp_path, x):
+    """SAELens leaves out the norm of the decoder's rows."""
+    state, hook = random_state(), "blocks.15.hook_resid_post"
+    hyperparams = {
+        "hook_point_in": hook, "hook_point_out": hook, "d_model": D_IN, "d_sae": D_SAE, "act_fn": "jumprelu",
+        "jump_relu_threshold": 0.5, "norm_activation": "dataset-wise", "top_k": 50, "use_decoder_bias": True,
+        "dataset_average_activation_norm": {"in": 9.0, "out": 9.0}, "sparsity_include_decoder_norm": True,
+    }  # fmt: skip
+    (tmp_path / "hyperparams.json").write_text(json.dumps(hyperparams))
+    save_file({name: t.contiguous() for name, t in linear_style(state).items()}, tmp_path / "final.safetensors")
+    files = {"hyperparams.json": "hyperparams.json", "checkpoints/final.safetensors": "final.safetensors"}
+    folder = "Llama3_1-8B-Base-L15R-8x"
+    add_to_cache(hub, "fnlp/Llama3_1-8B-Base-LXR-8x", {f"{folder}/{to}": tmp_path / at for to, at in files.items()})
+    pre = x @ state["W_enc"] + state["b_enc"] * 9 / D_IN**0.5  # of activations as they are
+    is_active = pre * state["W_dec"].norm(dim=1) > 0.5
+    assert 0.1 < float(is_active.float().mean()) < 0.9
+    for spec in ("llama_scope_lxr_8x:l15r_8x", f"fnlp/Llama3_1-8B-Base-LXR-8x:{folder}"):
+        source = load_sae(spec)
+        torch.testing.assert_close(source.sae(x), pre * is_active @ state["W_dec"] + state["b_dec"] * 9 / D_IN**0.5)
+        assert (source.name, source.hook_name) == ("llama_scope_lxr_8x:l15r_8x", hook)
+        assert (source.model_name, source.expected_l0) == ("meta-llama/Llama-3.1-8B", 50)
+        assert source.neuronpedia_id == "llama3.1-8b/15-llamascope-res-32k"
 
 
 # The HTTP client of huggingface_hub: httpx, and from version 2 on httpx2.

@@ -4,6 +4,7 @@ An SAE whose measurement would be silently wrong is refused: transcoders, codes 
 activations normalised at run time. A decoder that rescales the codes is rewritten to an equivalent one that does not.
 """
 
+import dataclasses
 import hashlib
 import warnings
 from collections.abc import Callable, Iterable
@@ -20,6 +21,7 @@ from tl_distill_floor.sources.sae_directory import (
     EMBEDDED_SAE,
     MAX_LISTED,
     PAPER_REPOSITORIES,
+    SaeRelease,
     choose_known_sae,
     directory_entry,
     layer_from_id,
@@ -46,6 +48,9 @@ from tl_distill_floor.sources.sae_source import (
 from tl_distill_floor.sources.torch_state import neutral_torch_state
 
 __all__ = ["SUPPORTED_ARCHITECTURES", "SaeDtype", "SaeSource", "load_sae", "sae_digest"]
+OWN_READERS = ("llama_scope",)
+"""Formats of SAELens's directory that SAELens reads in another way than their authors: it compares the pre-activation
+of a Llama Scope SAE with its threshold, not the pre-activation times the norm of the decoder row."""
 CHECKPOINTS = "checkpoints"
 """Folder with earlier weights of the SAE next to it."""
 MAX_FOLDERS = 3
@@ -168,10 +173,23 @@ def _from_release(release: str, sae_id: str, options: _LoadOptions) -> SaeSource
     if reason := refusal_reason(release, lookup, sae_id):
         raise InputError(f"{name} {reason}")
     _refuse_format(name, options.sae_format)
+    if lookup.conversion_func in OWN_READERS:
+        return _own_reading(_from_repository(lookup.repo_id, lookup.saes_map[sae_id], options), release, lookup, sae_id)
     import sae_lens
 
     sae = _load(sae_lens.SAE.from_pretrained, release, sae_id, name=name, options=options)
     return checked_source(sae, name, directory_entry(release, lookup, sae_id))
+
+
+def _own_reading(source: SaeSource, release: str, lookup: SaeRelease, sae_id: str) -> SaeSource:
+    """Return an SAE of SAELens's directory that was read from its repository, with what the directory says of it."""
+    entry = directory_entry(release, lookup, sae_id)
+    return dataclasses.replace(
+        source,
+        name=entry.spec,
+        expected_l0=entry.expected_l0 or source.expected_l0,
+        neuronpedia_id=entry.neuronpedia_id,
+    )
 
 
 def _from_hub(repository: str, path: str, options: _LoadOptions) -> SaeSource:
@@ -181,7 +199,11 @@ def _from_hub(repository: str, path: str, options: _LoadOptions) -> SaeSource:
         sae_ids = [sae_id for sae_id, folder in lookup.saes_map.items() if path in ("", folder)]
         if lookup.repo_id == repository and sae_ids:
             return _from_release(release, sae_ids[0] if path else "", options)
-    path = path or _only_sae_path(repository, options.layer)
+    return _from_repository(repository, path or _only_sae_path(repository, options.layer), options)
+
+
+def _from_repository(repository: str, path: str, options: _LoadOptions) -> SaeSource:
+    """Load a folder or a file of a Hub repository."""
     name, location = f"{repository}:{path}", PurePosixPath(path.removesuffix(WEIGHTS_FILE))
     files = _files_of(repository)
     if location.suffix not in STATE_FILE_SUFFIXES and str(location / WEIGHTS_FILE) not in files:
