@@ -1,5 +1,6 @@
 """Checks that a teacher, an SAE and a text belong together."""
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from datasets import Array2D, Dataset, Features
 
 from tests.helpers.models import HOOK, WIDTH
 from tests.helpers.type_checks import without_type_checks
@@ -18,6 +20,30 @@ from tl_distill_floor.measuring.job import AttachedSae
 def test_rejects_ids_beyond_the_vocabulary(bridge: Any, sae: Any, ids: torch.Tensor) -> None:
     with pytest.raises(InputError, match="token id 5300, the teacher's vocabulary ends at 299"):
         measure(bridge, sae, ids + 5001)
+
+
+def named_after_module(sae: Any) -> Any:
+    """Return the SAE as SAELens trains it on a model of transformers, with a module as hook point."""
+    renamed = copy.deepcopy(sae)
+    renamed.cfg.metadata.hook_name = "gpt_neox.layers.1"
+    return renamed
+
+
+def test_a_module_as_hook_point_is_that_of_its_output(bridge: Any, sae: Any, ids: torch.Tensor) -> None:
+    stats, expected = measure(bridge, named_after_module(sae), ids), measure(bridge, sae, ids)
+    assert stats.hook_name == HOOK
+    assert (stats.firing_count == expected.firing_count).all()
+
+
+def test_cached_activations_may_have_the_name_of_a_module(bridge: Any, sae: Any, ids: Any, tmp_path: Path) -> None:
+    with activation_reader(bridge, [HOOK]) as read:
+        (activation,) = read(ids)
+    features = Features({"gpt_neox.layers.1": Array2D(tuple(activation.shape[1:]), "float32")})
+    Dataset.from_dict({"gpt_neox.layers.1": activation.numpy()}, features=features).save_to_disk(tmp_path)
+    stats = measure(None, named_after_module(sae), tmp_path, force=True)
+    codes = sae.encode(activation[:, 1:].flatten(0, 1))
+    assert (stats.firing_count == (codes != 0).sum(0).numpy()).all()
+    assert stats.n_tokens == len(codes)
 
 
 def test_rejects_activations_without_sequences(sae: Any) -> None:

@@ -235,7 +235,10 @@ def _cached_stream(
         )
     if len(sources) > 1:
         raise InputError("several SAEs need a teacher, not cached activations; name one, or measure them one by one")
-    return CachedActivationStream(loaded, hooks[0], batch_size, sources[0].counted_positions)
+    assert loaded.cached is not None
+    cached, module_name = loaded.cached.hook_names, sources[0].module_name
+    hook_name = module_name if module_name in cached and hooks[0] not in cached else hooks[0]
+    return CachedActivationStream(loaded, hook_name, batch_size, sources[0].counted_positions)
 
 
 def _not_counted(stream: TokenStream | CachedActivationStream) -> str:

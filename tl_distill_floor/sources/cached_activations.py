@@ -29,6 +29,8 @@ class CachedActivations:
     """A string that differs if the activations do."""
     context_size: int
     """Tokens per sequence."""
+    hook_names: tuple[str, ...]
+    """Hook points that were cached, by the names that they had then."""
     first_token: int | None
     """Token id that begins every sequence; None if token ids were not saved, or sequences begin differently."""
     has_token_ids: bool
@@ -79,7 +81,8 @@ def open_cached_activations(path: Path) -> CachedActivations:
                     raise ValueError(f"its {TOKEN_COLUMN} have the shape {tuple(ids.shape)}, not ({context_size},)")
                 yield ids, activation
 
-    return CachedActivations(path.name, str(dataset._fingerprint), context_size, first_token, has_token_ids, read)
+    fingerprint = str(dataset._fingerprint)
+    return CachedActivations(path.name, fingerprint, context_size, tuple(hook_names), first_token, has_token_ids, read)
 
 
 def _first_token(dataset: Any) -> int | None:

@@ -69,6 +69,7 @@ def checked_source(sae: SaeModule, name: str, entry: SaeEntry | None = None) -> 
         entry: entry of SAELens's directory, for one of its SAEs.
     """
     from tl_distill_floor.sources.sae_formats.building import with_plain_decoder
+    from tl_distill_floor.sources.sae_formats.hook_names import hook_name_of
     from tl_distill_floor.sources.sae_formats.transcoders import refuse_transcoder_config
 
     architecture, metadata = sae.cfg.architecture(), _read_metadata(sae)
@@ -76,11 +77,14 @@ def checked_source(sae: SaeModule, name: str, entry: SaeEntry | None = None) -> 
     refuse_transcoder_config(name, metadata)
     _check_settings(sae, metadata, name)
     concatenates = metadata.get("disable_concat_sequences")
+    hook_name, module_name = metadata.get("hook_name"), metadata.get(MODULE_NAME)
+    if hook_name is not None and (of_module := hook_name_of(hook_name)) not in (None, hook_name):
+        hook_name, module_name = of_module, hook_name  # SAELens trains on models of transformers too
     return SaeSource(
         sae=with_plain_decoder(sae),
         name=name,
         architecture=architecture,
-        hook_name=metadata.get("hook_name"),
+        hook_name=hook_name,
         model_name=metadata.get("model_name"),
         model_kwargs=dict(metadata.get("model_from_pretrained_kwargs") or {}),
         context_size=metadata.get("context_size"),
@@ -89,7 +93,7 @@ def checked_source(sae: SaeModule, name: str, entry: SaeEntry | None = None) -> 
         neuronpedia_id=metadata.get("neuronpedia_id") or (entry.neuronpedia_id if entry else None),
         sequence_separator=_separator(metadata),
         concatenates_documents=None if concatenates is None else not concatenates,
-        module_name=metadata.get(MODULE_NAME),
+        module_name=module_name,
         seqpos_slice=_seqpos_slice(metadata),
     )
 
