@@ -113,3 +113,20 @@ def test_format_of_a_saelens_sae_is_refused(tmp_path):
     for spec in (sae, tmp_path / "sae"):
         assert "leave out --sae-format" in refusal(spec, sae_format="sparsify")
     assert load_sae(tmp_path / "sae", sae_format="saelens").sae.cfg.d_sae == D_SAE
+
+
+def test_nothing_is_rounded_in_files_of_half_precision(tmp_path, state, x):
+    half = {name: (tensor * (20 if name == "b_dec" else 1)).bfloat16() for name, tensor in state.items()}
+    path = save_tensors(tmp_path / "sae.pt", half | {"shift": half.pop("b_dec")})
+    full = {name: tensor.double() for name, tensor in torch.load(path).items()}
+    inputs = x + full["shift"].float()  # as far from 0 as the bias
+    names = {"W_enc": "W_enc", "W_dec": "W_dec", "b_enc": "b_enc", "b_pre": "shift", "activation": "relu"}
+    source = load_sae(path, sae_format=json.dumps(names | {"input_scale": 0.37}))
+    codes = torch.relu((inputs.double() * 0.37 - full["shift"]) @ full["W_enc"] + full["b_enc"])
+    torch.testing.assert_close(source.sae.encode(inputs).double(), codes, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(source.sae(inputs).double(), codes @ full["W_dec"] / 0.37, rtol=1e-4, atol=1e-4)
+    content = linear_style(state | {"b_dec": torch.zeros(D_IN)})
+    content = {name: tensor.bfloat16() for name, tensor in content.items()} | {"b_pre": full["shift"].bfloat16()}
+    source = load_sae(save_tensors(tmp_path / "sae_layer3_final.pt", {"model_state": content}))
+    codes = torch.relu((inputs.double() - full["shift"]) @ full["W_enc"] + full["b_enc"])
+    torch.testing.assert_close(source.sae.encode(inputs).double(), codes, rtol=1e-4, atol=1e-4)

@@ -16,7 +16,7 @@ from torch import Tensor
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.sources.sae_formats.files import SaeFile, shapes_of
 from tl_distill_floor.sources.sae_formats.settings import all_settings, stated_metadata
-from tl_distill_floor.sources.sae_formats.weights import SaeWeights, make_weights
+from tl_distill_floor.sources.sae_formats.weights import SaeWeights, full_precision, make_weights
 
 _COUNTERS = re.compile(r"freq|count|fired|since|dead|alive|stat|usage|steps?$|nonzero|batches|tokens|bandwidth")
 """Names of tensors that count something in the training, and change no code."""
@@ -103,7 +103,7 @@ def _activation(
     kind = next(iter(stated), None)
     threshold = tensors.get("threshold", _threshold_setting(settings))
     if "threshold" in tensors and "log" in names["threshold"].lower():
-        threshold = tensors["threshold"].exp()
+        threshold = full_precision(tensors["threshold"]).exp()
     k = tensors.get("k", next((settings[name] for name in _K_NAMES if settings.get(name) is not None), None))
     if len(stated) > 1 or kind not in (None, "relu", "standard", "vanilla", "jumprelu", "topk", "abstopk"):
         raise ambiguity_error(file, f"its activation is named {' and '.join(sorted(stated))!r:.60}", key_map)

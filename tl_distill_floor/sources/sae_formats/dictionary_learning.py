@@ -13,7 +13,7 @@ from tl_distill_floor.sources.sae_formats.formats import SaeFormat
 from tl_distill_floor.sources.sae_formats.hook_names import hook_name_at
 from tl_distill_floor.sources.sae_formats.locations import folders_of, hook_name_in, hook_name_in_path
 from tl_distill_floor.sources.sae_formats.settings import require_hook_name
-from tl_distill_floor.sources.sae_formats.weights import SaeWeights, make_weights
+from tl_distill_floor.sources.sae_formats.weights import SaeWeights, full_precision, make_weights
 
 _LINEAR = {"encoder.weight", "encoder.bias", "decoder.weight"}
 _RAW = {"W_enc", "b_enc", "W_dec", "b_dec"}
@@ -103,17 +103,17 @@ def _read_gated(file: SaeFile, metadata: dict[str, Any]) -> SaeWeights:
     With y = (x - decoder_bias) @ encoder.T, a gated SAE has the codes relu(m) with m = exp(r_mag) y + mag_bias where
     y + gate_bias > 0. That is m where m > mag_bias - exp(r_mag) gate_bias and m > 0.
     """
-    tensors = file.tensors
-    scale = tensors["r_mag"].double().exp()
-    threshold = tensors["mag_bias"].double() - scale * tensors["gate_bias"].double()
+    tensors = {name: full_precision(tensor) for name, tensor in file.tensors.items()}
+    scale = tensors["r_mag"].exp()
+    threshold = tensors["mag_bias"] - scale * tensors["gate_bias"]
     return make_weights(
         file.name,
-        (tensors["encoder.weight"].double().T * scale).to(tensors["encoder.weight"].dtype),
+        tensors["encoder.weight"].T * scale,
         tensors["decoder.weight"].T,
         tensors["mag_bias"],
         tensors["decoder_bias"],
         subtract_b_dec=True,
-        threshold=threshold.clamp(min=0).float(),
+        threshold=threshold.clamp(min=0),
         metadata=metadata,
     )
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.sources.sae_formats.files import SaeFile, read_config, shapes_of
 from tl_distill_floor.sources.sae_formats.settings import stated_metadata
-from tl_distill_floor.sources.sae_formats.weights import SaeWeights, make_weights
+from tl_distill_floor.sources.sae_formats.weights import SaeWeights, fold_bias, full_precision, make_weights
 
 MappedActivation = Literal["relu", "jumprelu", "topk", "abstopk"]
 _METADATA = ("hook_name", "model_name", "context_size", "prepend_bos", "l0")
@@ -145,15 +145,15 @@ def read_mapped(file: SaeFile, key_map: KeyMap, d_in: int | None) -> SaeWeights:
         if b_pre.shape != (W_enc.shape[0],):
             raise InputError(f"{file.name} holds a b_pre of shape {list(b_pre.shape)}, expected [{W_enc.shape[0]}]")
         b_enc = torch.zeros(W_enc.shape[1]) if b_enc is None else b_enc
-        b_enc = (b_enc.double() - b_pre.double() @ W_enc.double()).to(W_enc.dtype)
+        b_enc = fold_bias(W_enc, b_enc, b_pre)
     is_topk = key_map.activation in ("topk", "abstopk")
     threshold = _number_or_tensor(file, key_map.threshold, "threshold") if key_map.activation == "jumprelu" else None
     return make_weights(
         file.name,
-        W_enc * scale,
-        W_dec / scale,
+        W_enc if scale == 1 else full_precision(W_enc) * scale,
+        W_dec if scale == 1 else full_precision(W_dec) / scale,
         b_enc,
-        None if b_dec is None else b_dec / scale,
+        None if b_dec is None else full_precision(b_dec) / scale,
         subtract_b_dec=bool(key_map.subtract_b_dec),
         threshold=threshold,
         k=_number_or_tensor(file, key_map.k, "k") if is_topk else None,

@@ -20,7 +20,7 @@ from tl_distill_floor.sources.sae_directory import UNSUPPORTED_ARCHITECTURES
 from tl_distill_floor.sources.sae_formats.files import SaeFile, shapes_of
 from tl_distill_floor.sources.sae_formats.formats import SaeFormat
 from tl_distill_floor.sources.sae_formats.settings import require_hook_name
-from tl_distill_floor.sources.sae_formats.weights import SaeWeights, make_weights
+from tl_distill_floor.sources.sae_formats.weights import SaeWeights, full_precision, make_weights
 
 _NORM = "dataset_average_activation_norm"
 """Setting, and beginning of the names of tensors, with the average norms of a dataset-wise normalisation."""
@@ -125,7 +125,7 @@ def _threshold(file: SaeFile, config: Mapping[str, Any], scale: float) -> Tensor
     """Return the threshold of z; None if there is none."""
     logarithm = next((file.tensors[name] for name in _LOG_THRESHOLDS if name in file.tensors), None)
     if logarithm is not None:
-        return logarithm.exp()
+        return full_precision(logarithm).exp()
     value = config.get("jump_relu_threshold")
     if not isinstance(value, int | float):
         return None

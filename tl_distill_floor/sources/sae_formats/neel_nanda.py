@@ -12,7 +12,7 @@ from tl_distill_floor.sources.sae_formats.files import SaeFile, shapes_of
 from tl_distill_floor.sources.sae_formats.formats import SaeFormat
 from tl_distill_floor.sources.sae_formats.hook_names import hook_name_at
 from tl_distill_floor.sources.sae_formats.settings import stated_metadata
-from tl_distill_floor.sources.sae_formats.weights import SaeWeights, make_weights
+from tl_distill_floor.sources.sae_formats.weights import SaeWeights, full_precision, make_weights
 
 _TENSORS = {"W_enc", "W_dec", "b_enc", "b_dec"}
 """Names of the tensors."""
@@ -45,7 +45,7 @@ def _read(file: SaeFile) -> SaeWeights:
         tensors["b_enc"],
         tensors["b_dec"],
         subtract_b_dec=kind != "jumprelu",
-        threshold=tensors[_LOG_THRESHOLD].exp() if kind == "jumprelu" else None,
+        threshold=full_precision(tensors[_LOG_THRESHOLD]).exp() if kind == "jumprelu" else None,
         k=k,
         metadata=_metadata(file, config),
     )

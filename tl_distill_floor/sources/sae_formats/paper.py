@@ -11,7 +11,7 @@ from tl_distill_floor.sources.sae_directory import PAPER_MODEL, PAPER_REPOSITORI
 from tl_distill_floor.sources.sae_formats.files import SaeFile, shapes_of
 from tl_distill_floor.sources.sae_formats.formats import SaeFormat
 from tl_distill_floor.sources.sae_formats.settings import stated_metadata
-from tl_distill_floor.sources.sae_formats.weights import SaeWeights, make_weights
+from tl_distill_floor.sources.sae_formats.weights import SaeWeights, fold_bias, full_precision, make_weights
 
 _REQUIRED = {"b_pre", "encoder.weight", "decoder.weight"}
 _OPTIONAL = {"encoder.bias", "decoder.bias"}
@@ -33,14 +33,13 @@ def _read(file: SaeFile) -> SaeWeights:
     b_dec = tensors.get("decoder.bias", b_pre.new_zeros(b_pre.shape))
     if b_pre.shape != b_dec.shape or b_pre.shape != (W_enc.shape[0],) or b_enc.shape != (W_enc.shape[1],):
         raise InputError(f"{file.name} holds biases that do not fit together ({shapes_of(tensors)}); give another file")
-    # (x - b_pre) @ W_enc + b_enc = x @ W_enc + (b_enc - b_pre @ W_enc)
-    folded = (b_enc.double() - b_pre.double() @ W_enc.double()).to(W_enc.dtype)
+    folded = fold_bias(W_enc, b_enc, b_pre)
     return make_weights(
         file.name,
         W_enc,
         tensors["decoder.weight"].T,
         folded,
-        b_dec + b_pre,
+        full_precision(b_dec) + full_precision(b_pre),
         subtract_b_dec=False,
         metadata=_metadata(file),
     )

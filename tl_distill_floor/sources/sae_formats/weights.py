@@ -96,6 +96,17 @@ def make_weights(
     )
 
 
+def fold_bias(W_enc: Tensor, b_enc: Tensor, b_pre: Tensor) -> Tensor:
+    """Return b with (x - b_pre) @ W_enc + b_enc = x @ W_enc + b; in fp32 if the weights are of half precision."""
+    folded: Tensor = b_enc.double() - b_pre.double() @ W_enc.double()
+    return folded.to(torch.promote_types(W_enc.dtype, torch.float32))
+
+
+def full_precision(tensor: Tensor) -> Tensor:
+    """Return a tensor in fp32 if it is of half precision, so that what is computed from it is not rounded."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
 def check_k(k: object, d_sae: int, name: str) -> int:
     """Return k as an integer, or raise an InputError if it is not an integer from 1 to d_sae."""
     number = k.item() if isinstance(k, Tensor) and k.numel() == 1 else k
