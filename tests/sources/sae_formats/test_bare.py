@@ -157,7 +157,8 @@ def test_threshold_among_the_settings_belongs_to_a_jumprelu(tmp_path, state, x):
         {"normalize_activations": "layer_norm"}, {"norm_factor": 3.0}, {"input_unit_norm": True}, {"rescale": 2.5},
         {"use_layernorm": True}, {"scaling_factor": 0.1}, {"standardize_inputs": True}, {"whitening": "zca"},
         {"normalise": 1}, {"runtime_normalization": "l2"}, {"center_inputs": True}, {"activation_mean": [1.0]},
-        {"rescale_acts_by_decoder_norm": True}, {"gain": 2.0}, {"input_multiplier": 3.0}, {"act_coefficient": 0.5},
+        {"rescale_acts_by_decoder_norm": True}, {"decoder_layer_norm": True},
+        {"scale_acts_by_decoder_norm": True}, {"gain": 2.0}, {"input_multiplier": 3.0}, {"act_coefficient": 0.5},
     ],
 )  # fmt: skip
 def test_settings_that_change_codes_are_refused_by_name(setting, tmp_path, state):
@@ -193,6 +194,8 @@ def test_transcoders_are_refused(setting, tmp_path, state):
 def test_harmless_settings_and_the_config_of_a_language_model_are_ignored(tmp_path, state):
     save_tensors(tmp_path / "sae.pt", state)
     harmless = {"normalize_decoder": True, "grad_clip_norm": 1.0, "lr_scheduler": "constant", "init_scale": 0.1}
+    harmless |= {"unit_norm_decoder": True, "enforce_decoder_norm": True, "W_dec_norm": 1.5, "clip_norm": 0.5}
+    harmless |= {"aux_scale": 0.03, "max_activation_norm_multiple": 10, "metrics": {"mean_l0": 31.0, "mean": 0.2}}
     harmless |= {"mse_loss_normalization": "batch", "scale": 1.0, "normalize_activations": "none", "l1_warmup": 5}
     write_json(tmp_path / "cfg.json", RELU | ONLY_ADDS | harmless)
     model = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "rms_norm_eps": 1e-6, "hidden_act": "silu"}

@@ -20,15 +20,21 @@ _EFFECTS = re.compile(
 )
 """Names of settings that can change codes."""
 _HARMLESS = re.compile(
-    r"^(?:set_|force_|use_)?(?:normali[sz]e|unit|norm)_?(?:the_)?(?:sae_)?(?:w_)?dec(?:oder)?(?:_\w+)?$"
-    r"|^dec\w*_(?:exact\w*|init\w*|unit)?_?norm|^decoder_norm|(?:^|_)(?:re)?init|grad|(?:^|_)lr(?:_|$)|loss|mse"
-    r"|(?:^|_)l[01p](?:_|$)|sparsity_(?:penalty|coeff|weight)|penalty|optim|sched|eps$|noise|max_norm|geometric_median"
-    r"|bandwidth|(?:^|_)rope|dead|resampl"
+    r"(?:^|_)(?:re)?init|grad|(?:^|_)lr(?:_|$)|learning_rate|loss|mse|(?:^|_)aux|(?:^|_)l[01p](?:_|$)"
+    r"|sparsity_(?:penalty|coeff|weight)|penalty|optim|sched|eps$|noise|clip|max_(?:\w+_)?norm|high_norm"
+    r"|geometric_median|bandwidth|(?:^|_)rope|dead|resampl"
 )
 """Names of settings of the training, which the saved weights already show."""
+_DECODER_NORM = re.compile(r"(?=.*(?:^|_|w)dec(?:oder)?(?:_|$))(?=.*(?:norm|unit))")
+_OF_CODES = re.compile(
+    r"scal|sparsity|acts?_|activ|(?:^|_)codes?(?:_|$)|feature|latent|input|includ|multipl|layer|batch|rms"
+)
+"""Names of settings that constrain the rows of the decoder in training contain the first and not the second."""
 _FACTORS = re.compile(r"scal|factor|coeff|std|norm$|multiplier|gain")
 """Names of settings that multiply something, so that 1 has no effect."""
-_NOT_SETTINGS = re.compile(r"optim|sched|rng|model_kwargs|model_from_pretrained_kwargs|activation_fn_kwargs|state_dict")
+_NOT_SETTINGS = re.compile(
+    r"optim|sched|rng|metric|eval|history|model_kwargs|model_from_pretrained_kwargs|activation_fn_kwargs|state_dict"
+)
 """Parts of a configuration that say nothing of how the SAE encodes."""
 _HOOKS = (
     "hook_name", "hook_point", "hook_point_in", "act_name", "hookpoint", "hook", "hook_points", "hook_names", "site",
@@ -102,8 +108,9 @@ def refuse_unknown_effects(
     for place, values in settings:
         for key, value in values.items():
             lower = key.lower()
+            of_training = _HARMLESS.search(lower) or (_DECODER_NORM.match(lower) and not _OF_CODES.search(lower))
             neutral = is_neutral(value) or (bool(_FACTORS.search(lower)) and value is not True and value == 1)
-            if neutral or lower in understood or not _EFFECTS.search(lower) or _HARMLESS.search(lower):
+            if neutral or lower in understood or not _EFFECTS.search(lower) or of_training:
                 continue
             raise InputError(
                 f"{name} has {key}={value!r:.60} in {place}, which changes its codes in a way that is not understood"
