@@ -171,6 +171,21 @@ def test_dictionary_learning_refuses_what_it_cannot_measure(dict_class, extra, t
     assert expected in refusal(folder)
 
 
+@pytest.mark.parametrize(
+    ("name", "hook_name"),
+    [
+        ("model.layers[3]", "blocks.3.hook_resid_post"),
+        ("resid_layer_3", "blocks.3.hook_resid_post"),
+        ("mlp_layer_3", "blocks.3.hook_mlp_out"),
+        ("mlp", "blocks.3.hook_mlp_out"),
+        ("gpt_neox.layers.3.attention", "blocks.3.hook_attn_out"),
+    ],
+)
+def test_dictionary_learning_names_submodules_in_many_ways(name, hook_name, tmp_path, state):
+    folder = write_dictionary(tmp_path / "mlp_out", "AutoEncoder", linear(state, "bias"), submodule_name=name)
+    assert load_sae(folder).hook_name == hook_name
+
+
 def test_dictionary_learning_refuses_inputs_of_modules(tmp_path, state):
     folder = write_dictionary(tmp_path, "AutoEncoder", linear(state, "bias"))
     write_json(folder / "config.json", {"trainer": {"dict_class": "AutoEncoder"}, "buffer": {"io": "in"}})
@@ -365,16 +380,19 @@ def test_openai_top_k_is_refused_for_its_normalised_inputs(tmp_path, state):
 # Goodfire
 
 
-def test_goodfire_reads_model_and_layer_of_its_file(tmp_path, state, x):
+@pytest.mark.parametrize(
+    ("file", "layer", "model"),
+    [
+        ("Llama-3.1-8B-Instruct-SAE-l19.pth", 19, "meta-llama/Llama-3.1-8B-Instruct"),
+        ("DeepSeek-R1-SAE-l37.pt", 37, "deepseek-ai/DeepSeek-R1"),
+    ],
+)
+def test_goodfire_reads_model_and_layer_of_its_file(file, layer, model, tmp_path, state, x):
     names = {name.replace(".", "_linear."): tensor for name, tensor in linear_style(state).items()}
-    path = save_tensors(tmp_path / "Llama-3.1-8B-Instruct-SAE-l19.pth", names)
+    source = load_sae(save_tensors(tmp_path / file, names))
     codes = torch.relu(x @ state["W_enc"] + state["b_enc"])
-    source = load_sae(path)
     check(source, x, codes, codes @ state["W_dec"] + state["b_dec"])
-    assert (source.hook_name, source.model_name) == (
-        "blocks.19.hook_resid_post",
-        "meta-llama/Llama-3.1-8B-Instruct",
-    )
+    assert (source.hook_name, source.model_name) == (f"blocks.{layer}.hook_resid_post", model)
 
 
 # The paper's

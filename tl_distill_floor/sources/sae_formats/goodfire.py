@@ -1,4 +1,4 @@
-"""Goodfire's SAEs of Llama 3: Llama-3.1-8B-Instruct-SAE-l19.pth and Llama-3.3-70B-Instruct-SAE-l50.pt.
+"""Goodfire's SAEs: Llama-3.1-8B-Instruct-SAE-l19.pth, Llama-3.3-70B-Instruct-SAE-l50.pt and DeepSeek-R1-SAE-l37.pt.
 
 codes = relu(encoder_linear(x)), reconstruction = decoder_linear(codes). Model and layer are in the file's name.
 """
@@ -12,6 +12,7 @@ from tl_distill_floor.sources.sae_formats.formats import SaeFormat
 from tl_distill_floor.sources.sae_formats.settings import stated_metadata
 from tl_distill_floor.sources.sae_formats.weights import SaeWeights, make_weights
 
+_OWNERS = {"Llama": "meta-llama", "DeepSeek": "deepseek-ai"}
 _TENSORS = {"encoder_linear.weight", "encoder_linear.bias", "decoder_linear.weight", "decoder_linear.bias"}
 """Names of the tensors."""
 
@@ -36,9 +37,10 @@ def _read(file: SaeFile) -> SaeWeights:
 
 
 def _metadata(file: SaeFile) -> dict[str, Any]:
-    match = re.fullmatch(r"(Llama-.+)-SAE-l(\d+)\.pth?", file.location.name)
-    named = {} if match is None else {"model_name": f"meta-llama/{match[1]}"}
-    named |= {} if match is None else {"hook_name": f"blocks.{int(match[2])}.hook_resid_post"}
+    match = re.fullmatch(rf"(({'|'.join(_OWNERS)})-.+)-SAE-l(\d+)\.pth?", file.location.name)
+    if match is None:
+        return stated_metadata(file)
+    named = {"model_name": f"{_OWNERS[match[2]]}/{match[1]}", "hook_name": f"blocks.{int(match[3])}.hook_resid_post"}
     return stated_metadata(file) | named
 
 

@@ -46,8 +46,10 @@ def hook_name_of(name: str) -> str | None:
     """Return the TransformerLens name of a hook point; None if the name is not understood.
 
     Args:
-        name: a TransformerLens hook point, or a Hugging Face module such as layers.12.mlp (its output).
+        name: a TransformerLens hook point, or a Hugging Face module such as layers.12.mlp (its output), also written as
+            layers[12].mlp.
     """
+    name = re.sub(r"\[(\d+)\]", r".\1", name)
     if _TRANSFORMER_LENS.fullmatch(name):
         return name
     if name in ("embed_tokens", "model.embed_tokens", "gpt_neox.embed_in", "transformer.wte"):
