@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from tests.helpers.sae_files import per_feature_threshold, save_tensors, write_json
+from tests.helpers.sae_files import per_feature_threshold, random_bias, save_tensors, write_json
 from tests.helpers.saes import D_IN, D_SAE
 from tl_distill_floor.sources.saes import SaeSource, load_sae
 
@@ -67,3 +67,25 @@ def test_jump_relu_of_bussmann_does_not_subtract_b_dec(tmp_path, state, x):
     source = load_sae(tmp_path)
     check(source, x, codes, codes @ state["W_dec"] + state["b_dec"])
     assert (source.hook_name, source.expected_l0) == ("blocks.8.hook_resid_pre", None)
+
+
+@pytest.mark.parametrize("normalises", [True, False])
+@pytest.mark.parametrize("names_class", [True, False])
+def test_batch_top_k_with_its_normalisation(normalises, names_class, tmp_path, state, x):
+    """As `BatchTopKSAE` of science-of-finetuning stores it: NaN for none."""
+    nothing = torch.full((D_IN,), float("nan"))
+    mean, std = (random_bias(6), random_bias(7).abs() + 0.5) if normalises else (nothing, nothing.clone())
+    scale = 1.0 / (std**2).sum().sqrt() if normalises else torch.tensor(1.0)
+    tensors = {
+        "encoder.weight": state["W_enc"].T, "encoder.bias": state["b_enc"], "decoder.weight": state["W_dec"].T,
+        "b_dec": state["b_dec"], "k": torch.tensor(5), "threshold": torch.tensor(1.5), "activation_mean": mean,
+        "activation_std": std, "activation_global_scale": scale, "target_rms": torch.tensor(1.0),
+    }  # fmt: skip
+    save_tensors(tmp_path / "model.safetensors", tensors)
+    config = {"activation_dim": D_IN, "dict_size": D_SAE, "k": 5}
+    write_json(tmp_path / "config.json", config | ({"dict_class": "BatchTopKSAE"} if names_class else {}))
+    inputs = (x - mean) * scale if normalises else x
+    post = torch.relu((inputs - state["b_dec"]) @ state["W_enc"] + state["b_enc"])
+    codes = post * (post > 1.5)
+    reconstruction = codes @ state["W_dec"] + state["b_dec"]
+    check(load_sae(tmp_path), x, codes, reconstruction / scale + mean if normalises else reconstruction)

@@ -2,10 +2,14 @@
 
 The classes differ in what is subtracted before the encoder: `AutoEncoder` its `bias`, the TopK classes `b_dec`,
 `AutoEncoderNew` and `JumpReluAutoEncoder` nothing. A `GatedAutoEncoder` is a JumpReLU SAE in another form. The library
-folds its normalisation into the biases when it saves.
+folds its normalisation into the biases when it saves. The version of science-of-finetuning stores the normalisation of
+a `BatchTopKSAE` next to the weights: it reads (x - activation_mean) * activation_global_scale, or x where they are NaN.
 """
 
+from collections.abc import Mapping
 from typing import Any
+
+from torch import Tensor
 
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.sources.sae_formats.files import SaeFile, shapes_of
@@ -30,6 +34,7 @@ _TENSORS = {
     "GatedAutoEncoder": _GATED,
 }
 """Tensors of each class that can be measured."""
+_NORMALISATION = {"activation_mean", "activation_std", "activation_global_scale", "target_rms"}
 _OPTIONAL = {"k", "threshold"}
 """Tensors that some versions of a class save."""
 
@@ -44,6 +49,8 @@ def _class_of(file: SaeFile) -> str | None:
         return str(trainer["dict_class"]).strip("<>'").rpartition(".")[2]
     if file.names == _AUTO_ENCODER:
         return "AutoEncoder"
+    if file.names >= _TENSORS["BatchTopKSAE"] | _NORMALISATION:
+        return "BatchTopKSAE"
     return "GatedAutoEncoder" if file.names == _GATED else None
 
 
@@ -63,7 +70,8 @@ def _read(file: SaeFile) -> SaeWeights:
             f"{file.name} is of the class {dict_class} of dictionary_learning, whose codes cannot be measured; give one"
             f" of {', '.join(_TENSORS)}"
         )
-    missing, unknown = _TENSORS[dict_class] - file.names, file.names - _TENSORS[dict_class] - _OPTIONAL
+    optional = _OPTIONAL | (_NORMALISATION if dict_class == "BatchTopKSAE" else set())
+    missing, unknown = _TENSORS[dict_class] - file.names, file.names - _TENSORS[dict_class] - optional
     if missing or unknown:
         raise InputError(
             f"{file.name} is said to be of the class {dict_class} of dictionary_learning, but holds"
@@ -71,6 +79,8 @@ def _read(file: SaeFile) -> SaeWeights:
         )
     if dict_class == "GatedAutoEncoder":
         return _read_gated(file, _metadata(file, trainer))
+    if file.names >= _NORMALISATION:
+        tensors = _without_normalisation(tensors)
     linear = "encoder.weight" in tensors
     k = tensors.get("k", trainer.get("k"))
     metadata = _metadata(file, trainer)
@@ -116,6 +126,22 @@ def _read_gated(file: SaeFile, metadata: dict[str, Any]) -> SaeWeights:
         threshold=threshold.clamp(min=0),
         metadata=metadata,
     )
+
+
+def _without_normalisation(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the weights of the same SAE that reads activations as they are.
+
+    With the scale g and the mean m, (x - m) g - b_dec = (x - b) g for b = m + b_dec / g, and the reconstruction is
+    (codes @ W_dec + b_dec) / g + m = codes @ W_dec / g + b.
+    """
+    weights = {name: full_precision(tensor) for name, tensor in tensors.items() if name not in _NORMALISATION}
+    mean, std, scale = (tensors[f"activation_{name}"] for name in ("mean", "std", "global_scale"))
+    if bool(mean.isnan().any()) or bool(std.isnan().any()):
+        return weights
+    weights["encoder.weight"] = weights["encoder.weight"] * scale
+    weights["decoder.weight"] = weights["decoder.weight"] / scale
+    weights["b_dec"] = weights["b_dec"] / scale + mean
+    return weights
 
 
 def _require_k(file: SaeFile, k: object) -> object:
