@@ -60,7 +60,7 @@ def test_unfinished_predictions_are_reported(bridge: Any, sae: Any, ids: Tensor)
 def test_nothing_is_reported_as_unfinished_if_nothing_is_left_to_compute(bridge: Any, sae: Any, ids: Tensor) -> None:
     reported: list[Any] = []
     predict_floors(
-        bridge, [sae], ids, widths=[2], measuring=MeasureConfig("energy"), predicting=PredictConfig(steps=0),
+        bridge, [sae], ids, widths=[2], measuring=MeasureConfig(cost="energy"), predicting=PredictConfig(steps=0),
         on_unfinished=reported.append,
     )  # fmt: skip
     assert reported == []

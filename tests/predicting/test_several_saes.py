@@ -110,4 +110,4 @@ def test_saes_that_want_another_teacher_are_not_measured_together(bridge: Any, s
     with pytest.raises(InputError, match="loaded in different ways"):
         prepare_job(bridge, [sae, folded], ids)
     with pytest.raises(InputError, match="one SAE at a time"):
-        measure_job(prepare_job(bridge, [sae, sae], ids), MeasureConfig("ablation"))
+        measure_job(prepare_job(bridge, [sae, sae], ids), MeasureConfig(cost="ablation"))

@@ -7,11 +7,10 @@ from typing import Any
 from tl_distill_floor.annotations import SaeModule
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.sources.sae_directory import NORMALISATION_ADVICE, UNSUPPORTED_ARCHITECTURES, SaeEntry
+from tl_distill_floor.sources.sae_formats.hook_names import MODULE_NAME, dotted, hook_name_of
 
 SUPPORTED_ARCHITECTURES = ("standard", "gated", "topk", "jumprelu", "abstopk", "matching_pursuit")
 """Architectures of SAELens that can be measured."""
-MODULE_NAME = "hf_module_name"
-"""Key of the metadata that holds `SaeSource.module_name`."""
 METADATA_TYPES: dict[str, type | tuple[type, ...]] = {
     "hook_name": str, "model_name": str, "neuronpedia_id": str, "model_from_pretrained_kwargs": dict,
     "context_size": int, "prepend_bos": bool, "l0": (int, float), "sequence_separator_token": (int, str),
@@ -69,7 +68,6 @@ def checked_source(sae: SaeModule, name: str, entry: SaeEntry | None = None) -> 
         entry: entry of SAELens's directory, for one of its SAEs.
     """
     from tl_distill_floor.sources.sae_formats.building import with_plain_decoder
-    from tl_distill_floor.sources.sae_formats.hook_names import hook_name_of
     from tl_distill_floor.sources.sae_formats.transcoders import refuse_transcoder_config
 
     architecture, metadata = sae.cfg.architecture(), _read_metadata(sae)
@@ -79,7 +77,7 @@ def checked_source(sae: SaeModule, name: str, entry: SaeEntry | None = None) -> 
     concatenates = metadata.get("disable_concat_sequences")
     hook_name, module_name = metadata.get("hook_name"), metadata.get(MODULE_NAME)
     if hook_name is not None and (of_module := hook_name_of(hook_name)) not in (None, hook_name):
-        hook_name, module_name = of_module, hook_name  # SAELens trains on models of transformers too
+        hook_name, module_name = of_module, dotted(hook_name)  # SAELens trains on models of transformers too
     return SaeSource(
         sae=with_plain_decoder(sae),
         name=name,

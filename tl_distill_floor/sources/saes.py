@@ -38,8 +38,8 @@ from tl_distill_floor.sources.sae_formats.file_names import (
     is_config_of,
     is_weights,
 )
+from tl_distill_floor.sources.sae_formats.hook_names import MODULE_NAME
 from tl_distill_floor.sources.sae_source import (
-    MODULE_NAME,
     SUPPORTED_ARCHITECTURES,
     SaeSource,
     check_architecture,

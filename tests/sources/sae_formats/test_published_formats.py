@@ -172,18 +172,21 @@ def test_dictionary_learning_refuses_what_it_cannot_measure(dict_class, extra, t
 
 
 @pytest.mark.parametrize(
-    ("name", "hook_name"),
+    ("name", "hook_name", "module"),
     [
-        ("model.layers[3]", "blocks.3.hook_resid_post"),
-        ("resid_layer_3", "blocks.3.hook_resid_post"),
-        ("mlp_layer_3", "blocks.3.hook_mlp_out"),
-        ("mlp", "blocks.3.hook_mlp_out"),
-        ("gpt_neox.layers.3.attention", "blocks.3.hook_attn_out"),
+        ("model.layers[3]", "blocks.3.hook_resid_post", "model.layers.3"),
+        ("resid_layer_3", "blocks.3.hook_resid_post", None),
+        ("mlp_layer_3", "blocks.3.hook_mlp_out", "layers.3.mlp"),  # in Gemma 2 not what TransformerLens calls so
+        ("mlp", "blocks.3.hook_mlp_out", "layers.3.mlp"),
+        ("attn_out", "blocks.3.hook_attn_out", "layers.3.self_attn"),
+        ("blocks.3.hook_mlp_out", "blocks.3.hook_mlp_out", None),
+        ("gpt_neox.layers.3.attention", "blocks.3.hook_attn_out", "gpt_neox.layers.3.attention"),
     ],
 )
-def test_dictionary_learning_names_submodules_in_many_ways(name, hook_name, tmp_path, state):
+def test_dictionary_learning_names_submodules_in_many_ways(name, hook_name, module, tmp_path, state):
     folder = write_dictionary(tmp_path / "mlp_out", "AutoEncoder", linear(state, "bias"), submodule_name=name)
-    assert load_sae(folder).hook_name == hook_name
+    source = load_sae(folder)
+    assert (source.hook_name, source.module_name) == (hook_name, module)
 
 
 def test_dictionary_learning_refuses_inputs_of_modules(tmp_path, state):

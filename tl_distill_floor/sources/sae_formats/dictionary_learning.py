@@ -14,7 +14,7 @@ from torch import Tensor
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.sources.sae_formats.files import SaeFile, shapes_of
 from tl_distill_floor.sources.sae_formats.formats import SaeFormat
-from tl_distill_floor.sources.sae_formats.hook_names import hook_name_at
+from tl_distill_floor.sources.sae_formats.hook_names import MODULE_NAME, hook_name_at
 from tl_distill_floor.sources.sae_formats.locations import folders_of, hook_name_in, hook_name_in_path
 from tl_distill_floor.sources.sae_formats.settings import require_hook_name
 from tl_distill_floor.sources.sae_formats.weights import SaeWeights, full_precision, make_weights
@@ -169,6 +169,8 @@ def _metadata(file: SaeFile, trainer: dict[str, Any]) -> dict[str, Any]:
         )
     if stated:
         metadata["hook_name"] = stated[0]
+        module = None if "hook_" in str(submodule) else _module_of(stated[0])
+        metadata |= {} if module is None else {MODULE_NAME: module}
     elif isinstance(layer, int):
         metadata["layer"] = layer
     if isinstance(trainer.get("lm_name"), str):
@@ -176,6 +178,13 @@ def _metadata(file: SaeFile, trainer: dict[str, Any]) -> dict[str, Any]:
     if isinstance(buffer.get("ctx_len"), int):
         metadata["context_size"] = buffer["ctx_len"]
     return metadata
+
+
+def _module_of(hook_name: str) -> str | None:
+    """Return the module of a block whose output the library reads under a name such as mlp_out_layer_3."""
+    block, _, point = hook_name.rpartition(".")
+    module = {"hook_mlp_out": "mlp", "hook_attn_out": "self_attn"}.get(point)
+    return None if module is None else f"{block.replace('blocks', 'layers')}.{module}"
 
 
 def _hook_name_of_submodule(file: SaeFile, name: object, layer: object) -> str | None:

@@ -2,6 +2,8 @@
 
 import re
 
+MODULE_NAME = "hf_module_name"
+"""Key of an SAE's metadata for the Hugging Face module whose output it reads, if a file names one."""
 _TRANSFORMER_LENS = re.compile(r"(?:blocks\.\d+\.[\w.]*hook_\w+|hook_(?:embed|pos_embed)|ln_final\.hook_\w+)")
 """Hook points of TransformerLens."""
 _MODULE = re.compile(r"(?:[a-z_]+\.)*(?:layers|h|blocks)\.(\d+)(?:\.(.+))?")
@@ -49,7 +51,7 @@ def hook_name_of(name: str) -> str | None:
         name: a TransformerLens hook point, or a Hugging Face module such as layers.12.mlp (its output), also written as
             layers[12].mlp.
     """
-    name = re.sub(r"\[(\d+)\]", r".\1", name)
+    name = dotted(name)
     if _TRANSFORMER_LENS.fullmatch(name):
         return name
     if name in ("embed_tokens", "model.embed_tokens", "gpt_neox.embed_in", "transformer.wte"):
@@ -57,6 +59,16 @@ def hook_name_of(name: str) -> str | None:
     match = _MODULE.fullmatch(name)
     hook = None if match is None else _BY_MODULE.get(match[2] or "")
     return None if match is None or hook is None else f"blocks.{int(match[1])}.{hook}"
+
+
+def dotted(module: str) -> str:
+    """Return the name of a module with dots alone.
+
+    Example:
+        >>> dotted("model.layers[3].mlp")
+        'model.layers.3.mlp'
+    """
+    return re.sub(r"\[(\d+)\]", r".\1", module)
 
 
 def hook_name_at(site: str, layer: int) -> str | None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.sources.sae_formats.files import MAX_DEPTH, SaeFile
-from tl_distill_floor.sources.sae_formats.hook_names import hook_name_at, hook_name_of
+from tl_distill_floor.sources.sae_formats.hook_names import dotted, hook_name_at, hook_name_of
 from tl_distill_floor.sources.sae_formats.locations import folders_of
 
 _EFFECTS = re.compile(
@@ -217,7 +217,7 @@ def named_module(file: SaeFile, hook_name: str) -> str | None:
     ]  # fmt: skip
     for text in (*strings, *folders_of(file)):
         if text != hook_name and hook_name_of(text) == hook_name:
-            return text
+            return dotted(text)
     return None
 
 
