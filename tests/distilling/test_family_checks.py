@@ -223,3 +223,19 @@ def test_selects_the_settings_of_the_layers_that_are_used() -> None:
         "moe_layers": [0, 1, 2], "attn_layer_indices": [1, 2], "no_rope_layers": [1, 0, 0],
         "first_k_dense_replace": 2, "num_kv_shared_layers": 1, "layer_settings": {1: "a"},
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("start", ["random", "teacher-slice", "svd"])
+def test_experts_whose_rows_do_not_fit_their_kernel_are_refused_with_every_start(start: Any) -> None:
+    """Kernels of several experts need rows of a multiple of 16 bytes, and 36 bytes are 9 numbers in fp32."""
+    teacher = plain_teacher(teacher_config("Qwen3MoeConfig", head_dim=16, **EXPERTS))
+    for _ in range(2):  # what was traced for the first one is used again for the second one
+        with pytest.raises(InputError, match=r"Qwen3Moe student of width 9 cannot be run \(strides should be multiple"):
+            build_student(teacher, 9, start=start)
+
+
+@pytest.mark.parametrize("start", ["random", "teacher-slice", "svd"])
+def test_experts_of_students_run_as_those_of_their_family(start: Any) -> None:
+    config = teacher_config("Qwen3MoeConfig", head_dim=16, **EXPERTS)
+    student = build_student(plain_teacher(config), 24, start=start)
+    assert student.config._experts_implementation == create_model(config).config._experts_implementation

@@ -1,5 +1,6 @@
 """Plain `transformers` models of a configuration: with weights, or as shells that take almost no memory."""
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -52,7 +53,7 @@ def create_zero_model(config: PreTrainedConfig, *, fused_experts: bool = True) -
     Raises:
         InputError: the family has no model of this configuration.
     """
-    model = create_shell(config)
+    model = create_shell(copy.deepcopy(config))  # the choice of how experts run is written into the configuration
     zeros: dict[int, nn.Parameter] = {}
     for module in model.modules():
         for name, weight in list(module.named_parameters(recurse=False)):
