@@ -6,8 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 
+from tests.helpers.type_checks import without_type_checks
 from tl_distill_floor import InputError, LearningCurve, load_learning_curve
 
 LOSSES = (0.9, 0.7, 0.6)
@@ -325,3 +328,104 @@ def test_a_curve_in_memory_is_checked_too() -> None:
         LearningCurve(tokens=(1.0,), losses=())
     with pytest.raises(InputError, match="start at 0; remove the points before training"):
         LearningCurve(tokens=(0.0, 1.0), losses=(0.9, 0.8))
+
+
+def table(**columns: Sequence[object]) -> str:
+    """Return the text of a CSV file; two underscores in a name stand for a slash."""
+    names = ",".join(name.replace("__", "/") for name in columns)
+    return "\n".join([names, *(",".join(map(str, row)) for row in zip(*columns.values(), strict=True))])
+
+
+TOKENS = (1000.0, 2000.0, 3000.0)
+
+
+@pytest.mark.parametrize(
+    "name", ["eval_ce_loss", "val/lm_loss", "eval/hidden_mse_loss", "eval/reverse_kl", "eval_nll_loss"]
+)
+def test_other_losses_are_not_taken_for_the_kl(tmp_path: Path, name: str) -> None:
+    """A loss that may be the KL by its name is taken, also if it is a training loss."""
+    rows = {"tokens": TOKENS, name: (3.9, 3.7, 3.6)}
+    file = write_csv(tmp_path, table(**rows, train__kl=LOSSES))
+    assert (load_learning_curve(file).column, load_learning_curve(file).losses) == ("train/kl", LOSSES)
+    with pytest.raises(InputError, match=f"'{name}' of .* is a .* by its name; add KL"):
+        load_learning_curve(write_csv(tmp_path, table(**rows)))
+    assert load_learning_curve(tmp_path / "curve.csv", loss=name).losses == (3.9, 3.7, 3.6)
+
+
+def test_a_kl_of_a_language_model_is_a_kl(tmp_path: Path) -> None:
+    assert load_learning_curve(write_csv(tmp_path, table(tokens=TOKENS, eval__lm_kl=LOSSES))).losses == LOSSES
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("eval_ppl", "is a perplexity"), ("eval_loss_bpb", "is in bits per byte"), ("val/perplexity", "is a perplexity")],
+)
+def test_scales_that_are_no_nats_are_refused(tmp_path: Path, name: str, message: str) -> None:
+    with pytest.raises(InputError, match=f"'{name}' {message} by its name; set --loss to a column of KL"):
+        load_learning_curve(write_csv(tmp_path, table(tokens=TOKENS, **{name: LOSSES})), loss=name)
+
+
+def test_a_name_that_says_bits_needs_the_unit(tmp_path: Path) -> None:
+    file = write_csv(tmp_path, table(tokens=TOKENS, eval_kl_bits=LOSSES))
+    with pytest.raises(InputError, match="'eval_kl_bits' is in bits by its name; set --unit bits"):
+        load_learning_curve(file)
+    assert load_learning_curve(file, unit="bits").losses == pytest.approx([math.log(2) * loss for loss in LOSSES])
+    with pytest.raises(InputError, match="'kl_nats' is in nats by its name; leave out --unit"):
+        load_learning_curve(write_csv(tmp_path, table(tokens=TOKENS, kl_nats=LOSSES)), unit="bits")
+
+
+@pytest.mark.parametrize(
+    ("name", "counts"), [("tokens", (0.001, 0.002, 3)), ("tokens (M)", TOKENS), ("tokens_b", (1, 2, 3))]
+)
+def test_tokens_that_are_not_counted_one_by_one_are_refused(tmp_path: Path, name: str, counts: Sequence[float]) -> None:
+    file = write_csv(tmp_path, table(**{name: counts}, loss=LOSSES))
+    with pytest.raises(InputError, match="does not count single tokens"):
+        load_learning_curve(file, tokens=name)
+
+
+@pytest.mark.parametrize("name", ["lr-AdamW", "lr/group_0", "optimizer/lr", "Learning Rate"])
+def test_learning_rates_are_found_by_other_names(tmp_path: Path, name: str) -> None:
+    rates = (3e-3, 2e-3, 1e-3)
+    text = table(tokens=TOKENS, loss=LOSSES, base_lr=(1, 1, 1), **{name: rates})
+    assert load_learning_curve(write_csv(tmp_path, text)).learning_rates == rates
+
+
+def test_learning_rates_of_groups_must_have_one_schedule(tmp_path: Path) -> None:
+    """A group that is not trained has the rate 0, and others a multiple of the same schedule."""
+    columns = {"tokens": TOKENS, "loss": LOSSES, "lr/0": (0, 0, 0), "lr/1": (2e-3, 1e-3, 0), "lr/2": (4e-3, 2e-3, 0)}
+    assert load_learning_curve(write_csv(tmp_path, table(**columns))).learning_rates == (4e-3, 2e-3, 0)
+    columns["lr/2"] = (4e-3, 4e-3, 4e-3)
+    with pytest.raises(InputError, match="learning rates of different schedules, lr/1 and lr/2; keep one"):
+        load_learning_curve(write_csv(tmp_path, table(**columns)))
+
+
+def test_reads_json_lines(tmp_path: Path) -> None:
+    """Such as LLaMA-Factory writes them, with a last line that has no loss."""
+    lines = [{"current_steps": 10 * i, "loss": loss, "lr": 1e-3} for i, loss in enumerate(LOSSES, start=1)]
+    file = tmp_path / "trainer_log.jsonl"
+    file.write_text("\n".join(map(json.dumps, [*lines, {"current_steps": 30, "elapsed_time": "0:00:09"}])))
+    curve = load_learning_curve(file, tokens_per_step=100)
+    assert (curve.tokens, curve.losses, curve.learning_rates) == ((1000, 2000, 3000), LOSSES, (1e-3, 1e-3, 1e-3))
+
+
+@pytest.mark.parametrize(("separator", "name"), [(";", "semicolons"), ("\t", "tabs")])
+def test_another_separator_than_the_name_of_the_file_says_is_named(tmp_path: Path, separator: str, name: str) -> None:
+    text = table(tokens=TOKENS, loss=LOSSES).replace(",", separator)
+    with pytest.raises(InputError, match=f"has {name} between its columns; save it with commas"):
+        load_learning_curve(write_csv(tmp_path, text))
+
+
+def test_numbers_in_memory_may_be_arrays() -> None:
+    with without_type_checks():
+        curve = LearningCurve(np.array(TOKENS), pd.Series(LOSSES), learning_rates=np.ones(3))  # type: ignore[arg-type]
+        with pytest.raises(InputError, match="is read from a file, got DataFrame; give a path, or LearningCurve"):
+            load_learning_curve(pd.DataFrame({"tokens": TOKENS, "loss": LOSSES}))  # type: ignore[arg-type]
+    assert curve == LearningCurve(tokens=TOKENS, losses=LOSSES, learning_rates=(1.0, 1.0, 1.0))
+
+
+@pytest.mark.parametrize("rates", [(1e-3,), (1e-3, math.nan, 1e-3), (1e-3, -1e-3, 0.0)])
+def test_learning_rates_in_memory_are_checked(rates: tuple[float, ...]) -> None:
+    with pytest.raises(InputError, match="learning rate"):
+        LearningCurve(tokens=TOKENS, losses=LOSSES, learning_rates=rates)
+    with pytest.raises(InputError, match="a loss after inf tokens"):
+        LearningCurve(tokens=(1.0, 2.0, math.inf), losses=LOSSES)

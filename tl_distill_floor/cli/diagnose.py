@@ -33,8 +33,8 @@ def diagnose(
         Path,
         typer.Argument(
             help="Learning curve: trainer_state.json of the Hugging Face Trainer or its directory, a .csv file (also as"
-            " exported by Weights & Biases or TensorBoard), a student of tl-floor distill, or a run directory with"
-            " students."
+            " exported by Weights & Biases or TensorBoard), a .jsonl file, a student of tl-floor distill, or a run"
+            " directory with students."
         ),
     ],
     run: Annotated[

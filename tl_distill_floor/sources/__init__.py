@@ -24,6 +24,7 @@
 - `labels`: `load_labels`, labelled text for probes.
 - `learning_curves`: `load_learning_curve`, the tokens and losses of a training.
 - `curve_columns`: the columns of a log that hold the loss, the tokens, the steps and the learning rate.
+- `loss_names`: what a column of a log is by its name.
 - `training_logs`: rows of the logs of other trainers.
 - `process_memory`: freed memory stays in the process while something is computed.
 - `torch_state`: one state of torch in which everything is computed.

@@ -8,7 +8,9 @@ from itertools import combinations
 
 import numpy as np
 
+from tl_distill_floor.annotations import LossUnit
 from tl_distill_floor.errors import InputError
+from tl_distill_floor.sources.loss_names import LOSS_WORDS, RUN_SEPARATOR, check_unit_of_name, other_loss, words
 from tl_distill_floor.sources.training_logs import Row, TrainingLog
 
 TENSORBOARD = ("Wall time", "Step", "Value")
@@ -18,18 +20,24 @@ TOKEN_NAMES = {
     "training_tokens", "tokens_trained", "consumed_tokens",
 }  # fmt: skip
 """Names of columns that count the tokens trained on, after `train/`, `eval_` and the like."""
-STEP_NAMES = ("global_step", "step", "steps", "iteration", "_step")
+STEP_NAMES = ("global_step", "step", "steps", "current_steps", "iteration", "iter", "_step")
 """Names of columns that count steps; the first that exists is taken."""
-LOSS_WORDS = {"loss", "kl", "kld", "kldiv", "divergence"}
-"""A column whose name has one of these words may be the loss."""
 HELDOUT_WORDS = {"eval", "evaluation", "val", "valid", "validation", "test", "heldout", "held", "dev"}
 """A loss whose name has one of these words was measured on held-out text."""
 RANGE_SUFFIXES = ("__MIN", "__MAX")
 """Ends of the names of columns in which Weights & Biases exports the range of a smoothed value."""
 RATE_NAMES = ("learning_rate", "lr")
 """Names of columns of the learning rate."""
-RUN_SEPARATOR = " - "
-"""What Weights & Biases puts between the name of a run and that of a column."""
+RATE = r"(^|[^a-z])lr([^a-z]|$)|learning.?rate"
+"""Names of columns that may be a learning rate, such as that of one group of weights."""
+RATE_SETTINGS = {"base", "initial", "init", "max", "min", "peak", "decay", "mult", "scale", "ratio", "warmup"}
+"""A column whose name has one of these words is a setting of the schedule."""
+SAME_RATE = 1e-3
+"""Learning rates have one schedule if they differ by at most this share of the highest, after scaling."""
+TOKEN_UNITS = {
+    "k", "thousand", "thousands", "m", "mm", "million", "millions", "b", "bn", "billion", "billions", "g", "t",
+}  # fmt: skip
+"""A column of tokens whose name has one of these words does not count single tokens."""
 TRAINING_WORDS = {
     "run", "name", "id", "experiment", "trial", "job", "model", "student", "teacher", "width", "seed", "config",
     "dataset", "split",
@@ -41,24 +49,37 @@ N_LISTED = 12
 """Columns that a message lists at most."""
 
 
-def loss_column(log: TrainingLog, loss: str | None) -> str:
+def loss_column(log: TrainingLog, loss: str | None, unit: LossUnit) -> str:
     """Return the column of the loss.
 
     Args:
         log: the log.
         loss: its name; None for the only loss on held-out text, or the only loss.
+        unit: the unit that the loss is taken to be in.
 
     Raises:
-        InputError: there is none, or several can be meant.
+        InputError: there is none, or several can be meant, or its name says that it is something else.
     """
-    if loss is not None:
-        return _column_named(log, loss, "--loss")
+    column = _only_loss(log, unit) if loss is None else _column_named(log, loss, "--loss")
+    check_unit_of_name(column, unit)
+    return column
+
+
+def _only_loss(log: TrainingLog, unit: LossUnit) -> str:
+    """Return the only loss on held-out text; without one, the only loss."""
     if is_tensorboard(log):
         return TENSORBOARD[-1]
     losses = [name for name in log.columns if words(name) & LOSS_WORDS and not name.endswith(RANGE_SUFFIXES)]
     if not losses:
         raise InputError(f"no column of {log.file} is called a loss; name it with --loss: {listed(log.columns)}")
-    chosen = [name for name in losses if words(name) & HELDOUT_WORDS] or losses
+    possible = [name for name in losses if other_loss(name) is None]
+    if not possible:
+        check_unit_of_name(losses[0], unit)
+        raise InputError(
+            f"{losses[0]!r} of {log.file} is {other_loss(losses[0])} by its name; add KL(teacher ‖ student) per token,"
+            f" or name it with --loss: {listed(log.columns)}"
+        )
+    chosen = [name for name in possible if words(name) & HELDOUT_WORDS] or possible
     if len(chosen) > 1:
         raise InputError(f"{log.file} has several losses; name KL(teacher ‖ student) with --loss: {listed(chosen)}")
     return chosen[0]
@@ -138,9 +159,40 @@ def step_column(log: TrainingLog) -> str | None:
     return _first_called(log, STEP_NAMES)
 
 
+def check_single_tokens(log: TrainingLog, tokens: str | None) -> None:
+    """Raise an InputError if a column counts tokens in thousands, millions or the like.
+
+    Args:
+        log: the log of one run.
+        tokens: column of the tokens; None if there is none.
+    """
+    counts = [row[tokens] for row in log.rows if tokens is not None and tokens in row]
+    fraction = next((count for count in counts if 0 < count < 1), None)
+    if tokens is not None and (fraction is not None or words(_last_part(tokens)) & TOKEN_UNITS):
+        example = f"{max(counts, default=0):g}" if fraction is None else f"{fraction:g}"
+        raise InputError(
+            f"{tokens!r} of {log.file} does not count single tokens, by its name or its values (such as {example});"
+            " multiply it in the file and name it tokens"
+        )
+
+
 def rate_column(log: TrainingLog) -> str | None:
-    """Return the column of the learning rate, None if there is none."""
-    return _first_called(log, RATE_NAMES)
+    """Return the column of the learning rate, None if there is none.
+
+    Of several, as of groups of weights, it is the one with the highest rate.
+
+    Raises:
+        InputError: there are several, and they have different schedules.
+    """
+    exact = [name for wanted in RATE_NAMES for name in log.columns if _last_part(name) == wanted]
+    names = exact or [name for name in log.columns if _may_be_rate(name)]
+    check_numbers(log, *names)
+    for first, second in combinations(names, 2):
+        if not _have_one_schedule(log, first, second):
+            raise InputError(
+                f"{log.file} has learning rates of different schedules, {first} and {second}; keep one of them"
+            )
+    return max(names, key=lambda name: max((row[name] for row in log.rows if name in row), default=0.0), default=None)
 
 
 def check_numbers(log: TrainingLog, *columns: str | None) -> None:
@@ -161,16 +213,6 @@ def check_numbers(log: TrainingLog, *columns: str | None) -> None:
 def is_tensorboard(log: TrainingLog) -> bool:
     """Return whether a log was exported by TensorBoard."""
     return set(log.columns) == set(TENSORBOARD)
-
-
-def words(name: str) -> set[str]:
-    """Return the words of a column's name, without the name of the run.
-
-    Example:
-        >>> sorted(words("test run - eval/kl_loss"))
-        ['eval', 'kl', 'loss']
-    """
-    return set(re.findall(r"[a-z]+", name.lower().split(RUN_SEPARATOR)[-1]))
 
 
 def listed(names: Sequence[str]) -> str:
@@ -206,6 +248,22 @@ def _agree(log: TrainingLog, first: str, second: str) -> bool:
     in_both = in_both[(in_both >= max(s[0] for s in steps)) & (in_both <= min(s[-1] for s in steps))]
     one, other = (np.interp(in_both, known, count) for known, count in zip(steps, counts, strict=True))
     return len(in_both) > 0 and np.allclose(one, other, rtol=SAME_TOKENS, atol=0)
+
+
+def _may_be_rate(name: str) -> bool:
+    """Return whether a column may be a learning rate by its name, which can be that of a group: lr/group0."""
+    own_name = name.lower().split(RUN_SEPARATOR)[-1]
+    return bool(re.search(RATE, own_name)) and not words(name) & RATE_SETTINGS
+
+
+def _have_one_schedule(log: TrainingLog, first: str, second: str) -> bool:
+    """Return whether two learning rates are multiples of each other in the rows that have both."""
+    both = [(row[first], row[second]) for row in log.rows if first in row and second in row]
+    if not both:
+        return False
+    one, other = (np.array(rates) for rates in zip(*both, strict=True))
+    scale = float(one.max() * other.max())
+    return bool((np.abs(one * other.max() - other * one.max()) <= SAME_RATE * scale).all())
 
 
 def _count(rows: Sequence[Row], name: str) -> int:

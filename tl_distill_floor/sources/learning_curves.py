@@ -1,7 +1,7 @@
 """`load_learning_curve`: the tokens and the losses of a training, from the log of its trainer."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby, pairwise
 from pathlib import Path
@@ -13,6 +13,7 @@ from tl_distill_floor.errors import InputError, check_choice
 from tl_distill_floor.sources.curve_columns import (
     check_numbers,
     check_one_training,
+    check_single_tokens,
     columns_of_run,
     is_tensorboard,
     listed,
@@ -21,8 +22,8 @@ from tl_distill_floor.sources.curve_columns import (
     step_column,
     token_column,
     tokens_by_step,
-    words,
 )
+from tl_distill_floor.sources.loss_names import words
 from tl_distill_floor.sources.training_logs import (
     CONFIG,
     TRAINER_STATE,
@@ -39,7 +40,7 @@ SAME_LOSS = 1e-3
 
 @dataclass(frozen=True)
 class LearningCurve:
-    """The tokens and the losses of one training.
+    """The tokens and the losses of one training; any sequences of numbers, such as arrays, become tuples.
 
     Example:
         >>> curve = LearningCurve(tokens=(1e6, 2e6, 4e6), losses=(0.9, 0.7, 0.6), width=64)
@@ -68,11 +69,18 @@ class LearningCurve:
         """Check that the points are those of one training.
 
         Raises:
-            InputError: there is no point, a loss is negative or not finite, or the tokens do not rise.
+            InputError: there is no point, a loss is negative or not finite, the tokens do not rise, or there is not one
+                learning rate for each point.
         """
+        for name in ("tokens", "losses", "learning_rates"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, _as_floats(name, getattr(self, name)))
         if not self.losses or len(self.tokens) != len(self.losses):
             raise InputError(f"{self.name} needs one loss for each number of tokens, and at least one point")
+        self._check_rates()
         for tokens, loss in zip(self.tokens, self.losses, strict=True):
+            if not math.isfinite(tokens):
+                raise InputError(f"{self.name} has a loss after {tokens} tokens; remove the point")
             if not math.isfinite(loss):
                 raise InputError(
                     f"the loss of {self.name} is {loss} after {tokens:,.0f} tokens, so the training diverged there;"
@@ -96,6 +104,17 @@ class LearningCurve:
             if after == before:
                 raise InputError(f"{self.name} has two losses at {after:,.0f} tokens; keep one of them")
 
+    def _check_rates(self) -> None:
+        """Raise an InputError unless there is one learning rate for each loss, or none at all."""
+        rates = self.learning_rates
+        if rates is None:
+            return
+        if len(rates) != len(self.losses):
+            raise InputError(f"{self.name} has {len(rates)} learning rates and {len(self.losses)} losses; give as many")
+        wrong = next((rate for rate in rates if not (math.isfinite(rate) and rate >= 0)), None)
+        if wrong is not None:
+            raise InputError(f"a learning rate of {self.name} is {wrong}; give numbers from 0, or no learning rates")
+
 
 def load_learning_curve(
     path: str | Path,
@@ -109,8 +128,9 @@ def load_learning_curve(
 
     Args:
         path: a `trainer_state.json` of the Hugging Face Trainer, the directory of its run or of a checkpoint, or a CSV
-            file with one row per point, such as Weights & Biases and TensorBoard export.
-        loss: column of the loss. If None, it is the only loss on held-out text; without one, the only loss.
+            or JSON Lines file with one row per point, such as Weights & Biases and TensorBoard export.
+        loss: column of the loss. If None, it is the only loss on held-out text; without one, the only loss. Losses
+            that are another one by their names, such as `ce_loss`, are then left out.
         tokens: column of the tokens trained on. If None, it is the only column of such a name.
         tokens_per_step: tokens per step, for a file that has no tokens: the sequence length times the sequences per
             step of all processes.
@@ -128,10 +148,15 @@ def load_learning_curve(
         >>> curve.tokens[-1], curve.losses[-1]  # doctest: +SKIP
     """
     check_choice("unit", unit, LossUnit)
+    if not isinstance(path, str | Path):
+        raise InputError(
+            f"a learning curve is read from a file, got {type(path).__name__}; give a path, or"
+            " LearningCurve(tokens, losses) for numbers in memory"
+        )
     if tokens_per_step is not None and not 0 < tokens_per_step < math.inf:
         raise InputError(f"the tokens per step must be above 0, got {tokens_per_step}; set --tokens-per-step")
     log = read_training_log(Path(path))
-    column = loss_column(log, loss)
+    column = loss_column(log, loss, unit)
     check_one_training(log, column)
     log = columns_of_run(log, column, tokens)
     check_numbers(log, column)
@@ -180,6 +205,7 @@ class _Positions:
         """
         counted, step = token_column(log, tokens, loss_rows), step_column(log)
         check_numbers(log, counted, step)
+        check_single_tokens(log, counted)
         known = (np.array([]), np.array([])) if counted is None else tokens_by_step(log, counted, step)
         if counted is not None and not len(known[0]) and _counts_only_steps(loss_rows, counted, step):
             if tokens_per_step is None:
@@ -236,6 +262,14 @@ class _Positions:
         return float(np.interp(step, [0.0, *self.steps], [0.0, *self.tokens_at_steps]))
 
 
+def _as_floats(name: str, values: Iterable[float]) -> tuple[float, ...]:
+    """Return numbers in memory as floats; raise an InputError if they are none."""
+    try:
+        return tuple(float(value) for value in values)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{name} of a learning curve must be numbers ({error}); give (0.9, 0.7, 0.6)") from error
+
+
 def _with_loss(log: TrainingLog, column: str) -> list[Row]:
     """Return the rows with a loss.
 
@@ -266,7 +300,6 @@ def _without_repeats(points: Sequence[tuple[float, Row]], column: str) -> list[t
 def _learning_rates(log: TrainingLog, positions: _Positions, tokens: Sequence[float]) -> tuple[float, ...] | None:
     """Return the learning rate at some numbers of tokens, interpolated; None if the log has none of them."""
     column = rate_column(log)
-    check_numbers(log, column)
     if column is None:
         return None
     rows = [row for row in log.rows if column in row and positions.are_known(row)]

@@ -26,6 +26,8 @@ SAVED_SPLITS = "dataset_dict.json"
 """File of a directory that `DatasetDict.save_to_disk` wrote."""
 ROWS_AT_ONCE = 1000
 """Rows of a file that are read together."""
+SEPARATORS = {";": "semicolons", "\t": "tabs", ",": "commas"}
+"""Names of what can be between the columns of a table."""
 LONGEST_NAME = 250
 """Characters of a dataset's name, its configuration and split included."""
 DATASET_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?(:[\w.-]*){0,2}", re.ASCII)
@@ -222,9 +224,19 @@ def _csv_rows(path: Path) -> Iterator[LocatedRow]:
             index_col=False,
         )  # fmt: skip
         for chunk in _without_lost_fields(chunks, path):
+            _check_separator(list(chunk.columns), separator, path)
             for row in chunk.to_dict("records"):
                 number += 1
                 yield f"{path}, row {number}", {str(name): value or None for name, value in row.items()}
+
+
+def _check_separator(columns: Sequence[str], separator: str, path: Path) -> None:
+    """Raise an InputError if all columns are read as one, because another separator is between them."""
+    other = next((sign for sign in SEPARATORS if sign != separator and sign in str(columns[0])), None)
+    if len(columns) == 1 and other is not None:
+        raise InputError(
+            f"{path} has {SEPARATORS[other]} between its columns; save it with commas as .csv, or with tabs as .tsv"
+        )
 
 
 def _without_lost_fields(chunks: Iterator[Any], path: Path) -> Iterator[Any]:

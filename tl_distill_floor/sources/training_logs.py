@@ -17,7 +17,8 @@ TRAINER_STATE = "trainer_state.json"
 CONFIG = "config.json"
 """File of a model's configuration."""
 KINDS = (
-    f"a {TRAINER_STATE} of the Hugging Face Trainer, or a .csv file with a column of tokens or steps and one of losses"
+    f"a {TRAINER_STATE} of the Hugging Face Trainer, or a .csv or .jsonl file with a column of tokens or steps and one"
+    " of losses"
 )
 """What can be read, for messages."""
 SUMMARY = {"train_loss", "train_runtime"}
@@ -68,7 +69,8 @@ def read_training_log(path: Path) -> TrainingLog:
     """Read the log of a training.
 
     Args:
-        path: a `trainer_state.json`, the directory of a Trainer's run or of a checkpoint, or a `.csv` or `.tsv` file.
+        path: a `trainer_state.json`, the directory of a Trainer's run or of a checkpoint, or a `.csv`, `.tsv` or
+            `.jsonl` file.
 
     Raises:
         InputError: there is no log, or it cannot be read, or it has no rows.
@@ -76,7 +78,7 @@ def read_training_log(path: Path) -> TrainingLog:
     file = _log_file(path)
     if text_suffix(file) == ".json":
         log = _read_trainer_state(file)
-    elif text_suffix(file) in (".csv", ".tsv"):
+    elif text_suffix(file) in (".csv", ".tsv", ".jsonl"):
         log = _read_table(file)
     else:
         raise InputError(f"{file} is not a log that can be read; give {KINDS}")
@@ -135,7 +137,7 @@ def _read_trainer_state(file: Path) -> TrainingLog:
 
 
 def _read_table(file: Path) -> TrainingLog:
-    """Read the rows of a `.csv` or `.tsv` file."""
+    """Read the rows of a `.csv`, `.tsv` or `.jsonl` file."""
     table = open_table_file(file)
     assert table is not None
     cells = tuple(row for _, row in table.read(()))
