@@ -33,6 +33,7 @@
 - `matching`: `Match` and hook matching.
 - `distillation_trainer`: `DistillationTrainer`, the Trainer of Hugging Face with this package's losses.
 - `trainer_checks`: checks of what it is given.
+- `plain_student`: whether its student can be saved and loaded.
 - `collator`: its batches.
 - `trainer_rows`: rows of its data sets.
 - `sequence_limits`: how long its rows may be.

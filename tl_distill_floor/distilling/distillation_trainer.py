@@ -28,6 +28,7 @@ from tl_distill_floor.distilling.hook_matching import HOOK_MATCHING, HookMatchin
 from tl_distill_floor.distilling.layers import capture_residual_stream
 from tl_distill_floor.distilling.losses import NO_LABEL, Objective, chunked_losses, summed_forward_kl
 from tl_distill_floor.distilling.matching import KeptReconstruction, Match
+from tl_distill_floor.distilling.plain_student import check_plain_student
 from tl_distill_floor.distilling.sequence_limits import sequence_limits
 from tl_distill_floor.distilling.trainer_checks import (
     check_arguments,
@@ -90,8 +91,8 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
 
     Raises:
         InputError: there is no teacher, student and teacher have different vocabularies or tokenizers, one of them is
-            not causal, the student cannot be built, or an argument has no effect on or does not work with a
-            distillation loss, or it is not clear how a data set is padded.
+            not causal, the student cannot be built, a saved one would be loaded as another model, an argument has no
+            effect on or does not work with a distillation loss, or it is not clear how a data set is padded.
 
     Example:
         >>> trainer = DistillationTrainer(  # doctest: +SKIP
@@ -351,6 +352,7 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
         with eval_mode(student), capture_residual_stream(student, layer, []):  # refuses layers of another kind
             self._logit_map = measure_logit_map(student, student.get_output_embeddings(), logits_of, ids)
             check_causal(student, "student", self.teacher.vocabulary, logits_of)
+            check_plain_student(student, ids)
         if self._match is not None:
             add_hook_matching(student, self.teacher.width, self._matching_seed)
 

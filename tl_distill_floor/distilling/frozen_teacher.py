@@ -18,6 +18,7 @@ from tl_distill_floor.annotations import Dtype, HookedModel, StudentStart, Teach
 from tl_distill_floor.distilling.build import build_student
 from tl_distill_floor.distilling.forward import Backbone
 from tl_distill_floor.distilling.layers import RESIDUAL_BEFORE_LAYER, is_residual, layer_of
+from tl_distill_floor.distilling.plain_student import check_merged
 from tl_distill_floor.distilling.teacher_files import teacher_files
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.measuring.causality import check_causal, check_decoder_only
@@ -59,6 +60,7 @@ class FrozenTeacher:
             raise InputError(
                 f"a DistillationTrainer needs a teacher; set teacher to a model in memory, {MODEL_CHOICES}"
             )
+        check_merged(teacher, "teacher")
         self.model: nn.Module
         """The teacher as it was given or loaded."""
         self._hooked: HookedModel | None = None

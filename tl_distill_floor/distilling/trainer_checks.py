@@ -9,6 +9,7 @@ from tl_distill_floor.distilling.frozen_teacher import FrozenTeacher, published_
 from tl_distill_floor.distilling.layers import layers_of
 from tl_distill_floor.distilling.losses import Objective
 from tl_distill_floor.distilling.matching import Match
+from tl_distill_floor.distilling.plain_student import check_merged
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.measuring.causality import check_decoder_only
 
@@ -80,6 +81,7 @@ def check_student(student: PreTrainedModel, teacher: FrozenTeacher, match: Match
             lacks the values of its weights, or has no layer to match.
     """
     name = type(student).__name__
+    check_merged(student, "student")
     if not isinstance(student, PreTrainedModel) or student.get_output_embeddings() is None:
         raise InputError(
             f"a student must be a transformers causal language model, got {name}; load it with AutoModelForCausalLM"
