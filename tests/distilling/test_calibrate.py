@@ -243,6 +243,16 @@ def test_rejects_what_are_not_losses_by_width(floor: FloorPrediction, losses: An
         calibrate(floor, losses)
 
 
+@pytest.mark.parametrize(
+    ("losses", "message"), [({2: 0.9, "2": 0.8}, "two losses at width 2"), ({"²": 1.0}, "got '²'")]
+)
+def test_rejects_widths_that_are_given_twice_or_are_no_numbers(
+    floor: FloorPrediction, losses: Any, message: str
+) -> None:
+    with pytest.raises(InputError, match=message), without_type_checks():
+        calibrate(floor, {4: 0.5, 8: 0.3} | losses)
+
+
 def test_losses_that_do_not_fall_with_the_width_are_named(floor: FloorPrediction, bridge: Any) -> None:
     """A fit with C of 0 or below is not used to plan a student."""
     rising = calibrate(floor, {2: 0.31, 4: 0.33, 8: 0.36})

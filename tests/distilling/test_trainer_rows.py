@@ -11,6 +11,7 @@ import torch
 from tests.helpers.trainers import arguments, kl_of_rows, plain_model
 from tl_distill_floor import DistillationTrainer
 from tl_distill_floor.distilling.collator import DistillationCollator, pad_features
+from tl_distill_floor.distilling.losses import NO_LABEL
 from tl_distill_floor.distilling.trainer_rows import mask_of_padding, padding_of
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.sources.token_rows import Padding
@@ -129,3 +130,38 @@ def test_token_ids_may_be_integers_of_any_size(dtype: Any) -> None:
 
 def test_an_empty_row_has_no_position() -> None:
     assert pad_features(rows_of([], [5, 6]))["attention_mask"].tolist() == [[0, 0], [1, 1]]
+
+
+@pytest.mark.parametrize("column", ["completion_mask", "assistant_masks", "loss_mask"])
+def test_masks_of_prediction_targets_are_not_ignored(column: str, tmp_path: Path) -> None:
+    """The Trainer drops columns that the model does not have, before the collator sees them."""
+    from datasets import Dataset
+
+    teacher, student, ids = plain_model("Llama"), plain_model("Llama", 1), [5, 6, 7, 8]
+
+    def loss_of(row: dict[str, Any], **options: Any) -> float:
+        rows = Dataset.from_list([row | {"name": "a"}])
+        args = arguments(tmp_path, remove_unused_columns="data_collator" not in options)
+        trainer = DistillationTrainer(student, args, teacher=teacher, eval_dataset=rows, **options)
+        return float(trainer.evaluate()["eval_loss"])
+
+    with pytest.raises(InputError, match=f"{column} of a row leaves out tokens.* give labels of -100 where it is 0"):
+        loss_of({"input_ids": ids, column: [0, 0, 1, 1]})
+    with pytest.raises(InputError, match=f"{column} of a row leaves out tokens"):
+        DistillationTrainer(
+            student, arguments(tmp_path), teacher=teacher, data_collator=pad_features,
+            eval_dataset=Dataset.from_list([{"input_ids": ids, column: [0, 0, 1, 1]}]),
+        ).evaluate()  # fmt: skip
+    expected = loss_of({"input_ids": ids, "labels": [NO_LABEL, NO_LABEL, 7, 8]})
+    assert expected != pytest.approx(loss_of({"input_ids": ids}), rel=1e-3)
+    assert loss_of({"input_ids": ids, column: [1, 1, 1, 1]}) == loss_of({"input_ids": ids})
+    assert loss_of({"input_ids": ids, "labels": [NO_LABEL, NO_LABEL, 7, 8], column: [0, 0, 1, 1]}) == expected
+
+    def collator(rows: Any) -> dict[str, torch.Tensor]:
+        """Make labels as TRL's collator does."""
+        batch = pad_features(rows)
+        return batch | {
+            "labels": batch["labels"].masked_fill(torch.tensor([row[column] for row in rows]) == 0, NO_LABEL)
+        }
+
+    assert loss_of({"input_ids": ids, column: [0, 0, 1, 1]}, data_collator=collator) == expected

@@ -15,6 +15,7 @@ from tl_distill_floor.distilling.trainer_rows import (
     mask_of_padding,
     row_tensors,
     with_mask,
+    without_loss_masks,
     without_packing,
 )
 from tl_distill_floor.errors import InputError
@@ -40,12 +41,20 @@ class DistillationCollator:
         vocabulary: number of tokens of both models.
         collator: collator whose batches are prepared; None to pad `input_ids`, `attention_mask` and `labels`.
         padding: how rows without a mask are padded; not at all if None.
+        reads_loss_masks: whether `collator` makes labels from columns such as `completion_mask`.
 
     Raises:
         InputError: the collator masks tokens.
     """
 
-    def __init__(self, vocabulary: int, collator: Collator | None = None, padding: Padding | None = None) -> None:
+    def __init__(
+        self,
+        vocabulary: int,
+        collator: Collator | None = None,
+        padding: Padding | None = None,
+        *,
+        reads_loss_masks: bool = False,
+    ) -> None:
         if getattr(collator, "mlm", False):
             raise InputError(
                 f"{type(collator).__name__} masks tokens (mlm=True), and the student would learn from masked text;"
@@ -54,6 +63,7 @@ class DistillationCollator:
         self._vocabulary = vocabulary
         self._padding = padding or Padding(None)
         self._collator = collator or pad_features
+        self._reads_loss_masks = reads_loss_masks
         self.limits: dict[str, SequenceLimits] = {}
         """Lengths of sequences that the models read, by "teacher" and "student"."""
         self.tokenizer = getattr(collator, "tokenizer", None)
@@ -66,9 +76,12 @@ class DistillationCollator:
             features: rows of a dataset.
 
         Raises:
-            InputError: a row holds several documents or is too long, or the batch has other inputs, token ids outside
-                of the vocabulary, labels of other tokens, or a mask that hides tokens between others.
+            InputError: a row holds several documents, is too long or says in another column than `labels` which tokens
+                are targets, or the batch has other inputs, token ids outside of the vocabulary, labels of other tokens,
+                or a mask that hides tokens between others.
         """
+        if not self._reads_loss_masks:
+            features = [without_loss_masks(row) for row in features]
         features = [with_mask(without_packing(row), self._padding) for row in features]
         batch = {name: value for name, value in self._collator(features).items() if value is not None}
         if "input_ids" not in batch or not batch.keys() <= set(KEYS):

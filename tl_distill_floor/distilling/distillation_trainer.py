@@ -37,7 +37,7 @@ from tl_distill_floor.distilling.trainer_checks import (
     check_tokenizers,
     divergence_advice,
 )
-from tl_distill_floor.distilling.trainer_rows import padding_of
+from tl_distill_floor.distilling.trainer_rows import LOSS_MASKS, padding_of
 from tl_distill_floor.distilling.unembedding_loss import UnembeddingLoss, loss_at_unembedding
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.measuring.causality import check_causal
@@ -143,7 +143,12 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
         self._evaluated = torch.zeros(2, dtype=torch.float64)
         evaluated = eval_dataset.values() if isinstance(eval_dataset, dict) else [eval_dataset]
         padding = padding_of([train_dataset, *evaluated], processing_class or self.teacher.tokenizer)
-        self._collator = DistillationCollator(self.teacher.vocabulary, data_collator, padding)
+        self._collator = DistillationCollator(
+            self.teacher.vocabulary,
+            data_collator,
+            padding,
+            reads_loss_masks=data_collator is not None and not args.remove_unused_columns,
+        )
         self._collator.limits["teacher"] = sequence_limits(self.teacher.model)
         if width is not None:
             model = self.teacher.build_student(args, width, depth, start)
@@ -179,9 +184,10 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
         return student
 
     def _set_signature_columns_if_needed(self) -> None:
-        """Keep the columns that say where documents begin: the collator refuses rows of several documents."""
+        """Keep the columns about documents and prediction targets that the collator refuses."""
         super()._set_signature_columns_if_needed()
-        self._signature_columns += [name for name in PACKING_COLUMNS if name not in self._signature_columns]
+        names = (*PACKING_COLUMNS, *LOSS_MASKS)
+        self._signature_columns += [name for name in names if name not in self._signature_columns]
 
     def compute_loss(
         self,

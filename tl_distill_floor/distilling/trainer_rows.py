@@ -25,6 +25,8 @@ from tl_distill_floor.sources.token_rows import (
     without_padding,
 )
 
+LOSS_MASKS = ("completion_mask", "assistant_masks", "assistant_mask", "loss_mask")
+"""Columns with 0 at the tokens that are no prediction targets, such as those of a prompt (TRL, transformers, NeMo)."""
 ONE_DOCUMENT_EACH = "give rows of one document each"
 
 
@@ -43,6 +45,25 @@ def without_packing(row: Mapping[str, Any]) -> Mapping[str, Any]:
         names = " and ".join(name for name in PACKING_COLUMNS if name in row)
         raise InputError(f"a row holds several documents, by its {names}; {ONE_DOCUMENT_EACH}")
     return {name: value for name, value in row.items() if name not in PACKING_COLUMNS}
+
+
+def without_loss_masks(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a row without the columns that say which tokens are prediction targets, as `labels` do.
+
+    Args:
+        row: a row of a data set.
+
+    Raises:
+        InputError: they leave out tokens, and the row has no `labels`.
+    """
+    masks = [name for name in LOSS_MASKS if row.get(name) is not None]
+    for name in masks:
+        if row.get("labels") is None and not bool(as_tensor(row[name]).bool().all()):
+            raise InputError(
+                f"{name} of a row leaves out tokens, and a DistillationTrainer reads labels: give labels of -100 where"
+                " it is 0; or set remove_unused_columns to False and give a data_collator that reads it"
+            )
+    return {name: value for name, value in row.items() if name not in masks} if masks else row
 
 
 def with_mask(row: Mapping[str, Any], padding: Padding) -> Mapping[str, Any]:

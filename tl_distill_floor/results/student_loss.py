@@ -51,7 +51,7 @@ def as_student_losses(losses: Mapping[int, StudentLoss | float]) -> dict[int, St
         losses: loss of a student of each width, nats per token. A width may be a string of digits, as in JSON.
 
     Raises:
-        InputError: a width is not an integer above 0, or see `as_student_loss`.
+        InputError: a width is not an integer above 0, or is given twice, or see `as_student_loss`.
 
     Example:
         >>> as_student_losses({64: 0.2, 16: StudentLoss(0.9, 0.03)})
@@ -61,9 +61,11 @@ def as_student_losses(losses: Mapping[int, StudentLoss | float]) -> dict[int, St
         raise InputError(f"losses must be given as {{width: loss in nats per token}}, got a {type(losses).__name__}")
     by_width = {}
     for given, loss in losses.items():
-        width = int(given) if isinstance(given, Integral | np.integer) or str(given).isdigit() else 0
+        width = int(given) if isinstance(given, Integral | np.integer) or str(given).isdecimal() else 0
         if isinstance(given, bool) or width < 1:
             raise InputError(f"a student's width must be an integer above 0, got {given!r:.40}")
+        if width in by_width:
+            raise InputError(f"there are two losses at width {width}; give their mean")
         by_width[width] = as_student_loss(loss)
     return dict(sorted(by_width.items()))
 
