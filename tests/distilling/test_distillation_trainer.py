@@ -155,17 +155,19 @@ def test_first_gradient_equals_that_of_the_sweep(
         torch.testing.assert_close(of_trainer.grad, of_sweep.grad, atol=1e-6, rtol=1e-5)
 
 
-@pytest.mark.slow
-def test_parts_of_different_lengths_are_weighted_by_their_tokens(bridge: Any, ids: Tensor, tmp_path: Path) -> None:
-    """One step over a batch equals one step over its parts, of which one has a third of the tokens."""
-    rows = [{"input_ids": row[: 32 if i < 2 else 11]} for i, row in enumerate(ids[:4])]
+@pytest.mark.parametrize("match", [None, MATCH])
+def test_parts_of_different_lengths_are_weighted_by_their_tokens(
+    bridge: Any, ids: Tensor, tmp_path: Path, match: Match | None
+) -> None:
+    """One step over a batch equals one step over its parts, of which one has a single counted position."""
+    rows = [{"input_ids": row[: 2 if i == 0 else 32 if i < 2 else 11]} for i, row in enumerate(ids[:4])]
     students = []
-    for parts in (1, 2):
+    for parts in (1, 4):
         args = arguments(
             tmp_path, max_steps=1, per_device_train_batch_size=4 // parts, gradient_accumulation_steps=parts,
             learning_rate=1.0, optim="sgd",
         )  # fmt: skip
-        trainer = DistillationTrainer(args=args, teacher=bridge, width=16, train_dataset=rows)
+        trainer = DistillationTrainer(args=args, teacher=bridge, width=16, train_dataset=rows, match=match)
         trainer.train()
         students.append((trainer.model, trainer.state.log_history[0]["loss"]))
     assert students[0][1] == pytest.approx(students[1][1], rel=1e-6)

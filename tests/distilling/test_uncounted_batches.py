@@ -50,6 +50,15 @@ def test_the_variance_of_targets_is_that_of_the_first_batch_with_tokens() -> Non
     assert distance.item() == pytest.approx(float((bias - target).square().sum()))
 
 
+def test_one_target_has_no_variance() -> None:
+    """The squared distance would be divided by 0, and be that large in all later steps."""
+    matching, target = HookMatching(3, 2, seed=0), torch.tensor([[1.0, 0.0], [3.0, 0.0]])
+    assert matching(torch.ones(1, 3), target[:1], Accelerator(cpu=True)).item() == 0
+    assert matching(torch.ones(2, 3), target[:1].expand(2, 2), Accelerator(cpu=True)).item() == 0
+    assert matching(torch.ones(2, 3), target, Accelerator(cpu=True)).item() > 0
+    assert float(matching.variance) == 1.0
+
+
 @pytest.mark.parametrize("match", MATCHES)
 def test_sweep_learns_nothing_from_a_batch_of_special_tokens(
     bridge: Any, ids: torch.Tensor, match: Match | None

@@ -52,7 +52,6 @@ class DistillationCollator:
         vocabulary: int,
         collator: Collator | None = None,
         padding: Padding | None = None,
-        *,
         reads_loss_masks: bool = False,
     ) -> None:
         if getattr(collator, "mlm", False):

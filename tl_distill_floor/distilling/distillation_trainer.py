@@ -1,6 +1,6 @@
 """`DistillationTrainer`: the Trainer of Hugging Face, with the students, losses and hook matching of this package."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -24,7 +24,12 @@ from transformers.utils import CONFIG_NAME
 from tl_distill_floor.annotations import Dtype, StudentStart
 from tl_distill_floor.distilling.collator import Collator, DistillationCollator, following_tokens
 from tl_distill_floor.distilling.frozen_teacher import FrozenTeacher, TrainerTeacher
-from tl_distill_floor.distilling.hook_matching import HOOK_MATCHING, HookMatching, add_hook_matching
+from tl_distill_floor.distilling.hook_matching import (
+    HOOK_MATCHING,
+    HookMatching,
+    add_hook_matching,
+    matching_targets,
+)
 from tl_distill_floor.distilling.layers import capture_residual_stream
 from tl_distill_floor.distilling.losses import NO_LABEL, Objective, chunked_losses, summed_forward_kl
 from tl_distill_floor.distilling.matching import KeptReconstruction, Match
@@ -143,12 +148,8 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
         self._evaluated = torch.zeros(2, dtype=torch.float64)
         evaluated = eval_dataset.values() if isinstance(eval_dataset, dict) else [eval_dataset]
         padding = padding_of([train_dataset, *evaluated], processing_class or self.teacher.tokenizer)
-        self._collator = DistillationCollator(
-            self.teacher.vocabulary,
-            data_collator,
-            padding,
-            reads_loss_masks=data_collator is not None and not args.remove_unused_columns,
-        )
+        reads_masks = data_collator is not None and not args.remove_unused_columns
+        self._collator = DistillationCollator(self.teacher.vocabulary, data_collator, padding, reads_masks)
         self._collator.limits["teacher"] = sequence_limits(self.teacher.model)
         if width is not None:
             model = self.teacher.build_student(args, width, depth, start)
@@ -343,6 +344,22 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
         weight = self._match.weight_at(self.state.global_step / max(self.state.max_steps, 1))
         distance: Tensor = self._matching(model)(student, target, self.accelerator)
         return weight * distance
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Tensor | int | None]:
+        """Return the parts of a full batch and their counted positions, and measure the targets of hook matching.
+
+        Args:
+            epoch_iterator: the parts of an epoch.
+            num_batches: how many parts a full batch has.
+            device: device of the number of counted positions.
+        """
+        parts, n_counted = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if self._match is not None and parts and not (matching := self._matching(self.model)).variance:
+            batches = map(self._prepare_inputs, parts)
+            matching.measure_variance(matching_targets(self.teacher, self._target, batches), self.accelerator)
+        return parts, n_counted
 
     def _prepare_student(self, student: PreTrainedModel) -> None:
         """Check the student, measure what it does to its logits, and add what hook matching learns."""

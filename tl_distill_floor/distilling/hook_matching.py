@@ -1,5 +1,6 @@
 """`HookMatching`: the part of a student in a Trainer that hook matching learns."""
 
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -8,10 +9,15 @@ from jaxtyping import Float
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from tl_distill_floor.distilling.matching import SMALLEST_VARIANCE, ActivationMatcher
+from tl_distill_floor.distilling.collator import following_tokens
+from tl_distill_floor.distilling.frozen_teacher import FrozenTeacher
+from tl_distill_floor.distilling.losses import NO_LABEL
+from tl_distill_floor.distilling.matching import ActivationMatcher, KeptReconstruction
 
 HOOK_MATCHING = "hook_matching"
 """Name of the module in the student."""
+SMALLEST_VARIANCE_SHARE = 1e-9
+"""Share of their mean square above which targets have a variance that is not rounding."""
 HOOK_MATCHING_FILE = "hook_matching.safetensors"
 """File of the module in a checkpoint of the Trainer, next to the student's own weights."""
 
@@ -39,15 +45,37 @@ class HookMatching(nn.Module):
     ) -> Float[Tensor, ""]:
         """Return the squared distance as a share of the targets' variance, summed over the tokens.
 
+        It is 0 as long as no two different targets were seen.
+
         Args:
             student: residual stream of the student.
             target: target of hook matching.
-            accelerator: its processes share one variance, the mean over their parts of the first batch with tokens.
+            accelerator: its processes share one variance.
         """
         if not self.variance:  # it may come from a checkpoint
-            self.variance.copy_(_shared_variance(target, accelerator))
-        distance: Tensor = self.matcher(student, target) / self.variance.clamp(min=SMALLEST_VARIANCE)
-        return distance
+            self.measure_variance([target], accelerator)
+        distance: Tensor = self.matcher(student, target)
+        return distance / self.variance if self.variance else distance * 0.0
+
+    @torch.no_grad()
+    def measure_variance(self, targets: Iterable[Float[Tensor, "token d_target"]], accelerator: Accelerator) -> None:
+        """Divide all later distances by the variance of these targets together; of all processes.
+
+        Args:
+            targets: targets of parts of a batch.
+            accelerator: the processes.
+        """
+        sums = torch.zeros(
+            3, self.matcher.projection.out_features, dtype=torch.float64, device=self.variance.device
+        )  # of ones, of targets and of their squares
+        for target in targets:
+            part = target.to(sums)
+            sums += torch.stack([torch.ones_like(part).sum(0), part.sum(0), part.square().sum(0)])
+        count, total, squares = accelerator.reduce(sums, "sum")
+        means = squares / count.clamp(min=1.0)
+        variance = (means - (total / count.clamp(min=1.0)).square()).sum()
+        if variance > SMALLEST_VARIANCE_SHARE * means.sum():
+            self.variance.copy_(variance)
 
     def save(self, directory: str | Path) -> None:
         """Write the module into a checkpoint's directory."""
@@ -77,12 +105,18 @@ def add_hook_matching(student: nn.Module, d_target: int, seed: int) -> None:
     student._keys_to_ignore_on_save = set(student._keys_to_ignore_on_save or ()) | ignored  # type: ignore[assignment, arg-type]
 
 
-def _shared_variance(target: Float[Tensor, "token d_target"], accelerator: Accelerator) -> Float[Tensor, ""]:
-    """Return the variance of targets, the mean over the processes that have a target; 0 if none has one."""
-    sums = torch.zeros(2, device=target.device)
-    if len(target):
-        sums += torch.stack([target.float().var(dim=0, correction=0).sum(), torch.ones_like(sums[0])])
-    total, n_processes = accelerator.reduce(sums, "sum")
-    mean: Tensor = total / n_processes.clamp(min=1.0)
-    variance: Tensor = mean.clamp(min=SMALLEST_VARIANCE) * n_processes.clamp(max=1.0)
-    return variance
+def matching_targets(
+    teacher: FrozenTeacher, target: KeptReconstruction | None, batches: Iterable[Mapping[str, Tensor]]
+) -> Iterator[Float[Tensor, "token d_target"]]:
+    """Yield the targets of hook matching at the counted positions of batches.
+
+    Args:
+        teacher: the teacher.
+        target: part of its activation that is matched; all of it if None.
+        batches: batches of `DistillationCollator`.
+    """
+    for batch in batches:
+        activation = teacher(batch["input_ids"]).matched
+        assert activation is not None
+        counted = activation[following_tokens(batch["labels"]) != NO_LABEL].flatten(1)
+        yield counted if target is None else target(counted)
