@@ -386,7 +386,8 @@ def test_tokens_that_are_not_counted_one_by_one_are_refused(tmp_path: Path, name
 @pytest.mark.parametrize("name", ["lr-AdamW", "lr/group_0", "optimizer/lr", "Learning Rate"])
 def test_learning_rates_are_found_by_other_names(tmp_path: Path, name: str) -> None:
     rates = (3e-3, 2e-3, 1e-3)
-    text = table(tokens=TOKENS, loss=LOSSES, base_lr=(1, 1, 1), **{name: rates})
+    others = {"base_lr": (1, 1, 1), "lr-AdamW-momentum": (0.9, 0.9, 0.9), "lr_scheduler/step": (1, 2, 3)}
+    text = table(tokens=TOKENS, loss=LOSSES, **others, **{name: rates})
     assert load_learning_curve(write_csv(tmp_path, text)).learning_rates == rates
 
 

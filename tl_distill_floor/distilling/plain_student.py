@@ -78,10 +78,14 @@ def _is_saved_as_weights(student: PreTrainedModel) -> bool:
 
 def _shell_of(student: PreTrainedModel) -> nn.Module | None:
     """Return a model of a student's class and configuration without weights; None if its class needs more than that."""
+    default = torch.get_default_dtype()
     with torch.random.fork_rng(devices=[]), init_empty_weights(include_buffers=False):
         try:
-            shell: nn.Module = type(student)._from_config(copy.deepcopy(student.config), dtype=student.dtype)
+            torch.set_default_dtype(student.dtype)  # as from_pretrained does
+            shell: nn.Module = type(student)(copy.deepcopy(student.config))
         except TypeError:  # a class of the user's with arguments of its own
             return None
+        finally:
+            torch.set_default_dtype(default)
     shell.tie_weights()  # type: ignore[operator]
     return shell.eval()

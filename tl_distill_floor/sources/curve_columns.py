@@ -30,8 +30,11 @@ RATE_NAMES = ("learning_rate", "lr")
 """Names of columns of the learning rate."""
 RATE = r"(^|[^a-z])lr([^a-z]|$)|learning.?rate"
 """Names of columns that may be a learning rate, such as that of one group of weights."""
-RATE_SETTINGS = {"base", "initial", "init", "max", "min", "peak", "decay", "mult", "scale", "ratio", "warmup"}
-"""A column whose name has one of these words is a setting of the schedule."""
+RATE_SETTINGS = {
+    "base", "initial", "init", "max", "min", "peak", "decay", "mult", "scale", "ratio", "warmup", "momentum", "step",
+    "steps", "epoch",
+}  # fmt: skip
+"""A column whose name has one of these words is another setting or number of the optimizer or its schedule."""
 SAME_RATE = 1e-3
 """Learning rates have one schedule if they differ by at most this share of the highest, after scaling."""
 TOKEN_UNITS = {
