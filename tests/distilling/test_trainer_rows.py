@@ -77,6 +77,19 @@ def test_doubtful_rows_are_refused() -> None:
         padding_of([rows_of([0, 0, 5], [5, 6, 7]), rows_of([0, 5], [0, 6])], tokenizer_with(0, 0, 2))
 
 
+def test_streamed_rows_are_looked_at_as_others() -> None:
+    from datasets import IterableDataset
+
+    def streamed(*rows: list[int]) -> Any:
+        return IterableDataset.from_generator(lambda: iter(rows_of(*rows)))
+
+    stream = streamed([0, 5, 6], [0, 7, 8])
+    assert padding_of([stream], tokenizer_with(0, 0, 2)) == Padding(0, 1, 0)
+    assert [row["input_ids"] for row in stream] == [[0, 5, 6], [0, 7, 8]]
+    with pytest.raises(InputError, match="2 of 2 rows seem to be padded with token 9"):
+        padding_of([streamed([5, 9, 9, 9, 9], [6, 9, 9, 9, 9])], tokenizer_with(0, 1, 2))
+
+
 def test_padded_rows_without_a_mask_have_the_loss_of_their_tokens(tokenizer: Any, tmp_path: Path) -> None:
     """Padding may be on either side, or hidden by the labels only, and another collator may make the batches."""
     from transformers import DataCollatorForLanguageModeling, default_data_collator
@@ -130,6 +143,17 @@ def test_token_ids_may_be_integers_of_any_size(dtype: Any) -> None:
 
 def test_an_empty_row_has_no_position() -> None:
     assert pad_features(rows_of([], [5, 6]))["attention_mask"].tolist() == [[0, 0], [1, 1]]
+
+
+def test_empty_rows_change_no_loss(tmp_path: Path) -> None:
+    """Such as those of empty lines of a text, which can be alone in a batch."""
+    teacher, student, rows = plain_model("Llama"), plain_model("Llama", 1), [[5, 6, 7, 8], [9, 5, 6], [8, 7]]
+    args = arguments(tmp_path, per_device_train_batch_size=1, per_device_eval_batch_size=1, max_steps=5)
+    data = rows_of([], rows[0], [], *rows[1:])
+    trainer = DistillationTrainer(student, args, teacher=teacher, train_dataset=data, eval_dataset=data)
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(kl_of_rows(teacher, student, rows), rel=1e-5)
+    trainer.train()
+    assert trainer.state.num_input_tokens_seen == 9
 
 
 @pytest.mark.parametrize("column", ["completion_mask", "assistant_masks", "loss_mask"])

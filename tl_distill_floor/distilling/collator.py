@@ -5,7 +5,7 @@ from typing import Any, TypeAlias
 
 import torch
 from jaxtyping import Bool, Int
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from tl_distill_floor.distilling.losses import NO_LABEL
@@ -105,6 +105,8 @@ class DistillationCollator:
                 f"input_ids, attention_mask and labels of a batch have shapes {', '.join(map(str, shapes))}, which must"
                 " be equal; use another data_collator"
             )
+        if not ids.shape[1]:  # only empty rows, which models cannot read
+            ids, visible, labels = (nn.functional.pad(tensor, (0, 1)) for tensor in (ids, visible, labels))
         lengths = visible.sum(dim=1).tolist()
         check_lengths(self.limits, lengths)
         ids, visible, labels = (

@@ -2,9 +2,11 @@
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
 from typing import Any
 
 import torch
+from datasets import IterableDataset
 from jaxtyping import Int, Int64
 from torch import Tensor
 
@@ -97,8 +99,8 @@ def padding_of(datasets: Iterable[object], tokenizer: Tokenizer | None) -> Paddi
     """Determine how rows without a mask are padded, from the tokenizer and the first rows of data sets.
 
     Args:
-        datasets: data sets. Those that cannot be indexed are not looked at. A token that pads, and begins or ends
-            texts too, is then kept once at the ends of rows.
+        datasets: data sets. Those that can neither be indexed nor be read again are not looked at. A token that pads,
+            and begins or ends texts too, is then kept once at the ends of rows.
         tokenizer: tokenizer of the rows; None if it is not known.
 
     Raises:
@@ -158,7 +160,9 @@ def _integers(row: Mapping[str, Any], name: str) -> Int64[Tensor, " position"]:
 
 
 def _unmasked_rows(dataset: Any) -> list[TokenRow]:
-    """Return the first rows of a data set that have no mask; none if it cannot be indexed."""
+    """Return the first rows of a data set that have no mask; none if it can neither be indexed nor be read again."""
+    if isinstance(dataset, IterableDataset):
+        return list(_rows_without_mask(islice(dataset, FIRST_ITEMS)))
     if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
         return []
     return list(_rows_without_mask(dataset[number] for number in range(min(len(dataset), FIRST_ITEMS))))
