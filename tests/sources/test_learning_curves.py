@@ -400,6 +400,11 @@ def test_learning_rates_of_groups_must_have_one_schedule(tmp_path: Path) -> None
         load_learning_curve(write_csv(tmp_path, table(**columns)))
 
 
+def test_learning_rates_in_different_rows_are_those_of_one_training(tmp_path: Path) -> None:
+    file = write_csv(tmp_path, "tokens,loss,train/lr,val/lr\n1000,0.9,0.3,\n2000,0.7,,0.2\n")
+    assert load_learning_curve(file).learning_rates == (0.3, 0.3)
+
+
 def test_reads_json_lines(tmp_path: Path) -> None:
     """Such as LLaMA-Factory writes them, with a last line that has no loss."""
     lines = [{"current_steps": 10 * i, "loss": loss, "lr": 1e-3} for i, loss in enumerate(LOSSES, start=1)]

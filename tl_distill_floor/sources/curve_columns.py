@@ -260,10 +260,10 @@ def _may_be_rate(name: str) -> bool:
 
 
 def _have_one_schedule(log: TrainingLog, first: str, second: str) -> bool:
-    """Return whether two learning rates are multiples of each other in the rows that have both."""
+    """Return whether two learning rates are multiples of each other in the rows that have both, if there are any."""
     both = [(row[first], row[second]) for row in log.rows if first in row and second in row]
-    if not both:
-        return False
+    if not both:  # such as those of the lines of training and evaluation
+        return True
     one, other = (np.array(rates) for rates in zip(*both, strict=True))
     scale = float(one.max() * other.max())
     return bool((np.abs(one * other.max() - other * one.max()) <= SAME_RATE * scale).all())
