@@ -32,8 +32,8 @@ from learning_curves import Kind as ConstantKind
 from scipy.optimize import brentq
 
 from tl_distill_floor.annotations import Verdict
-from tl_distill_floor.distilling.config import DistillConfig
-from tl_distill_floor.distilling.diagnose import UNDER_TRAINED_SHARE, diagnose
+from tl_distill_floor.distilling.planning.diagnose import UNDER_TRAINED_SHARE, diagnose
+from tl_distill_floor.distilling.training.config import DistillConfig
 from tl_distill_floor.results.diagnosis import Diagnosis
 from tl_distill_floor.results.expected_loss import expected_loss_fit
 from tl_distill_floor.results.floor_prediction import FloorPrediction

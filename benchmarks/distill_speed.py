@@ -25,14 +25,14 @@ from timing import peak_memory_mb, reset_peak_memory, time_in_turn
 from tl_distill_floor.annotations import StudentStart
 from tl_distill_floor.cli.libraries import quiet_libraries
 from tl_distill_floor.cli.memory import tune_allocator
-from tl_distill_floor.distilling.build import build_student
-from tl_distill_floor.distilling.config import DistillConfig, StudentSpec
-from tl_distill_floor.distilling.losses import LazyLogits, Objective, chunked_losses
-from tl_distill_floor.distilling.optimization import create_optimizers
-from tl_distill_floor.distilling.student_module import StudentModule
-from tl_distill_floor.distilling.sweep import Sweep
-from tl_distill_floor.distilling.text_split import read_text_split
-from tl_distill_floor.distilling.training_step import train_step
+from tl_distill_floor.distilling.students.build import build_student
+from tl_distill_floor.distilling.training.config import DistillConfig, StudentSpec
+from tl_distill_floor.distilling.training.losses import LazyLogits, Objective, chunked_losses
+from tl_distill_floor.distilling.training.optimization import create_optimizers
+from tl_distill_floor.distilling.training.student_module import StudentModule
+from tl_distill_floor.distilling.training.sweep import Sweep
+from tl_distill_floor.distilling.training.text_split import read_text_split
+from tl_distill_floor.distilling.training.training_step import train_step
 from tl_distill_floor.measuring.kl import forward_kl
 from tl_distill_floor.measuring.teacher_backbone import teacher_backbone
 from tl_distill_floor.sources.devices import device_of

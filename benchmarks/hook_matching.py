@@ -19,9 +19,9 @@ import torch
 
 from tl_distill_floor.cli.libraries import quiet_libraries
 from tl_distill_floor.cli.memory import tune_allocator
-from tl_distill_floor.distilling.config import DistillConfig, StudentSpec
-from tl_distill_floor.distilling.distill import distill_students
-from tl_distill_floor.distilling.matching import Match, kept_reconstruction
+from tl_distill_floor.distilling.training.config import DistillConfig, StudentSpec
+from tl_distill_floor.distilling.training.distill import distill_students
+from tl_distill_floor.distilling.training.matching import Match, kept_reconstruction
 from tl_distill_floor.results.floor_prediction import FloorPrediction
 from tl_distill_floor.results.student import StudentResult
 from tl_distill_floor.sources.saes import load_sae

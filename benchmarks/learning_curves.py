@@ -20,8 +20,8 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
-from tl_distill_floor.distilling.config import DistillConfig
-from tl_distill_floor.distilling.learning_rates import fit_student
+from tl_distill_floor.distilling.training.config import DistillConfig
+from tl_distill_floor.distilling.training.learning_rates import fit_student
 from tl_distill_floor.theory.learning_curve import LearningCurveFit, fit_learning_curve
 
 Kind = Literal["plain", "warm-up", "decay", "averaged"]

@@ -87,8 +87,8 @@ def train(directory: Path, steps: int) -> None:
     """Train in this process, and write its memory into a file."""
     import torch
 
-    from tl_distill_floor.distilling.config import DistillConfig, StudentSpec
-    from tl_distill_floor.distilling.distill import distill_students
+    from tl_distill_floor.distilling.training.config import DistillConfig, StudentSpec
+    from tl_distill_floor.distilling.training.distill import distill_students
 
     rank, n_processes = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     ids = torch.randint(1, VOCABULARY, (BATCH * 4, CONTEXT), generator=torch.Generator().manual_seed(0))

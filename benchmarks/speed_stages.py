@@ -18,10 +18,10 @@ from tl_distill_floor import independent_floor, load_sae, load_teacher, load_tex
 from tl_distill_floor.annotations import CostMethod, Dtype, StudentStart
 from tl_distill_floor.display.report_sections import report_figures, report_html
 from tl_distill_floor.display.run_parts import RunParts
-from tl_distill_floor.distilling.config import DistillConfig, StudentSpec
-from tl_distill_floor.distilling.sweep import Sweep
-from tl_distill_floor.distilling.text_split import read_text_split
-from tl_distill_floor.distilling.training_step import train_step
+from tl_distill_floor.distilling.training.config import DistillConfig, StudentSpec
+from tl_distill_floor.distilling.training.sweep import Sweep
+from tl_distill_floor.distilling.training.text_split import read_text_split
+from tl_distill_floor.distilling.training.training_step import train_step
 from tl_distill_floor.measuring.batch_sums import tokens_at_once
 from tl_distill_floor.measuring.hooks import differentiable_forward, get_hook_point
 from tl_distill_floor.measuring.promoted_tokens import LOGITS_AT_ONCE, find_promoted_tokens

@@ -21,6 +21,13 @@ IMPORT_ORDER = (
     "display", "cli",
 )  # fmt: skip
 """Each subpackage may import itself, the ones before it, and the root modules."""
+PARTS_OF_DISTILLING = {
+    "students": {"students"},
+    "training": {"students", "training"},
+    "hf_trainer": {"students", "training", "hf_trainer"},
+    "planning": {"students", "training", "planning"},
+}
+"""What each part of `distilling` may import of it."""
 ROOT_MODULES = {"errors", "annotations"}
 IMPORTS_OF_THEORY = {f"{PACKAGE}.errors", f"{PACKAGE}.theory"}
 """All that `theory` may import of this package."""
@@ -44,6 +51,12 @@ def forbidden_imports(subpackage: str, source: str) -> set[str]:
     if subpackage == "theory":
         forbidden |= {name for name in of_package if not any(name.startswith(f"{p}.") for p in IMPORTS_OF_THEORY)}
     return forbidden | {name for name in names if name.split(".")[0] in FORBIDDEN_LIBRARIES.get(subpackage, set())}
+
+
+def forbidden_parts(part: str, source: str) -> set[str]:
+    """Return the imports of a source in a part of `distilling` from parts that it may not import."""
+    inside = {name for name in imported_names(source) if name.startswith(f"{PACKAGE}.distilling.")}
+    return {name for name in inside if name.split(".")[2] not in PARTS_OF_DISTILLING[part]}
 
 
 def find_cycle(sources: dict[str, str]) -> list[str]:
@@ -77,6 +90,18 @@ def test_subpackages_and_root_modules_are_the_listed_ones() -> None:
 def test_subpackage_imports_only_what_it_may(subpackage: str) -> None:
     for file in (DIRECTORY / subpackage).rglob("*.py"):
         assert not forbidden_imports(subpackage, file.read_text()), file
+
+
+def test_parts_of_distilling_import_only_what_they_may() -> None:
+    directory = DIRECTORY / "distilling"
+    assert {path.stem for path in directory.glob("*") if path.name != "__pycache__"} == {
+        "__init__",
+        *PARTS_OF_DISTILLING,
+    }
+    for part in PARTS_OF_DISTILLING:
+        for file in (directory / part).glob("*.py"):
+            assert not forbidden_parts(part, file.read_text()), file
+    assert forbidden_parts("students", f"from {PACKAGE}.distilling.training.losses import Objective")
 
 
 @pytest.mark.parametrize("package", [path.parent for path in sorted(DIRECTORY.glob("*/**/__init__.py"))])

@@ -14,7 +14,7 @@ from tests.helpers.cli import refused, run
 from tl_distill_floor import FeatureStats, FloorPrediction, HeadFloor, InputError
 from tl_distill_floor.display.as_json import floor_json
 from tl_distill_floor.display.floor_tables import widths_table
-from tl_distill_floor.distilling.plan import expected_loss
+from tl_distill_floor.distilling.planning.plan import expected_loss
 from tl_distill_floor.measuring import measurement
 
 Command = list[str]

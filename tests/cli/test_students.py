@@ -10,9 +10,9 @@ import pytest
 from tests.helpers.cli import refused, run
 from tests.helpers.records import QUICK
 from tl_distill_floor import FloorPrediction, load_teacher, plan
-from tl_distill_floor.distilling.build import count_parameters
-from tl_distill_floor.distilling.distill import distill
-from tl_distill_floor.distilling.plan import expected_loss
+from tl_distill_floor.distilling.planning.plan import expected_loss
+from tl_distill_floor.distilling.students.build import count_parameters
+from tl_distill_floor.distilling.training.distill import distill
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.storage.locks import lock_directory
 

@@ -8,9 +8,9 @@ import torch
 from accelerate import Accelerator
 
 from tests.helpers.forked_processes import run_in_processes
-from tl_distill_floor.distilling.agreement import fail_together, gather_texts, of_first_process
-from tl_distill_floor.distilling.config import DistillConfig, StudentSpec
-from tl_distill_floor.distilling.distill import distill_students
+from tl_distill_floor.distilling.training.agreement import fail_together, gather_texts, of_first_process
+from tl_distill_floor.distilling.training.config import DistillConfig, StudentSpec
+from tl_distill_floor.distilling.training.distill import distill_students
 from tl_distill_floor.errors import InputError
 
 CONFIG = DistillConfig(n_tokens=32 * 8, batch_size=8, n_evaluations=1, n_heldout_tokens=128, early_stop=False)

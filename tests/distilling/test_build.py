@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from tl_distill_floor.distilling.axis_maps import weight_axes
-from tl_distill_floor.distilling.build import build_student, count_parameters
-from tl_distill_floor.distilling.narrowing import narrow
-from tl_distill_floor.distilling.student_config import hugging_face_config, student_config
+from tl_distill_floor.distilling.students.axis_maps import weight_axes
+from tl_distill_floor.distilling.students.build import build_student, count_parameters
+from tl_distill_floor.distilling.students.narrowing import narrow
+from tl_distill_floor.distilling.students.student_config import hugging_face_config, student_config
 from tl_distill_floor.errors import InputError
 
 

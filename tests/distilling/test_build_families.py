@@ -9,11 +9,11 @@ import pytest
 import torch
 from einops import rearrange
 
-from tl_distill_floor.distilling.axis_maps import weight_axes
-from tl_distill_floor.distilling.build import build_student, count_parameters
-from tl_distill_floor.distilling.family_models import create_model
-from tl_distill_floor.distilling.narrowing import check_rotation
-from tl_distill_floor.distilling.student_config import student_config
+from tl_distill_floor.distilling.students.axis_maps import weight_axes
+from tl_distill_floor.distilling.students.build import build_student, count_parameters
+from tl_distill_floor.distilling.students.family_models import create_model
+from tl_distill_floor.distilling.students.narrowing import check_rotation
+from tl_distill_floor.distilling.students.student_config import student_config
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.sources.teachers import load_teacher
 

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from tests.helpers.records import stats_of
 from tests.helpers.type_checks import without_type_checks
-from tl_distill_floor.distilling.calibrate import calibrate
-from tl_distill_floor.distilling.config import DistillConfig
-from tl_distill_floor.distilling.losses import Objective
-from tl_distill_floor.distilling.plan import plan
+from tl_distill_floor.distilling.planning.calibrate import calibrate
+from tl_distill_floor.distilling.planning.plan import plan
+from tl_distill_floor.distilling.training.config import DistillConfig
+from tl_distill_floor.distilling.training.losses import Objective
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.predicting.floors import floor_from_stats
 from tl_distill_floor.results.calibration import Calibration

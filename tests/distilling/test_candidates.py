@@ -11,12 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.helpers.models import save_family
-from tl_distill_floor.distilling.build import build_student
-from tl_distill_floor.distilling.candidates import Choice, StudentFamily, choose_student
-from tl_distill_floor.distilling.config import DistillConfig
-from tl_distill_floor.distilling.distill import distill
-from tl_distill_floor.distilling.model_size import ModelSize
-from tl_distill_floor.distilling.speeds import SpeedTimer
+from tl_distill_floor.distilling.planning.candidates import Choice, StudentFamily, choose_student
+from tl_distill_floor.distilling.planning.speeds import SpeedTimer
+from tl_distill_floor.distilling.students.build import build_student
+from tl_distill_floor.distilling.students.model_size import ModelSize
+from tl_distill_floor.distilling.training.config import DistillConfig
+from tl_distill_floor.distilling.training.distill import distill
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.results.plan import Limits
 from tl_distill_floor.sources.teachers import load_teacher

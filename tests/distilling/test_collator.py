@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from tests.helpers.models import VOCABULARY
-from tl_distill_floor.distilling.collator import DistillationCollator, following_tokens
-from tl_distill_floor.distilling.sequence_limits import SequenceLimits
+from tl_distill_floor.distilling.hf_trainer.collator import DistillationCollator, following_tokens
+from tl_distill_floor.distilling.hf_trainer.sequence_limits import SequenceLimits
 from tl_distill_floor.errors import InputError
 
 ROWS = [{"input_ids": [5, 6, 7]}, {"input_ids": [8, 9]}]

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from tests.helpers.type_checks import without_type_checks
-from tl_distill_floor.distilling.config import DistillConfig
+from tl_distill_floor.distilling.training.config import DistillConfig
 from tl_distill_floor.errors import InputError
 
 

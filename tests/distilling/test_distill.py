@@ -14,13 +14,13 @@ from accelerate import Accelerator, DistributedType
 
 from tests.helpers.models import VOCABULARY, save_family
 from tests.helpers.type_checks import without_type_checks
-from tl_distill_floor.distilling import evaluation, student_results, training_step
-from tl_distill_floor.distilling.config import DistillConfig, StudentSpec
-from tl_distill_floor.distilling.distill import distill, distill_students
-from tl_distill_floor.distilling.losses import Objective
-from tl_distill_floor.distilling.matching import KeptReconstruction, Match
-from tl_distill_floor.distilling.sweep import Sweep
-from tl_distill_floor.distilling.sweep_checkpoint import SWEEP_CHECKPOINT_FILE
+from tl_distill_floor.distilling.training import evaluation, student_results, training_step
+from tl_distill_floor.distilling.training.config import DistillConfig, StudentSpec
+from tl_distill_floor.distilling.training.distill import distill, distill_students
+from tl_distill_floor.distilling.training.losses import Objective
+from tl_distill_floor.distilling.training.matching import KeptReconstruction, Match
+from tl_distill_floor.distilling.training.sweep import Sweep
+from tl_distill_floor.distilling.training.sweep_checkpoint import SWEEP_CHECKPOINT_FILE
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.measuring.kl import forward_kl
 from tl_distill_floor.measuring.teacher_backbone import TeacherBackbone
@@ -390,9 +390,9 @@ TRAIN_IN_PROCESSES = """
 import sys, torch
 torch.set_num_threads(1)
 import warnings; warnings.simplefilter("ignore")
-from tl_distill_floor.distilling.distill import distill_students
-from tl_distill_floor.distilling.config import StudentSpec, DistillConfig
-from tl_distill_floor.distilling.matching import Match
+from tl_distill_floor.distilling.training.distill import distill_students
+from tl_distill_floor.distilling.training.config import StudentSpec, DistillConfig
+from tl_distill_floor.distilling.training.matching import Match
 sizes = {"n_tokens": 32 * 8 * 6, "batch_size": 8, "n_evaluations": 3, "n_heldout_tokens": 128}
 config = DistillConfig(**sizes, early_stop=False, accumulate=2)
 ids = torch.load(sys.argv[2], weights_only=True)
@@ -418,9 +418,9 @@ import os, signal, sys, time, torch
 import warnings; warnings.simplefilter("ignore")
 torch.set_num_threads(1)
 from pathlib import Path
-from tl_distill_floor.distilling.distill import distill_students
-from tl_distill_floor.distilling.config import StudentSpec, DistillConfig
-from tl_distill_floor.distilling.sweep_checkpoint import SWEEP_CHECKPOINT_FILE
+from tl_distill_floor.distilling.training.distill import distill_students
+from tl_distill_floor.distilling.training.config import StudentSpec, DistillConfig
+from tl_distill_floor.distilling.training.sweep_checkpoint import SWEEP_CHECKPOINT_FILE
 teacher, ids, directory = sys.argv[1], torch.load(sys.argv[2], weights_only=True), Path(sys.argv[3])
 config = DistillConfig(n_tokens=32 * 8 * 60, batch_size=8, n_evaluations=3, n_heldout_tokens=128, early_stop=False)
 

@@ -19,14 +19,14 @@ from tests.helpers import trainer_processes
 from tests.helpers.models import CONTEXT, VOCABULARY, save_family
 from tests.helpers.trainers import arguments
 from tl_distill_floor import DistillationTrainer
-from tl_distill_floor.distilling.build import build_student
-from tl_distill_floor.distilling.config import DistillConfig, StudentSpec
-from tl_distill_floor.distilling.hook_matching import HOOK_MATCHING_FILE
-from tl_distill_floor.distilling.losses import NO_LABEL, Objective
-from tl_distill_floor.distilling.matching import Match
-from tl_distill_floor.distilling.sweep import Sweep
-from tl_distill_floor.distilling.text_split import read_text_split
-from tl_distill_floor.distilling.training_step import set_matching_variance, summed_losses, train_step
+from tl_distill_floor.distilling.hf_trainer.hook_matching import HOOK_MATCHING_FILE
+from tl_distill_floor.distilling.students.build import build_student
+from tl_distill_floor.distilling.training.config import DistillConfig, StudentSpec
+from tl_distill_floor.distilling.training.losses import NO_LABEL, Objective
+from tl_distill_floor.distilling.training.matching import Match
+from tl_distill_floor.distilling.training.sweep import Sweep
+from tl_distill_floor.distilling.training.text_split import read_text_split
+from tl_distill_floor.distilling.training.training_step import set_matching_variance, summed_losses, train_step
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.measuring.kl import forward_kl
 from tl_distill_floor.measuring.teacher_backbone import teacher_backbone

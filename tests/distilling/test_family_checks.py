@@ -8,13 +8,13 @@ import torch
 import transformers
 from torch import nn
 
-from tl_distill_floor.distilling import family_checks
-from tl_distill_floor.distilling.build import build_student, check_student_runs, create_student_shell
-from tl_distill_floor.distilling.family_models import create_model, create_shell
-from tl_distill_floor.distilling.frozen_teacher import _PlainTeacher
-from tl_distill_floor.distilling.layers import layer_list
-from tl_distill_floor.distilling.student_config import student_config
-from tl_distill_floor.distilling.student_depth import set_depth
+from tl_distill_floor.distilling.hf_trainer.frozen_teacher import _PlainTeacher
+from tl_distill_floor.distilling.students import family_checks
+from tl_distill_floor.distilling.students.build import build_student, check_student_runs, create_student_shell
+from tl_distill_floor.distilling.students.family_models import create_model, create_shell
+from tl_distill_floor.distilling.students.layers import layer_list
+from tl_distill_floor.distilling.students.student_config import student_config
+from tl_distill_floor.distilling.students.student_depth import set_depth
 from tl_distill_floor.errors import InputError
 
 SIZES = {

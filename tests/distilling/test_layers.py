@@ -9,7 +9,7 @@ import torch
 from tests.helpers.models import VOCABULARY
 from tests.helpers.trainers import arguments, kl_of_rows, plain_model
 from tl_distill_floor import DistillationTrainer, Match
-from tl_distill_floor.distilling.layers import capture_residual_stream, layers_of
+from tl_distill_floor.distilling.students.layers import capture_residual_stream, layers_of
 from tl_distill_floor.errors import InputError
 
 MATCH = Match("blocks.1.hook_resid_post", 1)
@@ -66,7 +66,7 @@ def test_a_model_of_text_and_images_can_teach(family: str, match: Match | None, 
 
 def test_a_model_without_a_list_of_layers_is_refused_for_hook_matching_only(tmp_path: Path) -> None:
     teacher, student = plain_model("Llama"), plain_model("Llama", 1)
-    student.config.num_hidden_layers = 5
+    teacher.config.num_hidden_layers = 5
     trainer = DistillationTrainer(student, arguments(tmp_path), teacher=teacher)
     rows = [[5, 6, 7]]
     loss = trainer.compute_loss(student, trainer.data_collator([{"input_ids": row} for row in rows]))

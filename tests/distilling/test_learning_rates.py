@@ -8,8 +8,8 @@ import pytest
 
 from tests.helpers.learning_curves import made_head
 from tl_distill_floor import InputError, StudentResult, diagnose
-from tl_distill_floor.distilling.config import DistillConfig
-from tl_distill_floor.distilling.learning_rates import fit_student, learning_rates, rates_of_student
+from tl_distill_floor.distilling.training.config import DistillConfig
+from tl_distill_floor.distilling.training.learning_rates import fit_student, learning_rates, rates_of_student
 from tl_distill_floor.theory.learning_curve import fit_learning_curve
 
 N_STEPS, TOKENS_PER_STEP = 2000, 1000

@@ -8,7 +8,13 @@ from torch import nn
 from torch.nn.functional import kl_div
 
 from tests.helpers.type_checks import without_type_checks
-from tl_distill_floor.distilling.losses import NO_LABEL, LazyLogits, Objective, chunked_losses, summed_forward_kl
+from tl_distill_floor.distilling.training.losses import (
+    NO_LABEL,
+    LazyLogits,
+    Objective,
+    chunked_losses,
+    summed_forward_kl,
+)
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.measuring import logit_map
 from tl_distill_floor.measuring.kl import forward_kl

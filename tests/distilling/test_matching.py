@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from tl_distill_floor.distilling.matching import KeptReconstruction, Match
+from tl_distill_floor.distilling.training.matching import KeptReconstruction, Match
 from tl_distill_floor.errors import InputError
 
 

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 
 from tests.helpers.models import VOCABULARY
 from tests.helpers.type_checks import without_type_checks
-from tl_distill_floor.distilling.model_size import DEFAULT_CONTEXT, ModelSize, choose_cache_context, model_size
+from tl_distill_floor.distilling.students.model_size import DEFAULT_CONTEXT, ModelSize, choose_cache_context, model_size
 from tl_distill_floor.errors import InputError
 
 CONTEXT = 48

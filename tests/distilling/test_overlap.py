@@ -5,11 +5,11 @@ from typing import Any
 import pytest
 import torch
 
-from tl_distill_floor.distilling.config import DistillConfig
-from tl_distill_floor.distilling.distill import distill
-from tl_distill_floor.distilling.losses import NO_LABEL
-from tl_distill_floor.distilling.overlap import overlap, overlap_warnings
-from tl_distill_floor.distilling.text_split import read_text_split, separator_ids
+from tl_distill_floor.distilling.training.config import DistillConfig
+from tl_distill_floor.distilling.training.distill import distill
+from tl_distill_floor.distilling.training.losses import NO_LABEL
+from tl_distill_floor.distilling.training.overlap import overlap, overlap_warnings
+from tl_distill_floor.distilling.training.text_split import read_text_split, separator_ids
 from tl_distill_floor.sources.teachers import load_teacher
 
 

@@ -58,7 +58,7 @@ def save_student(run: Path, teacher: str, width: int, depth: int = 3) -> None:
 def training(monkeypatch: pytest.MonkeyPatch) -> RecordedTraining:
     """Replace the training."""
     recorded = RecordedTraining()
-    monkeypatch.setattr("tl_distill_floor.distilling.pilot_training.distill_students", recorded)
+    monkeypatch.setattr("tl_distill_floor.distilling.planning.pilot_training.distill_students", recorded)
     return recorded
 
 
@@ -84,7 +84,7 @@ def test_trains_what_is_missing_and_calibrates(
 def test_an_interrupted_training_is_continued_with_all_its_students(
     floor: FloorPrediction, pilots: Pilots, training: RecordedTraining, teacher_dir: Path, tmp_path: Path
 ) -> None:
-    from tl_distill_floor.distilling.sweep_checkpoint import SWEEP_CHECKPOINT_FILE
+    from tl_distill_floor.distilling.training.sweep_checkpoint import SWEEP_CHECKPOINT_FILE
 
     save_student(tmp_path, str(teacher_dir), 4)
     (tmp_path / "students" / SWEEP_CHECKPOINT_FILE).touch()

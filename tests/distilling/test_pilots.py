@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from tests.helpers.records import narrow_head_floor, stats_of
-from tl_distill_floor.distilling.build import count_parameters
-from tl_distill_floor.distilling.pilots import choose_pilots
-from tl_distill_floor.distilling.plan import plan
+from tl_distill_floor.distilling.planning.pilots import choose_pilots
+from tl_distill_floor.distilling.planning.plan import plan
+from tl_distill_floor.distilling.students.build import count_parameters
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.predicting.floors import floor_from_stats
 from tl_distill_floor.results.floor_prediction import FloorPrediction

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from tests.helpers.trainers import arguments, kl_of_rows, plain_model
 from tests.helpers.type_checks import without_type_checks
 from tl_distill_floor import DistillationTrainer, InputError
-from tl_distill_floor.distilling.plain_student import check_plain_student
+from tl_distill_floor.distilling.students.plain_student import check_plain_student
 
 IDS = torch.randint(3, 64, (4, 12), generator=torch.Generator().manual_seed(0))
 

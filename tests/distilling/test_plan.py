@@ -10,9 +10,9 @@ import pytest
 
 from tests.helpers.models import WIDTH
 from tests.helpers.records import stats_of
-from tl_distill_floor.distilling import family_checks
-from tl_distill_floor.distilling.plan import plan
-from tl_distill_floor.distilling.student_config import student_config
+from tl_distill_floor.distilling.planning.plan import plan
+from tl_distill_floor.distilling.students import family_checks
+from tl_distill_floor.distilling.students.student_config import student_config
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.predicting.floors import floor_from_stats
 from tl_distill_floor.results.floor_prediction import FloorPrediction

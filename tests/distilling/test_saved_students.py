@@ -11,9 +11,9 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer, GenerationConfig, GPTNeoXForCausalLM
 
 from tests.helpers.models import LAYERS, save_teacher
-from tl_distill_floor.distilling import saved_loss
-from tl_distill_floor.distilling.config import DistillConfig
-from tl_distill_floor.distilling.distill import distill
+from tl_distill_floor.distilling.training import saved_loss
+from tl_distill_floor.distilling.training.config import DistillConfig
+from tl_distill_floor.distilling.training.distill import distill
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.results.student import StudentResult
 

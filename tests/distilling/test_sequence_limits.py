@@ -9,7 +9,7 @@ import torch
 from tests.helpers.models import VOCABULARY
 from tests.helpers.trainers import arguments, kl_of_rows, plain_model
 from tl_distill_floor import DistillationTrainer
-from tl_distill_floor.distilling.sequence_limits import SequenceLimits, sequence_limits
+from tl_distill_floor.distilling.hf_trainer.sequence_limits import SequenceLimits, sequence_limits
 from tl_distill_floor.errors import InputError
 
 

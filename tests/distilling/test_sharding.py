@@ -14,10 +14,10 @@ from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from tests.helpers.forked_processes import run_in_processes
 from tests.helpers.models import save_family
-from tl_distill_floor.distilling.config import DistillConfig, StudentSpec
-from tl_distill_floor.distilling.distill import distill, distill_students
-from tl_distill_floor.distilling.matching import Match
-from tl_distill_floor.distilling.sharding import ShardedMuon, launched_with_fsdp
+from tl_distill_floor.distilling.training.config import DistillConfig, StudentSpec
+from tl_distill_floor.distilling.training.distill import distill, distill_students
+from tl_distill_floor.distilling.training.matching import Match
+from tl_distill_floor.distilling.training.sharding import ShardedMuon, launched_with_fsdp
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.measuring.teacher_backbone import teacher_backbone
 from tl_distill_floor.results.student import StudentResult

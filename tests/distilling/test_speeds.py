@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from tl_distill_floor.distilling.speeds import SpeedTimer
+from tl_distill_floor.distilling.planning.speeds import SpeedTimer
 from tl_distill_floor.errors import InputError
 
 

@@ -9,11 +9,11 @@ import transformers
 
 from tests.helpers.models import save_family
 from tl_distill_floor import InputError, build_student, export_student, load_teacher
-from tl_distill_floor.distilling.candidates import StudentFamily
-from tl_distill_floor.distilling.family_models import create_model
-from tl_distill_floor.distilling.inherited_weights import inherit_weights
-from tl_distill_floor.distilling.student_config import hugging_face_config, student_config
-from tl_distill_floor.distilling.widths import family_widths
+from tl_distill_floor.distilling.planning.candidates import StudentFamily
+from tl_distill_floor.distilling.students.family_models import create_model
+from tl_distill_floor.distilling.students.inherited_weights import inherit_weights
+from tl_distill_floor.distilling.students.student_config import hugging_face_config, student_config
+from tl_distill_floor.distilling.students.widths import family_widths
 
 Fields = dict[str, int]
 PUBLISHED: dict[str, tuple[str, Fields]] = {

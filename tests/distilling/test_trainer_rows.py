@@ -10,9 +10,9 @@ import torch
 
 from tests.helpers.trainers import arguments, kl_of_rows, plain_model
 from tl_distill_floor import DistillationTrainer
-from tl_distill_floor.distilling.collator import DistillationCollator, pad_features
-from tl_distill_floor.distilling.losses import NO_LABEL
-from tl_distill_floor.distilling.trainer_rows import mask_of_padding, padding_of
+from tl_distill_floor.distilling.hf_trainer.collator import DistillationCollator, pad_features
+from tl_distill_floor.distilling.hf_trainer.trainer_rows import mask_of_padding, padding_of
+from tl_distill_floor.distilling.training.losses import NO_LABEL
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.sources.token_rows import Padding
 

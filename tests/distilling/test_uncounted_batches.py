@@ -11,13 +11,13 @@ from accelerate import Accelerator
 
 from tests.helpers.trainers import arguments, plain_model
 from tl_distill_floor import DistillationTrainer
-from tl_distill_floor.distilling.config import DistillConfig, StudentSpec
-from tl_distill_floor.distilling.hook_matching import HookMatching
-from tl_distill_floor.distilling.losses import NO_LABEL, Objective
-from tl_distill_floor.distilling.matching import Match
-from tl_distill_floor.distilling.sweep import Sweep
-from tl_distill_floor.distilling.text_split import read_text_split
-from tl_distill_floor.distilling.training_step import set_matching_variance, train_step
+from tl_distill_floor.distilling.hf_trainer.hook_matching import HookMatching
+from tl_distill_floor.distilling.training.config import DistillConfig, StudentSpec
+from tl_distill_floor.distilling.training.losses import NO_LABEL, Objective
+from tl_distill_floor.distilling.training.matching import Match
+from tl_distill_floor.distilling.training.sweep import Sweep
+from tl_distill_floor.distilling.training.text_split import read_text_split
+from tl_distill_floor.distilling.training.training_step import set_matching_variance, train_step
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.measuring.teacher_backbone import teacher_backbone
 from tl_distill_floor.sources.teachers import load_teacher

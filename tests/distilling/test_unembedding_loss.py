@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tl_distill_floor.distilling.unembedding_loss import loss_at_unembedding
+from tl_distill_floor.distilling.hf_trainer.unembedding_loss import loss_at_unembedding
 from tl_distill_floor.errors import InputError
 
 

@@ -14,7 +14,7 @@ import torch
 
 from tests.helpers.models import CONTEXT, VOCABULARY
 from tl_distill_floor import InputError, build_student, distill, load_sae, load_teacher, predict_floor, train_sae
-from tl_distill_floor.distilling import axis_maps
+from tl_distill_floor.distilling.students import axis_maps
 from tl_distill_floor.predicting import toy
 from tl_distill_floor.sources.torch_state import neutral_torch_state
 

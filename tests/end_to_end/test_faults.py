@@ -105,7 +105,7 @@ def shorten(then: Callable[[], Any] = bool, seconds_between_checkpoints: float =
         then: called at the end.
         seconds_between_checkpoints: 0 writes a checkpoint after every step.
     """
-    from tl_distill_floor.distilling import distill
+    from tl_distill_floor.distilling.training import distill
     from tl_distill_floor.measuring import measurement
     from tl_distill_floor.sae_training import activations, train_sae
 

@@ -30,10 +30,10 @@ from tests.helpers.probes import labelled_rows
 from tl_distill_floor import Calibration, FeatureStats, FloorPrediction, HeadFloor, Probes, StudentResult
 from tl_distill_floor.display.report_sections import report_html
 from tl_distill_floor.display.run_parts import load_run_parts
-from tl_distill_floor.distilling.config import DistillConfig, StudentSpec
-from tl_distill_floor.distilling.sweep import Sweep
-from tl_distill_floor.distilling.sweep_checkpoint import load_sweep, save_sweep
-from tl_distill_floor.distilling.text_split import read_text_split
+from tl_distill_floor.distilling.training.config import DistillConfig, StudentSpec
+from tl_distill_floor.distilling.training.sweep import Sweep
+from tl_distill_floor.distilling.training.sweep_checkpoint import load_sweep, save_sweep
+from tl_distill_floor.distilling.training.text_split import read_text_split
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.predicting.lost_features import lost_features
 from tl_distill_floor.results.simulation import Simulation

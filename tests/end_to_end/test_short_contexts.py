@@ -9,7 +9,7 @@ import torch
 from tests.helpers.models import VOCABULARY
 from tests.helpers.trainers import arguments, kl_of_rows, plain_model
 from tl_distill_floor import DistillationTrainer, DistillConfig, InputError, distill, plan, predict_floor
-from tl_distill_floor.distilling.family_models import sample_ids
+from tl_distill_floor.distilling.students.family_models import sample_ids
 from tl_distill_floor.measuring.kl import forward_kl
 from tl_distill_floor.measuring.module_outputs import hook_point_of_module
 from tl_distill_floor.sources.context_lengths import longest_of_config, teacher_context

@@ -14,8 +14,8 @@ from tests.helpers.devices import TRAINED, TRAINED_IN_BF16
 from tests.helpers.models import HOOK
 from tl_distill_floor import DistillConfig, StudentResult, StudentSpec, distill_students
 from tl_distill_floor.annotations import Dtype, OptimizerName
-from tl_distill_floor.distilling.losses import Objective
-from tl_distill_floor.distilling.matching import KeptReconstruction, Match
+from tl_distill_floor.distilling.training.losses import Objective
+from tl_distill_floor.distilling.training.matching import KeptReconstruction, Match
 
 QUICK = DistillConfig(n_tokens=32 * 8 * 8, batch_size=8, n_evaluations=3, n_heldout_tokens=128, early_stop=False)
 """8 steps of 8 sequences of 32 tokens."""

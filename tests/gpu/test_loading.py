@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tests.helpers.devices import DEVICE
 from tl_distill_floor import InputError, build_student, load_sae, load_teacher
-from tl_distill_floor.distilling.distill import _accelerator
+from tl_distill_floor.distilling.training.distill import _accelerator
 
 
 def test_teacher_on_the_device_has_the_logits_of_the_cpu(bridge: Any, device_bridge: Any, ids: Tensor) -> None:

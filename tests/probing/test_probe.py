@@ -11,7 +11,7 @@ from tests.helpers.models import HOOK
 from tests.helpers.probes import labelled_rows
 from tests.helpers.type_checks import without_type_checks
 from tl_distill_floor import ProbeConfig, Probes, probe
-from tl_distill_floor.distilling.layers import is_residual, student_layer
+from tl_distill_floor.distilling.students.layers import is_residual, student_layer
 from tl_distill_floor.errors import InputError
 
 

@@ -19,8 +19,8 @@ from tests.helpers.records import made_head_floor, stats_of
 from tests.helpers.type_checks import without_type_checks
 from tl_distill_floor.display.as_json import floor_json
 from tl_distill_floor.display.floor_tables import widths_table
-from tl_distill_floor.distilling.calibrate import calibrate
-from tl_distill_floor.distilling.plan import expected_loss
+from tl_distill_floor.distilling.planning.calibrate import calibrate
+from tl_distill_floor.distilling.planning.plan import expected_loss
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.predicting.floors import floor_from_stats
 from tl_distill_floor.results.expected_loss import (

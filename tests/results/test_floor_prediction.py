@@ -22,7 +22,7 @@ from tl_distill_floor import (
 )
 from tl_distill_floor.display.as_json import floor_json
 from tl_distill_floor.display.report import write_report
-from tl_distill_floor.distilling.plan import expected_loss
+from tl_distill_floor.distilling.planning.plan import expected_loss
 
 WIDTHS = (4, 8, 16, 32)
 FEATURE_FIELDS = ("stats", "n_features", "alpha", "capacity", "critical_width", "theorem", "independent", "simulated",

@@ -11,7 +11,7 @@ import pytest
 from tests.helpers.probes import probe_result, sparse_probes
 from tests.helpers.records import stats_of
 from tl_distill_floor import FloorPrediction, InputError, Plan, ProbeResult, Probes, StudentResult, floor_from_stats
-from tl_distill_floor.distilling.calibrate import calibrate
+from tl_distill_floor.distilling.planning.calibrate import calibrate
 from tl_distill_floor.predicting.lost_features import lost_features, one_feature
 from tl_distill_floor.results.contexts import FeatureContexts
 from tl_distill_floor.results.lost_features import FeatureContext, LostFeatures, OneFeature

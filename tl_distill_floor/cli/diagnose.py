@@ -110,7 +110,7 @@ def diagnose(
     A run directory with several students gives one verdict for each.
     """
     from tl_distill_floor.display.diagnosis_views import diagnoses_table, diagnosis_json, diagnosis_table
-    from tl_distill_floor.distilling.diagnose import diagnose as diagnose_curve
+    from tl_distill_floor.distilling.planning.diagnose import diagnose as diagnose_curve
 
     if teacher is not None and run is not None:
         raise InputError("RUN and --teacher name the same thing; leave one of them out")

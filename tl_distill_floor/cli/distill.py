@@ -187,10 +187,10 @@ def distill(
     asked_widths = parse_widths(widths)
     with quiet_libraries(), progress_bar("tokens", "distilling", quiet=quiet) as progress:
         from tl_distill_floor.cli.hook_matching import match_hook_points
-        from tl_distill_floor.distilling.config import DistillConfig, StudentSpec
-        from tl_distill_floor.distilling.distill import distill_students
-        from tl_distill_floor.distilling.losses import Objective
-        from tl_distill_floor.distilling.sharding import launched_with_fsdp
+        from tl_distill_floor.distilling.training.config import DistillConfig, StudentSpec
+        from tl_distill_floor.distilling.training.distill import distill_students
+        from tl_distill_floor.distilling.training.losses import Objective
+        from tl_distill_floor.distilling.training.sharding import launched_with_fsdp
         from tl_distill_floor.sources.teachers import load_teacher, load_teacher_shell
         from tl_distill_floor.storage.locks import lock_directory
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from tl_distill_floor.annotations import FormattedSae, HookedModel
 from tl_distill_floor.cli.options import MatchedActivation
-from tl_distill_floor.distilling.config import StudentSpec
-from tl_distill_floor.distilling.layers import student_layer
-from tl_distill_floor.distilling.matching import Match, kept_reconstruction
+from tl_distill_floor.distilling.students.layers import student_layer
+from tl_distill_floor.distilling.training.config import StudentSpec
+from tl_distill_floor.distilling.training.matching import Match, kept_reconstruction
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.measuring.hooks import resid_post
 from tl_distill_floor.results.floor_files import FLOOR_FILE

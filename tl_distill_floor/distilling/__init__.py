@@ -1,55 +1,9 @@
 """Build and train students, and compare their losses with the predicted floors.
 
-- `distill`: `distill` and `distill_students`.
-- `config`: `StudentSpec` and `DistillConfig`.
-- `build`: `build_student`, a narrower model of the teacher's family.
-- `student_config`: Hugging Face configurations of students.
-- `student_heads`: numbers of heads of students.
-- `student_depth`: settings of the layers of students with fewer layers.
-- `family_checks`: whether the layers of a student follow its width and are those of its teacher.
-- `family_models`: plain models of a configuration.
-- `axis_trace`: how the axes of a model's weights are connected.
-- `axis_maps`: which of the teacher's positions a student's weights keep.
-- `narrowing`: slices and projections of the teacher's weights.
-- `inherited_weights`: initial weights from the teacher.
-- `text_split`: training sequences and held-out sequences.
-- `overlap`: held-out text that is part of the training text.
-- `agreement`: processes that compare their inputs and end together.
-- `sharding`: teacher and students sharded over processes by FSDP.
-- `sweep`: students that are trained together.
-- `student_state`: one student with its optimizers, running average and learning curve.
-- `student_module`: the module that is trained.
-- `trainer`: the training loop.
-- `training_step`: losses, gradients and updates for one batch.
-- `evaluation`: held-out losses of the averaged weights.
-- `sweep_checkpoint`: interrupted sweeps.
-- `learning_rates`: a student's learning rates, and the fit of its learning curve with them.
-- `student_results`: results of a sweep.
-- `save`: students as Hugging Face checkpoints.
-- `saved_loss`: the loss of a saved student.
-- `teacher_files`: the teacher's tokenizer and generation settings.
-- `optimization`: optimizers, and the running average of the weights.
-- `losses`: `Objective`, and losses computed in chunks of tokens.
-- `matching`: `Match` and hook matching.
-- `distillation_trainer`: `DistillationTrainer`, the Trainer of Hugging Face with this package's losses.
-- `trainer_checks`: checks of what it is given.
-- `plain_student`: whether its student can be saved and loaded.
-- `collator`: its batches.
-- `trainer_rows`: rows of its data sets.
-- `sequence_limits`: how long its rows may be.
-- `frozen_teacher`: its teacher.
-- `unembedding_loss`: losses that are computed in a student's forward pass.
-- `hook_matching`: hook matching in a Trainer.
-- `forward`: students without their unembedding.
-- `layers`: corresponding layers of teacher and student.
-- `calibrate`: `calibrate`, linear fits of student losses to predictions.
-- `diagnose`: `diagnose`, whether the width or the training limits a student.
-- `plan`: `plan`, which student to train.
-- `candidates`: students within limits.
-- `model_size`: parameters and memory of a model.
-- `speeds`: how fast students run.
-- `export`: `export_student`, an untrained student as Hugging Face files.
-- `pilots`: narrow students to train before a wide one.
-- `pilot_training`: `train_pilots`, which trains them and calibrates the run.
-- `widths`: widths at which students can be built.
+Each subpackage may import the ones before it; `planning` and `hf_trainer` do not import each other.
+
+- `students`: narrower models of the teacher's family, their initial weights and their files.
+- `training`: training of several students together, losses, evaluation and checkpoints.
+- `hf_trainer`: training of one student by the Trainer of Hugging Face.
+- `planning`: which student to train, and what limits a trained one.
 """

@@ -15,7 +15,7 @@ from scipy.sparse import csc_array, csr_array, vstack
 from torch import Tensor
 
 from tl_distill_floor.annotations import HookedModel, TextLike
-from tl_distill_floor.distilling.layers import student_hook
+from tl_distill_floor.distilling.students.layers import student_hook
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.measuring.encoding import encode_tokens
 from tl_distill_floor.measuring.hooks import activation_reader

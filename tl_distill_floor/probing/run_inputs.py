@@ -10,7 +10,7 @@ from tl_distill_floor.annotations import (
     TeacherLike,
     WidthsLike,
 )
-from tl_distill_floor.distilling.layers import is_residual, student_hook
+from tl_distill_floor.distilling.students.layers import is_residual, student_hook
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.measuring.reloading import load_measured_sae, load_measured_teacher
 from tl_distill_floor.probing.config import ProbeConfig, SparseProbeConfig

@@ -1,0 +1,73 @@
+"""Run students up to their unembedding, so that logits can be computed later in chunks of tokens."""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from tl_distill_floor.distilling.students.layers import capture_residual_stream, layers_of
+from tl_distill_floor.errors import InputError
+from tl_distill_floor.measuring.hooks import eval_mode
+from tl_distill_floor.measuring.logit_map import LazyLogits, LogitMap, check_same_logits, measure_logit_map, sample_ids
+from tl_distill_floor.measuring.teacher_backbone import BackboneOutput, ReachedUnembeddingError, capture_input_and_stop
+
+
+class Backbone(nn.Module):
+    """A `transformers` causal language model without its unembedding.
+
+    Args:
+        model: the language model.
+        layer: layer whose residual stream is returned too; None for no layer.
+        ids: sequences of a real text, which the map from last hidden states to logits is verified on; random tokens
+            if None.
+
+    Raises:
+        InputError: the model has no such layer, or changes its logits after the unembedding in an unknown way.
+    """
+
+    def __init__(
+        self, model: nn.Module, layer: int | None = None, ids: Int[Tensor, "sequence position"] | None = None
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self._layer = layer
+        if layer is not None and not 0 <= layer < (n_layers := len(layers_of(model))):
+            raise InputError(f"the student has layers 0 to {n_layers - 1}, got layer {layer} to match")
+        with eval_mode(model):  # dropout would change the logits from one forward pass to the next
+            self.logit_map = self._verified_logit_map(ids)
+
+    @property
+    def unembed(self) -> nn.Module:
+        """The unembedding, from last hidden states to logits."""
+        unembed: nn.Module = self.model.get_output_embeddings()  # type: ignore[operator]
+        return unembed
+
+    def forward(self, ids: Int[Tensor, "batch position"]) -> BackboneOutput:
+        """Return the last hidden states, and the residual stream after the layer that is matched."""
+        last: list[Tensor] = []
+        matched: list[Tensor] = []
+        with capture_input_and_stop(self.unembed, last), capture_residual_stream(self.model, self._layer, matched):
+            try:
+                self.model(ids, use_cache=False)
+            except ReachedUnembeddingError:
+                return BackboneOutput(last[0], matched[0] if matched else None)
+        raise InputError(f"the forward pass of {type(self.model).__name__} did not reach its unembedding")
+
+    def logits(self, last_hidden: Float[Tensor, "token width"]) -> LazyLogits:
+        """Return the logits of some tokens, computed when they are needed.
+
+        Args:
+            last_hidden: last hidden states of the tokens.
+        """
+        return LazyLogits(last_hidden, self.unembed, self.logit_map)
+
+    @torch.no_grad()
+    def _verified_logit_map(self, ids: Int[Tensor, "sequence position"] | None) -> LogitMap:
+        ids = sample_ids(self.model, ids, int(self.model.config.get_text_config().vocab_size))  # type: ignore[union-attr,operator]
+
+        def full_logits(some_ids: Int[Tensor, "sequence position"]) -> Float[Tensor, "..."]:
+            logits: Tensor = self.model(some_ids, use_cache=False).logits
+            return logits
+
+        logit_map = measure_logit_map(self.model, self.unembed, full_logits, ids)
+        check_same_logits(self.model, logit_map(self.unembed(self(ids).last_hidden)), full_logits(ids))
+        return logit_map

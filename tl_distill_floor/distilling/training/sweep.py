@@ -1,0 +1,97 @@
+"""`Sweep`: students that are trained together, and the number of steps done."""
+
+from collections.abc import Sequence
+from functools import cached_property
+
+from accelerate import Accelerator
+
+from tl_distill_floor.distilling.training.agreement import of_first_process
+from tl_distill_floor.distilling.training.config import DistillConfig, StudentSpec
+from tl_distill_floor.distilling.training.sharding import shard_teacher
+from tl_distill_floor.distilling.training.student_state import StudentInTraining
+from tl_distill_floor.distilling.training.text_split import TextSplit
+from tl_distill_floor.errors import InputError
+from tl_distill_floor.sources.teachers import Teacher, weights_digest
+
+
+class Sweep:
+    """Students that are trained together, on the same batches and one forward pass of the teacher per batch.
+
+    Args:
+        teacher: the teacher.
+        specs: the students, of different names.
+        split: training and held-out sequences.
+        config: settings of the training.
+        accelerator: device and processes that the students are trained on.
+        sharded: whether teacher and students are sharded over the processes; see `load_to_shard`.
+
+    Raises:
+        InputError: two students have one name, they match several hook points, a batch cannot be divided into the
+            processes and parts, a student cannot be built, or the teacher cannot be sharded.
+    """
+
+    def __init__(
+        self,
+        teacher: Teacher,
+        specs: Sequence[StudentSpec],
+        split: TextSplit,
+        config: DistillConfig,
+        accelerator: Accelerator,
+        *,
+        sharded: bool = False,
+    ) -> None:
+        check_specs(specs)
+        n_parts = accelerator.num_processes * config.accumulate
+        if config.batch_size % n_parts:
+            raise InputError(
+                f"a batch of {config.batch_size} sequences cannot be divided into {accelerator.num_processes} processes"
+                f" of {config.accumulate} parts each; set --batch-size to a multiple of {n_parts}"
+            )
+        self.teacher, self.split, self.config, self.accelerator = teacher, split, config, accelerator
+        self.is_sharded = sharded
+        """Whether teacher and students are sharded over the processes."""
+        self.teacher_hook = next((spec.match.teacher_hook for spec in specs if spec.match), None)
+        self.students = [
+            StudentInTraining(teacher.model, spec, config, accelerator, split.heldout, sharded=sharded)
+            for spec in specs
+        ]
+        if sharded:
+            digest = weights_digest(teacher.model) if accelerator.is_main_process else ""
+            self.teacher_digest = of_first_process(accelerator, digest)
+            shard_teacher(teacher.model, accelerator)
+        self.n_steps = split.n_steps(config)
+        self.step = 0
+        """Number of steps done."""
+
+    @cached_property
+    def teacher_digest(self) -> str:
+        """Digest of the teacher's weights."""
+        return weights_digest(self.teacher.model)
+
+    @property
+    def active(self) -> list[StudentInTraining]:
+        """The students whose training has not ended."""
+        return [student for student in self.students if student.status is None]
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Training tokens per step, over all processes."""
+        return self.config.batch_size * self.split.context_size
+
+    @property
+    def lr(self) -> float:
+        """Learning rate of the current step."""
+        return self.config.lr_at(self.step, self.n_steps)
+
+
+def check_specs(specs: Sequence[StudentSpec]) -> None:
+    """Raise an InputError unless the students have different names and match at most one hook point."""
+    names = [spec.directory for spec in specs]
+    if not specs or len(set(names)) < len(names):
+        raise InputError(f"each student needs a name of its own, got {', '.join(names) or 'no student'}; set name")
+    hooks = {spec.match.teacher_hook for spec in specs if spec.match}
+    if len(hooks) > 1:
+        raise InputError(
+            f"students that are trained together match one hook point of the teacher, got {', '.join(sorted(hooks))};"
+            " train them separately"
+        )
