@@ -49,9 +49,9 @@ COST_TOKENS = 50_000
 """Tokens on which costs in nats are measured by default, at least."""
 N_CODES = 200_000
 """Tokens whose SAE codes are kept at most, for the simulated floor."""
-READING_SECONDS, STEPS_SECONDS = {"measuring": 36.0}, {"simulating": 40.0, "measuring simulated students": 19.0}
+READING_SECONDS, STEPS_SECONDS = {"measuring": 18.0}, {"simulating": 25.0, "measuring simulated students": 11.0}
 HEAD_SECONDS = {"reading last hidden states": 10.0, "head floor": 36.0}
-TAIL_SECONDS = {"removing features": 20.0}
+TAIL_SECONDS = {"removing features": 12.0}
 """Seconds that the stages of the default command take on two cores, which give the time that is left."""
 
 
@@ -234,7 +234,7 @@ def _stages(measuring: "MeasureConfig", predicting: "PredictConfig") -> dict[str
 def save_and_print_unfinished(
     floors: "list[FeatureFloorPrediction]", directories: Sequence[Path | None], *, quiet: bool
 ) -> None:
-    """Save unfinished predictions, and print them the first time, before the head floor is known.
+    """Save unfinished predictions, and print what is new: first the features, then the losses expected of students.
 
     Args:
         floors: the predictions.
@@ -242,14 +242,18 @@ def save_and_print_unfinished(
         quiet: print nothing.
     """
     from tl_distill_floor.display.comparison import unfinished_comparison
-    from tl_distill_floor.display.floor_tables import unfinished_table
+    from tl_distill_floor.display.floor_tables import unfinished_students_table, unfinished_table
     from tl_distill_floor.storage.atomic import commit_together
 
     with commit_together():
         for directory, floor in zip(directories, floors, strict=True):
             if directory is not None:
                 floor.save(directory)
-    if not quiet and floors[0].head is None:
+    if quiet:
+        return
+    if floors[0].head is not None:  # the same for all SAEs
+        print_result(unfinished_students_table(floors[0]))
+    else:
         print_result(unfinished_table(floors[0]) if len(floors) == 1 else unfinished_comparison(floors))
 
 

@@ -24,6 +24,11 @@ STILL_COMPUTED: dict[CostUnit, str] = {
     "mse": "The losses of bottleneck students of these widths are being computed.",
 }
 """What follows after the text has been read, by the unit of the costs."""
+HEAD_ALONE = (
+    "Expected follows from the head floor (bound) alone so far. The feature floors are being computed, and change it a"
+    " little."
+)
+"""What follows after the head floor."""
 BAR_WIDTH = 48
 """Characters of the longest bar."""
 
@@ -42,6 +47,11 @@ def unfinished_table(floor: FeatureFloorPrediction) -> RenderableType:
         held = n_features_held(width, floor.capacity, floor.n_features)
         table.add_row(f"{width:,}", f"{held:,}", f"{cost:.4g}")
     return Group(measured_table(floor), Text(), table, Text(STILL_COMPUTED[floor.unit]), Text())
+
+
+def unfinished_students_table(floor: FeatureFloorPrediction) -> RenderableType:
+    """Return the expected loss of each width while the feature floors are still being computed."""
+    return Group(_students(floor), Text(HEAD_ALONE), Text())
 
 
 def measured_table(floor: FeatureFloorPrediction) -> Table:
