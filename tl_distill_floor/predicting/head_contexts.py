@@ -14,9 +14,9 @@ NEWTON_STEPS, CG_STEPS = 8, 8
 """Steps of Newton's method at most, and steps of conjugate gradients for each."""
 MAX_SHORTENINGS, SHRINK = 4, 0.25
 """How often a step that raises the loss is shortened, and by which factor."""
-FIRST_DAMPING, DAMPING_AFTER_SUCCESS, DAMPING_AFTER_FAILURE = 1e-3, 0.3, 10.0
+FIRST_DAMPING, DAMPING_AFTER_SUCCESS, DAMPING_AFTER_FAILURE = 0.1, 0.3, 10.0
 """Damping of the first step, and its factors after a step that lowered the loss and after one that did not."""
-SMALLEST_GAIN = 1e-3
+SMALLEST_GAIN = 2e-3
 """Newton's method ends if the mean loss falls by a smaller share."""
 ROUNDING = 1e-6
 """Rise of a loss, in nats, that may be rounding."""
