@@ -55,9 +55,12 @@ def main() -> None:
     options = parser.parse_args()
     job = prepare_job(options.model, [options.sae], options.text, LoadConfig(dtype=options.dtype))
     results: dict[str, Any] = {"model": options.model, "tokens": options.tokens, "samples": options.samples}
-    (stats,) = measure_job(job, MeasureConfig(n_tokens=options.tokens, n_samples=options.samples, n_codes=0))
+    config = MeasureConfig(n_tokens=options.tokens, n_cost_tokens=options.tokens, n_samples=options.samples, n_codes=0)
+    (stats,) = measure_job(job, config)
     results["single"] = compare_single_features(job, stats, options.tokens)
-    (stats,) = measure_job(job, MeasureConfig(n_tokens=2 * options.tail_tokens, n_samples=TAIL_SAMPLES, n_codes=0))
+    n_tokens = 2 * options.tail_tokens
+    config = MeasureConfig(n_tokens=n_tokens, n_cost_tokens=n_tokens, n_samples=TAIL_SAMPLES, n_codes=0)
+    (stats,) = measure_job(job, config)
     results["tail"] = check_tail_loss(job, stats, options.tail_tokens)
     results["rates"] = compare_rates(job, options.rounds)
     if options.out:
@@ -165,8 +168,8 @@ def compare_rates(job: MeasurementJob, n_rounds: int) -> dict[str, float]:
     n_tokens = 4 * job.stream.tokens_per_batch
     timings = time_in_turn(
         {
-            "energy": lambda: measure_job(job, MeasureConfig("energy", n_tokens=n_tokens)),
-            "fisher": lambda: measure_job(job, MeasureConfig("fisher", n_tokens=n_tokens)),
+            "energy": lambda: measure_job(job, MeasureConfig(cost="energy", n_tokens=n_tokens)),
+            "fisher": lambda: measure_job(job, MeasureConfig(n_tokens=n_tokens, n_cost_tokens=n_tokens)),
             "bare": lambda: run_bare_fisher(job, n_tokens),
         },
         n_rounds,

@@ -65,7 +65,7 @@ def run_worker(cost: str, n_tokens: int) -> None:
     if processes.size > 1:
         torch.distributed.barrier()
     started = time.perf_counter()
-    measure_job(job, MeasureConfig(cost=cost, n_tokens=n_tokens), process_group=processes)
+    measure_job(job, MeasureConfig(cost=cost, n_tokens=n_tokens, n_cost_tokens=n_tokens), process_group=processes)
     if processes.is_first:
         print(n_tokens / (time.perf_counter() - started))
 

@@ -106,7 +106,13 @@ def _measurement(
     """Return the stage that measures one kind of cost."""
     model, sae, ids = workload.model, workload.sae, workload.ids
     # `force`, since a random SAE does not fit the activations.
-    options = {"cost": cost, "n_tokens": ids.numel(), "batch_size": workload.batch_size, "force": True}
+    options = {
+        "cost": cost,
+        "n_tokens": ids.numel(),
+        "n_cost_tokens": ids.numel(),
+        "batch_size": workload.batch_size,
+        "force": True,
+    }
     ours = partial(measure, model, sae, ids, **options)
     return Stage("tokens/s", ids.numel(), ours, partial(limit, workload), limit_is, peers)
 
