@@ -38,7 +38,7 @@ def test_calibrates_and_plans_after_distilling(distilled: Path) -> None:
     max_loss = expected_loss(floor, 16).high
     chosen = json.loads(run("plan", distilled, "--max-loss", max_loss, "--json").stdout)
     assert chosen["calibrated"] is True
-    assert chosen["bound"] <= max_loss
+    assert chosen["upper_bound"] <= max_loss
     teacher = load_teacher(str(floor.stats.model_name)).model
     assert chosen["n_parameters"] == count_parameters(teacher, chosen["width"])
     assert chosen["megabytes"] == pytest.approx(chosen["n_parameters"] * 2e-6)
@@ -152,11 +152,11 @@ def test_a_plan_without_calibration_says_so(measured: tuple[Path, Path, Path], t
     assert chosen.loss == pytest.approx(floor.expected_at(chosen.width).value)
     assert any("45 trained students of 9 teachers" in sentence for sentence in chosen.known)
     assert any("fewer layers" in sentence for sentence in chosen.assumed)
-    # The 90 % bounds of all narrower students of the family are above the loss that was asked for.
+    # The 90 % upper bounds of all narrower students of the family are above the loss that was asked for.
     max_loss = expected_loss(floor, 12).high
     narrowest = plan(floor, model, max_loss=max_loss)
-    assert narrowest.bound is not None
-    assert narrowest.bound <= max_loss
+    assert narrowest.upper_bound is not None
+    assert narrowest.upper_bound <= max_loss
     bounds = {w: expected_loss(floor, w).high for w in range(8, narrowest.width) if w % 4 == 0}
     assert all(bound > max_loss for width, bound in bounds.items() if width != narrowest.width)
     # A narrower student keeps no more features.

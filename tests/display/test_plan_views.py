@@ -36,7 +36,7 @@ def test_the_table_names_the_rule_and_the_candidates(plan: Plan) -> None:
         "the narrowest student whose loss stays below 0.3 with 90 % confidence, within --max-memory 8.00 MB,"
         " --divisor 64",
         "2.00 MB weights and 524 kB KV cache in bf16, one sequence of 4,096 tokens",
-        "width parameters memory speed expected 90 % bound head floor",
+        "width parameters memory speed expected 90 % upper bound head floor",
         "64 1,000,000 2.52 MB 3.2 0.21 0.29 0.05",
         "128 3,000,000 7.05 MB ~2.0 0.1",
         "~: interpolated between students that were timed",
@@ -67,7 +67,7 @@ def test_the_figure_shows_losses_and_the_chosen_student(plan: Plan) -> None:
     assert curves["expected, by width"].x == (1_000_000, 3_000_000)
     assert curves["expected, by width"].y == (0.21, 0.1)
     assert (curves["chosen: width 64"].x, curves["chosen: width 64"].y) == ((1_000_000,), (0.21,))
-    assert curves["90 % bound"].y == (0.29,)
+    assert curves["90 % upper bound"].y == (0.29,)
     assert curves["head floor"].y == (0.05,)
 
 

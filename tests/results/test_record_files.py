@@ -50,7 +50,7 @@ def student() -> StudentResult:
 def plan() -> Plan:
     """Return a plan without an interval."""
     return Plan(
-        teacher="tiny", width=8, depth=2, teacher_depth=3, unit="nats", loss=0.25, bound=None, calibrated=False,
+        teacher="tiny", width=8, depth=2, teacher_depth=3, unit="nats", loss=0.25, upper_bound=None, calibrated=False,
         n_parameters=100, teacher_parameters=900, speed=1.5, features=60, kept=40, known=("text",), assumed=("C = 1",),
     )  # fmt: skip
 

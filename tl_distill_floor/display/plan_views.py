@@ -31,8 +31,8 @@ def plan_table(plan: Plan, run: Path | None = None) -> RenderableType:
     has_fewer_layers = plan.depth != plan.teacher_depth
     bound = (
         "no upper bound is known from one block of text"
-        if plan.bound is None
-        else f"below {plan.bound:.4g} with 90 % confidence"
+        if plan.upper_bound is None
+        else f"below {plan.upper_bound:.4g} with 90 % confidence"
     )
     rows = [
         *(() if plan.rule is None else [("chosen", _rule(plan))]),
@@ -62,7 +62,7 @@ def plan_table(plan: Plan, run: Path | None = None) -> RenderableType:
 
 def plan_figure(plan: Plan) -> go.Figure:
     """Return the losses of the plan's candidates against their parameters, or the parameters alone if it has none."""
-    bound = "" if plan.bound is None else f", below {plan.bound:.4g} with 90 % confidence"
+    bound = "" if plan.upper_bound is None else f", below {plan.upper_bound:.4g} with 90 % confidence"
     title = f"Plan for {escape_markup(plan.teacher)}: {plan.loss:.4g} {AXIS_UNIT[plan.unit]} expected{bound}"
     figure = go.Figure()
     if len(plan.candidates) < 2:
@@ -72,12 +72,12 @@ def plan_figure(plan: Plan) -> go.Figure:
         return apply_style(figure, title, "", "parameters")
     parameters = [candidate.n_parameters for candidate in plan.candidates]
     widths = [f"width {candidate.width:,}" for candidate in plan.candidates]
-    bounded = [candidate for candidate in plan.candidates if candidate.bound is not None]
+    bounded = [candidate for candidate in plan.candidates if candidate.upper_bound is not None]
     with_head = [candidate for candidate in plan.candidates if candidate.least_loss is not None]
     line = {"color": COLOURS["expected"]}
     figure.add_scatter(
-        x=[candidate.n_parameters for candidate in bounded], y=[candidate.bound for candidate in bounded],
-        mode="lines", line=line | {"dash": "dot"}, name="90 % bound",
+        x=[candidate.n_parameters for candidate in bounded], y=[candidate.upper_bound for candidate in bounded],
+        mode="lines", line=line | {"dash": "dot"}, name="90 % upper bound",
     )  # fmt: skip
     figure.add_scatter(
         x=parameters, y=[candidate.loss for candidate in plan.candidates], mode="lines+markers+text", line=line,
@@ -191,7 +191,7 @@ def _kept(plan: Plan, run: Path | None) -> str:
 def _candidates(plan: Plan) -> RenderableType:
     """Return a table of the students within the limits, with an explanation."""
     table = plain_table(f"Students within the limits; losses in {SHORT_UNIT[plan.unit]}")
-    for heading in ("width", "parameters", "memory", "speed", "expected", "90 % bound", "head floor"):
+    for heading in ("width", "parameters", "memory", "speed", "expected", "90 % upper bound", "head floor"):
         table.add_column(heading, justify="right", no_wrap=True)
     for candidate in plan.candidates:
         table.add_row(*_cells(candidate), style="bold" if candidate.width == plan.width else "")
@@ -216,6 +216,6 @@ def _cells(candidate: Candidate) -> tuple[str, ...]:
         format_bytes(candidate.memory),
         f"{'' if candidate.speed_is_measured else '~'}{candidate.speed:.1f}",
         f"{candidate.loss:.4g}",
-        "" if candidate.bound is None else f"{candidate.bound:.4g}",
+        "" if candidate.upper_bound is None else f"{candidate.upper_bound:.4g}",
         "" if candidate.least_loss is None else f"{candidate.least_loss:.4g}",
     )

@@ -45,7 +45,7 @@ class Candidate:
     """False if `speed` is interpolated between the widths that were timed."""
     loss: float
     """Loss that a trained student is expected to reach, in the unit of the plan."""
-    bound: float | None
+    upper_bound: float | None
     """Upper bound of the loss with 90 % confidence; None if no interval is known."""
     least_loss: float | None
     """Head floor, nats per token: about the least loss of any student of this width; None if it was not computed."""
@@ -76,7 +76,7 @@ class Plan(JsonRecord):
     """Unit of the losses: "nats" (per token) or "mse"."""
     loss: float
     """Loss that a trained student is expected to reach; the feature floor if only that is known."""
-    bound: float | None
+    upper_bound: float | None
     """Upper bound of the loss with 90 % confidence, given the assumptions; None if the text is one block, from which
     no interval can be estimated."""
     calibrated: bool

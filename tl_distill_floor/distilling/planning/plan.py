@@ -75,7 +75,7 @@ def plan(
 
     Example:
         >>> chosen = plan(floor, max_loss=0.2, max_memory=2_000_000_000)  # doctest: +SKIP
-        >>> chosen.width, chosen.loss, chosen.bound  # doctest: +SKIP
+        >>> chosen.width, chosen.loss, chosen.upper_bound  # doctest: +SKIP
         >>> [(other.width, other.n_parameters, other.loss) for other in chosen.candidates]  # doctest: +SKIP
     """
     floor = FloorPrediction.from_head(floor) if isinstance(floor, HeadFloor) else floor
@@ -181,7 +181,7 @@ def _plan_of(floor: FloorPrediction, family: StudentFamily, limits: Limits, choi
         teacher_depth=teacher_depth,
         unit="nats" if is_in_nats else "mse",
         loss=chosen.loss,
-        bound=chosen.bound,
+        upper_bound=chosen.upper_bound,
         calibrated=floor.calibration is not None,
         n_parameters=chosen.n_parameters,
         teacher_parameters=count_parameters(model, teacher_width(model)),
@@ -209,7 +209,7 @@ def _candidate(floor: FloorPrediction, family: StudentFamily, width: int) -> Can
         speed=family.timer.at(width),
         speed_is_measured=width in family.timer.timed,
         loss=loss.value,
-        bound=None if math.isnan(loss.high) else loss.high,
+        upper_bound=None if math.isnan(loss.high) else loss.high,
         least_loss=least_loss(floor, width),
     )
 
