@@ -191,9 +191,15 @@ def test_exact_costs_of_some_sequences(bridge: Any, sae: Any, ids: Tensor) -> No
     assert some.n_cost_tokens == expected.n_tokens
 
 
-def test_costs_of_a_short_text_are_measured_on_more_of_it(bridge: Any, sae: Any, ids: Tensor) -> None:
+def test_costs_of_a_short_text_are_measured_on_more_of_it(
+    bridge: Any, sae: Any, ids: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
     stats = measure(bridge, sae, ids[:9], n_tokens=10**6, n_cost_tokens=4 * CONTEXT)
     assert stats.n_cost_tokens == int(counted_tokens(ids)[:9:2].sum())
+    monkeypatch.setattr("tl_distill_floor.measuring.measurement.MAX_KEPT_TOKENS", 6 * CONTEXT)
+    monkeypatch.setattr("tl_distill_floor.measuring.token_stream.MAX_KEPT_TOKENS", 6 * CONTEXT)
+    of_long_text = measure(bridge, sae, ids[:9], n_tokens=10**6, n_cost_tokens=2 * CONTEXT)
+    assert of_long_text.n_cost_tokens == int(counted_tokens(ids)[:9:3].sum())
     energy = measure(bridge, sae, ids[:9], n_tokens=10**6, n_cost_tokens=1, cost="energy")
     assert energy.n_cost_tokens == energy.n_tokens
 

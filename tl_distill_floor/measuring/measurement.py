@@ -24,6 +24,7 @@ from tl_distill_floor.measuring.passes import cached_batches
 from tl_distill_floor.measuring.plausibility import TOKENS_TO_CHECK, check_plausible, plausibility_warnings
 from tl_distill_floor.measuring.processes import SINGLE_PROCESS, ProcessGroup
 from tl_distill_floor.measuring.strongest_contexts import RunningContexts, describe_contexts
+from tl_distill_floor.measuring.token_stream import MAX_KEPT_TOKENS
 from tl_distill_floor.results.feature_stats import MAX_BLOCKS, BlockSums, FeatureStats
 from tl_distill_floor.results.feature_sums import FeatureSums, pack_sums, unpack_sums
 from tl_distill_floor.sources.torch_state import neutral_torch_state
@@ -160,10 +161,14 @@ def measure_job(
 
 
 def _sequences_per_cost(job: MeasurementJob, config: MeasureConfig) -> int:
-    """Return the number of sequences of which one has its costs measured: fewer if the text is short."""
+    """Return the number of sequences of which one has its costs measured: fewer if the text is short.
+
+    Of a long text only the part is counted that is kept in memory, so that no text is tokenized twice for this.
+    """
     if config.cost == "energy" or config.n_tokens < 2 * config.n_cost_tokens:
         return 1
-    return config.sequences_per_cost(job.token_stream.count_sequences(config.n_tokens) * job.stream.context_size)
+    n_sequences = job.token_stream.count_sequences(min(config.n_tokens, MAX_KEPT_TOKENS))
+    return config.sequences_per_cost(n_sequences * job.stream.context_size)
 
 
 class _Measurement:

@@ -99,7 +99,7 @@ class TokenStream:
 
     def _rows(self, first: int, last: int) -> Iterator[Int[Tensor, " position"]]:
         """Iterate over some of the text's sequences, from memory if they were read before."""
-        is_kept = last * self.context_size <= MAX_KEPT_TOKENS
+        is_kept = (last - 1) * self.context_size < MAX_KEPT_TOKENS
         return islice(self._kept_rows if is_kept else self.text.read(), first, last)
 
     @cached_property
