@@ -121,8 +121,13 @@ def test_merge_of_two_halves_matches_the_full_measurement(bridge: Any, sae: Any,
     first_half = measure(bridge, sae, ids[:16], batch_size=4)
     second_half = measure(bridge, sae, ids[16:], batch_size=4)
     merged = first_half.merge(second_half)
-    with pytest.raises(ValueError, match="settings differ"):
+    with pytest.raises(
+        ValueError, match=r"settings differ \(batch_size: 4 and 5\); measure both with the same options"
+    ):
         first_half.merge(measure(bridge, sae, ids[16:], batch_size=5))
+    some_costs = measure(bridge, sae, ids[16:], batch_size=4, n_cost_tokens=4 * ids.shape[1])
+    with pytest.raises(ValueError, match=r"\(sequences_per_cost: 1 and .\); measure both with n_cost_tokens as large"):
+        first_half.merge(some_costs)
     np.testing.assert_array_equal(merged.firing_count, full.firing_count)
     np.testing.assert_allclose(merged.sum_act_sq, full.sum_act_sq, rtol=1e-12)
     assert merged.sampled_error_sq == first_half.sampled_error_sq + second_half.sampled_error_sq

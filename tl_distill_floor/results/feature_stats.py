@@ -265,9 +265,7 @@ class FeatureStats(Displayable):
         for name in ("model_name", "hook_name", "sae_name", "d_model", "cost_unit"):
             if getattr(self, name) != getattr(other, name):
                 raise ValueError(f"{name} differs: {getattr(self, name)!r} and {getattr(other, name)!r}")
-        may_differ = {"text": None, "share_of_codes": None}
-        if self.settings | may_differ != other.settings | may_differ:
-            raise ValueError(f"settings differ: {self.settings} and {other.settings}")
+        _check_same_settings(self.settings, other.settings)
         if not np.array_equal(self.decoder_norm, other.decoder_norm):
             raise ValueError("the decoders differ, so the features are not the same")
         sums = self.sums.merge(dataclasses.replace(other.sums, codes=_codes_to_append(self, other)))
@@ -335,6 +333,18 @@ def _sum_fields(sums: FeatureSums, blocks: BlockSums) -> dict[str, Any]:
     """Return the fields of `FeatureStats` that come from sums."""
     fields = {name: getattr(sums, name) for name in SUMS}
     return fields | {"blocks": blocks, "codes": sums.joined_codes(), "contexts": sums.finished_contexts()}
+
+
+def _check_same_settings(first: Mapping[str, Any], second: Mapping[str, Any]) -> None:
+    """Raise a ValueError if statistics with these settings cannot be merged."""
+    # Older versions measured costs in all sequences.
+    settings = [{"sequences_per_cost": 1, **each, "text": None, "share_of_codes": None} for each in (first, second)]
+    one, other = settings
+    different = [name for name in sorted({*one, *other}) if one.get(name) != other.get(name)]
+    if different:
+        pairs = ", ".join(f"{name}: {one.get(name)} and {other.get(name)}" for name in different)
+        advice = "n_cost_tokens as large as n_tokens" if different == ["sequences_per_cost"] else "the same options"
+        raise ValueError(f"settings differ ({pairs}); measure both with {advice}")
 
 
 def _codes_to_append(stats: FeatureStats, other: FeatureStats) -> tuple[Codes, ...]:
