@@ -217,10 +217,10 @@ def test_a_run_holds_what_is_known_at_each_stage(
     assert unfinished.head is unfinished.simulated is None
     with monkeypatch.context() as patch:
         patch.setattr("tl_distill_floor.predicting.predict.predict_measured", _interrupt)
-        result = run(*command, "--out", tmp_path / "other")
+        result = run(*command, "--out", out, "--resume")
     assert result.exit_code == 130
     assert "Expected follows from the head floor (bound) alone so far" in " ".join(result.stdout.split())
-    with_head = FloorPrediction.load(tmp_path / "other")
+    with_head = FloorPrediction.load(out)
     assert with_head.expected is not None
     assert with_head.simulated is None
     assert run(*command, "--out", out, "--resume").exit_code == 0

@@ -303,7 +303,7 @@ def measure_and_save(
         The prediction of each SAE; an empty list in all processes but the first.
     """
     from tl_distill_floor.cli.run_directory import PARTIAL_FILE, lock_for_measuring
-    from tl_distill_floor.results.floor_files import FLOOR_FILE
+    from tl_distill_floor.results.floor_files import holds_finished_floor
     from tl_distill_floor.storage.atomic import commit_together, remove_file
 
     first = is_first_process()
@@ -312,7 +312,7 @@ def measure_and_save(
         for directory in directories if first else ():
             locks.enter_context(lock_for_measuring(directory, resume=resume))
         # A finished prediction stays until the new one is finished.
-        new_directories = [None if (directory / FLOOR_FILE).exists() else directory for directory in directories]
+        new_directories = [None if holds_finished_floor(directory) else directory for directory in directories]
         from tl_distill_floor.measuring.processes import current_process_group
         from tl_distill_floor.predicting.predict import predict_floors
         from tl_distill_floor.sources.cached_activations import is_cached_activations

@@ -34,6 +34,7 @@ from tl_distill_floor.predicting.measured_floors import predict_measured, traini
 from tl_distill_floor.predicting.progress import ProgressBarFactory, UnfinishedCallback, no_progress_bar
 from tl_distill_floor.predicting.without_sae import predict_without_sae
 from tl_distill_floor.results.feature_stats import FeatureStats
+from tl_distill_floor.results.floor_files import UNFINISHED
 from tl_distill_floor.results.floor_prediction import FeatureFloorPrediction, FloorPrediction
 from tl_distill_floor.results.head_floor import HeadFloor
 from tl_distill_floor.sources.model_names import lookup_name
@@ -45,9 +46,9 @@ NO_SAE_WARNING = (
 )
 """Warning of a prediction from the head floor alone."""
 UNFINISHED_WARNINGS: dict[CostUnit, str] = {
-    "nats": "not finished: losses are summed costs of features, and the loss of dropping them together is larger; if"
+    "nats": f"{UNFINISHED}: losses are summed costs of features, and the loss of dropping them together is larger; if"
     " the command was interrupted, add --resume",
-    "mse": "not finished: the simulated floor is missing; if the command was interrupted, add --resume",
+    "mse": f"{UNFINISHED}: the simulated floor is missing; if the command was interrupted, add --resume",
 }
 """Warning of a prediction that is reported before everything is computed, by the unit of the costs."""
 UNFINISHED_BOOTSTRAP = 100

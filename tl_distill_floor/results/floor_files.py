@@ -21,6 +21,8 @@ from tl_distill_floor.storage.atomic import commit_together, write_atomically
 from tl_distill_floor.storage.versioned import VERSION, load_json, to_json
 
 FLOOR_FILE = "floor.json"
+UNFINISHED = "not finished"
+"""Beginning of a warning of predictions that are saved before everything is computed."""
 
 
 def _floats(value: object) -> Float64[np.ndarray, " width"]:
@@ -141,6 +143,18 @@ def save_floor(
         if promoted is not None:
             promoted.save(directory)
         return write_atomically(directory / FLOOR_FILE, json.dumps(stored, indent=1, allow_nan=False).encode())
+
+
+def holds_finished_floor(directory: Path) -> bool:
+    """Return whether a directory holds a prediction that was not saved before everything was computed."""
+    file = directory / FLOOR_FILE
+    if not file.exists():
+        return False
+    try:
+        warnings = load_json(file, "floor").get("warnings") or []
+    except (InputError, OSError, ValueError):
+        return True  # a damaged file, which only a finished prediction replaces
+    return not any(str(warning).startswith(UNFINISHED) for warning in warnings)
 
 
 def holds_head_only(directory: Path) -> bool:
