@@ -213,14 +213,14 @@ def _open_tail(job: Job, setting: Setting) -> PrepareStage:
             np.arange(len(workload.ids)),
         )  # fmt: skip
         limit = partial(run_reruns, workload, len(ranks))
-        description = "a forward pass, and for each rank another one from the block of the hook point on"
+        description = "a forward pass, and for each rank another one from the hook point on"
         return Stage("tokens/s", workload.ids.numel(), ours, limit, description)
 
     return prepare
 
 
 def run_reruns(workload: Workload, n_reruns: int) -> None:
-    """Run forward passes, and run each several times again from the block of the hook point."""
+    """Run forward passes, and run each several times again from the hook point on."""
     with torch.no_grad(), rerunner(workload.model, workload.hook_name) as teacher:
         for batch in workload.batches():
             activation = teacher.run(batch)

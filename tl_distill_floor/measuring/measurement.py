@@ -25,7 +25,7 @@ from tl_distill_floor.measuring.plausibility import TOKENS_TO_CHECK, check_plaus
 from tl_distill_floor.measuring.processes import SINGLE_PROCESS, ProcessGroup
 from tl_distill_floor.measuring.strongest_contexts import RunningContexts, describe_contexts
 from tl_distill_floor.measuring.token_stream import MAX_KEPT_TOKENS
-from tl_distill_floor.results.feature_stats import MAX_BLOCKS, BlockSums, FeatureStats
+from tl_distill_floor.results.feature_stats import MAX_BLOCKS, BlockSums, FeatureStats, different_settings
 from tl_distill_floor.results.feature_sums import FeatureSums, pack_sums, unpack_sums
 from tl_distill_floor.sources.torch_state import neutral_torch_state
 
@@ -269,12 +269,15 @@ class _Measurement:
     def _check_same_measurement(self, stats: FeatureStats, file: Path) -> None:
         """Raise an InputError if a checkpoint is of another measurement than this one."""
         identity = self.job.identity(self.attached)
-        for name in ("model_name", "hook_name", "sae_name", "text_name", "d_model", "settings"):
-            if getattr(stats, name) != identity[name]:
-                raise InputError(
-                    f"{file} is of another measurement ({name}: {getattr(stats, name)}, now {identity[name]});"
-                    " use the same options, or delete it to start again"
-                )
+        names = ("model_name", "hook_name", "sae_name", "text_name", "d_model")
+        pairs = {name: f"{getattr(stats, name)} and {identity[name]}" for name in names}
+        different = {name: pairs[name] for name in names if getattr(stats, name) != identity[name]}
+        different |= different_settings(stats.settings, identity["settings"])
+        if different:
+            listed = ", ".join(f"{name}: {values}" for name, values in different.items())
+            raise InputError(
+                f"{file} is of another measurement ({listed}); use the same options, or delete it to start again"
+            )
 
 
 def _read_text(

@@ -335,16 +335,31 @@ def _sum_fields(sums: FeatureSums, blocks: BlockSums) -> dict[str, Any]:
     return fields | {"blocks": blocks, "codes": sums.joined_codes(), "contexts": sums.finished_contexts()}
 
 
+def different_settings(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, str]:
+    """Return the settings that differ, with both values as "first and second".
+
+    Args:
+        first: settings of some statistics; older versions measured costs in all sequences.
+        second: those of others.
+
+    Example:
+        >>> different_settings({"cost": "energy", "sequences_per_cost": 4}, {"cost": "energy"})
+        {'sequences_per_cost': '4 and 1'}
+    """
+    one, other = ({"sequences_per_cost": 1, **settings} for settings in (first, second))
+    names = sorted({*one, *other})
+    return {name: f"{one.get(name)} and {other.get(name)}" for name in names if one.get(name) != other.get(name)}
+
+
 def _check_same_settings(first: Mapping[str, Any], second: Mapping[str, Any]) -> None:
     """Raise a ValueError if statistics with these settings cannot be merged."""
-    # Older versions measured costs in all sequences.
-    settings = [{"sequences_per_cost": 1, **each, "text": None, "share_of_codes": None} for each in (first, second)]
-    one, other = settings
-    different = [name for name in sorted({*one, *other}) if one.get(name) != other.get(name)]
-    if different:
-        pairs = ", ".join(f"{name}: {one.get(name)} and {other.get(name)}" for name in different)
-        advice = "n_cost_tokens as large as n_tokens" if different == ["sequences_per_cost"] else "the same options"
-        raise ValueError(f"settings differ ({pairs}); measure both with {advice}")
+    pairs = different_settings(first, second)
+    for name in ("text", "share_of_codes"):
+        pairs.pop(name, None)
+    if pairs:
+        advice = "n_cost_tokens as large as n_tokens" if list(pairs) == ["sequences_per_cost"] else "the same options"
+        listed = ", ".join(f"{name}: {values}" for name, values in pairs.items())
+        raise ValueError(f"settings differ ({listed}); measure both with {advice}")
 
 
 def _codes_to_append(stats: FeatureStats, other: FeatureStats) -> tuple[Codes, ...]:
