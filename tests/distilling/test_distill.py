@@ -195,7 +195,7 @@ def test_resuming_needs_the_same_texts_contexts_and_targets(
 ) -> None:
     """Only the learning rate may change."""
     kept = np.ones(sae.W_dec.shape[0], dtype=bool)
-    target = KeptReconstruction(sae, kept, np.ones(len(kept)), np.ones(len(kept)))
+    target = KeptReconstruction(sae, kept, np.ones(len(kept)))
     spec = StudentSpec(8, match=Match("blocks.1.hook_resid_post", 1))
 
     options: dict[str, Any] = {"heldout": ids[:4], "out": tmp_path, "config": QUICK}

@@ -13,21 +13,21 @@ from tl_distill_floor.errors import InputError
 def test_kept_reconstruction_weights_errors_by_their_cost(sae: Any) -> None:
     """The squared norm of a target is the cost of what the kept features write."""
     n, d = sae.W_dec.shape
-    cost, mean_square = np.linspace(1.0, 2.0, n), np.full(n, 0.5)
+    weight = np.linspace(2.0, 4.0, n)
     kept = np.zeros(n, dtype=bool)
     kept[[3, 7]] = True
-    reconstruction = KeptReconstruction(sae, kept, cost, mean_square)
+    reconstruction = KeptReconstruction(sae, kept, weight)
     act = torch.randn(5, d, generator=torch.Generator().manual_seed(0)) * 3
     target = reconstruction(act)
     codes = (sae.encode(act) * torch.from_numpy(kept)).detach().double()
     rows = sae.W_dec.detach().double()
-    # xᵀ Σ ρ_i ŵ_i ŵ_iᵀ x of the reconstruction x, where ρ_i = cost_i / 0.5.
+    # xᵀ Σ ρ_i ŵ_i ŵ_iᵀ x of the reconstruction x, where ρ is the weight.
     x = codes @ rows
     along = x @ torch.nn.functional.normalize(rows, dim=1).T
-    expected = (along[:, [3, 7]].square() * torch.from_numpy(cost / 0.5)[[3, 7]]).sum(1)
+    expected = (along[:, [3, 7]].square() * torch.from_numpy(weight)[[3, 7]]).sum(1)
     torch.testing.assert_close(target.double().square().sum(1), expected, rtol=1e-3, atol=1e-3)
     with pytest.raises(InputError, match="keeps no feature"):
-        KeptReconstruction(sae, np.zeros(n, dtype=bool), cost, mean_square)
+        KeptReconstruction(sae, np.zeros(n, dtype=bool), weight)
 
 
 def test_matching_weight_falls_linearly_and_must_be_positive() -> None:

@@ -64,7 +64,7 @@ def test_matches_the_kept_part_of_the_activation(
     kept = np.arange(sae.cfg.d_sae) % 2 == 0
 
     def losses(teacher: Any, read_by: Any) -> np.ndarray:
-        target = KeptReconstruction(read_by, kept, np.ones(len(kept)), np.ones(len(kept)))
+        target = KeptReconstruction(read_by, kept, np.ones(len(kept)))
         return losses_of(teacher, ids, [StudentSpec(16, match=Match(HOOK, 1), target=target)], QUICK)
 
     on_device = losses(device_bridge, device_sae if sae_is_on_device else sae)

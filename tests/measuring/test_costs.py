@@ -19,7 +19,7 @@ from tl_distill_floor.measuring.costs import row_dot_products
 from tl_distill_floor.measuring.hooks import get_hook_point
 from tl_distill_floor.measuring.kl import forward_kl_in_chunks
 from tl_distill_floor.measuring.rerun import rerunner
-from tl_distill_floor.measuring.sampling import sample_outcomes
+from tl_distill_floor.measuring.sampling import one_of_each_group, sample_outcomes
 
 
 def counted_tokens(ids: Tensor) -> Tensor:
@@ -165,15 +165,17 @@ def test_resumed_measurement_samples_the_same_outputs(bridge: Any, sae: Any, ids
 
 
 def test_costs_are_measured_on_evenly_spread_sequences(bridge: Any, sae: Any, ids: Tensor) -> None:
-    """Counts, codes and contexts are of all tokens; costs are those of every third sequence."""
+    """Counts, codes and contexts are of all tokens; costs are those of one of three successive sequences."""
+    chosen = one_of_each_group(torch.arange(12), 3)
+    assert chosen.view(4, 3).sum(1).tolist() == [1] * 4
     options: dict[str, Any] = {"n_tokens": 12 * CONTEXT, "batch_size": 1}
     every = measure(bridge, sae, ids, **options)  # each batch of one sequence is a block
     assert every.n_cost_tokens == every.n_tokens
     stats = measure(bridge, sae, ids, n_cost_tokens=4 * CONTEXT, **options)
-    assert stats.n_cost_tokens == int(counted_tokens(ids)[:12:3].sum())
-    np.testing.assert_allclose(stats.sum_cost, every.blocks.cost[::3].sum(0), rtol=1e-4, atol=1e-6)
+    assert stats.n_cost_tokens == int(counted_tokens(ids)[:12][chosen].sum())
+    np.testing.assert_allclose(stats.sum_cost, every.blocks.cost[chosen.numpy()].sum(0), rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(stats.cost, stats.sum_cost / stats.n_cost_tokens)
-    assert (stats.blocks.n_cost_tokens > 0).tolist() == [number % 3 == 0 for number in range(12)]
+    assert (stats.blocks.n_cost_tokens > 0).tolist() == chosen.tolist()
     for batch_size in (4, 5, 32):  # batches with some, and of one size without any
         other = measure(bridge, sae, ids, **options | {"batch_size": batch_size}, n_cost_tokens=4 * CONTEXT)
         np.testing.assert_allclose(other.sum_cost, stats.sum_cost, rtol=1e-3, atol=1e-5)
@@ -184,9 +186,17 @@ def test_costs_are_measured_on_evenly_spread_sequences(bridge: Any, sae: Any, id
         assert other.codes.n_tokens == every.n_tokens
 
 
+def test_sequences_with_costs_do_not_follow_a_period_of_the_text() -> None:
+    """Of two interleaved datasets, both have about half of the chosen sequences."""
+    numbers = torch.arange(4000)
+    of_first = int((numbers[one_of_each_group(numbers, 4)] % 2 == 0).sum())
+    assert abs(of_first - 500) < 80  # five standard errors
+    assert one_of_each_group(numbers, 1).all()
+
+
 def test_exact_costs_of_some_sequences(bridge: Any, sae: Any, ids: Tensor) -> None:
     some = measure(bridge, sae, ids, cost="ablation", n_tokens=6 * CONTEXT, n_cost_tokens=3 * CONTEXT)
-    expected = measure(bridge, sae, ids[:6:2], cost="ablation")
+    expected = measure(bridge, sae, ids[:6][one_of_each_group(torch.arange(6), 2)], cost="ablation")
     np.testing.assert_allclose(some.cost, expected.cost, rtol=1e-3, atol=1e-7)
     assert some.n_cost_tokens == expected.n_tokens
 
@@ -195,11 +205,11 @@ def test_costs_of_a_short_text_are_measured_on_more_of_it(
     bridge: Any, sae: Any, ids: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stats = measure(bridge, sae, ids[:9], n_tokens=10**6, n_cost_tokens=4 * CONTEXT)
-    assert stats.n_cost_tokens == int(counted_tokens(ids)[:9:2].sum())
+    assert stats.n_cost_tokens == int(counted_tokens(ids)[:9][one_of_each_group(torch.arange(9), 2)].sum())
     monkeypatch.setattr("tl_distill_floor.measuring.measurement.MAX_KEPT_TOKENS", 6 * CONTEXT)
     monkeypatch.setattr("tl_distill_floor.measuring.token_stream.MAX_KEPT_TOKENS", 6 * CONTEXT)
     of_long_text = measure(bridge, sae, ids[:9], n_tokens=10**6, n_cost_tokens=2 * CONTEXT)
-    assert of_long_text.n_cost_tokens == int(counted_tokens(ids)[:9:3].sum())
+    assert of_long_text.n_cost_tokens == int(counted_tokens(ids)[:9][one_of_each_group(torch.arange(9), 3)].sum())
     energy = measure(bridge, sae, ids[:9], n_tokens=10**6, n_cost_tokens=1, cost="energy")
     assert energy.n_cost_tokens == energy.n_tokens
 

@@ -18,13 +18,14 @@ from tl_distill_floor.measuring import removal
 from tl_distill_floor.measuring.config import LoadConfig
 from tl_distill_floor.measuring.job import prepare_job
 from tl_distill_floor.measuring.removal import _select_sequences, measure_restored_loss, measure_tail_loss
+from tl_distill_floor.measuring.rerun import ALL_POSITIONS, Positions
 from tl_distill_floor.predicting.bottleneck_task import held_out_sequences
 from tl_distill_floor.results.tail_loss import TailLoss, rank_grid, ratio_standard_error
 
 SEQUENCES = np.array([1, 4, 5, 30])
 
 
-def kl_without(model: Any, sae: Any, ids: Tensor, removed: Tensor, positions: slice = slice(None)) -> np.ndarray:
+def kl_without(model: Any, sae: Any, ids: Tensor, removed: Tensor, positions: Positions = ALL_POSITIONS) -> np.ndarray:
     """Return KL(teacher ‖ teacher without some features), summed over positions of each sequence, by a plain hook."""
     counted = (ids != 0) & (torch.arange(CONTEXT) > 0)
     activation = activation_of(model, ids)
@@ -46,11 +47,16 @@ def test_tail_loss_matches_kl_of_plain_forward_passes(bridge: Any, sae: Any, ids
     assert tail.loss[-1].max() == 0
 
 
-def test_long_sequences_are_measured_at_every_fourth_position(
+def test_long_sequences_are_measured_at_one_of_each_four_positions(
     bridge: Any, sae: Any, ids: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(removal, "MIN_CONTEXT_SIZE", CONTEXT)
-    job, positions = prepare_job(bridge, [sae], ids, LoadConfig(batch_size=3)), slice(1, None, 4)
+    job = prepare_job(bridge, [sae], ids, LoadConfig(batch_size=3))
+    positions = removal._measured_positions(CONTEXT)
+    assert isinstance(positions, Tensor)
+    assert ((positions - 1) // 4).tolist() == list(range(len(positions)))
+    assert positions[0] == 1
+    assert len(set((positions % 4).tolist())) > 1  # no fixed distance
     tail = measure_tail_loss(job, np.arange(FEATURES), np.array([0, 40]), np.array([1.0, 0.0]), SEQUENCES)
     expected = kl_without(bridge, sae, ids[SEQUENCES], torch.arange(40, FEATURES), positions)
     np.testing.assert_allclose(tail.loss[1], expected, rtol=1e-3, atol=1e-4)

@@ -9,7 +9,6 @@ import pytest
 from tests.helpers.records import stats_of
 from tl_distill_floor import InputError, allocate, floor_from_stats
 from tl_distill_floor.display.as_json import floor_json
-from tl_distill_floor.predicting.bottleneck_task import error_weights
 from tl_distill_floor.results.floor_prediction import FloorPrediction
 from tl_distill_floor.results.simulation import Simulation
 
@@ -152,7 +151,7 @@ def test_costs_that_were_measured_on_few_tokens_are_shrunk(n_cost_tokens: int, e
     stats = stats_of(None, blocks=blocks, sum_act_sq=np.array([12.0, 4.0, 0.0]))
     sums = dataclasses.replace(stats.blocks, n_cost_tokens=np.array([n_cost_tokens]))
     stats = dataclasses.replace(stats, n_cost_tokens=n_cost_tokens, blocks=sums)
-    np.testing.assert_allclose(error_weights(stats), expected)
+    np.testing.assert_allclose(stats.error_weight, expected)
 
 
 def test_weights_of_squared_errors_are_one() -> None:
@@ -160,4 +159,5 @@ def test_weights_of_squared_errors_are_one() -> None:
     counts, norm = np.array([1, 5, 900]), np.array([1.0, 0.5, 2.0])
     square = counts * np.array([0.3, 2.0, 1.0])
     stats = stats_of(None, blocks=(np.array([1000]), counts[None], (square * norm**2)[None]))
-    np.testing.assert_allclose(error_weights(dataclasses.replace(stats, sum_act_sq=square, decoder_norm=norm)), 1.0)
+    stats = dataclasses.replace(stats, sum_act_sq=square, decoder_norm=norm)
+    np.testing.assert_allclose(stats.error_weight, 1.0)

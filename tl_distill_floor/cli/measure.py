@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 DEFAULT_TOKENS, QUICK_TOKENS = 200_000, 50_000
 """Tokens that are read by default, with and without training."""
 COST_TOKENS = 50_000
-"""Tokens on which costs in nats are measured by default, at least."""
+"""Tokens on which costs in nats are measured by default, about."""
 N_CODES = 200_000
 """Tokens whose SAE codes are kept at most, for the simulated floor."""
 READING_SECONDS, STEPS_SECONDS = {"measuring": 18.0}, {"simulating": 25.0, "measuring simulated students": 11.0}
@@ -94,7 +94,7 @@ def measure(
     ] = None,
     cost: CostOption = "fisher",
     cost_tokens: Annotated[
-        int, typer.Option(help="Number of tokens on which costs in nats are measured, at least.", min=1, metavar="N")
+        int, typer.Option(help="Number of tokens on which costs in nats are measured, about.", min=1, metavar="N")
     ] = COST_TOKENS,
     samples: Annotated[int, typer.Option(help="Outputs that fisher samples at each position.", min=1, metavar="N")] = 1,
     widths: WidthsOption = None,

@@ -1,7 +1,5 @@
 """Sum one SAE's codes and costs over the tokens of one batch."""
 
-import hashlib
-
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -12,6 +10,7 @@ from tl_distill_floor.errors import InputError
 from tl_distill_floor.measuring.activation_batch import ActivationBatch, ActiveCodes
 from tl_distill_floor.measuring.costs import COST_METHODS, sum_by_index
 from tl_distill_floor.measuring.job import AttachedSae
+from tl_distill_floor.measuring.sampling import uniform_hash
 from tl_distill_floor.measuring.strongest_contexts import RunningContexts, batch_contexts
 from tl_distill_floor.measuring.token_stream import digest_sequences
 from tl_distill_floor.results.codes import Codes
@@ -108,7 +107,7 @@ def mask_kept_sequences(sequence: Int64[np.ndarray, " token"], share: float) -> 
         share: probability with which a sequence is kept.
     """
     numbers, index = np.unique(sequence, return_inverse=True)
-    kept: np.ndarray = np.array([_uniform_hash(int(number)) < share for number in numbers], dtype=bool)[index]
+    kept: np.ndarray = np.array([uniform_hash(f"sequence {number}") < share for number in numbers], dtype=bool)[index]
     return kept
 
 
@@ -181,11 +180,6 @@ def _contexts(
     return batch_contexts(
         entries.token, entries.feature, raw_values, batch.sequence, batch.position, batch.ids, batch.first, n_features
     )
-
-
-def _uniform_hash(number: int) -> float:
-    """Return a number from [0, 1), distributed uniformly over the numbers of sequences."""
-    return int.from_bytes(hashlib.sha256(b"sequence %d" % number).digest()[:8]) / 2**64
 
 
 def _sample_tokens(batch: ActivationBatch) -> Bool[Tensor, " token"]:

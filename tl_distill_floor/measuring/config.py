@@ -26,8 +26,9 @@ class MeasureConfig:
     n_tokens: int = 200_000
     """Tokens of the text to read, including tokens that are not counted; fewer if the text is shorter."""
     n_cost_tokens: int = 50_000
-    """Tokens on which costs in nats are measured, at least: they take a full forward and backward pass, and counting
-    features only a forward pass to the hook point. The sequences are spread evenly over the text."""
+    """Tokens on which costs in nats are measured: about so many, at most twice as many. They take a full forward and
+    backward pass, and counting features only a forward pass to the hook point. Of a number of successive sequences, one
+    is chosen at random."""
     n_codes: int = 200_000
     """Number of tokens, on average, whose SAE codes are kept; 0 keeps none."""
     force: bool = False
@@ -42,17 +43,18 @@ class MeasureConfig:
         """Probability with which the codes of a sequence are kept."""
         return min(1.0, self.n_codes / self.n_tokens)
 
-    def sequences_per_cost(self, n_available: int) -> int:
-        """Return the number of sequences of which one has its costs measured.
+    def sequences_per_cost(self, n_sequences: int, context_size: int) -> int:
+        """Return the number of successive sequences of which one has its costs measured.
 
         Args:
-            n_available: tokens of the text.
+            n_sequences: sequences that are read.
+            context_size: tokens per sequence.
 
         Example:
-            >>> MeasureConfig(n_cost_tokens=1_000).sequences_per_cost(2_999)
+            >>> MeasureConfig(n_cost_tokens=1_000).sequences_per_cost(n_sequences=25, context_size=100)
             2
         """
-        return max(1, min(self.n_tokens, n_available) // self.n_cost_tokens)
+        return max(1, n_sequences // max(1, self.n_cost_tokens // context_size))
 
 
 @dataclass(frozen=True, kw_only=True)

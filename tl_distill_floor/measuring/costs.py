@@ -18,7 +18,7 @@ from tl_distill_floor.measuring.activation_batch import ActivationBatch, ActiveC
 from tl_distill_floor.measuring.job import AttachedSae, MeasurementJob
 from tl_distill_floor.measuring.kl import forward_kl_in_chunks
 from tl_distill_floor.measuring.passes import BatchReader, forward_pass, gradient_pass, rerun_pass
-from tl_distill_floor.measuring.rerun import ALL_POSITIONS
+from tl_distill_floor.measuring.rerun import ALL_POSITIONS, Positions
 from tl_distill_floor.measuring.sparse_rows import quiet_sparse
 from tl_distill_floor.measuring.token_stream import holds_token
 from tl_distill_floor.sources.devices import copy_to_device
@@ -128,7 +128,7 @@ def kl_after_change(
     token: Int64[Tensor, " changed"],
     change: Float[Tensor, "changed d_model"],
     rows: Int64[Tensor, " row"] | None = None,
-    positions: slice = ALL_POSITIONS,
+    positions: Positions = ALL_POSITIONS,
 ) -> Float64[Tensor, " row"]:
     """Compute KL(teacher ‖ teacher with a changed activation), summed over positions of each sequence.
 
@@ -152,7 +152,8 @@ def kl_after_change(
     row, position = rerun_row[batch.row[token.cpu()]].to(original.device), batch.position[token.cpu()]
     activation[row, position.to(original.device)] += change.to(activation)
     logits = batch.teacher.rerun(activation, rows, positions)
-    losses = forward_kl_in_chunks(batch.teacher.logits[rows, positions], logits).double()
+    expected = batch.teacher.logits[rows if isinstance(positions, slice) else rows[:, None], positions]
+    losses = forward_kl_in_chunks(expected, logits).double()
     if batch.ids is not None:
         is_token = holds_token(batch.ids[rows.to(batch.ids.device)])[:, positions]
         losses = losses.where(is_token.to(losses.device), 0.0)

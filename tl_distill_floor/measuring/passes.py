@@ -13,7 +13,7 @@ from tl_distill_floor.measuring.activation_batch import ActivationBatch, counted
 from tl_distill_floor.measuring.hooks import activation_reader, differentiable_forward
 from tl_distill_floor.measuring.job import AttachedSae, MeasurementJob
 from tl_distill_floor.measuring.rerun import rerunner
-from tl_distill_floor.measuring.sampling import score_gradient
+from tl_distill_floor.measuring.sampling import one_of_each_group, score_gradient
 from tl_distill_floor.measuring.token_stream import holds_token, model_input
 
 BatchReader = Callable[[int, Int[Tensor, "batch position"]], list[ActivationBatch]]
@@ -55,7 +55,7 @@ def gradient_pass(job: MeasurementJob, n_samples: int, every: int = 1) -> Iterat
     Args:
         job: a teacher, SAEs and a text.
         n_samples: outputs sampled at each position.
-        every: number of sequences of which one has its costs measured.
+        every: successive sequences of which one, at random, has its costs measured.
     """
     with differentiable_forward(job.model, job.hook_names) as run:
 
@@ -68,7 +68,7 @@ def gradient_pass(job: MeasurementJob, n_samples: int, every: int = 1) -> Iterat
 
         def read_batch(first: int, ids: Tensor) -> list[ActivationBatch]:
             numbers = first + torch.arange(len(ids))
-            has_cost = numbers % every == 0
+            has_cost = one_of_each_group(numbers, every)
             if has_cost.all():
                 acts, gradients = differentiate(numbers, ids)
             else:
@@ -101,7 +101,7 @@ def rerun_pass(job: MeasurementJob, _n_samples: int = 0, every: int = 1) -> Iter
 
     Args:
         job: a teacher, one SAE and a text.
-        every: number of sequences of which one has its costs measured.
+        every: successive sequences of which one, at random, has its costs measured.
 
     Raises:
         InputError: the job has several SAEs.
@@ -112,7 +112,7 @@ def rerun_pass(job: MeasurementJob, _n_samples: int = 0, every: int = 1) -> Iter
         def read_batch(first: int, ids: Tensor) -> list[ActivationBatch]:
             acts = teacher.run(model_input(ids))
             batch = counted_batch(job, attached, acts, job.token_stream.counted(ids), first, ids)
-            has_cost = (first + torch.arange(len(ids))) % every == 0
+            has_cost = one_of_each_group(first + torch.arange(len(ids)), every)
             return [batch._replace(teacher=teacher, has_cost=None if has_cost.all() else has_cost)]
 
         yield read_batch

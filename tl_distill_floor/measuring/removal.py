@@ -14,13 +14,13 @@ from tl_distill_floor.measuring.activation_batch import ActivationBatch
 from tl_distill_floor.measuring.costs import kl_after_change
 from tl_distill_floor.measuring.job import MeasurementJob
 from tl_distill_floor.measuring.passes import rerun_pass
-from tl_distill_floor.measuring.rerun import ALL_POSITIONS
-from tl_distill_floor.measuring.sampling import NUMBERS_AT_ONCE
+from tl_distill_floor.measuring.rerun import ALL_POSITIONS, Positions
+from tl_distill_floor.measuring.sampling import NUMBERS_AT_ONCE, one_of_each_group
 from tl_distill_floor.results.tail_loss import TailLoss
 
 RestoreCodes = Callable[[Float[Tensor, "token feature"]], Float[Tensor, "token feature"]]
 """A function from the SAE's codes to the codes that a student reconstructs from its fewer dimensions."""
-LossesOfBatch = Callable[[ActivationBatch, slice], Iterator[Float64[Tensor, " sequence"]]]
+LossesOfBatch = Callable[[ActivationBatch, Positions], Iterator[Float64[Tensor, " sequence"]]]
 """A function from a batch and the measured positions to the summed KL (nats) of its sequences, in one or several cases.
 """
 POSITIONS_PER_MEASURED, MIN_CONTEXT_SIZE = 4, 64
@@ -40,7 +40,7 @@ def measure_tail_loss(
     """Measure KL(teacher ‖ teacher without the features beyond a rank); the SAE's reconstruction error stays.
 
     It takes one forward pass of the sequences, and for each rank another one from the hook point's block. The loss is
-    measured at every fourth position.
+    measured at one of each four positions.
 
     Args:
         job: a teacher, a text and one SAE.
@@ -63,7 +63,7 @@ def measure_tail_loss(
     rank_of_feature = rank_of_feature.to(decoder.device)
     bounds = [*ranks.tolist(), len(order) + 1]
 
-    def losses(batch: ActivationBatch, positions: slice) -> Iterator[Tensor]:
+    def losses(batch: ActivationBatch, positions: Positions) -> Iterator[Tensor]:
         codes = job.saes[0].sae.encode(batch.activation).flatten(1)
         token, feature = codes.nonzero(as_tuple=True)
         value, rank = codes[token, feature].float(), rank_of_feature[feature]
@@ -87,7 +87,7 @@ def measure_restored_loss(
 ) -> tuple[Float64[np.ndarray, "student sequence"], Int64[np.ndarray, " sequence"]]:
     """Measure KL(teacher ‖ teacher with the codes that a student restores); the SAE's reconstruction error stays.
 
-    The loss is measured at every fourth position.
+    The loss is measured at one of each four positions.
 
     Args:
         job: a teacher, a text and one SAE.
@@ -104,7 +104,7 @@ def measure_restored_loss(
     sae = job.saes[0].sae
     decoder = sae.W_dec.detach().float()
 
-    def losses(batch: ActivationBatch, positions: slice) -> Iterator[Tensor]:
+    def losses(batch: ActivationBatch, positions: Positions) -> Iterator[Tensor]:
         tokens_at_once = max(1, NUMBERS_AT_ONCE // len(decoder))
         for restore in students:
             changes = []
@@ -144,12 +144,16 @@ def _run_sequences(
     return np.concatenate(loss_of_batches, axis=1), np.concatenate(tokens_of_batches)
 
 
-def _measured_positions(context_size: int) -> slice:
-    """Return the positions at which losses are measured: every fourth, or all in short sequences.
+def _measured_positions(context_size: int) -> Positions:
+    """Return the positions at which losses are measured: one of each four, at random, or all in short sequences.
 
     The first is 1, so that tokens are measured in every sequence of at least two tokens.
     """
-    return slice(1, None, POSITIONS_PER_MEASURED) if context_size >= MIN_CONTEXT_SIZE else ALL_POSITIONS
+    if context_size < MIN_CONTEXT_SIZE:
+        return ALL_POSITIONS
+    others = torch.arange(POSITIONS_PER_MEASURED, context_size - 1)
+    chosen = others[one_of_each_group(others, POSITIONS_PER_MEASURED)]
+    return 1 + torch.cat([torch.zeros(1, dtype=torch.int64), chosen])
 
 
 def _select_sequences(

@@ -3,14 +3,17 @@
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeAlias
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Int64
 from torch import Tensor, nn
 
 from tl_distill_floor.annotations import HookedModel
 from tl_distill_floor.measuring.hooks import eval_mode, forward_hooks, forward_logits, get_hook_point
 
+Positions: TypeAlias = slice | Int64[Tensor, " some_position"]
+"""Some positions of every sequence."""
 ALL_POSITIONS = slice(None)
 END_OF_BLOCK = ("hook_resid_post", "hook_out")
 """Names, within a block, of the hook point of its output."""
@@ -62,7 +65,7 @@ class Rerunner:
         self,
         activation: Float[Tensor, "row position *d_model"],
         rows: Int[Tensor, " row"] | None = None,
-        positions: slice = ALL_POSITIONS,
+        positions: Positions = ALL_POSITIONS,
     ) -> Float[Tensor, "row some_position vocabulary"]:
         """Run sequences of the last batch with another activation at the hook point.
 
@@ -107,7 +110,7 @@ class Rerunner:
         return earlier, _select_rows(self._outputs[earlier[-1]], rows) if earlier else None
 
     @contextmanager
-    def _unembedding_only(self, positions: slice) -> Iterator[None]:
+    def _unembedding_only(self, positions: Positions) -> Iterator[None]:
         """Give the unembedding some positions only during the context, if the model has one."""
         unembed = getattr(self._model, "unembed", None)
         if not isinstance(unembed, nn.Module):

@@ -1,8 +1,10 @@
 """Sample outputs from a teacher's distribution, and the gradient of their log-probability."""
 
+import hashlib
+
 import torch
 from einops import rearrange
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from tl_distill_floor.sources.devices import copy_to_device
@@ -13,6 +15,34 @@ NUMBERS_AT_ONCE_GPU = 2**26
 """The same on a GPU, where every chunk costs the time of some thirty kernel launches."""
 GROUP_SIZE = 256
 """Outcomes in a group: first a group is sampled, then an outcome of the group."""
+
+
+def uniform_hash(name: str) -> float:
+    """Return a number from [0, 1) that depends on a name alone, distributed uniformly over names.
+
+    Example:
+        >>> 0 <= uniform_hash("sequence 3") < 1
+        True
+    """
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8]) / 2**64
+
+
+def one_of_each_group(numbers: Int64[Tensor, " number"], size: int) -> Bool[Tensor, " number"]:
+    """Return which numbers are chosen: one of each group of `size` successive ones, at random.
+
+    Sequences or positions at a fixed distance could follow a period of the text, such as that of two interleaved
+    datasets.
+
+    Args:
+        numbers: numbers of sequences, or positions.
+        size: numbers in a group.
+
+    Example:
+        >>> one_of_each_group(torch.arange(8), 4).view(2, 4).sum(1).tolist()
+        [1, 1]
+    """
+    places = (divmod(number, size) for number in numbers.tolist())
+    return torch.tensor([place == int(size * uniform_hash(f"group {group}")) for group, place in places])
 
 
 def score_gradient(

@@ -26,8 +26,6 @@ RARE_COUNT = 8
 """Features that fire less often than this on held-out codes share one estimate of their lost share."""
 OUTPUTS_PER_PART = 2**20
 """Outputs, tokens × features, that are decoded at once: few enough for a processor's cache."""
-PRIOR_FIRINGS = 4
-"""Tokens on which a feature would have to fire for its own costs to count as much as those of all features."""
 LEARNING_RATE_FACTORS = (1.0, 0.3, 0.1)
 """Factors of the learning rate that are tried in turn while training diverges."""
 EXTRAPOLATION_ERROR = 1 / 3
@@ -134,7 +132,7 @@ class BottleneckTask:
         norm, square = stats.decoder_norm[alive], stats.sum_act_sq[alive]
         codes = _select_features(stats.codes, is_alive, stats.decoder_norm)
         held_out = _held_out_tokens(codes.sequence, seed)
-        weight = error_weights(stats)[alive]
+        weight = stats.error_weight[alive]
         amplitude = np.sqrt(square / np.maximum(stats.firing_count[alive], 1)) * norm
         parts = codes.select_tokens(~held_out), codes.select_tokens(held_out)
         entry_costs = [part.value.astype(np.float64) ** 2 * weight[part.feature] for part in parts]
@@ -238,33 +236,6 @@ class BottleneckTask:
             np.bincount(codes.feature, cost, len(self.alive)),
             np.bincount(codes.token, cost, codes.n_tokens),
         )
-
-
-def error_weights(stats: FeatureStats) -> Float64[np.ndarray, " feature"]:
-    """Compute the cost of a squared error of each feature's contribution: its cost divided by its mean square.
-
-    Features of which costs were measured on few tokens, or on none, are shrunk towards the weight of all features
-    together, as if each had fired on 4 more tokens with this weight. Without any weight, a student would restore them
-    at random.
-
-    Args:
-        stats: measured statistics.
-
-    Returns:
-        Cost per squared error; 0 for features without a contribution.
-
-    Example:
-        >>> error_weights(stats)  # doctest: +SKIP
-    """
-    square = stats.sum_act_sq * stats.decoder_norm**2
-    cost = stats.cost * stats.n_tokens
-    of_all = cost.sum() / square.sum() if square.sum() > 0 else 0.0
-    # Firings on the tokens whose costs were measured, about.
-    firings = stats.firing_count * (stats.n_cost_tokens / max(stats.n_tokens, 1))
-    own_share = firings / (firings + PRIOR_FIRINGS)
-    own = np.divide(cost, square, out=np.zeros_like(square), where=square > 0)
-    weight: np.ndarray = np.where(square > 0, own_share * own + (1.0 - own_share) * of_all, 0.0)
-    return weight
 
 
 def extrapolate_loss(shorter: float, longer: float) -> float:

@@ -101,7 +101,7 @@ def predict_floor(
             "energy" in squared error.
         n_samples: outputs that "fisher" samples from the teacher at each position.
         n_tokens: tokens of the text to read.
-        n_cost_tokens: number of tokens on which costs in nats are measured, at least; see `measure`.
+        n_cost_tokens: number of tokens on which costs in nats are measured, about; see `measure`.
         n_codes: number of tokens, on average, whose SAE codes are kept to train bottleneck students on.
         context_size: tokens per sequence; that of the SAE's training if None.
         batch_size: sequences per batch.

@@ -29,6 +29,10 @@ WARN_FVU = 0.5
 """Fraction of variance unexplained above which a measurement warns that the SAE may not fit."""
 
 
+PRIOR_FIRINGS = 4
+"""Tokens on which a feature must fire for its own costs to count as much as those of all features together."""
+
+
 @dataclass(frozen=True, eq=False)
 class BlockSums:
     """Sums over consecutive blocks of text. The bootstrap resamples blocks; they also show how alive features grow.
@@ -98,7 +102,7 @@ class FeatureStats(Displayable):
     n_tokens: int
     """Counted tokens: all but special tokens and the first of each sequence."""
     n_cost_tokens: int
-    """Those of them on which costs are measured: the ones of some sequences, spread evenly over the text."""
+    """Those of them on which costs are measured: the ones of some sequences, spread over the text at random."""
     n_masked: int
     """Tokens that were read, but not counted."""
     firing_count: Int64[np.ndarray, " feature"]
@@ -207,6 +211,24 @@ class FeatureStats(Displayable):
             square_of_mean, self.sum_act_sq, out=np.zeros_like(square_of_mean), where=fired
         )
         return share
+
+    @property
+    def error_weight(self) -> Float64[np.ndarray, " feature"]:
+        """Cost of a squared error in what each feature writes: its cost divided by E[a²]·‖w‖²; 0 if it writes nothing.
+
+        Features of which costs were measured on few tokens, or on none, are shrunk towards the weight of all features
+        together, as if each had fired on 4 more tokens with this weight. With a weight of 0, what is trained to restore
+        features would restore these at random.
+        """
+        square = self.sum_act_sq * self.decoder_norm**2
+        cost = self.cost * self.n_tokens
+        of_all = cost.sum() / square.sum() if square.sum() > 0 else 0.0
+        # Firings on the tokens whose costs were measured, about.
+        firings = self.firing_count * (self.n_cost_tokens / max(self.n_tokens, 1))
+        own_share = firings / (firings + PRIOR_FIRINGS)
+        own = np.divide(cost, square, out=np.zeros_like(square), where=square > 0)
+        weight: np.ndarray = np.where(square > 0, own_share * own + (1.0 - own_share) * of_all, 0.0)
+        return weight
 
     def digest(self) -> str:
         """Return a hash of everything that a prediction depends on: 16 hexadecimal digits."""

@@ -51,14 +51,13 @@ class KeptReconstruction:
     """The SAE's reconstruction of a teacher's activation from the features that a student keeps.
 
     Errors are weighted by their cost. The reconstruction is multiplied by the square root of Σ_i ρ_i ŵ_i ŵ_iᵀ over the
-    kept features, where ŵ_i is the direction of decoder row i and ρ_i is the feature's cost divided by the mean squared
-    norm of what it writes. The squared distance of two such targets is their summed cost if features are orthogonal.
+    kept features, where ŵ_i is the direction of decoder row i and ρ_i is the cost of a squared error in what the
+    feature writes. The squared distance of two such targets is their summed cost if features are orthogonal.
 
     Args:
         sae: SAE of the teacher's hook point.
         kept: features that the student keeps.
-        cost: cost of every feature, in any unit.
-        mean_square: mean squared norm of what each feature writes, E[a²]·‖w‖².
+        weight: cost of a squared error in what each feature writes, see `FeatureStats.error_weight`.
 
     Raises:
         InputError: the SAE has another number of features, or no feature is kept.
@@ -68,8 +67,7 @@ class KeptReconstruction:
         self,
         sae: SaeModule,
         kept: Bool[np.ndarray, " feature"],
-        cost: Float64[np.ndarray, " feature"],
-        mean_square: Float64[np.ndarray, " feature"],
+        weight: Float64[np.ndarray, " feature"],
     ) -> None:
         self._sae = sae
         decoder = self._decoder()
@@ -80,13 +78,13 @@ class KeptReconstruction:
                 "a student of this width keeps no feature, so there is nothing to match; match the full activation"
             )
         self._kept = torch.from_numpy(kept).to(decoder.device)
-        cost_per_square = np.divide(cost, mean_square, out=np.zeros_like(cost), where=kept & (mean_square > 0))
-        scale = torch.from_numpy(np.sqrt(cost_per_square)).float().to(decoder)[:, None]
+        of_kept = np.where(kept, weight, 0.0)
+        scale = torch.from_numpy(np.sqrt(of_kept)).float().to(decoder)[:, None]
         scaled_rows = nn.functional.normalize(decoder, dim=1) * scale
         values, vectors = torch.linalg.eigh(scaled_rows.T @ scaled_rows)
         self._root = vectors * values.clamp(min=0).sqrt()
-        self.digest = hashlib.sha256(kept.tobytes() + cost_per_square.tobytes()).hexdigest()[:16]
-        """Digest of the kept features and their costs."""
+        self.digest = hashlib.sha256(kept.tobytes() + of_kept.tobytes()).hexdigest()[:16]
+        """Digest of the kept features and their weights."""
 
     @torch.no_grad()
     def __call__(self, activation: Float[Tensor, "token d_model"]) -> Float[Tensor, "token d_model"]:
@@ -124,8 +122,7 @@ def kept_reconstruction(floor: FloorPrediction, sae: SaeModule, width: int) -> K
             f"the prediction was measured with {stats.sae_name}, and this SAE has other weights; set --sae to"
             f" {stats.sae_name}"
         )
-    mean_square = stats.sum_act_sq / max(stats.n_tokens, 1) * stats.decoder_norm**2
-    return KeptReconstruction(sae, floor.kept(width), stats.cost, mean_square)
+    return KeptReconstruction(sae, floor.kept(width), stats.error_weight)
 
 
 class ActivationMatcher(nn.Module):
