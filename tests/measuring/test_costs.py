@@ -19,7 +19,7 @@ from tl_distill_floor.measuring.costs import row_dot_products
 from tl_distill_floor.measuring.hooks import get_hook_point
 from tl_distill_floor.measuring.kl import forward_kl_in_chunks
 from tl_distill_floor.measuring.rerun import rerunner
-from tl_distill_floor.measuring.sampling import one_of_each_group, sample_outcomes
+from tl_distill_floor.measuring.sampling import one_of_each_group, sample_outcomes, spread_at_random
 
 
 def counted_tokens(ids: Tensor) -> Tensor:
@@ -192,6 +192,15 @@ def test_sequences_with_costs_do_not_follow_a_period_of_the_text() -> None:
     of_first = int((numbers[one_of_each_group(numbers, 4)] % 2 == 0).sum())
     assert abs(of_first - 500) < 80  # five standard errors
     assert one_of_each_group(numbers, 1).all()
+
+
+def test_numbers_spread_at_random_do_not_follow_a_period() -> None:
+    """Sequences of two interleaved data sets, of which one in 10 is chosen."""
+    chosen = spread_at_random(64, 640)
+    assert (chosen // 10).tolist() == list(range(64))
+    assert 20 <= int((chosen % 2 == 0).sum()) <= 44
+    assert spread_at_random(9, 4).tolist() == [0, 1, 2, 3]
+    assert spread_at_random(3, 0).tolist() == spread_at_random(0, 7).tolist() == []
 
 
 def test_exact_costs_of_some_sequences(bridge: Any, sae: Any, ids: Tensor) -> None:

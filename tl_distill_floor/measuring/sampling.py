@@ -45,6 +45,22 @@ def one_of_each_group(numbers: Int64[Tensor, " number"], size: int) -> Bool[Tens
     return torch.tensor([place == int(size * uniform_hash(f"group {group}")) for group, place in places])
 
 
+def spread_at_random(n: int, total: int) -> Int64[Tensor, " chosen"]:
+    """Return `n` indices below `total`, ascending: one at random from each of `n` parts of equal size.
+
+    They are all indices if there are fewer. The same arguments give the same indices.
+
+    Example:
+        >>> (spread_at_random(3, 12) // 4).tolist()
+        [0, 1, 2]
+    """
+    n = min(n, total)
+    starts = torch.arange(n + 1) * total // max(1, n)
+    uniform = torch.tensor([uniform_hash(f"part {part}") for part in range(n)], dtype=torch.float64)
+    chosen: Tensor = starts[:-1] + (uniform * starts.diff()).long()
+    return chosen
+
+
 def score_gradient(
     logits: Float[Tensor, "batch position vocabulary"], uniform: Float[Tensor, "batch position"]
 ) -> Float[Tensor, "batch position vocabulary"]:

@@ -18,7 +18,7 @@ from tl_distill_floor.predicting.checks import integer_widths
 from tl_distill_floor.predicting.config import STEPS
 from tl_distill_floor.predicting.floors import student_widths
 from tl_distill_floor.predicting.head_contexts import best_logits
-from tl_distill_floor.predicting.head_tokens import HeadTokens, TeacherHead, read_head_tokens
+from tl_distill_floor.predicting.head_tokens import HeadTokens, TeacherHead, read_head_tokens, some_tokens
 from tl_distill_floor.predicting.low_rank_head import (
     LowRankHead,
     PrincipalDirections,
@@ -96,7 +96,7 @@ def head_floor(
         text: text, see `load_text`; the embedded text if None. A part of it is held out.
         widths: [width] student widths in dimensions, integers; shares of the teacher's width if None.
         steps: training steps of 1,024 tokens.
-        n_tokens: training and held-out sequences are chosen from this many tokens of the text, spread evenly. The
+        n_tokens: training and held-out sequences are chosen at random from this many tokens of the text. The
             training reads 512 tokens per step or 100 per dimension of the widest student, whichever is more, and uses
             them more often if the text has fewer.
         n_heldout_tokens: held-out tokens that losses are measured on: one token in 8 of each held-out sequence. At most
@@ -219,7 +219,7 @@ def _train_and_evaluate(
         return losses
     directions = principal_directions(tokens.head, tokens.train)
     heads = [LowRankHead(directions, width, tokens.head.logit_map.cap, seed) for width in widths]
-    first = tokens.train[:: max(1, len(tokens.train) // TOKENS_PER_STEP)].float()
+    first = some_tokens(tokens.train, TOKENS_PER_STEP).float()
     optimizers = [low_rank.optimizer(_encoded_loss(tokens.head, directions, low_rank, first)) for low_rank in heads]
     directions = directions.without_decoder()  # the weights of the logits are copies of it
     dtype = product_dtype(tokens.train.device)
@@ -320,7 +320,7 @@ def _result(
         standard_error=tuple(errors),
         half_steps=non_increasing(np.maximum(0.0, floor + gain)),
         encoded=non_increasing(losses.encoded.mean(1)),
-        known_share=tokens.head.known_share(tokens.train[:: max(1, len(tokens.train) // SHARE_TOKENS)]),
+        known_share=tokens.head.known_share(some_tokens(tokens.train, SHARE_TOKENS)),
         steps=settings["steps"],
         n_train_tokens=len(tokens.train),
         n_heldout_tokens=len(tokens.heldout),

@@ -12,6 +12,7 @@ from tl_distill_floor.errors import InputError
 from tl_distill_floor.measuring.hooks import check_finite
 from tl_distill_floor.measuring.kl import expected_log_prob
 from tl_distill_floor.measuring.logit_map import LogitMap, tokens_per_chunk
+from tl_distill_floor.measuring.sampling import spread_at_random
 from tl_distill_floor.measuring.teacher_backbone import teacher_backbone
 from tl_distill_floor.measuring.token_stream import TokenStream, model_input
 from tl_distill_floor.sources.teacher_checks import check_head, forward_errors
@@ -97,7 +98,8 @@ def read_head_tokens(
 ) -> HeadTokens:
     """Run a teacher over sequences of a text and keep its last hidden states.
 
-    Training and held-out sequences are spread evenly over the text; so are the held-out tokens over their sequences.
+    Training and held-out sequences are chosen at random, spread over the text; so are the held-out tokens over their
+    sequences.
 
     Args:
         stream: the teacher and the text.
@@ -124,10 +126,10 @@ def read_head_tokens(
     wanted = -(-n_heldout_tokens * TOKENS_PER_KEPT // stream.context_size)
     n_heldout = max(1, min(wanted, int(n_sequences * MAX_HELDOUT_SHARE)))
     is_heldout = torch.zeros(n_sequences, dtype=torch.bool)
-    is_heldout[spread_evenly(n_heldout, n_sequences)] = True
+    is_heldout[spread_at_random(n_heldout, n_sequences)] = True
     (others,) = torch.where(~is_heldout)
     is_read = is_heldout.clone()
-    is_read[others[spread_evenly(-(-n_train_tokens // stream.context_size), len(others))]] = True
+    is_read[others[spread_at_random(-(-n_train_tokens // stream.context_size), len(others))]] = True
     total, done = int(is_read.sum()) * stream.context_size, 0
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
     with torch.no_grad(), forward_errors(model), teacher_backbone(model, None, model_input(batches[0])) as backbone:
@@ -146,8 +148,18 @@ def read_head_tokens(
     if not of_heldout.any() or of_heldout.all():
         raise InputError(f"{stream.text.name} has no tokens that count apart from special ones; give more text")
     train, held_out = (torch.where(selected)[0] for selected in (~of_heldout, of_heldout))
-    kept = held_out[spread_evenly(n_heldout_tokens, len(held_out))]
+    kept = held_out[spread_at_random(n_heldout_tokens, len(held_out))]
     return HeadTokens(head, hidden[train.to(hidden.device)], hidden[kept.to(hidden.device)], numbers[kept])
+
+
+def some_tokens(hidden: Float[Tensor, "token d_model"], n: int) -> Float[Tensor, "chosen d_model"]:
+    """Return the last hidden states of `n` tokens at most, chosen at random from the whole text.
+
+    Args:
+        hidden: last hidden states, in the order of the text.
+        n: number of tokens.
+    """
+    return hidden[spread_at_random(n, len(hidden)).to(hidden.device)]
 
 
 def _selected_rows(
@@ -157,18 +169,6 @@ def _selected_rows(
     numbers = torch.where(is_selected)[0]
     rows = torch.cat(batches)[numbers]
     yield from zip(torch.split(numbers, batch_size), torch.split(rows, batch_size), strict=True)
-
-
-def spread_evenly(n: int, total: int) -> Int64[Tensor, " chosen"]:
-    """Return `n` indices below `total` at equal distances, or all of them if there are fewer.
-
-    Example:
-        >>> spread_evenly(3, 12).tolist()
-        [2, 6, 10]
-    """
-    n = min(n, total)
-    indices: Tensor = ((torch.arange(n) + 0.5) * total / n).long() if n else torch.arange(0)
-    return indices
 
 
 def _teacher_head(unembed: nn.Module, logit_map: LogitMap, d_model: int) -> TeacherHead:

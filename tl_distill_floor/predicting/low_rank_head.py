@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu
 
 from tl_distill_floor.measuring.logit_map import LogitMap
-from tl_distill_floor.predicting.head_tokens import TeacherHead
+from tl_distill_floor.predicting.head_tokens import TeacherHead, some_tokens
 
 LR = 0.03
 """Peak learning rate of the logits' weights, as a share of their standard deviation, at a first loss of 1 nat. It is
@@ -66,7 +66,7 @@ def principal_directions(
         n_metric_tokens: tokens that G is averaged over.
     """
     mean, covariance = _mean_and_covariance(hidden)
-    sampled = hidden[:: max(1, len(hidden) // n_metric_tokens)]
+    sampled = some_tokens(hidden, n_metric_tokens)
     mean_p = torch.zeros(len(head.weight), device=hidden.device)
     outer = torch.zeros_like(covariance)
     for chunk in torch.split(sampled, START_TOKENS_PER_CHUNK):
