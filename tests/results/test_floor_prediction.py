@@ -26,7 +26,8 @@ from tl_distill_floor.distilling.planning.plan import expected_loss
 
 WIDTHS = (4, 8, 16, 32)
 FEATURE_FIELDS = ("stats", "n_features", "alpha", "capacity", "critical_width", "theorem", "independent", "simulated",
-    "feature_floor", "sampling_interval", "structure_gain", "simulation", "tail", "power_law")  # fmt: skip
+    "feature_floor", "sampling_interval", "theorem_interval",
+    "independent_interval", "structure_gain", "simulation", "tail", "power_law")  # fmt: skip
 
 
 @pytest.fixture(scope="module")

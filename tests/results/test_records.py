@@ -40,7 +40,7 @@ def test_a_saved_prediction_loads_unchanged(tmp_path: Path) -> None:
     loaded = FloorPrediction.load(tmp_path / "run")
     for name in ("n_features", "alpha", "capacity", "critical_width", "critical_width_interval", "warnings"):
         assert getattr(loaded, name) == getattr(floor, name), name
-    for name in ("widths", "theorem", "sampling_interval"):
+    for name in ("widths", "theorem", "sampling_interval", "theorem_interval", "independent_interval"):
         np.testing.assert_array_equal(getattr(loaded, name), getattr(floor, name))
     assert loaded.lost(1).tolist() == floor.lost(1).tolist()
     assert loaded.width_for(4.5) == floor.width_for(4.5)
@@ -58,6 +58,11 @@ def test_loads_a_prediction_with_the_names_of_earlier_versions(tmp_path: Path) -
     np.testing.assert_array_equal(loaded.sampling_interval, floor.sampling_interval)
     np.testing.assert_array_equal(loaded.feature_floor, floor.feature_floor)
     assert loaded.save(tmp_path / "again").read_text() == saved
+    del stored["theorem_interval"], stored["independent_interval"]
+    file.write_text(json.dumps(stored))
+    loaded = FloorPrediction.load(file)
+    assert np.isnan(loaded.theorem_interval).all()
+    assert loaded.independent_interval.shape == (3, 2)
 
 
 def test_unknown_intervals_are_null_in_the_file(tmp_path: Path) -> None:

@@ -182,6 +182,26 @@ def test_intervals_allow_resamples_without_alive_features() -> None:
     assert low < floor.n_features == 1 < high
 
 
+def test_intervals_of_equal_blocks_are_the_values() -> None:
+    floor = floor_from_stats(stats_of(np.array([8.0, 4.0, 2.0, 1.0]), rate=0.5), [1, 2, 3])
+    for name in ("theorem", "independent"):
+        values, intervals = getattr(floor, name), getattr(floor, f"{name}_interval")
+        np.testing.assert_allclose(intervals, np.stack([values, values], axis=1), rtol=1e-6)
+
+
+def test_interval_of_theorem_allows_for_an_uncertain_order() -> None:
+    """With g = 2.9, width 1 holds 2 of 4 features; each of the last three is the second most costly in some texts."""
+    counts, costs = np.full((4, 4), 50), np.array([[90, 3, 0, 0], [90, 0, 3, 0], [90, 0, 0, 3], [90, 1, 1, 1]])
+    floor = floor_from_stats(stats_of(None, blocks=(np.full(4, 100), counts, costs)), [1])
+    certain = floor_from_stats(stats_of(None, blocks=(np.full(4, 100), counts, np.tile(costs.mean(0), (4, 1)))), [1])
+    assert floor.theorem == pytest.approx(8 / 400)
+    assert certain.theorem_interval == pytest.approx(8 / 400, rel=1e-6)
+    low, high = floor.theorem_interval[0]
+    assert low < 8 / 400 < high
+    one_block = floor_from_stats(stats_of(None, blocks=(np.array([100]), counts[:1], costs[:1])), [1])
+    assert np.isnan(one_block.theorem_interval).all()
+
+
 def bursty_stats(
     seed: int, rate: np.ndarray, amplitude: np.ndarray, n_blocks: int = 32, n_tokens: int = 2000
 ) -> FeatureStats:
@@ -201,15 +221,15 @@ def test_intervals_cover_the_true_values() -> None:
     widths = [4, 8, 16]
 
     def estimates(floor: FloorPrediction) -> np.ndarray:
-        return np.array([floor.n_features, floor.alpha, floor.critical_width, *floor.feature_floor])
+        floors = np.concatenate([floor.feature_floor, floor.theorem, floor.independent])
+        return np.array([floor.n_features, floor.alpha, floor.critical_width, *floors])
 
     points = [floor_from_stats(bursty_stats(1000 + s, rate, amplitude), widths, n_bootstrap=2) for s in range(150)]
     truth = np.mean([estimates(p) for p in points], axis=0)
     hits = np.zeros(len(truth))
     for seed in range(60):
         floor = floor_from_stats(bursty_stats(seed, rate, amplitude), widths, n_bootstrap=100)
-        bounds = np.array(
-            [floor.n_features_interval, floor.alpha_interval, floor.critical_width_interval, *floor.sampling_interval]
-        )
+        of_floors = np.concatenate([floor.sampling_interval, floor.theorem_interval, floor.independent_interval])
+        bounds = np.array([floor.n_features_interval, floor.alpha_interval, floor.critical_width_interval, *of_floors])
         hits += (bounds[:, 0] <= truth) & (truth <= bounds[:, 1])
     assert (hits / 60 >= 0.8).all(), hits / 60

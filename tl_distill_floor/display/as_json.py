@@ -59,6 +59,8 @@ def floor_json(floor: FloorPrediction) -> dict[str, Any]:
         "intervals": {
             **{name.removesuffix("_interval"): interval for name, interval in intervals.items()},
             "sampling_interval": to_json(floor.sampling_interval),
+            "theorem": to_json(floor.theorem_interval),
+            "independent": to_json(floor.independent_interval),
             "expected": to_json(floor.interval),
             "head": None if floor.head is None else to_json(head_intervals(floor.head)),
         },

@@ -111,6 +111,8 @@ def floor_from_stats(
         independent=independent_cost if tail is None else tail.loss_of_cost(independent_cost),
         additive=theorem_cost,
         sampling_interval=np.full((len(sizes), 2), np.nan),
+        theorem_interval=np.full((len(sizes), 2), np.nan),
+        independent_interval=np.full((len(sizes), 2), np.nan),
         simulation=simulation,
         tail=tail,
         warnings=(

@@ -1,6 +1,7 @@
 """Intervals of a prediction, from a bootstrap over blocks of the text."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -8,21 +9,25 @@ from jaxtyping import Float64, Int64
 
 from tl_distill_floor.results.feature_stats import FeatureStats
 from tl_distill_floor.results.floor_prediction import FeatureFloorPrediction
+from tl_distill_floor.theory.allocation import rank_by_cost, remaining_costs
 from tl_distill_floor.theory.bootstrap import Z_95, Interval, block_bootstrap
-from tl_distill_floor.theory.capacity import Number, critical_width
+from tl_distill_floor.theory.capacity import Number, capacity, critical_width
+from tl_distill_floor.theory.floors import held_ranks
 
+MAX_ORDERS = 32
+"""Resampled texts at most whose costs order the features for Theorem 1's floor: each takes a sort of all features."""
 NUMBERS_PER_PART = 2**22
 """Numbers that are in memory at once in addition to the blocks."""
 
 
-class ResampledPredictions(NamedTuple):
-    """The predictions from resampled texts."""
+class Resamples(NamedTuple):
+    """Resampled texts, and the alive features of each."""
 
+    times: Int64[np.ndarray, "resample block"]
+    """How often each block is in each resample."""
     n_features: Float64[np.ndarray, " resample"]
     alpha: Float64[np.ndarray, " resample"]
-    critical_width: Float64[np.ndarray, " resample"]
-    floor: Float64[np.ndarray, "resample width"]
-    """Summed lost cost."""
+    """Inside (0, 1): a resample may have no alive features, or only features that always fire."""
 
 
 def add_intervals(prediction: FeatureFloorPrediction, n_bootstrap: int, seed: int) -> FeatureFloorPrediction:
@@ -45,38 +50,94 @@ def add_intervals(prediction: FeatureFloorPrediction, n_bootstrap: int, seed: in
     n_blocks = len(stats.blocks.n_tokens)
     if n_blocks < 2:
         return prediction
-    times = block_bootstrap(n_blocks, n_bootstrap, seed)
-    shares = np.stack([prediction.lost_share(int(width)) for width in prediction.widths], axis=1)
-    # One block after the other, since NumPy converts what it multiplies to 64 bits.
-    lost = np.stack([cost @ shares for cost in stats.blocks.cost])
-    resampled = _resample(stats, lost, prediction.min_count, times)
-    floor, summed = prediction.feature_floor, np.maximum(lost.sum(0) / max(stats.n_cost_tokens, 1), 1e-300)
-    floor_error = np.hypot(resampled.floor.std(0) * floor / summed, prediction.measured_error())
+    resamples = _resample(stats, prediction.min_count, block_bootstrap(n_blocks, n_bootstrap, seed))
+    critical_widths = list(map(critical_width, resamples.n_features, resamples.alpha))
+    floor_errors = prediction.feature_floor * _cost_errors(prediction, resamples, prediction.lost_share)
     return dataclasses.replace(
         prediction,
-        n_features_interval=_interval(prediction.n_features, resampled.n_features.std()),
-        alpha_interval=_interval(prediction.alpha, resampled.alpha.std()),
-        critical_width_interval=_interval(prediction.critical_width, resampled.critical_width.std()),
-        sampling_interval=np.stack([np.maximum(floor - Z_95 * floor_error, 0.0), floor + Z_95 * floor_error], axis=1),
+        n_features_interval=_interval(prediction.n_features, resamples.n_features.std()),
+        alpha_interval=_interval(prediction.alpha, resamples.alpha.std()),
+        critical_width_interval=_interval(prediction.critical_width, np.std(critical_widths)),
+        sampling_interval=_intervals(prediction.feature_floor, np.hypot(floor_errors, prediction.measured_error())),
+        theorem_interval=_theorem_interval(prediction, resamples),
+        independent_interval=_intervals(prediction.independent, _independent_errors(prediction, resamples)),
     )
 
 
-def _resample(
-    stats: FeatureStats,
-    lost: Float64[np.ndarray, "block width"],
-    min_count: int,
-    times: Int64[np.ndarray, "resample block"],
-) -> ResampledPredictions:
-    """Predict from resampled texts.
+def _theorem_interval(prediction: FeatureFloorPrediction, resamples: Resamples) -> Float64[np.ndarray, "width 2"]:
+    """Return the interval of Theorem 1's floor: errors of the costs, of the number of held features, of the tail loss.
+
+    The features are in the order of their measured costs. By an order from more text a student loses less; the lower
+    end allows for what the orders of resampled texts lose more than the measured one.
+    """
+    curve, widths, cost = prediction.feature_curve, prediction.widths, prediction.additive
+    n_held = np.minimum(np.outer([capacity(alpha) for alpha in resamples.alpha], widths), prediction.n_features)
+    last_held = np.minimum(n_held.mean(0).astype(np.int64), prediction.n_features - 1)
+    of_rank = n_held.std(0) * prediction.stats.cost[curve.ranked_features[last_held]]
+    relative = [
+        _cost_errors(prediction, resamples, curve.theorem_lost_share),
+        np.divide(of_rank, cost, out=np.zeros(len(widths)), where=cost > 0),
+        curve.conversion_errors(cost),
+    ]
+    errors = prediction.theorem * np.sqrt(np.square(relative).sum(0))
+    excess = _cost_of_other_orders(prediction, resamples) - cost
+    low = curve.loss_of_cost(np.maximum(cost - np.maximum(excess, 0.0), 0.0))
+    return np.stack([_intervals(low, errors)[:, 0], _intervals(prediction.theorem, errors)[:, 1]], axis=1)
+
+
+def _cost_of_other_orders(prediction: FeatureFloorPrediction, resamples: Resamples) -> Float64[np.ndarray, " width"]:
+    """Return Theorem 1's floor, as a summed cost, with features in the order of their costs in resampled texts."""
+    stats, alive = prediction.stats, prediction.feature_curve.alive
+    held = held_ranks(stats.firing_rate[alive], prediction.widths)
+    floors = []
+    for times in resamples.times[:MAX_ORDERS]:
+        resampled = (times.astype(np.float32) @ stats.blocks.cost).astype(np.float64)
+        order = rank_by_cost(resampled, alive)
+        floors.append(remaining_costs(stats.cost[order])[held])
+    mean: np.ndarray = np.mean(floors, axis=0)
+    return mean
+
+
+def _independent_errors(prediction: FeatureFloorPrediction, resamples: Resamples) -> Float64[np.ndarray, " width"]:
+    """Return the standard errors of the water-filling floor: of the costs, and of the tail loss."""
+    curve = prediction.feature_curve
+    of_costs = _cost_errors(prediction, resamples, curve.independent_lost_share)
+    of_tail = curve.conversion_errors(curve.independent_costs(prediction.widths))
+    errors: np.ndarray = prediction.independent * np.hypot(of_costs, of_tail)
+    return errors
+
+
+def _cost_errors(
+    prediction: FeatureFloorPrediction,
+    resamples: Resamples,
+    lost_share: Callable[[int], Float64[np.ndarray, " feature"]],
+) -> Float64[np.ndarray, " width"]:
+    """Return the relative standard errors of the summed lost cost at each width.
+
+    Args:
+        prediction: a prediction.
+        resamples: resampled texts.
+        lost_share: the share of each feature's cost that is lost at a width.
+    """
+    blocks = prediction.stats.blocks
+    shares = np.stack([lost_share(int(width)) for width in prediction.widths], axis=1)
+    # One block after the other, since NumPy converts what it multiplies to 64 bits.
+    lost = np.stack([cost @ shares for cost in blocks.cost])
+    resampled = resamples.times @ lost / np.maximum(resamples.times @ blocks.n_cost_tokens, 1)[:, None]
+    measured = lost.sum(0) / max(prediction.stats.n_cost_tokens, 1)
+    errors: np.ndarray = resampled.std(0) / np.maximum(measured, 1e-300)
+    return errors
+
+
+def _resample(stats: FeatureStats, min_count: int, times: Int64[np.ndarray, "resample block"]) -> Resamples:
+    """Return F and α of resampled texts.
 
     Args:
         stats: measured statistics.
-        lost: summed lost cost of each block.
         min_count: a feature is alive if it fired on at least this many tokens.
         times: how often each block is in each resample.
     """
     n_blocks, n = stats.blocks.firing_count.shape
-    n_tokens, n_cost_tokens = times @ stats.blocks.n_tokens, times @ stats.blocks.n_cost_tokens
     n_alive, n_fired = np.zeros(len(times)), np.zeros(len(times))
     features_per_part = max(1, NUMBERS_PER_PART // max(len(times), n_blocks))
     for first in range(0, n, features_per_part):
@@ -84,15 +145,18 @@ def _resample(
         alive = count >= min_count
         n_alive += alive.sum(1)
         n_fired += count.sum(1, where=alive)
-    alpha = 1.0 - n_fired / np.maximum(n_alive, 1.0) / n_tokens
-    # A resample may have no alive features, or only features that always fire; g(α) is not defined there.
-    inside = np.clip(alpha, 1e-12, 1.0 - 1e-12)
-    critical_widths = [critical_width(*pair) for pair in zip(n_alive, inside, strict=True)]
-    floor = times @ lost / np.maximum(n_cost_tokens, 1)[:, None]
-    return ResampledPredictions(n_alive, alpha, np.array(critical_widths), floor)
+    alpha = 1.0 - n_fired / np.maximum(n_alive, 1.0) / (times @ stats.blocks.n_tokens)
+    return Resamples(times, n_alive, np.clip(alpha, 1e-12, 1.0 - 1e-12))
 
 
 def _interval(value: Number, standard_error: Number) -> Interval:
     """Return the 95 % interval around a value of at least 0."""
     margin = Z_95 * float(standard_error)
     return max(float(value) - margin, 0.0), float(value) + margin
+
+
+def _intervals(
+    values: Float64[np.ndarray, " width"], standard_errors: Float64[np.ndarray, " width"]
+) -> Float64[np.ndarray, "width 2"]:
+    """Return the 95 % intervals around values of at least 0."""
+    return np.array([_interval(*pair) for pair in zip(values, standard_errors, strict=True)])

@@ -98,8 +98,11 @@ class FloorCurve:
     def lost_share(self, width: Number) -> Float64[np.ndarray, " feature"]:
         """Return the share of each feature's cost that is lost at a width; 0 for features that are not alive."""
         cost, floor = self.stats.cost, self.feature_floor_cost_at(width)
-        lost = self.allocation_at(width).lost_cost if self.simulation is None else self.simulation.lost_at(width)
-        share: np.ndarray = np.divide(lost, cost, out=np.zeros_like(cost), where=(cost > 0) & self.alive)
+        if self.simulation is None:
+            share = self.independent_lost_share(width)
+        else:
+            lost = self.simulation.lost_at(width)
+            share = np.divide(lost, cost, out=np.zeros_like(cost), where=(cost > 0) & self.alive)
         summed = float(share @ cost)
         share *= floor / summed if summed > 0 else 1.0
         return share
@@ -115,6 +118,28 @@ class FloorCurve:
         most = len(self.ranked_features)  # one dimension for each feature: nothing is lost
         return narrowest(1, most, lambda width: self.feature_floor_at(width) <= float(max_loss))
 
+    def theorem_lost_share(self, width: Number) -> Float64[np.ndarray, " feature"]:
+        """Return 1 for each alive feature that a student of a width does not hold by Theorem 1, otherwise 0."""
+        share = np.zeros_like(self.stats.cost)
+        share[self.ranked_features[n_features_held(width, self.capacity, len(self.ranked_features)) :]] = 1.0
+        return share
+
+    def independent_lost_share(self, width: Number) -> Float64[np.ndarray, " feature"]:
+        """Return the share of each feature's cost that water-filling loses at a width."""
+        cost = self.stats.cost
+        lost = self.allocation_at(width).lost_cost
+        share: np.ndarray = np.divide(lost, cost, out=np.zeros_like(cost), where=(cost > 0) & self.alive)
+        return share
+
+    def independent_costs(self, widths: Int64[np.ndarray, " width"]) -> Float64[np.ndarray, " width"]:
+        """Return the water-filling floors at some widths as summed costs."""
+        return independent_floor(*self._costs_and_rates, widths)
+
+    def conversion_errors(self, costs: Float64[np.ndarray, " width"]) -> Float64[np.ndarray, " width"]:
+        """Return the relative standard error of the tail loss where it converts these summed costs; 0 without one."""
+        errors: np.ndarray = np.array([0.0 if self.tail is None else self.tail.relative_error(float(c)) for c in costs])
+        return errors
+
     def standard_error(self, widths: Int64[np.ndarray, " width"]) -> Float64[np.ndarray, " width"]:
         """Return the standard error of `feature_floor_at` that comes from the tokens on which losses were measured.
 
@@ -127,13 +152,12 @@ class FloorCurve:
         floors = np.array([self.feature_floor_at(int(width)) for width in widths])
         costs = np.array([self.feature_floor_cost_at(int(width)) for width in widths])
         if self.simulation is None:
-            relative = [0.0 if self.tail is None else self.tail.relative_error(float(cost)) for cost in costs]
-            errors: np.ndarray = floors * np.array(relative)
-            return errors
+            converted: np.ndarray = floors * self.conversion_errors(costs)
+            return converted
         judged = self.tail is not None and self.simulation.kl_error is not None
         trained = self.simulation.kl_error if judged else self.simulation.standard_error
         assert trained is not None
-        errors = np.interp(np.log(widths), np.log(self.simulation.widths), trained)
+        errors: np.ndarray = np.interp(np.log(widths), np.log(self.simulation.widths), trained)
         if self.tail is not None and not judged:  # errors are summed costs: convert them as the floors are converted
             errors *= np.divide(floors, costs, out=np.ones_like(costs), where=costs > 0)
         return errors

@@ -64,6 +64,8 @@ STORED_FIELDS: dict[str, Callable[[Any], Any]] = {
     "theorem": _floats,
     "independent": _floats,
     "sampling_interval": _intervals,
+    "theorem_interval": _intervals,
+    "independent_interval": _intervals,
     "additive": _floats,
     "warnings": _strings,
 }
@@ -182,6 +184,9 @@ def load_floor(file: Path) -> StoredFloor:
     # Earlier files of this version name the feature floor "expected", which is not read, and its interval "interval".
     if "interval" in stored:
         stored.setdefault("sampling_interval", stored["interval"])
+    # Intervals that an earlier file lacks are not known.
+    unknown = None if stored["stats"] is None else [[None, None]] * len(stored["widths"])
+    stored = {"theorem_interval": unknown, "independent_interval": unknown} | stored
     stats = None if stored["stats"] is None else FeatureStats.load(file.parent / STATS_FILE)
     if stats is not None and stored["stats"] != stats.digest():
         raise ValueError(f"it was not computed from the {STATS_FILE} in the same directory")

@@ -71,6 +71,10 @@ class FloorPrediction(StudentFloors):
     sampling_interval: Float64[np.ndarray, "width 2"] | None = None
     """95 % interval of `feature_floor` at each width [width, 2]: the sampling error of the text, from a bootstrap over
     its blocks, and the error of the simulation. How far trained students are from the floor is in `expected_at`."""
+    theorem_interval: Float64[np.ndarray, "width 2"] | None = None
+    """95 % interval of `theorem` at each width [width, 2]: the sampling error of the text."""
+    independent_interval: Float64[np.ndarray, "width 2"] | None = None
+    """95 % interval of `independent` at each width [width, 2]: the sampling error of the text."""
     additive: Float64[np.ndarray, " width"] | None = None
     """Theorem 1's floor as a summed cost; equal to `theorem` without a tail loss."""
     simulation: Simulation | None = None
@@ -269,13 +273,16 @@ class FeatureFloorPrediction(FloorPrediction):
     theorem: Float64[np.ndarray, " width"]
     independent: Float64[np.ndarray, " width"]
     sampling_interval: Float64[np.ndarray, "width 2"]
+    theorem_interval: Float64[np.ndarray, "width 2"]
+    independent_interval: Float64[np.ndarray, "width 2"]
     additive: Float64[np.ndarray, " width"]
 
     def __post_init__(self) -> None:
         """Raise a ValueError if a field has an impossible value."""
         super().__post_init__()
         n = len(self.widths)
-        for name in ("theorem", "independent", "sampling_interval", "additive"):
+        names = "theorem", "independent", "sampling_interval", "theorem_interval", "independent_interval", "additive"
+        for name in names:
             values = getattr(self, name)
             if len(values) != n or (values < 0).any():
                 raise ValueError(f"{name} must have {n} losses of at least 0, one for each width")
