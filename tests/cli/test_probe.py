@@ -156,6 +156,8 @@ def test_a_teacher_that_was_replaced_in_its_directory_is_refused(
     lost = run("lost", directory, "--promoted", "--sae", sae_dir, "--top", 96)
     assert lost.exit_code == 0
     assert message in " ".join(lost.stderr.split())
+    options = ("--text", prose_file, "--widths", 8, "--match", "kept", "--sae", sae_dir, "--out", directory)
+    assert message in refused(run("distill", teacher, *options))
 
 
 def test_rejects_another_sae(run_copy: Path, labelled: Path, sae: Any, tmp_path: Path) -> None:

@@ -66,6 +66,19 @@ def test_other_weights_before_and_after_the_hook_point_are_refused(
     assert check_measured_teacher(stats, scaled(teacher_dir, module, 1 + 1e-6)) == ()
 
 
+def test_activations_may_be_left_out_of_the_comparison(stats: FeatureStats, teacher_dir: Path) -> None:
+    """A student is trained on what the teacher outputs, whatever its residual stream is."""
+    before_hook_point = scaled(teacher_dir, "gpt_neox.layers.0.attention", 1.05)
+    with pytest.raises(InputError, match="its log-probabilities differ by"):
+        check_measured_teacher(stats, before_hook_point, outputs_only=True)
+    assert stats.fingerprint is not None
+    centred = dataclasses.replace(stats.fingerprint, activation=stats.fingerprint.activation - 1.0)
+    centred_stats, teacher = dataclasses.replace(stats, fingerprint=centred), load_teacher(teacher_dir)
+    assert check_measured_teacher(centred_stats, teacher, outputs_only=True) == ()
+    with pytest.raises(InputError, match="made with other weights of the teacher"):
+        check_measured_teacher(centred_stats, teacher)
+
+
 def test_a_model_of_another_size_is_refused(stats: FeatureStats, tokenizer: Any, tmp_path: Path) -> None:
     for family, options in (("Llama", {}), ("GPT2", {"head": "LMHeadModel", "max_position_embeddings": 8})):
         other = load_teacher(save_family(tmp_path / family, tokenizer, family, **options))  # type: ignore[arg-type]

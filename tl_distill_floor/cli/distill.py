@@ -218,11 +218,12 @@ def distill(
                 StudentSpec(width, depth, start, seed)
                 for width in asked_widths or [max(1, teacher_width // divisor) for divisor in DEFAULT_DIVISORS]
             ],
-            teacher.model,
+            teacher,
             directory,
             match=match,
             layer=match_layer,
             weight=match_weight,
+            has_weights=not shard,
             sae=with_format(sae, sae_format),
             device=device,
         )

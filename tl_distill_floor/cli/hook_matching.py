@@ -5,26 +5,29 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from tl_distill_floor.annotations import FormattedSae, HookedModel
+from tl_distill_floor.annotations import FormattedSae
 from tl_distill_floor.cli.options import MatchedActivation
 from tl_distill_floor.distilling.students.layers import student_layer
 from tl_distill_floor.distilling.training.config import StudentSpec
 from tl_distill_floor.distilling.training.matching import Match, kept_reconstruction
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.measuring.hooks import resid_post
+from tl_distill_floor.measuring.reloading import check_measured_teacher
 from tl_distill_floor.results.floor_files import FLOOR_FILE
 from tl_distill_floor.results.floor_prediction import FeatureFloorPrediction, FloorPrediction
 from tl_distill_floor.sources.saes import load_sae
+from tl_distill_floor.sources.teachers import Teacher
 
 
 def match_hook_points(
     specs: Sequence[StudentSpec],
-    model: HookedModel,
+    teacher: Teacher,
     directory: Path,
     *,
     match: MatchedActivation,
     layer: int | None,
     weight: float | None,
+    has_weights: bool,
     sae: str | FormattedSae | None,
     device: str,
 ) -> list[StudentSpec]:
@@ -32,17 +35,18 @@ def match_hook_points(
 
     Args:
         specs: the students.
-        model: the teacher.
+        teacher: the teacher.
         directory: run directory, whose prediction says which features each width keeps.
         match: "none", the full activation, or the part that the kept features reconstruct.
         layer: layer of the teacher; the layer of the prediction if None.
         weight: weight of the matching loss; the default of `Match` if None.
+        has_weights: whether the weights of the teacher are loaded, so that it can be compared with the measured one.
         sae: SAE of "kept".
         device: torch device of the SAE.
 
     Raises:
-        InputError: an option has no effect, there is no prediction, or it was measured at another hook point or with
-            another SAE.
+        InputError: an option has no effect, there is no prediction, or it was measured at another hook point, with
+            another SAE or of another teacher.
     """
     if match == "none":
         if layer is not None or weight is not None or sae is not None:
@@ -56,9 +60,11 @@ def match_hook_points(
         hook_name = floor.stats.hook_name
         if layer is not None and resid_post(layer) != hook_name:
             raise InputError(f"the prediction is for {hook_name}; leave out --match-layer")
+        if has_weights:
+            check_measured_teacher(floor.stats, teacher)
         loaded = load_sae(sae, model_name=floor.stats.model_name, device=device)
         target_of = partial(kept_reconstruction, floor, loaded.sae)
-    n_layers = int(model.cfg.n_layers)
+    n_layers = int(teacher.model.cfg.n_layers)
     match_weight = Match.weight if weight is None else weight
     return [
         dataclasses.replace(

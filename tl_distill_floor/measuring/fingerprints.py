@@ -35,13 +35,16 @@ def teacher_fingerprint(model: HookedModel, hook_name: str) -> TeacherFingerprin
     return _computed(model, hook_name, ids, tokens)
 
 
-def compare_with_fingerprint(fingerprint: TeacherFingerprint, model: HookedModel, hook_name: str) -> tuple[float, bool]:
+def compare_with_fingerprint(
+    fingerprint: TeacherFingerprint, model: HookedModel, hook_name: str, *, outputs_only: bool = False
+) -> tuple[float, bool]:
     """Return how far a teacher is from a fingerprint, and whether this may be rounding.
 
     Args:
         fingerprint: that of the teacher that was measured.
         model: a HookedTransformer or a TransformerBridge.
         hook_name: the hook point of the fingerprint.
+        outputs_only: compare the log-probabilities only, which do not depend on how weights were folded or centred.
 
     Returns:
         The difference as a share of the standard deviation, see `relative_difference`: that of the activations or of
@@ -55,9 +58,9 @@ def compare_with_fingerprint(fingerprint: TeacherFingerprint, model: HookedModel
     if longest >= int(model.cfg.d_vocab) or cut_to_context(len(fingerprint.ids), model) < len(fingerprint.ids):
         return np.inf, False
     computed = _computed(model, hook_name, fingerprint.ids, fingerprint.tokens)
-    difference = max(
-        _difference(fingerprint.activation, computed.activation), _difference(fingerprint.log_prob, computed.log_prob)
-    )
+    difference = _difference(fingerprint.log_prob, computed.log_prob)
+    if not outputs_only:
+        difference = max(difference, _difference(fingerprint.activation, computed.activation))
     is_rounded = max(float(fingerprint.eps[0]), float(computed.eps[0])) > torch.finfo(torch.float32).eps
     return difference, difference <= (ROUNDING_TOLERANCE if is_rounded else TOLERANCE)
 

@@ -59,23 +59,24 @@ def load_measured_teacher(
     return loaded, check_measured_teacher(stats, loaded)
 
 
-def check_measured_teacher(stats: FeatureStats, teacher: Teacher) -> tuple[str, ...]:
+def check_measured_teacher(stats: FeatureStats, teacher: Teacher, *, outputs_only: bool = False) -> tuple[str, ...]:
     """Check that a teacher computes what the measured one does, and return warnings.
 
     Args:
         stats: the statistics; those of older files do not tell.
         teacher: the teacher.
+        outputs_only: compare what it outputs only, and not its activations at the hook point.
 
     Raises:
         InputError: it computes something else.
     """
     if stats.fingerprint is None:
         return ()
-    difference, may_be_rounding = compare_with_fingerprint(stats.fingerprint, teacher.model, stats.hook_name)
-    apart = (
-        f"on the same tokens its activations at {stats.hook_name} or its log-probabilities differ by"
-        f" {difference:.2g} of their standard deviation"
+    difference, may_be_rounding = compare_with_fingerprint(
+        stats.fingerprint, teacher.model, stats.hook_name, outputs_only=outputs_only
     )
+    compared = "log-probabilities" if outputs_only else f"activations at {stats.hook_name} or its log-probabilities"
+    apart = f"on the same tokens its {compared} differ by {difference:.2g} of their standard deviation"
     if not may_be_rounding:
         raise InputError(
             f"the prediction was made with other weights of the teacher {stats.model_name} than those of {teacher.name}"

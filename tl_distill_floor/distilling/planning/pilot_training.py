@@ -8,6 +8,7 @@ from tl_distill_floor.distilling.training.config import DistillConfig, StudentSp
 from tl_distill_floor.distilling.training.distill import distill_students
 from tl_distill_floor.distilling.training.sweep_checkpoint import SWEEP_CHECKPOINT_FILE
 from tl_distill_floor.errors import InputError
+from tl_distill_floor.measuring.reloading import check_measured_teacher
 from tl_distill_floor.results.feature_stats import FeatureStats
 from tl_distill_floor.results.floor_prediction import FloorPrediction
 from tl_distill_floor.results.head_floor import HeadFloor
@@ -45,7 +46,8 @@ def train_pilots(
         The calibrated prediction, which has a narrower interval.
 
     Raises:
-        InputError: the run's text cannot be read again, or see `distill_students` and `calibrate`.
+        InputError: the run's text cannot be read again, the teacher is not the measured one, or see `distill_students`
+            and `calibrate`.
 
     Example:
         >>> calibrated = train_pilots(floor, choose_pilots(floor, width=96), "runs/tiny")  # doctest: +SKIP
@@ -54,6 +56,8 @@ def train_pilots(
     directory = Path(directory)
     check_training_text(floor, text)
     loaded = load_teacher(floor.model_name if teacher is None else teacher)
+    if floor.stats is not None:
+        check_measured_teacher(floor.stats, loaded, outputs_only=True)
     trained = {student.width for student in _of_full_depth(directory, loaded)}
     # A checkpoint is of all students that were trained together, also of those that were already saved.
     was_interrupted = (directory / "students" / SWEEP_CHECKPOINT_FILE).exists()
