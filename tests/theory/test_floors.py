@@ -203,7 +203,7 @@ def test_interval_of_theorem_allows_for_an_uncertain_order() -> None:
 
 
 def bursty_stats(
-    seed: int, rate: np.ndarray, amplitude: np.ndarray, n_blocks: int = 32, n_tokens: int = 2000
+    seed: int, rate: np.ndarray, amplitude: np.ndarray, n_blocks: int, n_tokens: int = 2000
 ) -> FeatureStats:
     """Return statistics of features whose rates vary between blocks of text, as topics do."""
     random = np.random.default_rng(seed)
@@ -212,8 +212,8 @@ def bursty_stats(
     return stats_of(None, blocks=(np.full(n_blocks, n_tokens), counts, counts * amplitude))
 
 
-@pytest.mark.slow
-def test_intervals_cover_the_true_values() -> None:
+@pytest.mark.parametrize("n_blocks", [3, pytest.param(32, marks=pytest.mark.slow)])
+def test_intervals_cover_the_true_values(n_blocks: int) -> None:
     """Of 60 measurements, at least 80 % of the 95 % intervals cover the mean over 150 other measurements."""
     random = np.random.default_rng(0)
     rate = np.clip(np.exp(random.normal(np.log(1e-3), 1.5, 400)), 1e-7, 0.3)
@@ -224,11 +224,14 @@ def test_intervals_cover_the_true_values() -> None:
         floors = np.concatenate([floor.feature_floor, floor.theorem, floor.independent])
         return np.array([floor.n_features, floor.alpha, floor.critical_width, *floors])
 
-    points = [floor_from_stats(bursty_stats(1000 + s, rate, amplitude), widths, n_bootstrap=2) for s in range(150)]
+    def stats(seed: int) -> FeatureStats:
+        return bursty_stats(seed, rate, amplitude, n_blocks)
+
+    points = [floor_from_stats(stats(1000 + seed), widths, n_bootstrap=2) for seed in range(150)]
     truth = np.mean([estimates(p) for p in points], axis=0)
     hits = np.zeros(len(truth))
     for seed in range(60):
-        floor = floor_from_stats(bursty_stats(seed, rate, amplitude), widths, n_bootstrap=100)
+        floor = floor_from_stats(stats(seed), widths, n_bootstrap=100)
         of_floors = np.concatenate([floor.sampling_interval, floor.theorem_interval, floor.independent_interval])
         bounds = np.array([floor.n_features_interval, floor.alpha_interval, floor.critical_width_interval, *of_floors])
         hits += (bounds[:, 0] <= truth) & (truth <= bounds[:, 1])

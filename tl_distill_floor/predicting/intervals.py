@@ -1,6 +1,7 @@
 """Intervals of a prediction, from a bootstrap over blocks of the text."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -10,7 +11,7 @@ from jaxtyping import Float64, Int64
 from tl_distill_floor.results.feature_stats import FeatureStats
 from tl_distill_floor.results.floor_prediction import FeatureFloorPrediction
 from tl_distill_floor.theory.allocation import rank_by_cost, remaining_costs
-from tl_distill_floor.theory.bootstrap import Z_95, Interval, block_bootstrap
+from tl_distill_floor.theory.bootstrap import Z_95, Interval, block_bootstrap, margin_95
 from tl_distill_floor.theory.capacity import Number, capacity, critical_width
 from tl_distill_floor.theory.floors import held_ranks
 
@@ -29,9 +30,13 @@ class Resamples(NamedTuple):
     alpha: Float64[np.ndarray, " resample"]
     """Inside (0, 1): a resample may have no alive features, or only features that always fire."""
 
+    def margin(self, values: Float64[np.ndarray, "resample *value"]) -> Float64[np.ndarray, "*value"]:
+        """Return half the width of the 95 % interval of a value, from the values of the resamples."""
+        return margin_95(values, self.times.shape[1])
+
 
 def add_intervals(prediction: FeatureFloorPrediction, n_bootstrap: int, seed: int) -> FeatureFloorPrediction:
-    """Return the prediction with 95 % intervals: the value ± 1.96 standard errors over resampled blocks of text.
+    """Return the prediction with 95 % intervals, from the spread of the predictions over resampled blocks of text.
 
     The quantiles of the resamples would be biased. A resample leaves out about a third of the blocks, and with them the
     features that fire in no other block. So F is below the measured one in every resample, but its spread is right.
@@ -52,15 +57,18 @@ def add_intervals(prediction: FeatureFloorPrediction, n_bootstrap: int, seed: in
         return prediction
     resamples = _resample(stats, prediction.min_count, block_bootstrap(n_blocks, n_bootstrap, seed))
     critical_widths = list(map(critical_width, resamples.n_features, resamples.alpha))
-    floor_errors = prediction.feature_floor * _cost_errors(prediction, resamples, prediction.lost_share)
+    of_costs = prediction.feature_floor * _cost_margins(prediction, resamples, prediction.lost_share)
+    floor_margins = np.hypot(of_costs, Z_95 * prediction.measured_error())
     return dataclasses.replace(
         prediction,
-        n_features_interval=_interval(prediction.n_features, resamples.n_features.std()),
-        alpha_interval=_interval(prediction.alpha, resamples.alpha.std()),
-        critical_width_interval=_interval(prediction.critical_width, np.std(critical_widths)),
-        sampling_interval=_intervals(prediction.feature_floor, np.hypot(floor_errors, prediction.measured_error())),
+        n_features_interval=_interval(
+            prediction.n_features, resamples.margin(resamples.n_features), len(stats.firing_count)
+        ),
+        alpha_interval=_interval(prediction.alpha, resamples.margin(resamples.alpha), 1.0),
+        critical_width_interval=_interval(prediction.critical_width, resamples.margin(np.array(critical_widths))),
+        sampling_interval=_intervals(prediction.feature_floor, floor_margins),
         theorem_interval=_theorem_interval(prediction, resamples),
-        independent_interval=_intervals(prediction.independent, _independent_errors(prediction, resamples)),
+        independent_interval=_intervals(prediction.independent, _independent_margins(prediction, resamples)),
     )
 
 
@@ -73,16 +81,16 @@ def _theorem_interval(prediction: FeatureFloorPrediction, resamples: Resamples) 
     curve, widths, cost = prediction.feature_curve, prediction.widths, prediction.additive
     n_held = np.minimum(np.outer([capacity(alpha) for alpha in resamples.alpha], widths), prediction.n_features)
     last_held = np.minimum(n_held.mean(0).astype(np.int64), prediction.n_features - 1)
-    of_rank = n_held.std(0) * prediction.stats.cost[curve.ranked_features[last_held]]
+    of_rank = resamples.margin(n_held) * prediction.stats.cost[curve.ranked_features[last_held]]
     relative = [
-        _cost_errors(prediction, resamples, curve.theorem_lost_share),
+        _cost_margins(prediction, resamples, curve.theorem_lost_share),
         np.divide(of_rank, cost, out=np.zeros(len(widths)), where=cost > 0),
-        curve.conversion_errors(cost),
+        Z_95 * curve.conversion_errors(cost),
     ]
-    errors = prediction.theorem * np.sqrt(np.square(relative).sum(0))
+    margins = prediction.theorem * np.sqrt(np.square(relative).sum(0))
     excess = _cost_of_other_orders(prediction, resamples) - cost
     low = curve.loss_of_cost(np.maximum(cost - np.maximum(excess, 0.0), 0.0))
-    return np.stack([_intervals(low, errors)[:, 0], _intervals(prediction.theorem, errors)[:, 1]], axis=1)
+    return np.stack([_intervals(low, margins)[:, 0], _intervals(prediction.theorem, margins)[:, 1]], axis=1)
 
 
 def _cost_of_other_orders(prediction: FeatureFloorPrediction, resamples: Resamples) -> Float64[np.ndarray, " width"]:
@@ -98,21 +106,21 @@ def _cost_of_other_orders(prediction: FeatureFloorPrediction, resamples: Resampl
     return mean
 
 
-def _independent_errors(prediction: FeatureFloorPrediction, resamples: Resamples) -> Float64[np.ndarray, " width"]:
-    """Return the standard errors of the water-filling floor: of the costs, and of the tail loss."""
+def _independent_margins(prediction: FeatureFloorPrediction, resamples: Resamples) -> Float64[np.ndarray, " width"]:
+    """Return half the widths of the intervals of the water-filling floor: errors of the costs and of the tail loss."""
     curve = prediction.feature_curve
-    of_costs = _cost_errors(prediction, resamples, curve.independent_lost_share)
-    of_tail = curve.conversion_errors(curve.independent_costs(prediction.widths))
-    errors: np.ndarray = prediction.independent * np.hypot(of_costs, of_tail)
-    return errors
+    of_costs = _cost_margins(prediction, resamples, curve.independent_lost_share)
+    of_tail = Z_95 * curve.conversion_errors(curve.independent_costs(prediction.widths))
+    margins: np.ndarray = prediction.independent * np.hypot(of_costs, of_tail)
+    return margins
 
 
-def _cost_errors(
+def _cost_margins(
     prediction: FeatureFloorPrediction,
     resamples: Resamples,
     lost_share: Callable[[int], Float64[np.ndarray, " feature"]],
 ) -> Float64[np.ndarray, " width"]:
-    """Return the relative standard errors of the summed lost cost at each width.
+    """Return half the widths of the intervals of the summed lost cost at each width, as shares of it.
 
     Args:
         prediction: a prediction.
@@ -125,8 +133,8 @@ def _cost_errors(
     lost = np.stack([cost @ shares for cost in blocks.cost])
     resampled = resamples.times @ lost / np.maximum(resamples.times @ blocks.n_cost_tokens, 1)[:, None]
     measured = lost.sum(0) / max(prediction.stats.n_cost_tokens, 1)
-    errors: np.ndarray = resampled.std(0) / np.maximum(measured, 1e-300)
-    return errors
+    margins: np.ndarray = resamples.margin(resampled) / np.maximum(measured, 1e-300)
+    return margins
 
 
 def _resample(stats: FeatureStats, min_count: int, times: Int64[np.ndarray, "resample block"]) -> Resamples:
@@ -149,14 +157,13 @@ def _resample(stats: FeatureStats, min_count: int, times: Int64[np.ndarray, "res
     return Resamples(times, n_alive, np.clip(alpha, 1e-12, 1.0 - 1e-12))
 
 
-def _interval(value: Number, standard_error: Number) -> Interval:
-    """Return the 95 % interval around a value of at least 0."""
-    margin = Z_95 * float(standard_error)
-    return max(float(value) - margin, 0.0), float(value) + margin
+def _interval(value: Number, margin: Float64[np.ndarray, ""] | float, most: Number = math.inf) -> Interval:
+    """Return the interval around a value that is from 0 to `most`."""
+    return max(float(value - margin), 0.0), min(float(value + margin), float(most))
 
 
 def _intervals(
-    values: Float64[np.ndarray, " width"], standard_errors: Float64[np.ndarray, " width"]
+    values: Float64[np.ndarray, " width"], margins: Float64[np.ndarray, " width"]
 ) -> Float64[np.ndarray, "width 2"]:
-    """Return the 95 % intervals around values of at least 0."""
-    return np.array([_interval(*pair) for pair in zip(values, standard_errors, strict=True)])
+    """Return the intervals around values of at least 0."""
+    return np.stack([np.maximum(values - margins, 0.0), values + margins], axis=1)

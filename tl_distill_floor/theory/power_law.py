@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from jaxtyping import Bool, Float, Float64, Int, Int64
 
-from tl_distill_floor.theory.bootstrap import UNKNOWN, Z_95, Interval, block_bootstrap
+from tl_distill_floor.theory.bootstrap import UNKNOWN, Interval, block_bootstrap, margin_95
 
 N_TOP = 20
 """Number of features in `top_share`."""
@@ -144,8 +144,8 @@ def power_law_with_intervals(
 ) -> PowerLaw | None:
     """Fit the power law of the alive features' costs, with 95 % intervals from a bootstrap over blocks of the text.
 
-    An interval is the measured value ± 1.96 standard deviations of the resampled values (of log rank for the cliff). It
-    is (NaN, NaN) if there is only one block.
+    An interval is symmetric around the measured value (in log rank for the cliff), as wide as the spread of the
+    resampled values says. It is (NaN, NaN) if there is only one block.
 
     Args:
         cost: [feature] costs in any one unit; features of cost 0 are left out, so it is 0 for those that are not alive.
@@ -176,12 +176,12 @@ def power_law_with_intervals(
     if len(counts) < 2:
         return law
     fits = _fit_straight(profiles, counts) if law.cliff is None else _fit_bent(profiles, counts)
-    margin = Z_95 * float(np.std(fits.slope[np.isfinite(fits.slope)]))
+    margin = float(margin_95(fits.slope[np.isfinite(fits.slope)], len(block_cost)))
     slope_interval = (max(law.slope - margin, 0.0), law.slope + margin)
     if law.cliff is None:
         return dataclasses.replace(law, slope_interval=slope_interval)
-    factor = math.exp(Z_95 * float(np.std(fits.log_cliff[np.isfinite(fits.log_cliff)])))
-    cliff_interval = (law.cliff / factor, law.cliff * factor)
+    factor = math.exp(margin_95(fits.log_cliff[np.isfinite(fits.log_cliff)], len(block_cost)))
+    cliff_interval = (max(law.cliff / factor, 1.0), min(law.cliff * factor, float((cost > 0).sum())))
     return dataclasses.replace(law, slope_interval=slope_interval, cliff_interval=cliff_interval)
 
 
