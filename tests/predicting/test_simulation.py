@@ -9,6 +9,7 @@ import pytest
 from tests.helpers.records import stats_of
 from tl_distill_floor import InputError, allocate, floor_from_stats
 from tl_distill_floor.display.as_json import floor_json
+from tl_distill_floor.distilling.planning.plan import expected_loss
 from tl_distill_floor.results.floor_prediction import FloorPrediction
 from tl_distill_floor.results.simulation import Simulation
 
@@ -89,6 +90,26 @@ def test_error_of_the_simulation_widens_the_interval() -> None:
     # The two blocks are equal, so there is no other error: 1.96 standard errors of 0.05 and of 1.
     assert (bounds[0][1] - bounds[0][0]) / 2 == pytest.approx(1.96 * 0.05)
     assert (bounds[1][1] - bounds[1][0]) / 2 == pytest.approx(1.96 * 1.0)
+
+
+def test_errors_are_extrapolated_as_the_floors_are(floor: FloorPrediction) -> None:
+    """Widths 1 and 2 lose 4.5 and 1.5 with errors of 0.05; a student of width 4 holds all four features."""
+    errors = floor.measured_error()
+    assert errors[:2] == pytest.approx([0.05, 0.05])
+    assert errors[2] == pytest.approx(0.05 * floor.simulated[2] / 1.5)
+    assert (floor.simulated[3], errors[3], floor.sampling_interval[3].tolist()) == (0.0, 0.0, [0.0, 0.0])
+
+
+@pytest.mark.parametrize("error", [0.05, 1.0])
+def test_the_bound_of_a_plan_is_relative_to_the_floor(error: float) -> None:
+    """Width 2 loses 1.5 ± error, so the 90 % bound is 1.5 + 1.28 errors; width 3 is between it and 4, which is exact."""
+    simulated = simulation([[0.5, 1.0, 2.0, 1.0], [0.0, 0.1, 0.4, 1.0]])
+    simulated = dataclasses.replace(simulated, standard_error=np.full(2, error))
+    floor = floor_from_stats(stats_of(COST, rate=0.05), [1, 2, 4], simulation=simulated)
+    assert expected_loss(floor, 2).high == pytest.approx(1.5 + 1.2816 * error)
+    loss = expected_loss(floor, 3)
+    assert loss.high == pytest.approx(loss.value * (1 + 1.2816 * error / 1.5))
+    assert expected_loss(floor, 4) == (0.0, 0.0, 0.0)
 
 
 def test_kept_features_lose_at_most_half_of_their_variance(floor: FloorPrediction) -> None:

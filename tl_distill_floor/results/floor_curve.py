@@ -150,16 +150,19 @@ class FloorCurve:
             Standard errors in the unit of the floors.
         """
         floors = np.array([self.feature_floor_at(int(width)) for width in widths])
-        costs = np.array([self.feature_floor_cost_at(int(width)) for width in widths])
         if self.simulation is None:
-            converted: np.ndarray = floors * self.conversion_errors(costs)
-            return converted
+            costs = np.array([self.feature_floor_cost_at(int(width)) for width in widths])
+            errors: np.ndarray = floors * self.conversion_errors(costs)
+            return errors
         judged = self.tail is not None and self.simulation.kl_error is not None
         trained = self.simulation.kl_error if judged else self.simulation.standard_error
         assert trained is not None
-        errors: np.ndarray = np.interp(np.log(widths), np.log(self.simulation.widths), trained)
-        if self.tail is not None and not judged:  # errors are summed costs: convert them as the floors are converted
-            errors *= np.divide(floors, costs, out=np.ones_like(costs), where=costs > 0)
+        errors = np.interp(np.log(widths), np.log(self.simulation.widths), trained)
+        # Errors are converted to losses, and extrapolated beyond the simulated widths, as the floors are.
+        at = self.feature_floor_at if judged or self.tail is None else self.feature_floor_cost_at
+        nearest = np.clip(widths, self.simulation.widths[0], self.simulation.widths[-1])
+        simulated = np.array([at(int(width)) for width in nearest])
+        errors *= np.divide(floors, simulated, out=np.zeros_like(floors), where=simulated > 0)
         return errors
 
     def _independent_cost_at(self, width: Number) -> float:

@@ -135,9 +135,12 @@ def expected_loss(floor: FloorPrediction, width: int) -> PredictedLoss:
         return floor.calibrated_at(width, TWO_SIDED_LEVEL)
     features = floor.with_features()
     value = features.floor_at(width)
-    low, high = features.sampling_interval.T
-    relative = (high - low) / (2 * np.maximum(features.feature_floor, 1e-300))
-    relative_at_width = float(np.interp(np.log(width), np.log(features.widths), relative))
+    lossy = features.feature_floor > 0
+    if not lossy.any():
+        return PredictedLoss(value, math.nan, math.nan)
+    # The upper end alone, since the lower one is cut off at 0.
+    relative = features.sampling_interval[lossy, 1] / features.feature_floor[lossy] - 1.0
+    relative_at_width = float(np.interp(np.log(width), np.log(features.widths[lossy]), relative))
     margin = value * relative_at_width * Z_ONE_SIDED_90 / Z_95
     return PredictedLoss(value, max(value - margin, 0.0), value + margin)
 
