@@ -14,6 +14,7 @@ from scipy.optimize import minimize
 from torch import Tensor
 
 from tests.helpers.models import CONTEXT, VOCABULARY, WIDTH, save_family
+from tests.helpers.records import made_head_floor
 from tl_distill_floor import HeadFloor, InputError, build_student, head_floor, predict_floor
 from tl_distill_floor.measuring.kl import forward_kl
 from tl_distill_floor.measuring.logit_map import LogitMap
@@ -247,6 +248,16 @@ def test_interpolates_between_widths_and_inverts(head: HeadFloor) -> None:
         head.floor_at(3)
     with pytest.raises(ValueError, match="at least 0"):
         head.width_for(-1.0)
+
+
+def test_the_lower_end_falls_with_the_bound_up_to_the_teachers_width() -> None:
+    """The floor of width 32 is known within 1.96 · 2 % + 10 %; that of the teacher's own width, 64, is 0."""
+    columns = {name: (*getattr(made_head_floor(), name), 0.0) for name in
+               ("floor", "standard_error", "half_steps", "encoded")}  # fmt: skip
+    head = made_head_floor(widths=(4, 8, 16, 32, 64), **columns)
+    for width in (32, 40, 56, 63):
+        assert head.least_at(width) == pytest.approx(head.floor_at(width) * (1 - 1.96 * 0.02 - 0.1))
+    assert head.least_at(64) == 0.0
 
 
 def test_a_head_floor_is_saved_loaded_and_displayed(head: HeadFloor, tmp_path: Path) -> None:

@@ -102,7 +102,7 @@ def test_errors_are_extrapolated_as_the_floors_are(floor: FloorPrediction) -> No
 
 @pytest.mark.parametrize("error", [0.05, 1.0])
 def test_the_bound_of_a_plan_is_relative_to_the_floor(error: float) -> None:
-    """Width 2 loses 1.5 ± error, so the 90 % bound is 1.5 + 1.28 errors; width 3 is between it and 4, which is exact."""
+    """Width 2 loses 1.5 ± error, so the 90 % bound is 1.5 + 1.28 errors; width 4 loses nothing."""
     simulated = simulation([[0.5, 1.0, 2.0, 1.0], [0.0, 0.1, 0.4, 1.0]])
     simulated = dataclasses.replace(simulated, standard_error=np.full(2, error))
     floor = floor_from_stats(stats_of(COST, rate=0.05), [1, 2, 4], simulation=simulated)

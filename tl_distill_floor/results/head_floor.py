@@ -137,12 +137,12 @@ class HeadFloor(JsonRecord):
             True
         """
         width = float(width)
-        nearest = int(np.argmin(np.abs(np.log(np.array(self.widths) / width))))
-        floor = self.floor[nearest]
-        if width < self.widths[0] or floor <= 0:
+        lossy = [i for i, floor in enumerate(self.floor) if floor > 0]
+        if width < self.widths[0] or not lossy:
             return 0.0
+        nearest = min(lossy, key=lambda i: abs(math.log(self.widths[i] / width)))
         error = Z_95 * self.standard_error[nearest] + self.training_left[nearest]
-        return self.floor_at(width) * max(0.0, 1.0 - error / floor)
+        return self.floor_at(width) * max(0.0, 1.0 - error / self.floor[nearest])
 
     def encoded_at(self, width: Number) -> float:
         """Return `encoded` at any width, interpolated as `floor_at` does it.
