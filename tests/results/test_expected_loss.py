@@ -234,6 +234,9 @@ def test_a_large_teacher_is_an_extrapolation(floor: FloorPrediction, head: HeadF
         "4,096 dimensions (at most 512 in the fit), 50,000 tokens of vocabulary (at most 8,000)" in large._repr_html_()
     )
     assert "extrapolation" not in head._repr_html_()
+    # A teacher of bytes: of those of the fit, neox-speeches has the fewest, 1,500 tokens for 512 dimensions.
+    bytes_ = dataclasses.replace(head, d_model=512, vocab_size=256)
+    assert "0.5 tokens of vocabulary per dimension (at least 2.9)" in bytes_._repr_html_()
     assert "head floors of 200 steps, and this one has 60" in dataclasses.replace(head, steps=60)._repr_html_()
 
 

@@ -66,6 +66,8 @@ class ExpectedLossFit:
     """Smallest and largest known share of the teachers."""
     known_share: float | None = None
     """Known share of the teacher whose students are predicted; None in a fit without this term."""
+    fewest_tokens_per_dimension: float = 0.0
+    """Smallest ratio of the vocabulary to the width of a teacher. With few tokens the logits need few dimensions."""
 
     def at(self, x: float, level: float, seen: Sequence[tuple[float, StudentLoss]] = ()) -> PredictedLoss:
         """Return the expected loss of a student, with the prediction interval for a new teacher.
@@ -102,14 +104,19 @@ class ExpectedLossFit:
             known_share: its known share; None if it is not known.
 
         Example:
-            >>> expected_loss_fit("encoded").extrapolations(4096, 4000, 0.5)
-            ['4,096 dimensions (at most 512 in the fit)']
+            >>> expected_loss_fit("encoded").extrapolations(256, 16_000, 0.5)
+            ['16,000 tokens of vocabulary (at most 8,000)']
         """
         respects = []
         if d_model > self.widest:
             respects.append(f"{d_model:,} dimensions (at most {self.widest:,} in the fit)")
         if vocab_size > self.largest_vocabulary:
             respects.append(f"{vocab_size:,} tokens of vocabulary (at most {self.largest_vocabulary:,})")
+        if vocab_size < self.fewest_tokens_per_dimension * d_model:
+            respects.append(
+                f"{vocab_size / d_model:.2g} tokens of vocabulary per dimension (at least"
+                f" {self.fewest_tokens_per_dimension:.2g})"
+            )
         low, high = self.shares
         if known_share is not None and not low <= known_share <= high:
             respects.append(
@@ -160,6 +167,7 @@ def expected_loss_fit(predictor: LossPredictor, known_share: float | None = None
         head_steps=stored["head_steps"],
         shares=(min(shares), max(shares)),
         known_share=known_share,
+        fewest_tokens_per_dimension=min(teacher["vocab_size"] / teacher["d_model"] for teacher in stored["teachers"]),
     )
 
 
