@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from tests.helpers.models import WIDTH
-from tests.helpers.records import stats_of
+from tests.helpers.records import made_head_floor, stats_of
+from tl_distill_floor.distilling.planning.calibrate import calibrate
 from tl_distill_floor.distilling.planning.plan import plan
 from tl_distill_floor.distilling.students import family_checks
 from tl_distill_floor.distilling.students.student_config import student_config
@@ -41,6 +42,21 @@ def test_accepts_all_teachers_that_load_teacher_accepts(floor: FloorPrediction, 
     assert (from_floor.width, from_floor.teacher_depth) == (16, 3)
     for teacher in (bridge, load_teacher(bridge), teacher_dir, str(teacher_dir)):
         assert without_speed(plan(floor, teacher, max_width=16, divisor=8)) == from_floor
+
+
+@pytest.mark.parametrize(("losses", "used"), [({4: 0.9, 8: 0.6, 16: 0.2}, True), ({4: 0.5, 8: 0.6, 16: 0.7}, False)])
+def test_a_plan_is_calibrated_by_the_students_that_it_uses(bridge: Any, losses: dict[int, float], used: bool) -> None:
+    """Losses that rise with the width do not enter the expected loss."""
+    columns = {"floor": (0.4, 0.2), "standard_error": (0.0, 0.0), "half_steps": (0.4, 0.2), "encoded": (0.6, 0.35)}
+    head = made_head_floor(d_model=WIDTH, widths=(8, 16), **columns)
+    floor = FloorPrediction.from_head(head)
+    calibration = dataclasses.replace(calibrate(floor, {8: 0.6, 12: 0.5, 16: 0.4}), widths=(4, 8, 16),
+                                      losses=tuple(losses.values()))  # fmt: skip
+    before, after = (plan(record, bridge, max_width=16, divisor=8)
+                     for record in (floor, dataclasses.replace(floor, calibration=calibration)))  # fmt: skip
+    assert (before.calibrated, after.calibrated) == (False, used)
+    assert (after.loss == before.loss) == (not used)
+    assert any("students of this teacher, of widths 8, 16, which" in known for known in after.known) == used
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,7 @@ def plan_table(plan: Plan, run: Path | None = None) -> RenderableType:
         (
             "loss",
             f"{plan.loss:.4g} {SHORT_UNIT[plan.unit]} expected, {bound}"
-            + ("" if plan.calibrated else "; no student of this teacher was trained"),
+            + ("" if plan.calibrated else "; no student of this teacher is part of it"),
         ),
         (
             "parameters",

@@ -185,7 +185,7 @@ def _plan_of(floor: FloorPrediction, family: StudentFamily, limits: Limits, choi
         unit="nats" if is_in_nats else "mse",
         loss=chosen.loss,
         upper_bound=chosen.upper_bound,
-        calibrated=floor.calibration is not None,
+        calibrated=floor.calibration is not None if floor.expected is None else bool(floor.student_losses),
         n_parameters=chosen.n_parameters,
         teacher_parameters=count_parameters(model, teacher_width(model)),
         speed=chosen.speed,
@@ -225,7 +225,8 @@ def _known(floor: FloorPrediction, width: int) -> tuple[str, ...]:
     """Return statements about what was measured."""
     calibration = floor.calibration
     widths = "" if calibration is None else ", ".join(str(width) for width in calibration.widths)
-    own = (f"students of this teacher, of widths {widths}, which narrow the interval",) if floor.student_losses else ()
+    own_widths = ", ".join(str(width) for width in floor.student_losses)
+    own = (f"students of this teacher, of widths {own_widths}, which narrow the interval",) if own_widths else ()
     if floor.stats is None:
         head = floor.head_floor
         text = f"the teacher's logits on {head.n_heldout_tokens:,} held-out tokens of {head.text_name}"
