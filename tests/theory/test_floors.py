@@ -31,6 +31,7 @@ def test_capacity_by_hand() -> None:
     assert capacity(0.9) == pytest.approx(4.342944819)
     # α = 1 − 1/e: 1 / (e^-1 · 1) = e, the minimum of g
     assert capacity(1 - 1 / math.e) == pytest.approx(math.e)
+    assert capacity(1e-17) == pytest.approx(1e17)  # g(α) = 1/α + 1/2 + ... for small α
 
 
 def test_matches_the_papers_pythia_410m() -> None:

@@ -35,8 +35,7 @@ def capacity(alpha: Number) -> float:
     """
     if not 0.0 < alpha < 1.0:
         raise ValueError(f"alpha, the sparsity, must be inside (0, 1), got {alpha}")
-    rate = 1.0 - float(alpha)
-    return 1.0 / (rate * -math.log(rate))
+    return 1.0 / ((1.0 - float(alpha)) * -math.log1p(-float(alpha)))
 
 
 def critical_width(n_features: Number, alpha: Number) -> float:
