@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.helpers.learning_curves import POINTS, Kind, simulated_curve
-from tl_distill_floor.theory.learning_curve import fit_learning_curve, tokens_by_rate
+from tl_distill_floor.theory.learning_curve import fit_learning_curve, has_diverged, tokens_by_rate
 
 N_TOKENS = np.geomspace(2e4, 1e6, 24)
 
@@ -77,6 +77,18 @@ def test_status_of_each_kind_of_curve() -> None:
     # Flat, but over less than a factor of ten in tokens, or with too few points.
     assert fit_learning_curve(N_TOKENS[10:], flat[10:]).status == "under-trained"
     assert fit_learning_curve(N_TOKENS[::6], flat[::6]).status == "under-trained"
+
+
+@pytest.mark.parametrize(("noise", "n_points"), [(0.02, 24), (0.05, 100), (0.1, 200)])
+def test_noise_is_not_divergence_and_a_rise_is(noise: float, n_points: int) -> None:
+    """The lowest of 100 losses with 5 % of noise is 12 % below the curve, which falls; or rises by half at its end."""
+    share, diverged, rises = np.linspace(1, n_points, n_points) / n_points, 0, 0
+    for seed in range(100):
+        losses = (0.5 + 0.1 * share**-0.5) * np.exp(np.random.default_rng(seed).normal(0, noise, n_points))
+        diverged += has_diverged(losses)
+        rises += has_diverged(losses * (1 + 0.5 * np.clip((share - 0.7) / 0.3, 0, 1)))
+    assert diverged <= 3
+    assert rises >= 90
 
 
 def test_ignores_the_warm_up() -> None:

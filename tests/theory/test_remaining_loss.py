@@ -1,5 +1,6 @@
 """Tests of how much of a loss more tokens would remove, on curves with a known end."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -26,6 +27,29 @@ def test_interval_holds_what_is_left(left: float, exponent: float) -> None:
     assert remaining is not None
     assert remaining.quantile(0.025) <= left <= remaining.quantile(0.975)
     assert (remaining.probability_above(0.1) > 0.5) == (left > 0.1)
+
+
+@pytest.mark.parametrize("noise", [0.01, 0.03, 0.08])
+def test_interval_of_the_end_holds_it_if_the_last_loss_is_noisy(noise: float) -> None:
+    """Of 100 intervals of 95 %, at least 85 hold the end; without the error of the last loss 71 to 83 would."""
+    covered, share = 0, np.arange(1, 101) / 100
+    for seed in range(100):
+        random = np.random.default_rng(seed)
+        left = 10 ** random.uniform(-2, -0.1)
+        losses = (1 - left + left * share ** -random.uniform(0.3, 1.2)) * (1 + noise * random.standard_normal(100))
+        remaining = remaining_loss(share * 1e6, losses)
+        assert remaining is not None
+        low, high = remaining.end_interval()
+        assert low <= 1 - remaining.quantile(0.5) <= high
+        covered += losses[-1] * low - 1e-9 <= 1 - left <= losses[-1] * high + 1e-9
+    assert covered >= 85
+
+
+def test_without_noise_the_interval_of_the_end_is_that_of_what_is_left() -> None:
+    remaining = remaining_loss(N_TOKENS, curve(0.2, 0.6))
+    assert remaining is not None
+    exact = dataclasses.replace(remaining, noise=0.0)
+    assert exact.end_interval(0.8) == pytest.approx((1 - exact.quantile(0.9), 1 - exact.quantile(0.1)), abs=2e-3)
 
 
 def test_interval_holds_the_slow_part_of_two_power_laws() -> None:

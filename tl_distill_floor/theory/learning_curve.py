@@ -36,8 +36,12 @@ LARGEST_EXTRAPOLATION = 3.0
 """Largest factor between the last loss and a floor that is reported; a lower floor is not known."""
 SATURATED_WITHIN = 0.05
 """A curve is saturated if its floor is within this share of the last loss."""
-DIVERGED_ABOVE = 1.1
-"""A curve has diverged if its last loss is above this multiple of its lowest."""
+DIVERGED_ABOVE, DIVERGED_ERRORS = 1.1, 5.0
+"""A curve has diverged if its last loss is above this multiple of its lowest, and by so many errors of a loss."""
+PARTS_OF_RISE = 20
+"""Points of which one of so many parts of a curve is averaged, to see a rise below the noise of single points."""
+MIN_POINTS_OF_NOISE = 12
+"""Fewest points that the error of one point is estimated from; of fewer it is taken as 0."""
 ROUNDING = 1e-6
 """Losses up to this are 0 but for rounding, nats: those of a student that equals its teacher."""
 
@@ -59,7 +63,7 @@ class LearningCurveFit:
     """b; 0 if the floor is not known."""
     status: Status
     """"saturated": the lower end of the interval is within 5 % of the last loss; "under-trained": it is not;
-    "diverged": the last loss is not finite, or more than 10 % above the lowest loss."""
+    "diverged": see `has_diverged`."""
 
 
 def fit_learning_curve(
@@ -108,7 +112,7 @@ def fit_learning_curve(
     lowest, last = float(np.nanmin(losses, initial=math.inf)), float(losses[-1])
     if last <= ROUNDING:
         return LearningCurveFit(lowest, (0.0, last), 0.0, 0.0, "saturated")
-    if not math.isfinite(last) or last > DIVERGED_ABOVE * lowest:
+    if has_diverged(losses):
         return LearningCurveFit(lowest, (0.0, lowest), 0.0, 0.0, "diverged")
     after_warm_up = n >= WARM_UP_SHARE * n[-1]
     if after_warm_up.sum() >= MIN_POINTS and n[-1] >= MIN_SPAN * n[0]:
@@ -117,6 +121,33 @@ def fit_learning_curve(
         if fit.floor * LARGEST_EXTRAPOLATION >= last:
             return fit
     return LearningCurveFit(last, (0.0, last), 0.0, 0.0, "under-trained")
+
+
+def has_diverged(loss: npt.ArrayLike) -> bool:
+    """Return whether the last loss is not finite, or more than 10 % above the lowest, and more than noise explains.
+
+    The lowest of many noisy losses is far below the curve. The noise is estimated from the second differences of the
+    logarithm, which hardly depend on how fast the loss falls or rises. Losses are compared one by one, and averaged
+    over a twentieth of the points.
+
+    Args:
+        loss: [point] losses in the order of the training.
+
+    Example:
+        >>> has_diverged([1.0, 0.5, 0.6]), has_diverged([1.0, 0.5, 0.52])
+        (True, False)
+    """
+    losses = np.asarray(loss, dtype=np.float64)
+    if not math.isfinite(losses[-1]):
+        return True
+    logs, noise = np.log(np.maximum(losses[np.isfinite(losses)], ROUNDING)), 0.0
+    if len(logs) >= MIN_POINTS_OF_NOISE:
+        noise = float(np.median(np.abs(np.diff(logs, n=2)))) / (math.sqrt(6.0) * float(norm.ppf(0.75)))
+    for n in {1, max(1, len(logs) // PARTS_OF_RISE)}:
+        means = np.convolve(logs, np.full(n, 1.0 / n), "valid")
+        if means[-1] - means.min() > max(math.log(DIVERGED_ABOVE), DIVERGED_ERRORS * noise / math.sqrt(n)):
+            return True
+    return False
 
 
 def tokens_by_rate(n_tokens: npt.ArrayLike, rates: npt.ArrayLike) -> Float64[np.ndarray, " point"]:

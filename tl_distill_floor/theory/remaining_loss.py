@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 from jaxtyping import Float64
 from scipy.special import log_ndtr
+from scipy.stats import t as student_t
 
 from tl_distill_floor.theory.learning_curve import DECAY_START, SMALLEST_CHANGE, WARM_UP_SHARE
 
@@ -26,6 +27,8 @@ MIN_SPAN = 3.0
 """Smallest ratio of the tokens of the last to those of the first of these points."""
 QUANTILES = np.linspace(0.0, 1.0, 101) ** 2
 """Shares of the largest remaining loss at which the distribution is computed; more of them near 0."""
+N_PROBABILITIES = 200
+"""Values by which each of two distributions is represented to compute that of their sum."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +41,10 @@ class RemainingLoss:
     """Probability that what remains is at most this share."""
     half_factor: float
     """Median factor by which the tokens grow until half of what remains is gained."""
+    noise: float
+    """Relative error of one point of the curve, so also of its last loss."""
+    degrees_of_freedom: int
+    """Degrees of freedom of the fit that `noise` is estimated from."""
 
     def quantile(self, probability: float) -> float:
         """Return the share that what remains does not exceed with some probability.
@@ -52,6 +59,24 @@ class RemainingLoss:
             >>> remaining.quantile(0.5)  # doctest: +SKIP
         """
         return float(np.interp(probability, self.cumulative, self.shares))
+
+    def end_interval(self, level: float = 0.95) -> tuple[float, float]:
+        """Return the interval of the loss at which training saturates, with the error of the last loss.
+
+        Args:
+            level: probability of the two-sided interval.
+
+        Returns:
+            Shares of the last loss; the upper end is above 1 if the last loss may be too low by chance.
+
+        Example:
+            >>> remaining.end_interval()  # doctest: +SKIP
+        """
+        probabilities = (np.arange(N_PROBABILITIES) + 0.5) / N_PROBABILITIES
+        remaining = np.interp(probabilities, self.cumulative, self.shares)
+        ends = 1.0 + self.noise * student_t.ppf(probabilities, self.degrees_of_freedom)[:, None] - remaining
+        low, high = np.quantile(ends, (0.5 - level / 2, 0.5 + level / 2)).tolist()
+        return low, high
 
     def probability_above(self, share: float) -> float:
         """Return the probability that more remains than a share of the last loss.
@@ -112,7 +137,8 @@ def remaining_loss(
     fits = [_amplitudes(share[used], losses[used], others, shift, ratio) for shift in SHIFTS for ratio in RATIOS]
     mean, unit_error, squared_error, log_weight = (np.stack(part) for part in zip(*fits, strict=True))
     degrees_of_freedom = max(int(used.sum()) - 3 - others.shape[1], 1)
-    variance = max(float(squared_error.min()) / degrees_of_freedom, MISFIT**2)
+    noise_variance = float(squared_error.min()) / degrees_of_freedom
+    variance = max(noise_variance, MISFIT**2)
     error = np.sqrt(variance) * unit_error
     log_possible = _log_probability(-mean / error, (most - mean) / error)
     log_weight += log_possible - squared_error / (2 * variance)
@@ -126,7 +152,8 @@ def remaining_loss(
     factors = np.concatenate([_half_factors(ratio) for _ in SHIFTS for ratio in RATIOS])
     order = np.argsort(factors)
     half_factor = float(np.interp(0.5, np.cumsum(weight.ravel()[order]), factors[order]))
-    return RemainingLoss(amplitudes / last, np.array(cumulative), half_factor)
+    noise = math.sqrt(noise_variance)
+    return RemainingLoss(amplitudes / last, np.array(cumulative), half_factor, noise, degrees_of_freedom)
 
 
 def average_in_bins(

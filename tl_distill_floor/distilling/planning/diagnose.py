@@ -15,7 +15,7 @@ from tl_distill_floor.results.floor_prediction import FloorPrediction
 from tl_distill_floor.results.head_floor import HeadFloor
 from tl_distill_floor.results.student import StudentResult
 from tl_distill_floor.sources.learning_curves import LearningCurve, load_learning_curve
-from tl_distill_floor.theory.learning_curve import DIVERGED_ABOVE, ROUNDING, tokens_by_rate
+from tl_distill_floor.theory.learning_curve import ROUNDING, has_diverged, tokens_by_rate
 from tl_distill_floor.theory.regression import PredictedLoss
 from tl_distill_floor.theory.remaining_loss import (
     MIN_POINTS,
@@ -135,7 +135,7 @@ def _end_of(curve: LearningCurve, losses: Float64[np.ndarray, " point"], bound: 
         bound: least loss at which it can end.
     """
     reached = float(losses[-1])
-    if reached <= ROUNDING or reached > DIVERGED_ABOVE * float(losses.min()):
+    if reached <= ROUNDING or has_diverged(losses):
         return None
     tokens: np.ndarray = np.array(curve.tokens)
     rates = None if curve.learning_rates is None else np.array(curve.learning_rates)
@@ -145,9 +145,11 @@ def _end_of(curve: LearningCurve, losses: Float64[np.ndarray, " point"], bound: 
     left = remaining_loss(*average_in_bins(tokens, np.array(curve.losses)), bound, rates)
     if left is None:
         return None
-    low, median, high = (reached * (1.0 - left.quantile(probability)) for probability in (0.975, 0.5, 0.025))
+    low, high = (reached * share for share in left.end_interval())
     last = float(tokens[-1])
-    return _End(median, (low, high), left, (left.half_factor - 1.0) * last, last)
+    return _End(
+        reached * (1.0 - left.quantile(0.5)), (max(low, bound), high), left, (left.half_factor - 1.0) * last, last
+    )
 
 
 def _loaded(curve: str | Path | LearningCurve | StudentResult) -> LearningCurve:
@@ -244,7 +246,7 @@ def _why_not_known(tokens: Float64[np.ndarray, " point"], losses: Float64[np.nda
     lowest = int(losses.argmin())
     if losses[-1] <= ROUNDING:
         return "the loss is 0 up to rounding, so the student equals its teacher and nothing is left to gain"
-    if losses[-1] > DIVERGED_ABOVE * losses[lowest]:
+    if has_diverged(losses):
         return (
             f"the loss rose from {losses[lowest]:.4g} after {_rounded(tokens[lowest])} tokens to {losses[-1]:.4g};"
             " lower the learning rate, or add text if it is repeated"
