@@ -51,6 +51,21 @@ def test_structure_gain_by_hand_and_beyond_the_trained_widths(
     assert np.isnan(floor.structure_gain[3])
 
 
+def test_below_the_simulated_widths_the_gain_falls_to_that_of_width_0() -> None:
+    """At width 2 the gain is that of features that fire together; at width 0 every feature loses its variance."""
+    lost = [0.02, 0.04, 0.08, 0.06]
+    floor = floor_from_stats(stats_of(COST, rate=0.3), [1, 2], simulation=simulation([lost], widths=(2,)))
+    gain = allocate(COST, 0.3, 2).floor / 0.2
+    assert gain > 1
+    assert floor.structure_gain.tolist() == pytest.approx([gain**0.5, gain])
+    assert floor.floor_at(1e-6) == pytest.approx(allocate(COST, 0.3, 1e-6).floor, rel=1e-5)
+    variance, share = floor.stats.variance_share, floor.lost_share(1)
+    assert share / share[3] == pytest.approx(np.sqrt(variance * lost / COST) / np.sqrt(variance[3] * 0.06))
+    assert share @ COST == pytest.approx(floor.floor_at(1))
+    nothing_kept = floor.lost_share(1e-6)
+    assert nothing_kept / nothing_kept[3] == pytest.approx(variance / variance[3], rel=1e-4)
+
+
 def test_interpolates_logarithms_and_never_rises_with_the_width() -> None:
     # Floors 8, 2, 4 and 1 at widths 1, 2, 4 and 8: the 4 counts as 2, since a wider student can do what a narrower can.
     simulated = simulation([[floor / 10] * 10 for floor in (8.0, 2.0, 4.0, 1.0)], widths=(1, 2, 4, 8))

@@ -98,11 +98,7 @@ class FloorCurve:
     def lost_share(self, width: Number) -> Float64[np.ndarray, " feature"]:
         """Return the share of each feature's cost that is lost at a width; 0 for features that are not alive."""
         cost, floor = self.stats.cost, self.feature_floor_cost_at(width)
-        if self.simulation is None:
-            share = self.independent_lost_share(width)
-        else:
-            lost = self.simulation.lost_at(width)
-            share = np.divide(lost, cost, out=np.zeros_like(cost), where=(cost > 0) & self.alive)
+        share = self.independent_lost_share(width) if self.simulation is None else self._simulated_lost_share(width)
         summed = float(share @ cost)
         share *= floor / summed if summed > 0 else 1.0
         return share
@@ -165,6 +161,21 @@ class FloorCurve:
         errors *= np.divide(floors, simulated, out=np.zeros_like(floors), where=simulated > 0)
         return errors
 
+    def _simulated_lost_share(self, width: Number) -> Float64[np.ndarray, " feature"]:
+        """Return the share of each feature's cost that simulated students lose at a width.
+
+        Below the simulated widths it rises, as the floor does, up to the feature's variance at width 0.
+        """
+        assert self.simulation is not None
+        cost, lost, narrowest_width = self.stats.cost, self.simulation.lost_at(width), float(self.simulation.widths[0])
+        share: np.ndarray = np.divide(lost, cost, out=np.zeros_like(cost), where=(cost > 0) & self.alive)
+        if width >= narrowest_width:
+            return share
+        variance = self.stats.variance_share
+        ratio = np.divide(share, variance, out=np.zeros_like(share), where=variance > 0)
+        extrapolated: np.ndarray = variance * ratio ** (float(width) / narrowest_width)
+        return extrapolated
+
     def _independent_cost_at(self, width: Number) -> float:
         """Return the water-filling floor at a width as a summed cost."""
         return float(independent_floor(*self._costs_and_rates, [float(width)])[0])
@@ -174,8 +185,8 @@ class FloorCurve:
     ) -> float:
         """Return the simulated floor at a width.
 
-        Outside of the simulated widths it is the water-filling floor times the ratio of simulated to water-filling
-        floor at the nearest simulated width.
+        Above the simulated widths it is the water-filling floor times the ratio of simulated to water-filling floor at
+        the widest of them. Below them the logarithm of that ratio falls in proportion to the width.
         """
         if log_floor is None or self.simulation is None:
             return independent_at(width)
@@ -183,8 +194,10 @@ class FloorCurve:
         floor = float(np.exp(log_floor(math.log(nearest))))
         if nearest == width:
             return floor
-        independent = independent_at(nearest)
-        return floor * independent_at(width) / independent if independent > 0 else 0.0
+        at_nearest = independent_at(nearest)
+        if at_nearest <= 0:
+            return 0.0
+        return independent_at(width) * (floor / at_nearest) ** min(float(width) / nearest, 1.0)
 
     @cached_property
     def _costs_and_rates(self) -> tuple[Float64[np.ndarray, " feature"], Float64[np.ndarray, " feature"]]:
