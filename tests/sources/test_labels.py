@@ -65,6 +65,5 @@ def test_reads_arrays_of_words_and_labels_and_ignores_minus_100() -> None:
         labelled = load_labels([{"words": np.array(words), "label": labels}, {"words": words, "label": [None, 1, 2]}])
         assert labelled.texts == ("Call me Ishmael", "Call me Ishmael")
         assert labelled.tasks[0].of_words == ((None, "1", "2"), (None, "1", "2"))
-    assert load_labels([{"text": "a", "label": -100}, {"text": "b", "label": np.bool_(True)}]).tasks[0].of_text == (
-        None, "True",
-    )  # fmt: skip
+    rows = [{"text": "a", "label": label} for label in (-100, np.bool_(True), "-100", "-1")]  # -100 as in a .csv file
+    assert load_labels(rows).tasks[0].of_text == (None, "True", None, "-1")

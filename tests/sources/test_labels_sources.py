@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from datasets import Dataset, DatasetDict
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
+from datasets import Sequence as ListOf
 
 from tl_distill_floor import InputError, load_labels
 
@@ -76,3 +77,53 @@ def test_rejects_sources_without_labelled_rows(tmp_path: Path) -> None:
             load_labels(missing)
     with pytest.raises(InputError, match="row 1 is str, not an object"):
         load_labels("".join(["a"]) for _ in range(2))
+
+
+CLASSES = Features(
+    {
+        "words": ListOf(Value("string")),
+        "label": ClassLabel(names=["negative", "positive"]),
+        "tag": ListOf(ClassLabel(names=["O", "NAME"])),
+    }
+)
+CLASS_SOURCES: dict[str, Callable[[Dataset, Path], Any]] = {
+    "Dataset": lambda dataset, _: dataset,
+    "as NumPy arrays": lambda dataset, _: dataset.with_format("numpy"),
+    "streamed": lambda dataset, _: dataset.to_iterable_dataset(),
+    "saved": lambda dataset, directory: dataset.save_to_disk(directory) or directory,
+    "arrow": lambda dataset, directory: dataset.save_to_disk(directory) or next(directory.glob("*.arrow")),
+    "parquet": lambda dataset, directory: dataset.to_parquet(directory / "a.parquet") and directory / "a.parquet",
+}
+
+
+@pytest.mark.parametrize("source", CLASS_SOURCES)
+def test_classes_of_a_dataset_have_their_names(source: str, tmp_path: Path) -> None:
+    """`datasets` stores a class as a number, -1 if there is none, and its name with the columns."""
+    rows = {"words": [["Call", "Emma"]] * 3, "label": [1, 0, -1], "tag": [[0, 1]] * 3}
+    labelled = load_labels(CLASS_SOURCES[source](Dataset.from_dict(rows, CLASSES), tmp_path), ["tag"])
+    assert labelled.tasks[0].of_words == (("O", "NAME"),) * 3
+    texts = Dataset.from_dict({"text": ["a", "b", "c"], "label": rows["label"]}, features_of_texts())
+    (tmp_path / "texts").mkdir()
+    labelled = load_labels(CLASS_SOURCES[source](texts, tmp_path / "texts"))
+    assert labelled.tasks[0].of_text == ("positive", "negative", None)
+
+
+def features_of_texts() -> Features:
+    """Return the columns of labelled texts."""
+    return Features({"text": Value("string"), "label": CLASSES["label"]})
+
+
+def test_a_named_dataset_has_names_of_classes(monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = Dataset.from_dict({"text": ["a", "b"], "label": [1, 0]}, features_of_texts())
+    monkeypatch.setattr("datasets.load_dataset", lambda *_args, **_options: dataset.to_iterable_dataset())
+    assert load_labels("owner/name").tasks[0].of_text == ("positive", "negative")
+
+
+def test_files_of_other_programs_keep_their_numbers(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    for metadata in (None, {b"huggingface": b"no JSON"}, {b"huggingface": b'{"info": []}'}):
+        table = pa.table({"text": ["a", "b"], "label": [1, 0]}).replace_schema_metadata(metadata)
+        pq.write_table(table, tmp_path / "a.parquet")
+        assert load_labels(tmp_path / "a.parquet").tasks[0].of_text == ("1", "0")

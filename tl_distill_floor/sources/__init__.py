@@ -19,6 +19,7 @@
 - `cached_activations`: activations that SAELens cached.
 - `documents`: documents of files, datasets and objects in memory.
 - `text_files`: plain text and JSON lines.
+- `class_names`: the names of classes in the rows of datasets.
 - `tables`: rows of table files, saved datasets and datasets of the Hub.
 - `items`: what can be iterated over in memory, also only once.
 - `labels`: `load_labels`, labelled text for probes.

@@ -8,6 +8,7 @@ from itertools import islice
 from typing import Any, Generic, TypeVar
 
 from tl_distill_floor.errors import InputError, reason_of
+from tl_distill_floor.sources.class_names import columns_of_dataset, with_class_names
 from tl_distill_floor.sources.tables import choose_split, select_columns
 
 T = TypeVar("T")
@@ -79,7 +80,8 @@ def open_items(source: object, columns: Sequence[str], what: str) -> Items | Non
     if _is_of(source, "datasets", "Dataset", "IterableDataset"):
         dataset: Any = select_columns(source, columns).with_format(None)
         fingerprint = str(dataset._fingerprint) if _is_of(source, "datasets", "Dataset") else None
-        return Items(name, fingerprint, lambda: _report_failure(dataset, name))
+        columns_read = columns_of_dataset(dataset)
+        return Items(name, fingerprint, lambda: _report_failure(with_class_names(dataset, columns_read), name))
     if _is_of(source, "pandas", "DataFrame"):
         frame: Any = source
         return open_items(frame.astype(object).where(frame.notna(), None).to_dict("records"), columns, what)

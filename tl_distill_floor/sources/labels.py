@@ -252,7 +252,7 @@ def _as_list(value: object) -> object:
 
 
 def _parse_class(value: object, name: str, location: str) -> Label:
-    if value is None or (isinstance(value, Integral) and value == IGNORED_LABEL):
+    if value is None or str(value) == str(IGNORED_LABEL):  # a string in a .csv file
         return None
     if not isinstance(value, str | Integral | np.bool_):
         raise InputError(

@@ -3,13 +3,14 @@
 import json
 import re
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tl_distill_floor.errors import InputError, reason_of
+from tl_distill_floor.sources.class_names import columns_of_dataset, columns_of_schema, with_class_names
 from tl_distill_floor.sources.text_files import (
     LocatedRow,
     jsonl_rows,
@@ -103,7 +104,7 @@ def open_saved_dataset(path: Path, split: str | None = None) -> Table:
     def read(columns: Sequence[str]) -> Iterator[LocatedRow]:
         with report_damage(directory):
             batches = select_columns(dataset, columns).with_format("arrow").iter(ROWS_AT_ONCE)
-            yield from _located(directory, batches)
+            yield from _located(directory, batches, columns_of_dataset(dataset))
 
     return Table(directory.name if split is None else f"{path.name}:{split}", str(dataset._fingerprint), read)
 
@@ -182,7 +183,8 @@ def dataset_rows(name: str) -> Iterator[dict[str, Any]]:
 
     repository, config, split = (*name.split(":"), "", "")[:3]
     try:
-        yield from load_dataset(repository, config or None, split=split or "train", streaming=True)
+        dataset = load_dataset(repository, config or None, split=split or "train", streaming=True)
+        yield from with_class_names(dataset, columns_of_dataset(dataset))
     except Exception as error:  # a remote dataset can fail in many ways
         reason = reason_of(error)
         raise InputError(
@@ -262,7 +264,7 @@ def _parquet_rows(path: Path) -> Iterator[LocatedRow]:
     import pyarrow.parquet as pq
 
     with report_read_errors(path), _report_bad_table(path), pq.ParquetFile(path) as file:
-        yield from _located(path, file.iter_batches(ROWS_AT_ONCE))
+        yield from _located(path, file.iter_batches(ROWS_AT_ONCE), columns_of_schema(file.schema_arrow.metadata))
 
 
 def _arrow_rows(path: Path) -> Iterator[LocatedRow]:
@@ -274,15 +276,15 @@ def _arrow_rows(path: Path) -> Iterator[LocatedRow]:
         file.seek(0)
         reader = pa.ipc.open_file(file) if is_file else pa.ipc.open_stream(file)
         batches = (reader.get_batch(i) for i in range(reader.num_record_batches)) if is_file else iter(reader)
-        yield from _located(path, batches)
+        yield from _located(path, batches, columns_of_schema(reader.schema.metadata))
 
 
-def _located(path: Path, batches: Iterator[Any]) -> Iterator[LocatedRow]:
+def _located(path: Path, batches: Iterator[Any], columns: Mapping[str, object]) -> Iterator[LocatedRow]:
     """Yield the rows of Arrow batches, each of which is checked first: damaged offsets would be read as they are."""
     number = 0
     for batch in batches:
         batch.validate(full=True)
-        for row in batch.to_pylist():
+        for row in with_class_names(batch.to_pylist(), columns):
             number += 1
             yield f"{path}, row {number}", row
 
