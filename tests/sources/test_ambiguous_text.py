@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from tests.helpers.models import CONTEXT, PROSE
 from tests.sources.test_text_objects import sequences, token_ids
-from tl_distill_floor import InputError, load_text
+from tl_distill_floor import InputError, load_labels, load_text
 
 PAD = 1
 """A token that the tokenizer does not pad with."""
@@ -119,6 +119,28 @@ def test_rows_of_a_csv_file_with_more_fields_than_its_header_are_refused(
     file.write_text(content, encoding="utf-8")
     with pytest.raises(InputError, match="more fields than its header; put a text with the separator in it in double"):
         sequences(file, tokenizer)
+
+
+@pytest.mark.parametrize(
+    "rows", ['"Call me,x\nIshmael,y\n"Emma was rich,x\n', '"Call" me Ishmael,x\n', 'a,x\n"Call me,y\n'],
+    ids=["two", "within", "one"],
+)  # fmt: skip
+@pytest.mark.parametrize("suffix", [".csv", ".tsv"])
+def test_rows_that_a_stray_quote_would_join_are_refused(rows: str, suffix: str, tmp_path: Path, tokenizer: Any) -> None:
+    """pandas reads the first rows as one, whose text holds the label of another."""
+    file = tmp_path / f"table{suffix}"
+    content = f"text,label\n{rows}"
+    file.write_text(content if suffix == ".csv" else content.replace(",", "\t"), encoding="utf-8")
+    with pytest.raises(InputError, match="put a text that begins with a double quote in double quotes, and double"):
+        sequences(file, tokenizer)
+
+
+def test_quotes_and_short_rows_of_a_csv_file_are_read_as_they_are(tmp_path: Path) -> None:
+    file = tmp_path / "table.csv"
+    file.write_text('text,label,label\nhe said "no",x,y\n\n"""A"" b,\nc",,z\nd\n', encoding="utf-8")
+    labelled = load_labels(file, ["label", "label.1"])
+    assert labelled.texts == ('he said "no"', '"A" b,\nc', "d")
+    assert [task.of_text for task in labelled.tasks] == [("x", None, None), ("y", "z", None)]
 
 
 def test_empty_last_fields_of_a_csv_file_are_ignored(tmp_path: Path, tokenizer: Any) -> None:

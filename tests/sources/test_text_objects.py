@@ -15,6 +15,7 @@ from datasets import Dataset, DatasetDict
 
 from tests.helpers.models import CONTEXT, PROSE
 from tl_distill_floor import InputError, load_text
+from tl_distill_floor.sources.items import items_digest
 from tl_distill_floor.sources.packing import Packing
 
 DOCUMENTS = [PROSE, "Whales are large. " * 9, PROSE[40:], "The ship sailed on the sea, and the captain was glad. " * 4]
@@ -303,3 +304,12 @@ def test_rejects_a_row_of_another_length_after_many(tokenizer: Any) -> None:
     rows = [[1] * CONTEXT] * 100 + [[1, 2]] * 2
     with pytest.raises(InputError, match="row 101 of list holds 2 token ids, the rows before it 32"):
         sequences(rows, tokenizer)
+
+
+def test_the_fingerprint_depends_on_every_number_of_arrays_in_lists() -> None:
+    """The `repr` of a long array leaves out most of its numbers."""
+    ids = torch.arange(5000)
+    changed = ids.clone()
+    changed[2500] = 7
+    batches = [[[ids]], [[changed]], [(ids, ids)], [{"input_ids": [ids]}], [{"input_ids": [changed]}]]
+    assert len(set(map(items_digest, batches))) == len(batches)

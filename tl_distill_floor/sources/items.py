@@ -113,6 +113,8 @@ def _plain(item: object) -> object:
         item = vars(item)
     if isinstance(item, Mapping):
         return [(key, _plain(value)) for key, value in item.items()]
+    if isinstance(item, list | tuple):
+        return [_plain(value) for value in item]
     return item.tolist() if hasattr(item, "tolist") else item
 
 

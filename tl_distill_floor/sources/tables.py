@@ -1,11 +1,12 @@
 """Read rows of `.jsonl`, `.json`, `.csv`, `.parquet` and `.arrow` files, saved datasets and datasets of the Hub."""
 
+import csv
 import json
 import re
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ ROWS_AT_ONCE = 1000
 """Rows of a file that are read together."""
 SEPARATORS = {";": "semicolons", "\t": "tabs", ",": "commas"}
 """Names of what can be between the columns of a table."""
+LONGEST_CELL = 2**31 - 1
+"""Characters of a cell in a table of text; the library `csv` has a limit of its own, which is lower."""
 LONGEST_NAME = 250
 """Characters of a dataset's name, its configuration and split included."""
 DATASET_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?(:[\w.-]*){0,2}", re.ASCII)
@@ -216,48 +219,49 @@ def _json_rows(path: Path) -> Iterator[LocatedRow]:
 
 def _csv_rows(path: Path) -> Iterator[LocatedRow]:
     """Yield the rows of a `.csv` or `.tsv` file as strings; an empty cell is None."""
-    import pandas as pd
-
+    csv.field_size_limit(LONGEST_CELL)
     separator = "\t" if text_suffix(path) == ".tsv" else ","
-    number = 1
-    with report_read_errors(path), _report_bad_table(path), open_text(path) as file:
-        chunks = pd.read_csv(
-            file, sep=separator, dtype=object, keep_default_na=False, chunksize=ROWS_AT_ONCE, encoding_errors="strict",
-            index_col=False,
-        )  # fmt: skip
-        for chunk in _without_lost_fields(chunks, path):
-            _check_separator(list(chunk.columns), separator, path)
-            for row in chunk.to_dict("records"):
-                number += 1
-                yield f"{path}, row {number}", {str(name): value or None for name, value in row.items()}
+    with report_read_errors(path), open_text(path) as file:
+        rows = enumerate(_csv_cells(csv.reader(file, delimiter=separator, strict=True), path), start=1)
+        _, header = next(rows, (0, None))
+        if header is None:
+            raise InputError(f"{path} is not a readable {text_suffix(path)} file (it is empty); give another file")
+        _check_separator(header, separator, path)
+        names = [f"{name}.{n}" if (n := header[:i].count(name)) else name for i, name in enumerate(header)]
+        for number, cells in rows:
+            if any(cells[len(header) :]):
+                raise InputError(
+                    f"{path} has rows with more fields than its header; put a text with the separator in it in double"
+                    " quotes"
+                )
+            yield (
+                f"{path}, row {number}",
+                {name: cell or None for name, cell in zip_longest(names, cells[: len(names)])},
+            )
+
+
+def _csv_cells(reader: Iterator[list[str]], path: Path) -> Iterator[list[str]]:
+    """Yield the cells of each row that is not empty.
+
+    Raises:
+        InputError: text follows the quote that ends a cell, or none ends it. Rows could otherwise be read as one text.
+    """
+    try:
+        yield from filter(None, reader)
+    except csv.Error as error:
+        raise InputError(
+            f"{path} is not a readable {text_suffix(path)} file ({error}); put a text that begins with a double quote"
+            " in double quotes, and double those in it"
+        ) from error
 
 
 def _check_separator(columns: Sequence[str], separator: str, path: Path) -> None:
     """Raise an InputError if all columns are read as one, because another separator is between them."""
-    other = next((sign for sign in SEPARATORS if sign != separator and sign in str(columns[0])), None)
+    other = next((sign for sign in SEPARATORS if sign != separator and sign in columns[0]), None)
     if len(columns) == 1 and other is not None:
         raise InputError(
             f"{path} has {SEPARATORS[other]} between its columns; save it with commas as .csv, or with tabs as .tsv"
         )
-
-
-def _without_lost_fields(chunks: Iterator[Any], path: Path) -> Iterator[Any]:
-    """Yield data frames, or raise an InputError if pandas leaves fields out because a row has more than the header."""
-    import pandas as pd
-
-    while True:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", pd.errors.ParserWarning)
-            try:
-                chunk = next(chunks, None)
-            except pd.errors.ParserWarning as warning:
-                raise InputError(
-                    f"{path} has rows with more fields than its header; put a text with the separator in it in double"
-                    " quotes"
-                ) from warning
-        if chunk is None:
-            return
-        yield chunk
 
 
 def _parquet_rows(path: Path) -> Iterator[LocatedRow]:
@@ -295,6 +299,6 @@ def _report_bad_table(path: Path) -> Iterator[None]:
         yield
     except (InputError, UnicodeDecodeError, OSError):
         raise
-    except Exception as error:  # pandas and Arrow have errors of their own, which are not documented for each damage
+    except Exception as error:  # Arrow has errors of its own, which are not documented for each damage
         reason = reason_of(error)
         raise InputError(f"{path} is not a readable {text_suffix(path)} file ({reason}); give another file") from error
