@@ -1,14 +1,18 @@
 """Test the application: help, version, errors, progress, and the parsing of options."""
 
+import math
 from pathlib import Path
 
 import pytest
 import typer
+from rich.console import Group
+from rich.table import Table
 
 from tests.helpers.cli import refused, run
 from tl_distill_floor import InputError, __version__
 from tl_distill_floor.cli.app import app
 from tl_distill_floor.cli.layers import parse_layers, sae_of_each_layer
+from tl_distill_floor.cli.output import print_json, print_result
 from tl_distill_floor.cli.processes import is_first_process, local_device
 from tl_distill_floor.cli.progress import Bar, StagedProgress, progress_bar
 
@@ -150,3 +154,18 @@ def test_progress_is_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys
         progress(256, 1024)
         progress(512, 1024, "almost half")
     assert capsys.readouterr().out == ""
+
+
+def test_json_holds_no_numbers_that_are_not_finite(capsys: pytest.CaptureFixture[str]) -> None:
+    """Python's `json` writes NaN and Infinity, which other programs refuse."""
+    print_json({"loss": math.nan, "widths": [64, math.inf], "interval": (-math.inf, 0.5), "name": "NaN"})
+    assert capsys.readouterr().out == '{"loss": null, "widths": [64, null], "interval": [null, 0.5], "name": "NaN"}\n'
+
+
+def test_names_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    """rich replaces names of emoji."""
+    table = Table(":on:")
+    table.add_row("owner/data:on:train")
+    print_result(Group(table, "runs/:heart:"), ":key: [bold]")
+    output = capsys.readouterr().out
+    assert [name in output for name in (":on:", "owner/data:on:train", "runs/:heart:", ":key: [bold]")] == [True] * 4

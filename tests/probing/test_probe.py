@@ -11,6 +11,8 @@ from tests.helpers.models import HOOK
 from tests.helpers.probes import labelled_rows
 from tests.helpers.type_checks import without_type_checks
 from tl_distill_floor import ProbeConfig, Probes, probe
+from tl_distill_floor.display.html import to_html
+from tl_distill_floor.display.views import table_of
 from tl_distill_floor.distilling.students.layers import is_residual, student_layer
 from tl_distill_floor.errors import InputError
 
@@ -27,6 +29,13 @@ def test_probe_returns_scores_with_an_interval(bridge: Any) -> None:
     margin = 12.7062 * abs(one - other) / math.sqrt(2) * math.sqrt(1 / 2 + 1 / 3)
     assert result.interval == pytest.approx((result.mean_accuracy - margin, result.mean_accuracy + margin), rel=1e-4)
     assert probe(bridge, HOOK, labelled_rows(), label="length", n_splits=2) == result
+
+
+def test_probe_shows_what_was_left_out_of_the_texts(bridge: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tl_distill_floor.sources.labels.MAX_ROWS", 12)
+    result = probe(bridge, HOOK, labelled_rows() * 2, label="length", n_splits=1, context_size=20)
+    assert [warning[:20] for warning in result.warnings] == ["only the first 12 ro", "texts truncated to 2"]
+    assert "! only the first 12 rows" in to_html(table_of(result))
 
 
 TWO_CLASSES = [{"text": "a", "label": i % 2} for i in range(20)]

@@ -67,3 +67,24 @@ def test_reads_arrays_of_words_and_labels_and_ignores_minus_100() -> None:
         assert labelled.tasks[0].of_words == ((None, "1", "2"), (None, "1", "2"))
     rows = [{"text": "a", "label": label} for label in (-100, np.bool_(True), "-100", "-1")]  # -100 as in a .csv file
     assert load_labels(rows).tasks[0].of_text == (None, "True", None, "-1")
+
+
+def test_a_byte_order_mark_is_no_part_of_a_text() -> None:
+    rows = [
+        {"text": "\ufeffCall me", "label": "x"},
+        {"text": "\ufeffCall me", "words": ["Call", "me"], "label": [1, 2]},
+    ]
+    for row, ends in zip(rows, ((), (4, 7)), strict=True):
+        labelled = load_labels([row])
+        assert (labelled.texts, labelled.ends) == (("Call me",), (ends,))
+
+
+def test_warns_of_rows_that_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The classes of rows that are sorted by label could be missing."""
+    monkeypatch.setattr("tl_distill_floor.sources.labels.MAX_ROWS", 2)
+    rows = [{"text": "a", "label": label} for label in ("x", "y", "z")]
+    warning = "only the first 2 rows of rows in memory were read; classes that come later are missing"
+    labelled = load_labels(rows)
+    assert (len(labelled.texts), labelled.warnings) == (2, (warning,))
+    assert load_labels(labelled, ["label"]).warnings == (warning,)
+    assert load_labels(rows[:2]).warnings == ()

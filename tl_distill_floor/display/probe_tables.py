@@ -40,7 +40,7 @@ def probe_table(result: ProbeResult) -> RenderableType:
     """Return the probes of one task on one activation."""
     table = _scores_table(f"Linear probes for {result.task} at {result.hook_name} of {result.subject}")
     table.add_row(*_scores(result))
-    return table
+    return Group(table, warning_lines(result.warnings)) if result.warnings else table
 
 
 def decodability_table(models: Sequence[Decodability]) -> Table:

@@ -95,7 +95,7 @@ def tokenize_examples(
     bos_id = tokenizer.bos_token_id if prepend_bos else None
     prefix = [] if bos_id is None else [int(bos_id)]
     tokenized = _tokenize_texts(labelled, tokenizer, prefix, context_size)
-    ids, warnings = tokenized.ids, _tokenization_warnings(tokenized, context_size)
+    ids, warnings = tokenized.ids, [*labelled.warnings, *_tokenization_warnings(tokenized, context_size)]
     groups = group_documents(labelled.texts, ids, labelled.documents)
     if groups.n_shared:
         warnings.append(

@@ -1,5 +1,7 @@
 """`probe`: fit linear probes for one kind of label to one activation."""
 
+import dataclasses
+
 from tl_distill_floor.annotations import Dtype, LabelsLike, Pooling, TeacherLike
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.probing.activations import collect_activations
@@ -80,4 +82,5 @@ def probe(
     ((activation,),) = collect_activations(teacher.model, hook_name, examples, batch_size=config.batch_size).values()
     (task,) = examples.tasks
     scores = fit_probes(activation, task, n_splits=config.n_splits, seed=config.seed)
-    return probe_result(task, scores, teacher.name, "teacher", None, hook_name)
+    result = probe_result(task, scores, teacher.name, "teacher", None, hook_name)
+    return dataclasses.replace(result, warnings=examples.warnings)

@@ -55,6 +55,8 @@ class ProbeResult(JsonRecord):
     """Share of the test items in the most common class, for each split."""
     penalty: tuple[float, ...]
     """Inverse regularisation strength C of each split's logistic regression, chosen on its validation documents."""
+    warnings: tuple[str, ...] = ()
+    """What to keep in mind about the labelled texts; those of the probes of a run are in `Probes.warnings`."""
 
     def __post_init__(self) -> None:
         """Check that the fields fit together.

@@ -81,6 +81,8 @@ class LabelledText:
     ends: tuple[tuple[int, ...], ...]
     """Number of characters up to the end of each word [text][word]; empty for a row without words."""
     tasks: tuple[LabelTask, ...]
+    warnings: tuple[str, ...] = ()
+    """What to keep in mind about the texts."""
 
 
 def load_labels(source: LabelsLike | None = None, labels: Sequence[str] | None = None) -> LabelledText:
@@ -97,7 +99,7 @@ def load_labels(source: LabelsLike | None = None, labels: Sequence[str] | None =
               frame, a list or a generator;
             - a `LabelledText`, which is returned with the chosen labels.
 
-            At most the first 100,000 rows are read.
+            At most the first 100,000 rows are read, with a warning.
         labels: names of the fields that hold labels; "label" if None, and of the embedded passages all three.
 
     Returns:
@@ -129,7 +131,10 @@ def load_labels(source: LabelsLike | None = None, labels: Sequence[str] | None =
         _make_task(label_name, [row[column] for row in row_labels], name)
         for column, label_name in enumerate(label_names)
     )
-    return LabelledText(name, tuple(texts), tuple(documents), tuple(ends), tasks)
+    warnings = []
+    if next(rows, None) is not None:
+        warnings.append(f"only the first {MAX_ROWS:,} rows of {name} were read; classes that come later are missing")
+    return LabelledText(name, tuple(texts), tuple(documents), tuple(ends), tasks, tuple(warnings))
 
 
 def join_words(words: Sequence[str]) -> tuple[str, tuple[int, ...]]:
@@ -201,17 +206,18 @@ def _check_row(row: object, number: int) -> Mapping[str, Any]:
 
 def _parse_text(row: Mapping[str, Any], location: str) -> tuple[str, tuple[int, ...]]:
     """Return the text of a row, and the end of each word in it."""
-    words = _as_list(row.get("words"))
+    words, given = _as_list(row.get("words")), row.get("text")
+    if isinstance(given, str):
+        given = check_text(given, location)
     if isinstance(words, Sequence) and not isinstance(words, str):
         if not words or not all(isinstance(word, str) and word for word in words):
             raise InputError(f"{location}: words must be a list of strings that are not empty")
-        text, ends = join_words(words) if row.get("text") is None else _locate_words(words, row["text"], location)
-    elif isinstance(row.get("text"), str) and row["text"]:
-        text, ends = row["text"], ()
-    else:
+        text, ends = join_words(words) if given is None else _locate_words(words, given, location)
+        check_text(text, location)
+        return text, ends
+    if not isinstance(given, str) or not given:
         raise InputError(f"{location} has no text; every row must look like {ROW_EXAMPLE}")
-    check_text(text, location)
-    return text, ends
+    return given, ()
 
 
 def _locate_words(words: Sequence[str], text: object, location: str) -> tuple[str, tuple[int, ...]]:
