@@ -7,6 +7,7 @@ import pytest
 import typer
 from rich.console import Group
 from rich.table import Table
+from rich.text import Text
 
 from tests.helpers.cli import refused, run
 from tl_distill_floor import InputError, __version__
@@ -169,3 +170,18 @@ def test_names_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) -> No
     print_result(Group(table, "runs/:heart:"), ":key: [bold]")
     output = capsys.readouterr().out
     assert [name in output for name in (":on:", "owner/data:on:train", "runs/:heart:", ":key: [bold]")] == [True] * 4
+
+
+def test_control_characters_of_names_do_not_reach_the_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = Table(box=None, pad_edge=False)
+    table.add_column("class")
+    table.add_row(Text("\x1b[2Ja\x9b1m", "bold"))
+    for terminal, row in (("", "�[2Ja�1m\n"), ("1", "\x1b[1m�[2Ja�1m\x1b[0m\n")):
+        monkeypatch.setenv("FORCE_COLOR", terminal)
+        print_result(Group(table, Text("two\nlines")), "x\x1b")
+        output = capsys.readouterr().out
+        assert row in output
+        assert output.replace("\x1b[2m", "").replace("\x1b[0m", "").endswith("two\nlines\nx�\n")
+    assert refused(run("lost", "\x1b[2J")).startswith("tl-floor: there is no run at �[2J;")

@@ -1,6 +1,7 @@
 """Teachers whose logits, weights or forward passes are not those of the model that was named."""
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.helpers.models import save_family
-from tl_distill_floor import InputError, distill, load_teacher, measure
+from tl_distill_floor import InputError, distill, head_floor, load_teacher, measure
 from tl_distill_floor.sources.teacher_checks import PlainModel, check_against_plain, relative_difference
 
 GROUPED: dict[str, Any] = {"num_key_value_heads": 2}
@@ -83,6 +84,25 @@ def test_rejects_a_checkpoint_without_some_layer(tmp_path: Path, tokenizer: Any)
     save_file(weights, file, {"format": "pt"})
     with pytest.raises(InputError, match=r"no weights for model\.layers\.1\.mlp\.up_proj\.weight, which .* at random"):
         load_teacher(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("unused", "options"),
+    [("model.layers.1", {"num_hidden_layers": 1}), ("model.layers.0.self_attn.k_proj.bias", {"attention_bias": False})],
+    ids=["layer", "bias"],
+)
+def test_names_weights_that_the_configuration_leaves_out(
+    unused: str, options: dict[str, Any], tmp_path: Path, tokenizer: Any, ids: torch.Tensor
+) -> None:
+    """transformers only logs them; the teacher then computes another model than the one that was trained."""
+    file = save_family(tmp_path, tokenizer, "Llama", num_hidden_layers=2, attention_bias=True) / "config.json"
+    assert load_teacher(tmp_path).warnings == []
+    file.write_text(json.dumps(json.loads(file.read_text()) | options))
+    teacher = load_teacher(tmp_path)
+    (warning,) = teacher.warnings
+    assert f"has no place for {unused}" in warning
+    assert warning in measure(teacher, sae_of(32), ids, cost="energy").warnings
+    assert warning in head_floor(teacher, ids, widths=[8], steps=8, n_tokens=2000).warnings
 
 
 def test_rejects_a_bridge_whose_forward_pass_fails(bridge: Any, ids: torch.Tensor) -> None:

@@ -140,6 +140,13 @@ def test_rejects_a_directory_without_a_config(tmp_path: Path) -> None:
         load_teacher(tmp_path)
 
 
+def test_rejects_a_model_with_an_adapter_that_only_peft_would_read(teacher_dir: Path, tmp_path: Path) -> None:
+    shutil.copytree(teacher_dir, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "adapter_config.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(InputError, match=r"adapter of PEFT next to a model; merge them .* or delete adapter_config"):
+        load_teacher(tmp_path)
+
+
 @pytest.mark.parametrize("damage", ["config", "weights"])
 def test_rejects_a_damaged_directory(teacher_dir: Path, tmp_path: Path, damage: str) -> None:
     for file in teacher_dir.iterdir():

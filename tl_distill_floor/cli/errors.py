@@ -8,6 +8,7 @@ from typing import ParamSpec
 
 import typer
 
+from tl_distill_floor.display.escaping import escape_control
 from tl_distill_floor.errors import InputError
 
 P = ParamSpec("P")
@@ -43,5 +44,5 @@ def _sentence(error: Exception) -> str:
 
 
 def _exit(sentence: str, status: int) -> None:
-    print(f"tl-floor: {' '.join(sentence.split())}", file=sys.stderr)
+    print(f"tl-floor: {escape_control(' '.join(sentence.split()))}", file=sys.stderr)
     raise typer.Exit(status)

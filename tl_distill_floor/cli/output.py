@@ -1,8 +1,13 @@
 """Print a result: tables for people, JSON for programs."""
 
 import json
+from collections.abc import Iterable, Iterator
 
-from rich.console import Console, RenderableType
+from rich.console import Console, Group, RenderableType
+from rich.segment import Segment, Segments
+from rich.text import Text
+
+from tl_distill_floor.display.escaping import escape_control
 
 
 def print_json(result: object) -> None:
@@ -14,9 +19,15 @@ def print_json(result: object) -> None:
 def print_result(result: RenderableType, note: str | None = None) -> None:
     """Print a table or a sentence, and below it where the result is saved and what to type next.
 
-    Names of models and files are printed as they are, not as rich's markup or names of emoji.
+    Names of models, files and classes are printed as they are, not as rich's markup or names of emoji; but their
+    control characters are escaped.
     """
     console = Console(highlight=False, markup=False, emoji=False)
-    console.print(result)
-    if note is not None:
-        console.print(note, style="dim")
+    printed = result if note is None else Group(result, Text(note, style="dim"))
+    console.print(Segments(_escaped(console.render(printed))), end="")
+
+
+def _escaped(segments: Iterable[Segment]) -> Iterator[Segment]:
+    """Yield the parts of rendered lines without control characters other than line breaks."""
+    for text, style, control in segments:
+        yield Segment("\n".join(map(escape_control, text.split("\n"))), style, control)

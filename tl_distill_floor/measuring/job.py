@@ -124,9 +124,8 @@ class MeasurementJob:
 
     def warnings(self, attached: AttachedSae) -> list[str]:
         """Return what a reader should know about how the numbers were measured."""
-        warnings, source, teacher = [], attached.source, self.teacher
-        if teacher and teacher.not_compared:
-            warnings.append(f"the teacher's logits were not compared with transformers' ({teacher.not_compared})")
+        source, teacher = attached.source, self.teacher
+        warnings = [] if teacher is None else teacher.warnings
         if teacher and source.model_name and not same_model(source.model_name, teacher.name):
             warnings.append(
                 f"the SAE was trained on {source.model_name}; whether the teacher ({teacher.name}) is that model is"

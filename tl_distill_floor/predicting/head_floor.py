@@ -325,7 +325,7 @@ def _result(
         n_train_tokens=len(tokens.train),
         n_heldout_tokens=len(tokens.heldout),
         settings=settings | {"context_size": stream.context_size, "text": stream.text.fingerprint},
-        warnings=tuple(_warnings(widths[: len(floor)], floor, gain, len(tokens.train))),
+        warnings=(*stream.teacher.warnings, *_warnings(widths[: len(floor)], floor, gain, len(tokens.train))),
     )
 
 

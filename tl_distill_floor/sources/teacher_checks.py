@@ -52,6 +52,8 @@ class PlainModel:
     """Why there are no logits; empty if there are."""
     random_head: str
     """Names of the weights outside the base model that the checkpoint does not have; empty if it has all."""
+    unused_weights: str = ""
+    """Names of weights of the checkpoint that the model does not have; empty if it has all."""
 
 
 class PlainModelLoader:
@@ -86,7 +88,7 @@ class PlainModelLoader:
         return model  # type: ignore[no-any-return]
 
     def inspect(self, model: nn.Module, report: dict[str, Any], tokenizer: Tokenizer | None) -> None:
-        """Keep the logits of a model, its missing weights and a copy of its tokenizer.
+        """Keep the logits of a model, its missing and its unused weights, and a copy of its tokenizer.
 
         Args:
             model: a transformers model.
@@ -100,7 +102,8 @@ class PlainModelLoader:
         random_head = _missing_head(model, report)
         ids = _passage_ids(tokenizer, model)
         logits, failure = _plain_logits(model, ids)
-        self.plain = PlainModel(type(model).__name__, ids, logits, failure, random_head)
+        unused = _join(sorted(report.get("unexpected_keys", ())))
+        self.plain = PlainModel(type(model).__name__, ids, logits, failure, random_head, unused)
 
 
 def check_against_plain(model: HookedModel, plain: PlainModel, load_in_fp32: Callable[[], object]) -> str:

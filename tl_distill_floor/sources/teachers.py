@@ -68,6 +68,22 @@ class Teacher:
     not_compared: str = ""
     """Why the logits of a loaded model could not be compared with those of plain transformers; empty if they agree, and
     for a model in memory, which is used as it is."""
+    unused_weights: str = ""
+    """Names of weights of the checkpoint that transformers leaves out, since the configuration has no place for them;
+    empty if it uses all, and for a model in memory."""
+
+    @property
+    def warnings(self) -> list[str]:
+        """What a reader of its losses should know about how it was loaded."""
+        warnings = []
+        if self.not_compared:
+            warnings.append(f"the teacher's logits were not compared with transformers' ({self.not_compared})")
+        if self.unused_weights:
+            warnings.append(
+                f"the teacher has no place for {self.unused_weights} of its checkpoint, so it may be another model than"
+                " the one that was trained; compare its config.json with the weights"
+            )
+        return warnings
 
     @property
     def is_in_memory(self) -> bool:
@@ -245,9 +261,15 @@ def _load_named(
             raise InputError(f"there is no file {path}; give a .gguf file that exists")
         return load_gguf(path, name, main_device(device), dtype)
     if path.is_dir():
-        if not (path / "config.json").is_file():
-            if (path / ADAPTER_CONFIG).is_file():
-                raise InputError(f"directory {path} holds an adapter of PEFT without its model; {MERGING_ADVICE}")
+        has_config = (path / "config.json").is_file()
+        if (path / ADAPTER_CONFIG).is_file():
+            # transformers reads it where PEFT is installed, and leaves it out elsewhere.
+            merged = f", or delete {ADAPTER_CONFIG} if the model is merged" if has_config else ""
+            raise InputError(
+                f"directory {path} holds an adapter of PEFT {'next to a' if has_config else 'without its'} model;"
+                f" {MERGING_ADVICE}{merged}"
+            )
+        if not has_config:
             raise InputError(
                 f"directory {path} has no config.json, so it is not a Hugging Face model; give another directory"
             )
@@ -279,7 +301,7 @@ def _load_bridge(
     )
     not_compared = check_against_plain(model, loader.plain, load)
     loading = {"class": "TransformerBridge", "dtype": dtype, **checkpoint}
-    return Teacher(model, name, has_public_name, loading, loader.tokenizer, not_compared)
+    return Teacher(model, name, has_public_name, loading, loader.tokenizer, not_compared, loader.plain.unused_weights)
 
 
 def _load_bridge_shell(
@@ -314,7 +336,8 @@ def _load_hooked_transformer(
         return Teacher(model, name, True, loading, None, f"transformers cannot load {official}: {reason}")
     assert loader.plain is not None
     load = partial(_load_hooked_transformer, official, name, device, FP32, options)
-    return Teacher(model, name, True, loading, loader.tokenizer, check_against_plain(model, loader.plain, load))
+    not_compared = check_against_plain(model, loader.plain, load)
+    return Teacher(model, name, True, loading, loader.tokenizer, not_compared, loader.plain.unused_weights)
 
 
 def _load_plain(official: str, dtype: str, config: Any, options: Mapping[str, object]) -> PlainModelLoader:
@@ -352,7 +375,7 @@ def _load_gguf(path: Path, name: str, device: str, dtype: str) -> Teacher:
     assert loader.plain is not None
     not_compared = check_against_plain(model, loader.plain, partial(_load_gguf, path, name, device, FP32))
     loading = {"class": "TransformerBridge", "dtype": dtype}
-    return Teacher(model, name, name == SMOLLM2, loading, loader.tokenizer, not_compared)
+    return Teacher(model, name, name == SMOLLM2, loading, loader.tokenizer, not_compared, loader.plain.unused_weights)
 
 
 def _load_gguf_shell(path: Path, name: str, device: str, dtype: str) -> Teacher:
