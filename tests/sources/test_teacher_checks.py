@@ -105,6 +105,22 @@ def test_names_weights_that_the_configuration_leaves_out(
     assert warning in head_floor(teacher, ids, widths=[8], steps=8, n_tokens=2000).warnings
 
 
+@pytest.mark.parametrize("head", ["Model", "LMHeadModel"])
+def test_masks_that_earlier_versions_of_transformers_saved_are_no_weights(
+    head: str, tmp_path: Path, tokenizer: Any
+) -> None:
+    file = (
+        save_family(tmp_path, tokenizer, "GPT2", head=head, n_inner=64, tie_word_embeddings=True) / "model.safetensors"
+    )
+    prefix = "" if head == "Model" else "transformer."
+    save_file(load_file(file) | {f"{prefix}h.0.attn.masked_bias": torch.ones(1)}, file, {"format": "pt"})
+    assert load_teacher(tmp_path).warnings == []
+    save_file(load_file(file) | {f"{prefix}h.0.attn.c_attn.scale": torch.ones(1)}, file, {"format": "pt"})
+    assert [f"no place for {prefix}h.0.attn.c_attn.scale of" in each for each in load_teacher(tmp_path).warnings] == [
+        True
+    ]
+
+
 def test_rejects_a_bridge_whose_forward_pass_fails(bridge: Any, ids: torch.Tensor) -> None:
     def fail(*_inputs: object) -> None:
         raise AttributeError("no embed_positions\nsecond line")

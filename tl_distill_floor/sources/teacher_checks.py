@@ -102,8 +102,7 @@ class PlainModelLoader:
         random_head = _missing_head(model, report)
         ids = _passage_ids(tokenizer, model)
         logits, failure = _plain_logits(model, ids)
-        unused = _join(sorted(report.get("unexpected_keys", ())))
-        self.plain = PlainModel(type(model).__name__, ids, logits, failure, random_head, unused)
+        self.plain = PlainModel(type(model).__name__, ids, logits, failure, random_head, _unused_weights(model, report))
 
 
 def check_against_plain(model: HookedModel, plain: PlainModel, load_in_fp32: Callable[[], object]) -> str:
@@ -209,6 +208,21 @@ def _missing_head(model: nn.Module, report: dict[str, Any]) -> str:
             " a complete checkpoint"
         )
     return _join(missing)
+
+
+def _unused_weights(model: nn.Module, report: dict[str, Any]) -> str:
+    """Return the names of weights of the checkpoint that the model does not have.
+
+    Values of a module without weights are left out: earlier versions of transformers saved masks of attention.
+    """
+    modules = dict(model.named_modules())
+
+    def is_weight(name: str) -> bool:
+        module = name.rpartition(".")[0]
+        owner = modules.get(module, modules.get(f"{getattr(model, 'base_model_prefix', '')}.{module}"))
+        return owner is None or next(owner.parameters(recurse=False), None) is not None
+
+    return _join([name for name in sorted(report.get("unexpected_keys", ())) if is_weight(name)])
 
 
 def _join(names: list[str]) -> str:
