@@ -12,8 +12,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.helpers.probes import probe_result
 from tests.helpers.records import stats_of
-from tl_distill_floor import FeatureStats, FloorPrediction, InputError, floor_from_stats
+from tl_distill_floor import FeatureStats, FloorPrediction, InputError, ProbeResult, floor_from_stats
 from tl_distill_floor.results.codes import Codes
 from tl_distill_floor.results.feature_stats import MAX_BLOCKS, BlockSums
 from tl_distill_floor.results.student import load_students
@@ -203,3 +204,13 @@ def test_paths_and_links_in_a_run_do_not_lead_out_of_it(distilled: Path, tmp_pat
     loaded.save(student)
     assert outside.read_text() == "mine"
     assert not (student / "student.json").is_symlink()
+
+
+def test_a_directory_that_is_saved_to_may_have_a_dot_in_its_name(tmp_path: Path) -> None:
+    """Two records would otherwise replace each other in one file named like the run."""
+    run = tmp_path / "Qwen2.5-0.5B"
+    stats, probes = stats_of(COST), probe_result("teacher", None, 0.7)
+    assert (stats.save(run), probes.save(run)) == (run / "stats.safetensors", run / "probe.json")
+    assert ProbeResult.load(run) == ProbeResult.load(run / "probe.json") == probes
+    renamed = (run / "probe.json").rename(tmp_path / "probe.json.backup")
+    assert ProbeResult.load(renamed) == probes

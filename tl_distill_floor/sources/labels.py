@@ -5,6 +5,8 @@ Each row is an object. Either the text has a label, `{"text": "...", "label": ".
 without a label. A row of words may hold `text` too, which keeps the original spaces between the words. Labels may have
 other field names.
 
+The classes of a dataset (`ClassLabel` of `datasets`) are read by their names, and -1 there is no label.
+
 `document`, or else `id`, names the document that a row is a part of. All rows of a document are put on the same side of
 a train-test split. A row with neither field is a document of its own.
 """

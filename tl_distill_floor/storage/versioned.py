@@ -21,9 +21,13 @@ HEADER = "tl-distill-floor"
 
 
 def resolve_file(path: str | Path, name: str) -> Path:
-    """Return `path` itself, or the file `name` in it if `path` is a directory or has no suffix."""
+    """Return `path` itself if it is a file or has the suffix of `name`; otherwise the file `name` in it.
+
+    The names of models and of their runs can have dots, such as `runs/Qwen2.5-0.5B`.
+    """
     path = Path(path)
-    return path / name if path.is_dir() or not path.suffix else path
+    is_file = path.is_file() or (path.suffix == Path(name).suffix and not path.is_dir())
+    return path if is_file else path / name
 
 
 def save_arrays(path: Path, kind: str, arrays: dict[str, np.ndarray], scalars: dict[str, Any]) -> Path:
