@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 
 from tests.helpers.probes import labelled_rows
-from tl_distill_floor import FloorPrediction, InputError, SparseProbeConfig, SparseProbes, sparse_probe
+from tl_distill_floor import (
+    FloorPrediction,
+    InputError,
+    SparseProbeConfig,
+    SparseProbes,
+    StudentResult,
+    probe_run,
+    sparse_probe,
+)
 from tl_distill_floor.predicting.lost_features import one_feature
 from tl_distill_floor.results.student import load_students
 
@@ -89,6 +97,14 @@ def test_rejects_bad_input(floor: Any, bridge: Any, sae: Any, options: dict[str,
     labelled = options.get("labelled", [{"text": f"a {i}", "label": i % 2} for i in range(20)])
     with pytest.raises(InputError, match=message):
         sparse_probe(floor, bridge, sae, labelled, widths=options.get("widths", [8]), config=config)
+
+
+@pytest.mark.parametrize("function", [sparse_probe, probe_run])
+def test_rejects_students_of_another_teacher(function: Any, floor: Any, bridge: Any, sae: Any) -> None:
+    """They may have another tokenizer, and would be compared with the forecasts for this teacher."""
+    student = StudentResult("width8", "another", 8, 2, 100, (10,), (0.5,), 0.5, (0.0, 0.5), "under-trained", 50)
+    with pytest.raises(InputError, match=r"the students' teacher is another, the prediction is for"):
+        function(floor, bridge, sae, labelled_rows(), labels=["half"], students=[student])
 
 
 @pytest.mark.parametrize(

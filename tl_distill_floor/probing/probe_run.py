@@ -72,7 +72,7 @@ def probe_run(
 
     Raises:
         InputError: the prediction has no features, something cannot be loaded, the teacher or the SAE is not the
-            one that was measured, a width is below 1, or the labels cannot be probed.
+            one that was measured, a student has another teacher, a width is below 1, or the labels cannot be probed.
 
     Example:
         >>> from tl_distill_floor import FloorPrediction, probe_run

@@ -10,6 +10,7 @@ from tl_distill_floor.annotations import (
     TeacherLike,
     WidthsLike,
 )
+from tl_distill_floor.distilling.planning.calibrate import check_students_teacher
 from tl_distill_floor.distilling.students.layers import is_residual, student_hook
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.measuring.reloading import load_measured_sae, load_measured_teacher
@@ -82,9 +83,10 @@ def load_run_inputs(
     """Load the teacher, the SAE and the labelled examples; for the arguments see `probe_run`.
 
     Raises:
-        InputError: something cannot be loaded, the teacher or the SAE is not the one that was measured, a width is
-            below 1, or the labels cannot be probed.
+        InputError: something cannot be loaded, the teacher or the SAE is not the one that was measured, a student has
+            another teacher, a width is below 1, or the labels cannot be probed.
     """
+    check_students_teacher(floor, students)
     stats = floor.stats
     source = load_measured_sae(stats, sae, device)
     loaded_teacher, of_teacher = load_measured_teacher(stats, teacher, source, device)

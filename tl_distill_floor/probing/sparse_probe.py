@@ -76,8 +76,8 @@ def sparse_probe(
 
     Raises:
         InputError: the prediction has no features, something cannot be loaded, the teacher or the SAE is not the
-            one that was measured, K is above the number of alive features, a width is below 1, or the labels cannot be
-            probed.
+            one that was measured, a student has another teacher, K is above the number of alive features, a width is
+            below 1, or the labels cannot be probed.
 
     Example:
         >>> from tl_distill_floor import FloorPrediction, SparseProbeConfig, sparse_probe

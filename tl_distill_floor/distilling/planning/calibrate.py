@@ -159,7 +159,7 @@ def _observed_losses(
         return [ObservedLoss(w, s.loss, "given", None, s.log_error) for w, s in given.items()], []
     if not all(isinstance(student, StudentResult) for student in students):
         raise InputError("students must be results of distill, or losses as {width: loss in nats per token}")
-    _check_teacher(floor, students)
+    check_students_teacher(floor, students)
     used, warnings = _usable(floor, students)
     _warn_of_settings(used, warnings)
     observed = [ObservedLoss(s.width, s.floor, s.status, s.n_parameters, log_error(s.floor, s.interval)) for s in used]
@@ -226,8 +226,8 @@ def _check_given(head: HeadFloor, losses: Mapping[int, StudentLoss]) -> None:
             refuse_impossible({width: loss}, head.least_at, head.vocab_size)
 
 
-def _check_teacher(floor: FloorPrediction, students: Sequence[StudentResult]) -> None:
-    """Raise an InputError if a student has another teacher than the prediction."""
+def check_students_teacher(floor: FloorPrediction, students: Sequence[StudentResult]) -> None:
+    """Raise an InputError if a student has another teacher than the prediction, as far as their names tell."""
     teacher = floor.model_name
     names = {student.teacher for student in students}
     others = sorted(name for name in names if name != teacher and not same_model(name, teacher))
