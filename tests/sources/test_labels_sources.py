@@ -10,6 +10,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from datasets import Sequence as ListOf
 
 from tl_distill_floor import InputError, load_labels
+from tl_distill_floor.sources.documents import open_documents
 
 ROWS = {
     "text": ["Call me Ishmael.", "Emma was rich.", "Nothing."],
@@ -79,13 +80,8 @@ def test_rejects_sources_without_labelled_rows(tmp_path: Path) -> None:
         load_labels("".join(["a"]) for _ in range(2))
 
 
-CLASSES = Features(
-    {
-        "words": ListOf(Value("string")),
-        "label": ClassLabel(names=["negative", "positive"]),
-        "tag": ListOf(ClassLabel(names=["O", "NAME"])),
-    }
-)
+LABEL = {"label": ClassLabel(names=["negative", "positive"])}
+CLASSES = Features({"words": ListOf(Value("string")), "tag": ListOf(ClassLabel(names=["O", "NAME"])), **LABEL})
 CLASS_SOURCES: dict[str, Callable[[Dataset, Path], Any]] = {
     "Dataset": lambda dataset, _: dataset,
     "as NumPy arrays": lambda dataset, _: dataset.with_format("numpy"),
@@ -102,19 +98,16 @@ def test_classes_of_a_dataset_have_their_names(source: str, tmp_path: Path) -> N
     rows = {"words": [["Call", "Emma"]] * 3, "label": [1, 0, -1], "tag": [[0, 1]] * 3}
     labelled = load_labels(CLASS_SOURCES[source](Dataset.from_dict(rows, CLASSES), tmp_path), ["tag"])
     assert labelled.tasks[0].of_words == (("O", "NAME"),) * 3
-    texts = Dataset.from_dict({"text": ["a", "b", "c"], "label": rows["label"]}, features_of_texts())
+    texts = Dataset.from_dict(
+        {"text": ["a", "b", "c"], "label": rows["label"]}, Features({"text": Value("string"), **LABEL})
+    )
     (tmp_path / "texts").mkdir()
     labelled = load_labels(CLASS_SOURCES[source](texts, tmp_path / "texts"))
     assert labelled.tasks[0].of_text == ("positive", "negative", None)
 
 
-def features_of_texts() -> Features:
-    """Return the columns of labelled texts."""
-    return Features({"text": Value("string"), "label": CLASSES["label"]})
-
-
 def test_a_named_dataset_has_names_of_classes(monkeypatch: pytest.MonkeyPatch) -> None:
-    dataset = Dataset.from_dict({"text": ["a", "b"], "label": [1, 0]}, features_of_texts())
+    dataset = Dataset.from_dict({"text": ["a", "b"], "label": [1, 0]}, Features({"text": Value("string"), **LABEL}))
     monkeypatch.setattr("datasets.load_dataset", lambda *_args, **_options: dataset.to_iterable_dataset())
     assert load_labels("owner/name").tasks[0].of_text == ("positive", "negative")
 
@@ -127,3 +120,20 @@ def test_files_of_other_programs_keep_their_numbers(tmp_path: Path) -> None:
         table = pa.table({"text": ["a", "b"], "label": [1, 0]}).replace_schema_metadata(metadata)
         pq.write_table(table, tmp_path / "a.parquet")
         assert load_labels(tmp_path / "a.parquet").tasks[0].of_text == ("1", "0")
+
+
+def test_a_transform_of_a_dataset_makes_its_rows() -> None:
+    """It may read other columns than those that it returns."""
+    rows = {"title": ["A", "B"], "body": ["a", "b"], "label": [1, 0]}
+    dataset = Dataset.from_dict(rows, Features({"title": Value("string"), "body": Value("string"), **LABEL}))
+    joined = dataset.with_transform(
+        lambda batch: {
+            "text": [f"{title}: {body}" for title, body in zip(batch["title"], batch["body"], strict=True)],
+            "label": batch["label"],
+        }
+    )
+    labelled = load_labels(joined)
+    assert (labelled.texts, labelled.tasks[0].of_text) == (("A: a", "B: b"), ("positive", "negative"))
+    documents = open_documents(joined)
+    assert list(documents.read()) == ["A: a", "B: b"]
+    assert documents.fingerprint != open_documents(dataset).fingerprint

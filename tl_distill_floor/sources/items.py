@@ -78,7 +78,7 @@ def open_items(source: object, columns: Sequence[str], what: str) -> Items | Non
         assert isinstance(source, Mapping)
         return open_items(source[choose_split(f"the {name}", list(source), None, f"{what}[SPLIT]")], columns, what)
     if _is_of(source, "datasets", "Dataset", "IterableDataset"):
-        dataset: Any = select_columns(source, columns).with_format(None)
+        dataset: Any = source if _has_transform(source) else select_columns(source, columns).with_format(None)
         fingerprint = str(dataset._fingerprint) if _is_of(source, "datasets", "Dataset") else None
         columns_read = columns_of_dataset(dataset)
         return Items(name, fingerprint, lambda: _report_failure(with_class_names(dataset, columns_read), name))
@@ -97,6 +97,11 @@ def open_items(source: object, columns: Sequence[str], what: str) -> Items | Non
 def is_split_dataset(value: object) -> bool:
     """Return whether a value is a dataset of the library `datasets` with several splits, or with one that is named."""
     return _is_of(value, "datasets", "DatasetDict", "IterableDatasetDict")
+
+
+def _has_transform(dataset: Any) -> bool:
+    """Return whether the user's own function makes the rows of a dataset (`with_transform`), of whatever columns."""
+    return (getattr(dataset, "format", None) or {}).get("type") == "custom"
 
 
 def items_digest(items: Iterable[object]) -> str:
