@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import BatchEncoding
 
-from tests.helpers.models import CONTEXT, HOOK, VOCABULARY, WIDTH
+from tests.helpers.models import CONTEXT, HOOK, VOCABULARY, WIDTH, save_family
 from tl_distill_floor import InputError, load_teacher, load_text, measure, predict_floor, train_sae
 from tl_distill_floor.measuring.hooks import activation_reader, differentiable_forward
 from tl_distill_floor.measuring.sampling import score_gradient
@@ -124,11 +124,12 @@ def test_padded_rows_are_not_distilled(bridge: Any, rows: list[torch.Tensor]) ->
 
 
 def test_rejects_padding_where_tokens_attend_to_later_ones(
-    bridge: Any, rows: list[torch.Tensor], monkeypatch: pytest.MonkeyPatch
+    rows: list[torch.Tensor], tmp_path: Path, tokenizer: Any
 ) -> None:
+    """A TransformerBridge says of BERT that it is causal."""
     ids, mask = padded(rows, "right", PAD)
-    monkeypatch.setattr(bridge.cfg, "attention_dir", "bidirectional", raising=False)
-    stream = open_token_stream(load_teacher(bridge), {"input_ids": ids, "attention_mask": mask}, CONTEXT, 4)
+    teacher = load_teacher(save_family(tmp_path, tokenizer, "Bert", head="ForMaskedLM"))
+    stream = open_token_stream(teacher, {"input_ids": ids, "attention_mask": mask}, CONTEXT, 4)
     with pytest.raises(InputError, match="attend to later ones"):
         next(stream.batches(0, 100))
 

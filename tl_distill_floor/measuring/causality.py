@@ -1,4 +1,4 @@
-"""`check_causal`: refuse models whose predictions depend on later tokens, or on padding after them.
+"""`check_causal`: refuse models whose predictions depend on later tokens, or on padding after them; and find them.
 
 The padding of a batch follows its rows without being masked. So a model of another kind would have other losses in a
 batch than alone. It could also read the tokens that it is to predict.
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from tl_distill_floor.annotations import HookedModel
 from tl_distill_floor.errors import InputError
+from tl_distill_floor.measuring.hooks import activation_reader, residual_points
 from tl_distill_floor.sources.context_lengths import cut_to_context
 from tl_distill_floor.sources.devices import device_of
 from tl_distill_floor.sources.teacher_checks import ROUNDING_TOLERANCE, TOLERANCE, relative_difference
@@ -56,31 +57,63 @@ def check_causal(
     Raises:
         InputError: the predictions depend on what follows.
     """
+    reason = _dependence(model, vocabulary, logits_of, lambda logits: logits.log_softmax(-1))
+    if reason:
+        name = type(vars(model).get("original_model") or model).__name__
+        raise InputError(
+            f"the predictions of the {what} {name} depend on {reason}, so it is not a causal language model; give"
+            " one that predicts each token from those before it, for BERT with is_decoder=True in its configuration"
+        )
+
+
+def depends_on_what_follows(model: HookedModel, hook_name: str | None = None) -> bool:
+    """Return whether a model's activations depend on later tokens, or on padding after them.
+
+    Args:
+        model: a HookedTransformer or a TransformerBridge. A TransformerBridge says of every model that it is causal.
+        hook_name: where activations are compared; the last point of the residual stream if None.
+
+    Example:
+        >>> depends_on_what_follows(load_teacher("tiny-prose").model)  # doctest: +SKIP
+        False
+    """
+    with activation_reader(model, [hook_name or residual_points(model)[-1]]) as read:
+        return bool(_dependence(model, int(model.cfg.d_vocab), lambda ids: read(ids)[0].flatten(2), lambda x: x))
+
+
+def _dependence(
+    model: nn.Module | HookedModel,
+    vocabulary: int,
+    outputs_of: Callable[[Int[Tensor, "batch position"]], Float[Tensor, "batch position value"]],
+    in_fp32: Callable[[Float[Tensor, "token value"]], Float[Tensor, "token value"]],
+) -> str:
+    """Return what a model's outputs at a token depend on among all that follows; an empty string if on nothing.
+
+    Args:
+        model: the model.
+        vocabulary: number of tokens of the vocabulary.
+        outputs_of: returns the model's outputs for some token ids.
+        in_fp32: what is computed from outputs in fp32 before they are compared.
+    """
     n_tokens = cut_to_context(TOKENS, model)
     n_kept = -(-n_tokens // 2)
     n_changed = -(-(n_tokens - n_kept) // 2)
     ids = torch.randint(0, vocabulary, (SEQUENCES, n_tokens), generator=torch.Generator().manual_seed(0))
     ids = ids.to(device_of(model))
-    expected = _log_probabilities(logits_of(ids), n_kept)
+
+    def of_kept(outputs: Tensor) -> Tensor:
+        return in_fp32(outputs[:, :n_kept].flatten(0, 1).float())
+
+    expected = of_kept(outputs_of(ids))
     if expected.isnan().any():
-        return  # the loss will be NaN too, which ends the training
+        return ""  # the loss will be NaN too, which is reported elsewhere
     changed = torch.cat([ids[:, :n_kept], (ids[:, n_kept:] + 1) % vocabulary], dim=1)
     for other, reason, rounding in (
         (changed, "later tokens", SAME_SHAPE_ROUNDING),
         (ids[:, : n_kept + n_changed], "padding after a sequence", ROUNDING_TOLERANCE),
     ):
-        logits = logits_of(other)
-        tolerance = TOLERANCE if logits.dtype in (torch.float32, torch.float64) else rounding
-        if relative_difference(expected, _log_probabilities(logits, n_kept)) > tolerance:
-            name = type(vars(model).get("original_model") or model).__name__
-            raise InputError(
-                f"the predictions of the {what} {name} depend on {reason}, so it is not a causal language model; give"
-                " one that predicts each token from those before it, for BERT with is_decoder=True in its configuration"
-            )
-
-
-def _log_probabilities(
-    logits: Float[Tensor, "batch position vocabulary"], n_kept: int
-) -> Float[Tensor, "token vocabulary"]:
-    """Return the log probabilities at the positions of the tokens that stay."""
-    return logits[:, :n_kept].flatten(0, 1).float().log_softmax(-1)
+        outputs = outputs_of(other)
+        tolerance = TOLERANCE if outputs.dtype in (torch.float32, torch.float64) else rounding
+        if relative_difference(expected, of_kept(outputs)) > tolerance:
+            return reason
+    return ""

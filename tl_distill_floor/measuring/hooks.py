@@ -76,7 +76,7 @@ def resolve_hook_name(model: HookedModel, hook_name: str) -> str:
     if layer.isdigit() and int(layer) >= model.cfg.n_layers:
         raise InputError(f"the model has layers 0 to {model.cfg.n_layers - 1}, got layer {layer}; set --layer")
     raise InputError(
-        f"the model has no hook point {hook_name!r}; it has {', '.join(_residual_points(model))} and"
+        f"the model has no hook point {hook_name!r}; it has {', '.join(residual_points(model))} and"
         f" {len(model.hook_dict)} others (model.hook_dict lists them)"
     )
 
@@ -292,7 +292,7 @@ def _split(hook_name: str) -> tuple[str, str]:
     return (match[1], match[2]) if match else ("", hook_name)
 
 
-def _residual_points(model: HookedModel) -> list[str]:
+def residual_points(model: HookedModel) -> list[str]:
     """Return the names of the hook points of the residual stream after each layer."""
     return [
         name for name in model.hook_dict if name.endswith((".hook_resid_post", ".hook_out")) and name.count(".") == 2

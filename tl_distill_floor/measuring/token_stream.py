@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import count, islice
 from typing import TypeVar
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from tl_distill_floor.annotations import TextLike
 from tl_distill_floor.errors import InputError
+from tl_distill_floor.measuring.causality import depends_on_what_follows
 from tl_distill_floor.results.feature_sums import DIGEST_MODULUS
 from tl_distill_floor.sources.cached_activations import CachedActivations
 from tl_distill_floor.sources.devices import copy_to_device, device_of
@@ -40,6 +41,13 @@ class TokenStream:
     """Whether every sequence begins with the beginning-of-sequence token."""
     positions: tuple[int | None, ...] | None = None
     """Arguments of the `slice` of positions that are counted; all but the first if None."""
+    depends_on_padding: bool = field(init=False, default=False)
+    """Whether the padding after the tokens of a row would change their activations."""
+
+    def __post_init__(self) -> None:
+        """Find out what padding changes before the text is read, when the model has other hooks."""
+        if self.text.may_be_padded:
+            object.__setattr__(self, "depends_on_padding", depends_on_what_follows(self.teacher.model))
 
     @property
     def context_size(self) -> int:
@@ -137,7 +145,7 @@ class TokenStream:
 
     def _check_vocabulary(self, ids: Int[Tensor, "batch position"]) -> Int[Tensor, "batch position"]:
         largest, vocabulary = int(ids.max()), int(self.teacher.model.cfg.d_vocab)
-        if int(ids.min()) == NO_TOKEN_ID and getattr(self.teacher.model.cfg, "attention_dir", "causal") != "causal":
+        if int(ids.min()) == NO_TOKEN_ID and self.depends_on_padding:
             raise InputError(
                 f"{self.text.name} holds padded rows, and the teacher's tokens attend to later ones; give rows of one"
                 " length without padding"

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from tl_distill_floor.annotations import HookedModel
 from tl_distill_floor.errors import InputError
+from tl_distill_floor.measuring.causality import depends_on_what_follows
 from tl_distill_floor.measuring.hooks import activation_reader
 from tl_distill_floor.probing.examples import MEAN_POSITION, TaskExamples, TokenizedExamples
 from tl_distill_floor.sources.devices import device_of
@@ -50,7 +51,7 @@ def collect_activations(
     """Return the activation of every labelled example.
 
     Texts of similar length share a batch. They are padded on the right, which cannot change earlier positions of a
-    causal model.
+    causal model. Of other models, each text is a batch.
 
     Args:
         model: a HookedTransformer or TransformerBridge.
@@ -95,6 +96,8 @@ def pooled_batches(
     """
     used_texts = np.unique(np.concatenate([task.text for task in examples.tasks]))
     by_length = sorted(used_texts.tolist(), key=lambda text: len(examples.ids[text]))
+    if depends_on_what_follows(model, hook_name):
+        batch_size = 1
     rows_of_text = [_rows_by_text(task) for task in examples.tasks]
     with activation_reader(model, [hook_name]) as read:
         for first in range(0, len(by_length), batch_size):

@@ -54,6 +54,8 @@ class TextSource:
     last token of a row that was padded have the id `token_rows.NO_TOKEN_ID`."""
     cached: CachedActivations | None = None
     """Cached activations; None for text."""
+    may_be_padded: bool = False
+    """Whether the sequences are rows of token ids, which may have padding."""
 
     @property
     def read_cached(self) -> Callable[[str], Iterator[CachedSequence]] | None:
@@ -221,7 +223,7 @@ def _from_rows(documents: DocumentSource, first: list[TokenRow], tokenizer: Toke
                 if len(ids):
                     yield pad_right(ids, size)
 
-    return TextSource(documents.name, documents.fingerprint, size, read)
+    return TextSource(documents.name, documents.fingerprint, size, read, may_be_padded=True)
 
 
 def _rows_of_length(documents: DocumentSource, size: int) -> Iterator[TokenRow]:
