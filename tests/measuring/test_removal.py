@@ -1,5 +1,6 @@
 """Losses measured in nats, compared with forward passes with plain hooks, and the curve through them."""
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -25,9 +26,14 @@ from tl_distill_floor.results.tail_loss import TailLoss, rank_grid, ratio_standa
 SEQUENCES = np.array([1, 4, 5, 30])
 
 
-def kl_without(model: Any, sae: Any, ids: Tensor, removed: Tensor, positions: Positions = ALL_POSITIONS) -> np.ndarray:
-    """Return KL(teacher ‖ teacher without some features), summed over positions of each sequence, by a plain hook."""
-    counted = (ids != 0) & (torch.arange(CONTEXT) > 0)
+def kl_without(
+    model: Any, sae: Any, ids: Tensor, removed: Tensor, positions: Positions = ALL_POSITIONS, first: int = 1
+) -> np.ndarray:
+    """Return KL(teacher ‖ teacher without some features), summed over positions of each sequence, by a plain hook.
+
+    The features are removed at all positions from `first` on.
+    """
+    counted = (ids != 0) & (torch.arange(CONTEXT) >= first)
     activation = activation_of(model, ids)
     codes = sae.encode(activation).detach() * counted[..., None]
     without = activation - codes[..., removed] @ sae.W_dec[removed].detach()
@@ -52,7 +58,7 @@ def test_long_sequences_are_measured_at_one_of_each_four_positions(
 ) -> None:
     monkeypatch.setattr(removal, "MIN_CONTEXT_SIZE", CONTEXT)
     job = prepare_job(bridge, [sae], ids, LoadConfig(batch_size=3))
-    positions = removal._measured_positions(CONTEXT)
+    positions = removal._measured_positions(job.token_stream)
     assert isinstance(positions, Tensor)
     assert ((positions - 1) // 4).tolist() == list(range(len(positions)))
     assert positions[0] == 1
@@ -64,6 +70,21 @@ def test_long_sequences_are_measured_at_one_of_each_four_positions(
     loss, n_tokens = measure_restored_loss(job, [torch.zeros_like], SEQUENCES)
     np.testing.assert_allclose(loss[0], tail.loss[0], rtol=1e-4)
     assert n_tokens.tolist() == tail.n_tokens.tolist()
+
+
+@pytest.mark.parametrize("seqpos_slice", [(-4, None), (-1, None)])
+def test_losses_of_an_sae_that_reads_some_positions_are_measured_at_every_position(
+    bridge: Any, sae: Any, ids: Tensor, seqpos_slice: tuple[int, None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(removal, "MIN_CONTEXT_SIZE", CONTEXT)
+    of_last_tokens = copy.deepcopy(sae)
+    of_last_tokens.cfg.metadata.seqpos_slice = seqpos_slice
+    job = prepare_job(bridge, [of_last_tokens], ids, LoadConfig(batch_size=3))
+    tail = measure_tail_loss(job, np.arange(FEATURES), np.array([0]), np.array([1.0]), SEQUENCES)
+    first = CONTEXT + seqpos_slice[0]
+    expected = kl_without(bridge, sae, ids[SEQUENCES], torch.arange(FEATURES), first=first)
+    np.testing.assert_allclose(tail.loss[0], expected, rtol=1e-3, atol=1e-4)
+    assert tail.n_tokens.tolist() == [int((ids[i, first:] != 0).sum()) for i in SEQUENCES]
 
 
 def test_features_outside_the_order_are_removed_with_the_last(bridge: Any, sae: Any, ids: Tensor) -> None:

@@ -16,6 +16,7 @@ from tl_distill_floor.measuring.job import MeasurementJob
 from tl_distill_floor.measuring.passes import rerun_pass
 from tl_distill_floor.measuring.rerun import ALL_POSITIONS, Positions
 from tl_distill_floor.measuring.sampling import NUMBERS_AT_ONCE, one_of_each_group
+from tl_distill_floor.measuring.token_stream import TokenStream, mask_first_position, mask_positions
 from tl_distill_floor.results.tail_loss import TailLoss
 
 RestoreCodes = Callable[[Float[Tensor, "token feature"]], Float[Tensor, "token feature"]]
@@ -40,7 +41,7 @@ def measure_tail_loss(
     """Measure KL(teacher ‖ teacher without the features beyond a rank); the SAE's reconstruction error stays.
 
     It takes one forward pass of the sequences, and for each rank another one from the hook point's block. The loss is
-    measured at one of each four positions.
+    measured at one of each four positions; at every position if the SAE reads only some of them.
 
     Args:
         job: a teacher, a text and one SAE.
@@ -87,7 +88,7 @@ def measure_restored_loss(
 ) -> tuple[Float64[np.ndarray, "student sequence"], Int64[np.ndarray, " sequence"]]:
     """Measure KL(teacher ‖ teacher with the codes that a student restores); the SAE's reconstruction error stays.
 
-    The loss is measured at one of each four positions.
+    The positions are those of `measure_tail_loss`.
 
     Args:
         job: a teacher, a text and one SAE.
@@ -125,7 +126,7 @@ def _run_sequences(
 ) -> tuple[Float64[np.ndarray, "case sequence"], Int64[np.ndarray, " sequence"]]:
     """Return the losses of every case and sequence, and the measured tokens of every sequence."""
     loss_of_batches, tokens_of_batches, done = [], [], 0
-    positions = _measured_positions(job.stream.context_size)
+    positions = _measured_positions(job.token_stream)
     is_measured = torch.zeros(job.stream.context_size, dtype=torch.bool)
     is_measured[positions] = True
     with torch.no_grad(), rerun_pass(job, 0) as read_batch:
@@ -144,14 +145,17 @@ def _run_sequences(
     return np.concatenate(loss_of_batches, axis=1), np.concatenate(tokens_of_batches)
 
 
-def _measured_positions(context_size: int) -> Positions:
+def _measured_positions(stream: TokenStream) -> Positions:
     """Return the positions at which losses are measured: one of each four, at random, or all in short sequences.
 
-    The first is 1, so that tokens are measured in every sequence of at least two tokens.
+    The first is 1, so that tokens are measured in every sequence of at least two tokens. If only some positions are
+    counted, all are measured: the loss is largest at those, and one of each four need not hold a quarter of them.
     """
-    if context_size < MIN_CONTEXT_SIZE:
+    size = stream.context_size
+    counts_all = torch.equal(mask_positions((1, size), stream.positions), mask_first_position((1, size)))
+    if size < MIN_CONTEXT_SIZE or not counts_all:
         return ALL_POSITIONS
-    others = torch.arange(POSITIONS_PER_MEASURED, context_size - 1)
+    others = torch.arange(POSITIONS_PER_MEASURED, size - 1)
     chosen = others[one_of_each_group(others, POSITIONS_PER_MEASURED)]
     return 1 + torch.cat([torch.zeros(1, dtype=torch.int64), chosen])
 
