@@ -100,6 +100,7 @@ class SaeModule(Protocol):
     if TYPE_CHECKING:
         # Weights of a module are resolved in __getattr__, which isinstance does not see since Python 3.12.
         W_dec: Any
+        hook_dict: Any
     device: Any
     dtype: Any
 

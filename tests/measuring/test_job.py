@@ -142,6 +142,15 @@ def test_hooks_of_the_user_are_named(teacher_dir: Path, sae: Any, ids: torch.Ten
     assert "reset_hooks(including_permanent=True)" in warning
 
 
+def test_hooks_of_the_sae_are_named(bridge: Any, sae: Any, ids: torch.Tensor) -> None:
+    steered = copy.deepcopy(sae)
+    steered.add_hook("hook_sae_acts_post", lambda codes, hook: 2 * codes)
+    stats = measure(bridge, steered, ids, cost="energy")
+    assert sum("the SAE has hooks at hook_sae_acts_post" in warning for warning in stats.warnings) == 1
+    steered.reset_hooks()
+    assert not any("hooks" in warning for warning in measure(bridge, steered, ids, cost="energy").warnings)
+
+
 def test_first_tokens_are_no_padding_for_a_hooked_transformer(sae: Any, ids: torch.Tensor, tokenizer: Any) -> None:
     """TransformerLens hides them if the tokenizer pads on the left with its beginning-of-sequence token."""
     import copy

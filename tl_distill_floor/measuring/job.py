@@ -133,8 +133,13 @@ class MeasurementJob:
             )
         if teacher and (hooked := _hooks_of_user(teacher.model)):
             warnings.append(
-                f"the teacher has hooks at {', '.join(hooked)}, which may change its activations; remove them with"
+                f"the teacher has hooks at {hooked}, which may change its activations; remove them with"
                 " model.reset_hooks(including_permanent=True)"
+            )
+        if hooked := _hooks_of_user(attached.sae):
+            warnings.append(
+                f"the SAE has hooks at {hooked}, which may change its codes; remove them with"
+                " sae.reset_hooks(including_permanent=True)"
             )
         if source.context_size and self.stream.context_size > source.context_size:
             warnings.append(
@@ -150,10 +155,10 @@ class MeasurementJob:
         return warnings
 
 
-def _hooks_of_user(model: HookedModel) -> list[str]:
-    """Return the first hook points that hold a hook before anything is measured."""
+def _hooks_of_user(model: HookedModel | SaeModule) -> str:
+    """Return the names of the first hook points that hold a hook before anything is measured; empty if none does."""
     points = (name for name, point in model.hook_dict.items() if getattr(point, "fwd_hooks", None))
-    return list(islice(points, MAX_LISTED))
+    return ", ".join(islice(points, MAX_LISTED))
 
 
 def prepare_job(
