@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.helpers.models import HOOK, save_family
+from tests.helpers.models import CONTEXT, HOOK, VOCABULARY, save_family
 from tl_distill_floor import InputError, load_teacher
 from tl_distill_floor.measuring.hooks import (
     activation_reader,
@@ -97,6 +97,58 @@ def test_gradients_reach_what_a_block_adds(load: Any, tmp_path: Path, tokenizer:
         gradients.append(gradient.reshape(*tokens.shape, 32))
     torch.testing.assert_close(gradients[0], gradients[1], atol=1e-4, rtol=1e-3)
     assert gradients[0].abs().sum() > 0
+
+
+def load_gpt2(directory: Path, tokenizer: Any) -> Any:
+    """Load a tiny GPT-2."""
+    return load_teacher(save_family(directory, tokenizer, "GPT2", head="LMHeadModel")).model
+
+
+def load_hooked_transformer(_directory: Path, _tokenizer: Any) -> Any:
+    """Create a tiny HookedTransformer with random weights."""
+    pytest.importorskip("transformer_lens.HookedTransformer")
+    from transformer_lens import HookedTransformer, HookedTransformerConfig
+
+    options: dict[str, Any] = {"d_model": 32, "d_head": 8, "n_layers": 2, "n_ctx": CONTEXT, "act_fn": "gelu"}
+    return HookedTransformer(HookedTransformerConfig(**options, d_vocab=VOCABULARY, seed=0, device="cpu"))
+
+
+@pytest.mark.parametrize("load", [load_gpt2, load_opt, load_granite, load_hooked_transformer])
+def test_a_change_in_the_middle_of_a_block_stays_in_the_residual_stream(
+    load: Any, tmp_path: Path, tokenizer: Any, ids: torch.Tensor
+) -> None:
+    """It is the same as a change of what the attention adds."""
+    model, tokens = load(tmp_path, tokenizer), ids[:3]
+    change = torch.randn(*tokens.shape, 32, generator=torch.Generator().manual_seed(0))
+    names = ["blocks.0.hook_resid_mid", "blocks.0.hook_attn_out"]
+    with torch.no_grad():
+        logits = model(tokens)
+        expected = model.run_with_hooks(tokens, fwd_hooks=[(names[1], lambda x, hook: x + change.view_as(x))])
+    with rerunner(model, names[0]) as teacher:
+        middle = teacher.run(tokens)
+        torch.testing.assert_close(teacher.rerun(middle), logits)
+        for rows in ([0, 1, 2], [2, 0]):
+            changed = (middle.view(change.shape) + change)[rows]
+            torch.testing.assert_close(teacher.rerun(changed, torch.tensor(rows)), expected[rows], atol=1e-4, rtol=1e-3)
+    gradients = []
+    for hook_names in (names[:1], names[1:], ["blocks.0.hook_resid_post", "blocks.0.hook_resid_pre", names[0]]):
+        with differentiable_forward(model, hook_names) as run:
+            output = run(tokens)
+            torch.testing.assert_close(output.logits, logits)
+            score = output.logits.log_softmax(-1)[..., 5].sum()
+            gradients.append(torch.autograd.grad(score, output.activations)[-1].view(change.shape))
+    torch.testing.assert_close(gradients[0], gradients[1], atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(gradients[2], gradients[1], atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(model(tokens), logits)
+
+
+def test_losses_are_refused_where_it_is_not_known_how_a_block_carries_a_change(
+    tmp_path: Path, tokenizer: Any, ids: torch.Tensor
+) -> None:
+    """GPT-1 normalises the residual stream after the MLP."""
+    model = load_teacher(save_family(tmp_path, tokenizer, "OpenAIGPT", head="LMHeadModel")).model
+    with pytest.raises(InputError, match=r"does not reach"), rerunner(model, "blocks.0.hook_resid_mid"):
+        pass
 
 
 def test_leaves_the_hooks_of_others_after_an_exception(bridge: Any, ids: torch.Tensor) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from tl_distill_floor.annotations import HookedModel
 from tl_distill_floor.errors import InputError
+from tl_distill_floor.measuring.logit_map import sample_ids
 from tl_distill_floor.sources.teacher_checks import check_head, forward_errors
 
 # HookedTransformer's and TransformerBridge's name of the same point within a block.
@@ -27,6 +28,10 @@ ALIASES = {
 }
 # The output that a block adds to the residual stream, in models that normalise it once more (Gemma 2 and later).
 POST_NORM = {"hook_mlp_out": "ln2_post.hook_out", "hook_attn_out": "ln1_post.hook_out"}
+START, MIDDLE, END = "hook_resid_pre", "hook_resid_mid", "hook_resid_post"
+"""Points of the residual stream within a block."""
+MAX_ROUNDING = 0.05
+"""Largest error of a block's output, as a share of the change in its middle, that may be rounding in half precision."""
 OTHER_NAME = ALIASES | {bridge: hooked for hooked, bridge in ALIASES.items()}
 """The other name of a point within a block, in either direction."""
 
@@ -162,7 +167,7 @@ def differentiable_forward(
             raise _not_reached(hook_names, captured)
         return DifferentiableOutput(logits, [captured.pop(name) for name in dict.fromkeys(hook_names)])
 
-    with eval_mode(model), frozen_weights(model), forward_hooks(model, hook_names, capture, differentiable=True):
+    with eval_mode(model), frozen_weights(model), replacing_hooks(model, hook_names, capture, differentiable=True):
         yield run
         captured.clear()
 
@@ -219,6 +224,83 @@ def forward_hooks(
             point = get_hook_point(model, name)
             stack.callback(_remove_hook, point, _add_hook(point, partial(_call_hook, function, name), differentiable))
         yield
+
+
+@contextmanager
+def replacing_hooks(
+    model: HookedModel, hook_names: Sequence[str], function: HookFunction, *, differentiable: bool = False
+) -> Iterator[None]:
+    """Call a function that replaces outputs at each hook point during the context; see `forward_hooks`.
+
+    In the middle of a block a bridge has the residual stream only where it enters the MLP. There a change is added to
+    the output of the block as well, as the residual stream itself would carry it.
+
+    Raises:
+        InputError: see `get_hook_point`; or it is not known how a block carries a change in its middle.
+    """
+    ends = {name: end for name in hook_names if (end := _end_of_skipped_part(model, name))}
+    changes: dict[str, Tensor] = {}
+
+    def replace(name: str, output: Tensor) -> Tensor | None:
+        if name not in ends:
+            return function(name, output)
+        # A clone, since the output itself may be in the residual stream, or a copy of what is in it.
+        replaced = function(name, output.clone())
+        changes.pop(ends[name], None)
+        if replaced is not None:
+            changes[ends[name]] = replaced - output
+        return replaced
+
+    def carry(name: str, output: Tensor) -> Tensor | None:
+        return output + changes.pop(name).to(output.device).view_as(output) if name in changes else None
+
+    with (
+        forward_hooks(model, list(ends.values()), carry, differentiable=differentiable),
+        forward_hooks(model, hook_names, replace, differentiable=differentiable),
+    ):
+        yield
+
+
+@torch.no_grad()
+def _end_of_skipped_part(model: HookedModel, hook_name: str) -> str | None:
+    """Return the end of the block if a change at a hook point in its middle reaches the MLP only; None otherwise.
+
+    The input of the block is changed, and with it the residual stream from there on. Then only the middle is replaced
+    by its changed value. The outputs of the block in both runs differ by the part of the change that is not carried.
+    """
+    prefix, point = _split(hook_name)
+    if point != MIDDLE:
+        return None
+    get_hook_point(model, hook_name)
+    start, end = prefix + START, prefix + END
+    ids = sample_ids(model, None, int(model.cfg.d_vocab))
+    random = torch.Generator().manual_seed(0)
+
+    def run(changed: str, change: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        seen: dict[str, Tensor] = {}
+
+        def hook(name: str, output: Tensor) -> Tensor:
+            seen[name] = change(output) if name == changed else output
+            return seen[name]
+
+        with forward_hooks(model, [start, hook_name, end], hook), forward_errors(model):
+            model(ids)
+        if len(seen) < 3:
+            raise _not_reached([start, hook_name, end], seen)
+        return seen[hook_name], seen[end]
+
+    middle, _ = run(start, lambda stream: stream)
+    other, expected = run(start, lambda stream: stream * torch.randn(stream.shape, generator=random).to(stream))
+    _, output = run(hook_name, lambda _: other)
+    check_finite(expected, end)
+    change = (other - middle).view_as(expected)
+    for carried, result in ((0, None), (change, end)):
+        if float((output + carried - expected).norm()) <= MAX_ROUNDING * float(change.norm()):
+            return result
+    raise InputError(
+        f"a change at {hook_name} does not reach the residual stream of this model, so no loss in nats can be measured;"
+        " use --cost energy, or an SAE of another hook point"
+    )
 
 
 def _call_hook(function: HookFunction, name: str, output: Tensor, *, hook: object) -> Tensor | None:  # noqa: ARG001

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int, Int64
 from torch import Tensor, nn
 
 from tl_distill_floor.annotations import HookedModel
-from tl_distill_floor.measuring.hooks import eval_mode, forward_hooks, forward_logits, get_hook_point
+from tl_distill_floor.measuring.hooks import eval_mode, forward_logits, get_hook_point, replacing_hooks
 
 Positions: TypeAlias = slice | Int64[Tensor, " some_position"]
 """Some positions of every sequence."""
@@ -157,7 +157,7 @@ def rerunner(model: HookedModel, hook_name: str) -> Iterator[Rerunner]:
     """
     get_hook_point(model, hook_name)
     teacher = Rerunner(model, hook_name)
-    with eval_mode(model), forward_hooks(model, [hook_name], teacher.at_hook_point), teacher.recording():
+    with eval_mode(model), replacing_hooks(model, [hook_name], teacher.at_hook_point), teacher.recording():
         yield teacher
 
 
