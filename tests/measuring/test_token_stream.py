@@ -207,7 +207,7 @@ def test_cached_activations_leave_out_the_beginning_token(
 
 
 def test_how_a_teacher_in_memory_was_loaded_is_not_known(bridge: Any, sae: Any, ids: torch.Tensor) -> None:
-    processed = copy.deepcopy(sae)
-    processed.cfg.metadata.model_from_pretrained_kwargs = {"fold_ln": True}
-    warnings = predict_floor(bridge, processed, ids, cost="energy", steps=0, force=True).stats.warnings
+    of_checkpoint = copy.deepcopy(sae)
+    of_checkpoint.cfg.metadata.model_from_pretrained_kwargs = {"revision": "step1000"}
+    warnings = predict_floor(bridge, of_checkpoint, ids, cost="energy", steps=0, force=True).stats.warnings
     assert any("how this one was loaded is not known" in warning for warning in warnings)

@@ -21,6 +21,7 @@
 - `kl`: KL divergences between distributions over a vocabulary.
 - `strongest_contexts`: what each feature fires on.
 - `promoted_tokens`: which tokens a feature promotes.
+- `processing`: whether a teacher is processed as that of the SAE's training.
 - `fingerprints`: whether a teacher computes what the measured one does.
 - `reloading`: the teacher and the SAE of a measurement, loaded again.
 - `processes`: several processes that read one text.

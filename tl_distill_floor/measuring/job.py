@@ -1,6 +1,6 @@
 """What is measured: SAEs attached to hook points of a teacher, and the stream of tokens or activations they read."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -15,15 +15,15 @@ from tl_distill_floor.errors import InputError, as_integer
 from tl_distill_floor.measuring.config import LoadConfig
 from tl_distill_floor.measuring.hooks import canonical_name, resid_post
 from tl_distill_floor.measuring.module_outputs import hook_point_of_module
+from tl_distill_floor.measuring.processing import loading_options, loading_warnings
 from tl_distill_floor.measuring.token_stream import CachedActivationStream, TokenStream
+from tl_distill_floor.results.teacher_fingerprint import TeacherFingerprint
 from tl_distill_floor.sources.context_lengths import teacher_context
 from tl_distill_floor.sources.devices import check_device, main_device
 from tl_distill_floor.sources.model_names import lookup_name, same_model
 from tl_distill_floor.sources.packing import packing_of
 from tl_distill_floor.sources.saes import SaeSource, load_sae, sae_digest
 from tl_distill_floor.sources.teachers import (
-    CHECKPOINT_OPTIONS,
-    PROCESSING_OPTIONS,
     Teacher,
     check_context,
     load_teacher,
@@ -122,10 +122,15 @@ class MeasurementJob:
             "settings": self.settings | {"sae": attached.digest},
         }
 
-    def warnings(self, attached: AttachedSae) -> list[str]:
-        """Return what a reader should know about how the numbers were measured."""
+    def warnings(self, attached: AttachedSae, fingerprint: TeacherFingerprint | None) -> list[str]:
+        """Return what a reader should know about how the numbers were measured.
+
+        Args:
+            attached: the SAE.
+            fingerprint: that of the teacher, see `teacher_fingerprint`; None for cached activations.
+        """
         source, teacher = attached.source, self.teacher
-        warnings = [] if teacher is None else teacher.warnings
+        warnings = [] if teacher is None else list(teacher.warnings)
         if teacher and source.model_name and not same_model(source.model_name, teacher.name):
             warnings.append(
                 f"the SAE was trained on {source.model_name}; whether the teacher ({teacher.name}) is that model is"
@@ -146,10 +151,8 @@ class MeasurementJob:
                 f"sequences of {self.stream.context_size} tokens are longer than the SAE's training context"
                 f" ({source.context_size})"
             )
-        wanted = _loading_options(source)
-        if teacher and wanted and not wanted.items() <= teacher.loading.items():
-            this_one = "and how this one was loaded is not known" if teacher.is_in_memory else "which this one was not"
-            warnings.append(f"the SAE was trained on a teacher loaded with {wanted}, {this_one}")
+        if teacher and fingerprint:
+            warnings += loading_warnings(teacher, source, attached.hook_name, fingerprint.activation)
         if isinstance(self.stream, CachedActivationStream):
             warnings.append(self.stream.warning())
         return warnings
@@ -277,7 +280,7 @@ def _stream_for(
 
 def _shared_model_kwargs(sources: Sequence[SaeSource]) -> dict[str, Any]:
     """Return how the SAEs need the teacher loaded, or raise an InputError if they differ."""
-    wanted = [_loading_options(source) for source in sources]
+    wanted = [loading_options(source) for source in sources]
     other = next((options for options in wanted if options != wanted[0]), None)
     if other is not None:
         raise InputError(
@@ -285,12 +288,6 @@ def _shared_model_kwargs(sources: Sequence[SaeSource]) -> dict[str, Any]:
             " by one"
         )
     return sources[0].model_kwargs
-
-
-def _loading_options(source: SaeSource) -> Mapping[str, Any]:
-    """Return the processing and checkpoint options of the teacher that an SAE was trained on."""
-    names = (*PROCESSING_OPTIONS, *CHECKPOINT_OPTIONS)
-    return {name: value for name, value in source.model_kwargs.items() if value and name in names}
 
 
 def _hook_name(source: SaeSource, layer: int | None, given: str | None) -> str:

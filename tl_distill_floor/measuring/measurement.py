@@ -255,7 +255,8 @@ class _Measurement:
             )
         if not force:
             self.check_plausible()
-        warnings = self.job.warnings(self.attached) + plausibility_warnings(stats.sums, self.attached)
+        fingerprint = None if self.job.teacher is None else teacher_fingerprint(self.job.model, self.attached.hook_name)
+        warnings = self.job.warnings(self.attached, fingerprint) + plausibility_warnings(stats.sums, self.attached)
         if no_outputs:
             warnings.append("cached activations have no outputs: costs are energy, in squared error, not nats")
         if self.job.teacher is None:
@@ -263,7 +264,7 @@ class _Measurement:
         return dataclasses.replace(
             stats,
             contexts=stats.contexts and describe_contexts(stats.contexts, self.job.model),
-            fingerprint=teacher_fingerprint(self.job.model, self.attached.hook_name),
+            fingerprint=fingerprint,
             warnings=tuple(warnings),
         )
 

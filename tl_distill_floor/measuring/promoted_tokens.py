@@ -6,7 +6,7 @@ from jaxtyping import Float, Int32
 from torch import Tensor
 
 from tl_distill_floor.annotations import HookedModel
-from tl_distill_floor.measuring.hooks import canonical_name
+from tl_distill_floor.measuring.processing import is_residual
 from tl_distill_floor.measuring.strongest_contexts import token_decoder
 from tl_distill_floor.results.contexts import NO_TOKEN
 
@@ -14,8 +14,6 @@ N_PROMOTED = 6
 """Promoted tokens per feature."""
 LOGITS_AT_ONCE = 2**23
 """Logits held at a time: 32 MiB in fp32."""
-RESIDUAL_POINTS = ("hook_in", "hook_out", "hook_resid_mid", "mlp.hook_out", "attn.hook_out")
-"""Hook points of a block whose activation is the residual stream, or is added to it."""
 
 
 def promoted_strings(
@@ -32,7 +30,7 @@ def promoted_strings(
         For each row its tokens, the largest increase of the logit first; empty if they are not known. A token is its id
         in angle brackets if the model has no tokenizer.
     """
-    if canonical_name(hook_name).split(".", 2)[-1] not in RESIDUAL_POINTS:
+    if not is_residual(hook_name):
         return [()] * len(W_dec)
     tokenizer = getattr(model, "tokenizer", None)
     decode = "⟨{}⟩".format if tokenizer is None else token_decoder(tokenizer)

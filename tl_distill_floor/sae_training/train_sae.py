@@ -18,7 +18,9 @@ from tl_distill_floor.annotations import (
     TextLike,
 )
 from tl_distill_floor.errors import InputError
+from tl_distill_floor.measuring.fingerprints import teacher_fingerprint
 from tl_distill_floor.measuring.hooks import get_hook_point, resid_post
+from tl_distill_floor.measuring.processing import CENTRING, is_centred
 from tl_distill_floor.measuring.token_stream import TokenStream, open_token_stream
 from tl_distill_floor.sae_training.activations import shuffled_activations
 from tl_distill_floor.sae_training.config import MIN_TOKENS, TOKENS_PER_STEP, SaeTrainingConfig
@@ -168,6 +170,9 @@ def _train(
         training.load(file)
     batches = partial(shuffled_activations, stream, hook_name, rows, config.seed)
     training.run(batches, file, checkpoint_seconds, progress)
+    if is_centred(teacher_fingerprint(teacher.model, hook_name).activation):
+        # SAELens warns if an SAE is created with it.
+        sae.cfg.metadata.model_from_pretrained_kwargs = {CENTRING: True}
     return sae
 
 
