@@ -277,6 +277,7 @@ def test_rejects_bad_input_by_name(bridge: Any, ids: Tensor, monkeypatch: pytest
     for options, words in (
         ({"widths": [0]}, "widths must be integers above 0"),
         ({"steps": 1}, "steps must be at least 2, got 1"),
+        ({"seed": -1}, "seed must be at least 0, got -1"),
         ({"n_heldout_tokens": 0}, "n_heldout_tokens must be at least 1, got 0"),
     ):
         with pytest.raises(InputError, match=words):

@@ -25,6 +25,7 @@ from tl_distill_floor.predicting.predict import predict_floors
         ({"n_tokens": 0}, "n_tokens must be at least 1, got 0"),
         ({"steps": 1}, "steps must be at least 2, or 0"),
         ({"min_count": 0}, "min_count must be at least 1, got 0"),
+        ({"seed": -1}, "seed must be at least 0, got -1"),
         ({"widths": [0.5]}, "widths must be integers"),
     ],
 )

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tests.helpers.cli import refused, run
 from tests.helpers.measurements import assert_same_stats
+from tests.helpers.type_checks import without_type_checks
 from tl_distill_floor import FeatureStats, InputError, measure
 from tl_distill_floor.display.comparison import largest_floor_index
 from tl_distill_floor.measuring.config import LoadConfig, MeasureConfig
@@ -39,6 +40,14 @@ def layers_dir(sae: Any, other_sae: Any, tmp_path_factory: pytest.TempPathFactor
     for layer, of_layer in enumerate((other_sae, sae)):
         of_layer.save_model(directory / f"layer{layer}")
     return directory
+
+
+def test_a_single_sae_is_no_list_of_saes(bridge: Any, sae: Any, ids: Tensor) -> None:
+    for saes in (sae, "tiny-prose-sae", [], (each for each in [sae])):
+        with pytest.raises(InputError, match=r"as a list of at least one, such as \[sae\]"), without_type_checks():
+            predict_floors(bridge, saes, ids)
+    with pytest.raises(InputError, match="1 layers for 2 SAEs"):
+        predict_floors(bridge, [sae, sae], ids, layers=[1])
 
 
 @pytest.mark.parametrize("cost", ["energy", "fisher"])

@@ -18,6 +18,7 @@ from tl_distill_floor import FeatureStats, FloorPrediction, InputError, ProbeRes
 from tl_distill_floor.results.codes import Codes
 from tl_distill_floor.results.feature_stats import MAX_BLOCKS, BlockSums
 from tl_distill_floor.results.student import load_students
+from tl_distill_floor.results.tail_loss import TailLoss
 from tl_distill_floor.storage.versioned import load_arrays, save_arrays
 
 ONE = np.array([1])
@@ -142,6 +143,23 @@ def test_rejects_impossible_predictions() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             replace(floor, **change)
+
+
+def test_a_prediction_is_pickled_after_it_was_used() -> None:
+    ranks, loss = np.array([0, 1, 2]), np.array([[90.0], [30.0], [10.0]])
+    tail = TailLoss(ranks, np.array([19.0, 10.0, 5.0]), loss, np.array([10]), np.array([0]))
+    floor = floor_from_stats(stats_of(COST), [1, 2, 3], tail=tail)
+    expected = floor.floor_at(1.5), floor.power_law
+    copied = pickle.loads(pickle.dumps(floor))
+    assert (copied.floor_at(1.5), copied.power_law) == expected
+    assert copied.stats.digest() == floor.stats.digest()
+
+
+def test_merging_rejects_the_same_text_twice() -> None:
+    one = stats_of(COST, ids_digest=5)
+    assert one.merge(stats_of(COST, ids_digest=6)).n_tokens == 2 * one.n_tokens
+    with pytest.raises(ValueError, match="same token ids, which would count twice"):
+        one.merge(stats_of(COST, ids_digest=5))
 
 
 def test_merging_rejects_another_decoder() -> None:

@@ -182,6 +182,7 @@ def test_rejects_ids_beyond_the_vocabulary(bridge: Any, ids: torch.Tensor, tmp_p
         ({"k": 0, "d_sae": None}, "k must be between 1 and the number of features, got 0; set --k"),
         ({"context_size": 1}, "context_size must be at least 2 tokens, got 1; set --context-size"),
         ({"batch_size": 0}, "batch_size must be at least 1 sequence, got 0; set --batch-size"),
+        ({"seed": -1}, "seed must be at least 0, got -1"),
         ({"lr": 0.0}, "lr must be a positive number, got 0.0; set --lr"),
         ({"lr": float("nan")}, "lr must be a positive number, got nan; set --lr"),
     ],

@@ -28,6 +28,12 @@ def test_loads_a_hugging_face_directory(teacher_dir: Path, bridge: Any, ids: tor
     assert teacher.loading == {"class": "TransformerBridge", "dtype": "float32"}
 
 
+def test_loading_leaves_the_random_state_as_it_was(teacher_dir: Path) -> None:
+    before = torch.random.get_rng_state()
+    load_teacher(teacher_dir)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
 def test_tokens_outside_of_the_vocabulary_separate_no_documents(tokenizer: Any, tmp_path: Path) -> None:
     """TransformerLens gives a tokenizer without special tokens an end-of-text token that the model does not know."""
     from transformer_lens.model_bridge import TransformerBridge

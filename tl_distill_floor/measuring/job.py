@@ -187,6 +187,10 @@ def prepare_job(
         InputError: something is missing, or an SAE is of another model, layer, hook point or width.
     """
     loading = loading or LoadConfig()
+    if isinstance(saes, str) or not isinstance(saes, Sequence) or not saes:
+        raise InputError("several SAEs are given as a list of at least one, such as [sae]")
+    if layers and len(layers) != len(saes):
+        raise InputError(f"there are {len(layers)} layers for {len(saes)} SAEs; give one layer, or None, for each SAE")
     device = main_device(loading.device)
     check_device(device)
     name = lookup_name(model)

@@ -33,4 +33,4 @@ class PredictConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "steps", check_steps(self.steps))
-        set_integers(self, {"min_count": 1})
+        set_integers(self, {"min_count": 1, "seed": 0})

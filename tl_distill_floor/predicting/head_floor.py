@@ -121,7 +121,7 @@ def head_floor(
         >>> head.floor, head.training_left  # doctest: +SKIP
     """
     check_choice("dtype", dtype, Dtype)
-    steps = as_integer("steps", steps, 2)
+    steps, seed = as_integer("steps", steps, 2), as_integer("seed", seed, 0)
     n_tokens, batch_size = as_integer("n_tokens", n_tokens, 1), as_integer("batch_size", batch_size, 1)
     n_heldout_tokens = None if n_heldout_tokens is None else as_integer("n_heldout_tokens", n_heldout_tokens, 1)
     sizes = None if widths is None else integer_widths(widths)

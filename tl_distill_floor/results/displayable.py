@@ -1,5 +1,6 @@
 """The mixin that displays a record. Records do not import how they are displayed."""
 
+import dataclasses
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,11 @@ VIEWS = "tl_distill_floor.display.views"
 
 
 class Displayable:
-    """A record with a table in notebooks and a figure."""
+    """A dataclass with a table in notebooks and a figure."""
+
+    def __getstate__(self) -> dict[str, object]:
+        """Return the fields alone: what was computed from them and kept may hold functions, which pickle refuses."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}  # type: ignore[arg-type]
 
     def plot(self) -> "go.Figure":
         """Return the record as a plotly figure.

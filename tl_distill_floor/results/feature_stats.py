@@ -279,7 +279,7 @@ class FeatureStats(Displayable):
             The statistics of both texts, `other` after `self`.
 
         Raises:
-            ValueError: the model, hook point, SAE, unit or a setting differs.
+            ValueError: the model, hook point, SAE, unit or a setting differs, or both are of the same token ids.
 
         Example:
             >>> both = measure(model, sae, text).merge(measure(model, sae, other_text))  # doctest: +SKIP
@@ -290,6 +290,8 @@ class FeatureStats(Displayable):
         _check_same_settings(self.settings, other.settings)
         if not np.array_equal(self.decoder_norm, other.decoder_norm):
             raise ValueError("the decoders differ, so the features are not the same")
+        if self.ids_digest and self.ids_digest == other.ids_digest:
+            raise ValueError("both are statistics of the same token ids, which would count twice; measure another text")
         sums = self.sums.merge(dataclasses.replace(other.sums, codes=_codes_to_append(self, other)))
         return dataclasses.replace(
             self,

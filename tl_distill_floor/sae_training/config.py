@@ -46,6 +46,7 @@ class SaeTrainingConfig:
         check_choice("architecture", self.architecture, SaeArchitecture)
         check_choice("dtype", self.dtype, Dtype)
         set_integers(self, {"k": None, "d_sae": None, "n_tokens": None, "context_size": None, "batch_size": None})
+        set_integers(self, {"seed": 0})
         if self.k < 1 or (self.d_sae is not None and self.k > self.d_sae):
             upper = "the number of features" if self.d_sae is None else f"the {self.d_sae} features"
             raise InputError(f"k must be between 1 and {upper}, got {self.k}; set --k")

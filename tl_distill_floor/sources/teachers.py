@@ -151,7 +151,8 @@ def load_teacher(
         )
     check_choice("dtype", dtype, Dtype)
     check_device(main_device(device))
-    with _report_load_errors(str(model)):
+    # Some weights are drawn at random before those of the checkpoint replace them.
+    with _report_load_errors(str(model)), torch.random.fork_rng(devices=[]):
         teacher = _load_named(str(model), device, TORCH_DTYPES[dtype], model_kwargs or {})
     return_freed_memory()  # loading can take several times the memory of the model
     return teacher
