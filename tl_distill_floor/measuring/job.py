@@ -130,7 +130,7 @@ class MeasurementJob:
             fingerprint: that of the teacher, see `teacher_fingerprint`; None for cached activations.
         """
         source, teacher = attached.source, self.teacher
-        warnings = [] if teacher is None else list(teacher.warnings)
+        warnings = [] if teacher is None else teacher.warnings
         if teacher and source.model_name and not same_model(source.model_name, teacher.name):
             warnings.append(
                 f"the SAE was trained on {source.model_name}; whether the teacher ({teacher.name}) is that model is"
