@@ -24,7 +24,8 @@ def print_result(result: RenderableType, note: str | None = None) -> None:
     """
     console = Console(highlight=False, markup=False, emoji=False)
     printed = result if note is None else Group(result, Text(note, style="dim"))
-    console.print(Segments(_escaped(console.render(printed))), end="")
+    # The lines of a table may be longer than those of the terminal.
+    console.print(Segments(_escaped(console.render(printed))), end="", crop=False)
 
 
 def _escaped(segments: Iterable[Segment]) -> Iterator[Segment]:

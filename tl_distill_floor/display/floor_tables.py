@@ -111,7 +111,7 @@ def saes_table(model_name: str, entries: list[SaeEntry]) -> RenderableType:
     """Return the SAEs that are known for a model."""
     table = plain_table(f"SAEs of {model_name}")
     for heading in ("layer", "hook point", "L0", "--sae"):
-        table.add_column(heading, justify="right" if heading in ("layer", "L0") else "left", overflow="fold")
+        table.add_column(heading, justify="right" if heading in ("layer", "L0") else "left")
     for entry in entries:
         layer = "" if entry.layer is None else str(entry.layer)
         l0 = "" if entry.expected_l0 is None else f"{entry.expected_l0:.0f}"

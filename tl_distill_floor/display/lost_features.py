@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tl_distill_floor.display.escaping import escape_control
-from tl_distill_floor.display.tables import key_value_table
+from tl_distill_floor.display.tables import key_value_table, plain_table
 from tl_distill_floor.display.units import LONG_UNIT
 from tl_distill_floor.results.lost_features import FeatureAtWidth, FeatureContext, LostFeatures, OneFeature
 
@@ -118,9 +118,9 @@ class ContextCell(NamedTuple):
 
 def _feature_rows(features: tuple[FeatureAtWidth, ...]) -> Table:
     has_context = any(feature.contexts or feature.promoted for feature in features)
-    table = Table(box=None, pad_edge=False, expand=has_context)
+    table = plain_table(expand=has_context)
     for heading in ("rank", "feature", "cost", "fires", "dims", "lost"):
-        table.add_column(heading, justify="right", no_wrap=True)
+        table.add_column(heading, justify="right")
     if has_context:
         table.add_column("fires on «…» → promotes", ratio=1)
     for feature in features:
@@ -149,7 +149,7 @@ def _footnotes(features: Sequence[FeatureAtWidth]) -> list[Text]:
 
 
 def _width_table(one_feature: OneFeature) -> Table:
-    table = Table(box=None, pad_edge=False)
+    table = plain_table()
     for heading in ("width", "dims", "lost", ""):
         table.add_column(heading, justify="right" if heading else "left")
     for width, at in zip(one_feature.widths, one_feature.at, strict=True):
@@ -158,8 +158,8 @@ def _width_table(one_feature: OneFeature) -> Table:
 
 
 def _context_table(feature: FeatureAtWidth) -> Table:
-    table = Table(box=None, pad_edge=False)
-    table.add_column("strength", justify="right", no_wrap=True)
+    table = plain_table()
+    table.add_column("strength", justify="right")
     table.add_column("fires on", overflow="fold")
     for context in feature.contexts:
         before, peak, after = _mark_peak(context)

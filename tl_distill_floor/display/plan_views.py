@@ -192,7 +192,7 @@ def _candidates(plan: Plan) -> RenderableType:
     """Return a table of the students within the limits, with an explanation."""
     table = plain_table(f"Students within the limits; losses in {SHORT_UNIT[plan.unit]}")
     for heading in ("width", "parameters", "memory", "speed", "expected", "90 % upper bound", "head floor"):
-        table.add_column(heading, justify="right", no_wrap=True)
+        table.add_column(heading, justify="right")
     for candidate in plan.candidates:
         table.add_row(*_cells(candidate), style="bold" if candidate.width == plan.width else "")
     has_cache = all(candidate.cache_bytes is not None for candidate in plan.candidates)

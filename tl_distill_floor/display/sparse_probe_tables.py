@@ -102,7 +102,7 @@ def _scores(probes: SparseProbes) -> Table:
         f"k-sparse probes of {probes.sae_name} at {probes.hook_name} of {probes.teacher}, on {probes.labelled}"
     )
     for heading in ("concept", "K", "AUROC", "F1", "prec.", "recall", "shuffled", "random", "dense"):
-        table.add_column(heading, justify="left" if heading == "concept" else "right", no_wrap=heading != "concept")
+        table.add_column(heading, justify="left" if heading == "concept" else "right")
     for concept in probes.concepts:
         name, dense = Text(concept.name), f"{concept.dense.mean_auroc:.2f}"
         for at in concept.at:

@@ -48,7 +48,7 @@ def calibration_table(calibration: Calibration) -> RenderableType:
     )
     names = list(calibration.predictors)
     for heading in ("width", "student", *names, "calibrated", "95 %"):
-        students.add_column(heading, justify="right", no_wrap=True)
+        students.add_column(heading, justify="right")
     for i, (width, loss) in enumerate(zip(calibration.widths, calibration.losses, strict=True)):
         predicted = calibration.fit.at(calibration.fit.x[i])
         students.add_row(
@@ -67,7 +67,7 @@ def _fits(calibration: Calibration) -> Table:
         "loss = C · prediction + B, nats/token (95 %); error: leave-one-width-out, as a share of the mean loss"
     )
     for heading in ("", "C", "B", "R²", "error"):
-        table.add_column(heading, justify="left" if not heading else "right", no_wrap=True)
+        table.add_column(heading, justify="left" if not heading else "right")
     for name, fit in calibration.predictors.items():
         mark = " *" if name == calibration.predictor else ""
         table.add_row(name + mark, *_fit_cells(fit))

@@ -25,7 +25,7 @@ def toy_table(result: ToyJson) -> Table:
     title += f", teacher of width {result['teacher_width']}" if result["teacher_width"] else ""
     table = plain_table(f"{title}: floors (weighted MSE)")
     for heading in ("width", "reached", "kept", *result["predicted"]):
-        table.add_column(heading, justify="right", no_wrap=heading == "reached")
+        table.add_column(heading, justify="right")
     for i, width in enumerate(result["widths"]):
         reached = f"{result['reached'][i]:.4g} ± {result['standard_error'][i]:.1g}"
         predicted = (f"{floors[i]:.4g}" for floors in result["predicted"].values())

@@ -1,0 +1,63 @@
+"""Tables on narrow consoles."""
+
+import io
+
+import pytest
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from tl_distill_floor.cli.output import print_result
+from tl_distill_floor.display.tables import plain_table, shrink_widths
+
+
+def table_of_losses() -> Table:
+    """Return a table with a name, a loss and an interval."""
+    table = plain_table("Losses")
+    table.add_column("name")
+    for heading in ("one per dimension", "95 %"):
+        table.add_column(heading, justify="right")
+    table.add_row(Text("blocks.1.hook_resid_post"), "0.04763", "0.0536–6.28")
+    table.add_row(Text("null, log size"), "12.5", "2.44 (-5.6…10)")
+    return table
+
+
+def lines(width: int, table: Table) -> list[str]:
+    """Return the lines that a console of a width shows of a table."""
+    console = Console(width=width, file=io.StringIO())
+    console.print(table, crop=False)
+    return [line.rstrip() for line in console.file.getvalue().splitlines()]
+
+
+@pytest.mark.parametrize("width", [10, 30, 50, 60, 200])
+def test_no_word_or_number_is_cut(width: int) -> None:
+    words = " ".join(lines(width, table_of_losses())).split()
+    assert {"blocks.1.hook_resid_post", "log", "size", "dimension", "0.04763", "0.0536–6.28", "(-5.6…10)"} <= set(words)
+
+
+def test_headings_and_names_are_broken_before_numbers() -> None:
+    # 24 + 9 + 14 characters and two gaps of 2
+    assert lines(51, table_of_losses()) == [
+        "Losses",
+        "                            one per",
+        "name                      dimension            95 %",
+        "blocks.1.hook_resid_post    0.04763     0.0536–6.28",
+        "null, log size                 12.5  2.44 (-5.6…10)",
+    ]
+    assert max(map(len, lines(50, table_of_losses()))) == 50  # the interval is broken at its space
+
+
+def test_long_lines_reach_the_output_of_a_command(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "20")
+    print_result(table_of_losses())
+    printed = capsys.readouterr().out
+    assert "0.0536–6.28" in printed
+    assert "(-5.6…10)" in printed
+
+
+def test_widest_column_is_shrunk_first() -> None:
+    assert shrink_widths([20, 8, 5], least=[6, 8, 2], total=33) == [20, 8, 5]
+    assert shrink_widths([20, 8, 5], least=[6, 8, 2], total=21) == [8, 8, 5]
+    assert shrink_widths([20, 8, 5], least=[6, 8, 2], total=10) == [6, 8, 2]
