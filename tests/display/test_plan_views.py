@@ -77,3 +77,9 @@ def test_trained_pilots_show_both_intervals_and_warnings() -> None:
     assert "before 0.2 nats per token expected at width 80, 80 %: 0.14 to 0.28" in shown
     assert "now 0.22 expected, 80 %: 0.19 to 0.25" in shown
     assert "! not saturated: width16" in shown
+
+
+def test_a_plan_without_an_upper_bound_claims_none(plan: Plan) -> None:
+    shown = text_of(plan_table(dataclasses.replace(plan, upper_bound=None)))
+    assert "the narrowest student whose expected loss is at most 0.3, within --max-memory" in shown
+    assert "90 % confidence" not in shown

@@ -71,7 +71,7 @@ def test_page_contains_every_part(complete: Path, probes: Probes) -> None:
         "Feature floor (nats/token)",
         "Learning curves", "Predicted floors and trained students", "Labels that linear probes still predict",
         "Features decoded from each model", "Cost of each feature", "Capacity of each feature",
-        "Alive features against tokens", "fires on",
+        "Alive features against tokens", "nats per token), fires on", "Intervals are 95 %",
         "unexplained", "arXiv:2604.04037", "https://www.neuronpedia.org/a/b/",
     ):  # fmt: skip
         assert words in page, words
@@ -112,8 +112,8 @@ def test_comparison_of_two_runs(complete: Path, measured: tuple[Path, Path, Path
         "run &lt;b&gt;&amp;",
     ):
         assert words in page, words
-    assert "1 runs given" in refused(run("report", "--compare", complete))
-    assert "2 runs given" in refused(run("report", complete, complete))
+    assert "leave out --compare" in refused(run("report", "--compare", complete))
+    assert "add --compare" in refused(run("report", complete, complete))
     assert "there is no run at" in refused(run("report", "--compare", complete, tmp_path / "nowhere"))
     shutil.copytree(complete, tmp_path / "without")
     (tmp_path / "without" / "floor.json").write_text("{")

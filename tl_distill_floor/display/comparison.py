@@ -76,7 +76,7 @@ def largest_floor_index(floors: Sequence[FeatureFloorPrediction]) -> list[int]:
 
 def _measured(floors: Sequence[FeatureFloorPrediction], labels: Sequence[str]) -> Table:
     table = plain_table(", ".join(dict.fromkeys(floor.stats.model_name for floor in floors)))
-    for heading in ("", "hook point", "features", "L0", "unexplained", "F", "α", "d*"):
+    for heading in ("", "hook point", "features", "L0", "unexplained", "F", "α", "d* (95 %)"):
         table.add_column(heading, justify="left" if heading in ("", "hook point") else "right")
     for label, floor in zip(labels, floors, strict=True):
         stats = floor.stats

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from tl_distill_floor.display.figure_style import BAND, COLOURS, CYCLE, add_band, apply_style, escape_markup
 from tl_distill_floor.display.tables import key_value_table, plain_table, warning_lines
-from tl_distill_floor.display.units import LONG_UNIT, SHORT_UNIT, STUDENT_LOSS
+from tl_distill_floor.display.units import SHORT_UNIT, STUDENT_LOSS, loss_with_unit
 from tl_distill_floor.results.diagnosis import Diagnosis
 
 NOT_KNOWN = "not known"
@@ -101,7 +101,7 @@ def diagnosis_figure(diagnosis: Diagnosis) -> go.Figure:
     figure.update_xaxes(type="log")
     figure.update_yaxes(type="log", dtick="D2")
     title = f"{escape_markup(diagnosis.curve)}, width {diagnosis.width:,}: {diagnosis.verdict}"
-    return apply_style(figure, title, "tokens", f"{STUDENT_LOSS}, {LONG_UNIT['nats']}")
+    return apply_style(figure, title, "tokens", loss_with_unit("nats"))
 
 
 def _end(diagnosis: Diagnosis) -> str:

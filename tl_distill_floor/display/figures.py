@@ -20,7 +20,7 @@ from tl_distill_floor.display.figure_style import (
     log_spaced_ranks,
 )
 from tl_distill_floor.display.head_views import SHOWN_LEVEL, add_expected, add_students
-from tl_distill_floor.display.units import LONG_UNIT
+from tl_distill_floor.display.units import loss_with_unit
 from tl_distill_floor.errors import InputError, reason_of
 from tl_distill_floor.results.floor_prediction import FeatureFloorPrediction
 from tl_distill_floor.storage.atomic import write_atomically
@@ -92,7 +92,7 @@ def floor_figure(floor: FeatureFloorPrediction) -> go.Figure:
     )
     figure.add_vline(floor.stats.d_model, line_dash="dot", annotation_text="teacher", annotation_position="top left")
     title = f"Predicted loss of students of {escape_markup(floor.stats.model_name)}"
-    apply_style(figure, title, "student width (dimensions)", LONG_UNIT[floor.unit])
+    apply_style(figure, title, "student width (dimensions)", loss_with_unit(floor.unit))
     return add_loss_axis_switch(figure, lowest, highest)
 
 
@@ -207,5 +207,5 @@ def compared_floors_figure(floors: Sequence[FeatureFloorPrediction], labels: Seq
             name=escape_markup(label),
         )
     units = {floor.unit for floor in floors}
-    unit = LONG_UNIT[floors[0].unit] if len(units) == 1 else "each in its own unit"
+    unit = loss_with_unit(floors[0].unit) if len(units) == 1 else "each in its own unit"
     return apply_style(figure, "Feature floors", "student width (dimensions)", unit)

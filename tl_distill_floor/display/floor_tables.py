@@ -29,6 +29,8 @@ HEAD_ALONE = (
     " little."
 )
 """What follows after the head floor."""
+MEASURED_NOTE = "Intervals are 95 %: the sampling error of the text, from a bootstrap over its blocks."
+"""Explanation of the intervals of what was measured."""
 BAR_WIDTH = 48
 """Characters of the longest bar."""
 
@@ -54,7 +56,7 @@ def unfinished_students_table(floor: FeatureFloorPrediction) -> RenderableType:
     return Group(_students(floor), Text(HEAD_ALONE), Text())
 
 
-def measured_table(floor: FeatureFloorPrediction) -> Table:
+def measured_table(floor: FeatureFloorPrediction) -> RenderableType:
     """Return what was measured, one property per row."""
     stats = floor.stats
     rows = [
@@ -74,7 +76,8 @@ def measured_table(floor: FeatureFloorPrediction) -> Table:
     if floor.power_law is not None:
         on_tokens = f" (on {stats.n_cost_tokens:,} tokens)" if stats.n_cost_tokens < stats.n_tokens else ""
         rows.append(("costs", f"{floor.power_law}{on_tokens}"))
-    return key_value_table(rows)
+    has_intervals = not math.isnan(floor.critical_width_interval[1])
+    return Group(key_value_table(rows), *([Text(MEASURED_NOTE)] if has_intervals else []))
 
 
 def widths_table(floor: FeatureFloorPrediction) -> Group:

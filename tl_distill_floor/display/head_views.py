@@ -16,7 +16,7 @@ from tl_distill_floor.display.figure_style import (
     escape_markup,
 )
 from tl_distill_floor.display.tables import key_value_table, plain_table, warning_lines
-from tl_distill_floor.display.units import LONG_UNIT, STUDENT_LOSS
+from tl_distill_floor.display.units import STUDENT_LOSS, loss_with_unit
 from tl_distill_floor.results.calibration import Calibration
 from tl_distill_floor.results.expected_loss import LossPredictor, expected_loss_fit
 from tl_distill_floor.results.floor_prediction import FloorPrediction
@@ -124,7 +124,7 @@ def prediction_figure(floor: FloorPrediction) -> go.Figure:
         add_students(figure, floor.calibration)
     figure.add_vline(head.d_model, line_dash="dot", annotation_text="teacher", annotation_position="top left")
     title = f"Least and expected loss of students of {escape_markup(head.model_name)}"
-    apply_style(figure, title, "student width (dimensions)", LONG_UNIT["nats"])
+    apply_style(figure, title, "student width (dimensions)", loss_with_unit("nats"))
     if not widths:
         return figure
     return add_loss_axis_switch(figure, 0.5 * float(bound.min()), max(loss.high for loss in expected))

@@ -31,7 +31,9 @@ def lost_table(lost_features: LostFeatures) -> RenderableType:
     selection = f"The {n_shown:,} most costly" if n_shown < n_lost else "The most costly first"
     title = Text(f"{selection}; cost in {LONG_UNIT[lost_features.unit]}", style="italic")
     note = Text(
-        "rank: by cost; dims: dimensions allocated by water-filling; lost: share of the feature's own cost.",
+        "rank: by cost; fires: share of the tokens; dims: dimensions allocated by water-filling; lost: share of the"
+        " feature's cost that the student loses. Half of what a constant at the feature's mean would lose is the limit"
+        " of a kept feature; for features that fire often, that is less than half of the cost.",
         style="dim",
     )
     return Group(summary, Text(), title, _feature_rows(shown), note, *_footnotes(shown))

@@ -162,6 +162,8 @@ def _rule(plan: Plan) -> str:
     others = ", ".join(f"{option} {limit}" for option, limit in given.items() if limit is not None)
     if plan.rule == "narrowest":
         within = f", within {others}" if others else ""
+        if plan.upper_bound is None:
+            return f"the narrowest student whose expected loss is at most {limits.max_loss:g}{within}"
         return f"the narrowest student whose loss stays below {limits.max_loss:g} with 90 % confidence{within}"
     return f"the widest student within {others}"
 

@@ -112,7 +112,8 @@ def _retained(probes: Probes) -> Table:
 def _forecast_errors(probes: Probes) -> str:
     """Return what the forecasts are, and how far they are from the students."""
     explanation = (
-        "features kept: the teacher's activation, reconstructed from the features that a width is expected to keep;"
+        "accuracy: ± is half of the 95 % interval over splits. features kept: the teacher's activation, reconstructed"
+        " from the features that a width is expected to keep;"
         " bottleneck: the hidden state of the bottleneck student of that width."
     )
     if not any(result.kind == "student" for result in probes.results):

@@ -21,6 +21,15 @@ from tl_distill_floor.display.html import to_html
 
 DRAW_SCRIPT = """
 "use strict";
+// On a narrow screen the legend is below the plot, one line per curve, and the buttons of the axis are above it.
+const arrangeForNarrowScreen = (plot, { data, layout }) => {
+  const legendHeight = 20 * data.filter((curve) => curve.name && curve.showlegend !== false).length;
+  plot.style.height = `${360 + legendHeight}px`;
+  layout.font = { ...layout.font, size: 10 };
+  layout.margin = { ...layout.margin, t: 60, b: 60 + legendHeight };
+  layout.legend = { orientation: "h", yref: "container", y: 0, yanchor: "bottom" };
+  for (const menu of layout.updatemenus ?? []) Object.assign(menu, { x: 0, y: 1.1 });
+};
 // A figure is drawn when it comes into view or when the page is printed: a dozen at once would take seconds.
 const draw = (plot) => {
   const data = document.querySelector(`script[data-plot="${plot.id}"]`);
@@ -28,7 +37,7 @@ const draw = (plot) => {
   plot.dataset.drawn = "yes";
   const figure = JSON.parse(data.textContent);
   const narrow = innerWidth < 640;
-  if (narrow) figure.layout.legend = { orientation: "h", y: -0.3 };
+  if (narrow) arrangeForNarrowScreen(plot, figure);
   Plotly.newPlot(plot, figure.data, figure.layout, { responsive: true, displaylogo: false, displayModeBar: !narrow });
 };
 const plots = [...document.querySelectorAll(".plot")];

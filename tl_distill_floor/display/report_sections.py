@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import plotly.graph_objects as go
 from markupsafe import Markup
 
+from tl_distill_floor.annotations import CostUnit
 from tl_distill_floor.display.comparison import run_comparison_table
 from tl_distill_floor.display.escaping import escape_control
 from tl_distill_floor.display.figures import (
@@ -34,6 +35,7 @@ from tl_distill_floor.display.student_figures import calibration_figure, learnin
 from tl_distill_floor.display.student_tables import calibration_table, students_table
 from tl_distill_floor.display.tables import warning_lines
 from tl_distill_floor.display.units import LONG_UNIT
+from tl_distill_floor.errors import InputError
 from tl_distill_floor.results.floor_prediction import FeatureFloorPrediction
 from tl_distill_floor.results.lost_features import FeatureAtWidth
 
@@ -87,11 +89,11 @@ def comparison_html(runs: Sequence[RunParts]) -> str:
     """Return the page that compares several runs.
 
     Raises:
-        ValueError: fewer than two of them have a prediction from features.
+        InputError: fewer than two of them have a prediction from features.
     """
     compared = [(run.name, run.features) for run in runs if run.features is not None]
     if len(compared) < 2:
-        raise ValueError("a comparison needs two runs that were measured with an SAE")
+        raise InputError("a comparison needs two runs that were measured with an SAE; name another run")
     labels, floors = [label for label, _ in compared], [floor for _, floor in compared]
     overview = Section(
         "compared",
@@ -216,7 +218,7 @@ def _probes_section(parts: RunParts) -> Section:
 def _lost_section(parts: RunParts) -> Section:
     if parts.lost is None:
         return Section("lost", "Lost features", page_views(NEEDS_FEATURES))
-    features = tuple(_page_feature(feature) for feature in parts.lost.shown)
+    features = tuple(_page_feature(feature, parts.lost.unit) for feature in parts.lost.shown)
     note = promoted_note(parts.lost.shown)
     views = page_views(lost_summary(parts.lost), *([] if note is None else [note]))
     return Section("lost", "Lost features", views, features=features)
@@ -242,10 +244,10 @@ def _run_section(number: int, label: str, floor: FeatureFloorPrediction) -> Sect
     return Section(f"run{number}", heading, views, figures)
 
 
-def _page_feature(at: FeatureAtWidth) -> PageFeature:
+def _page_feature(at: FeatureAtWidth, unit: CostUnit) -> PageFeature:
     numbers = (
-        f"rank {at.rank:,} by cost ({at.cost:.3g}), fires on {at.firing_rate:.3%} of the tokens, {at.lost_share:.0%} of"
-        " its cost lost"
+        f"rank {at.rank:,} by cost ({at.cost:.3g} {LONG_UNIT[unit]}), fires on {at.firing_rate:.3%} of the tokens,"
+        f" {at.lost_share:.0%} of its cost lost"
     )
     contexts = tuple(
         (escape_control(context.before), escape_control(context.peak), escape_control(context.after))

@@ -6,11 +6,11 @@ import numpy as np
 import plotly.graph_objects as go
 
 from tl_distill_floor.display.figure_style import COLOURS, CYCLE, apply_style, escape_markup
-from tl_distill_floor.display.units import LONG_UNIT, STUDENT_LOSS
+from tl_distill_floor.display.units import LONG_UNIT, loss_with_unit
 from tl_distill_floor.results.calibration import Calibration
 from tl_distill_floor.results.student import StudentResult
 
-LOSS_AXIS = f"{STUDENT_LOSS}, {LONG_UNIT['nats']}"
+LOSS_AXIS = loss_with_unit("nats")
 AXIS_UNIT = {"nats": LONG_UNIT["nats"], "mse": "squared error per token"}
 
 

@@ -6,7 +6,9 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float64
+from rich.console import Group, RenderableType
 from rich.table import Table
+from rich.text import Text
 
 from tl_distill_floor.display.tables import plain_table
 from tl_distill_floor.results.toy import ToyResult
@@ -14,11 +16,13 @@ from tl_distill_floor.theory.capacity import critical_width
 
 ToyJson = Mapping[str, Any]
 """One configuration, as `tl-floor toy --json` prints it."""
+TOY_NOTE = "reached: mean of the trained models ± standard error; kept: features that a model represents, on average."
+"""Explanation below the floors of one configuration."""
 MIN_WIDTHS_FOR_R2 = 3
 """Fewest floors that R² is computed from."""
 
 
-def toy_table(result: ToyJson) -> Table:
+def toy_table(result: ToyJson) -> RenderableType:
     """Return the reached and the predicted floors of one configuration, in importance-weighted squared error."""
     title = f"{result['n_features']} features, sparsity {result['alpha']:g}"
     title += f", importances i^-{result['slope']:g}" if "slope" in result else ""
@@ -30,7 +34,7 @@ def toy_table(result: ToyJson) -> Table:
         reached = f"{result['reached'][i]:.4g} ± {result['standard_error'][i]:.1g}"
         predicted = (f"{floors[i]:.4g}" for floors in result["predicted"].values())
         table.add_row(str(width), reached, f"{result['kept'][i]:.1f}", *predicted)
-    return table
+    return Group(table, Text(TOY_NOTE))
 
 
 def score_table(results: Sequence[ToyJson]) -> Table:

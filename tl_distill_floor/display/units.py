@@ -11,3 +11,8 @@ LONG_UNIT: dict[CostUnit, str] = {
 """For sentences and axes."""
 STUDENT_LOSS = "KL(teacher ‖ student)"
 """Loss of a student, with its direction."""
+
+
+def loss_with_unit(unit: CostUnit) -> str:
+    """Return the name of a student's loss and its unit, for axes: a divergence with its direction, or an error."""
+    return f"{STUDENT_LOSS}, {LONG_UNIT[unit]}" if unit == "nats" else LONG_UNIT[unit]
