@@ -255,8 +255,12 @@ def test_a_missing_teacher_is_one_sentence_and_the_features_are_shown(forgetful:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["runs/nothing"], "no run at runs/nothing; make one with tl-floor measure --out runs/nothing, or name one of"),
+        (
+            ["runs/nothing"],
+            "no run at runs/nothing; make one with tl-floor measure --out runs/nothing, or name another: ",
+        ),
         (["runs/nothing"], "runs/made"),
+        (["runs/made/floor.json"], "runs/made/floor.json is a file; name the directory of a run, such as runs/made"),
         (["runs/made", "--width", 0], "at least 1 dimension, got 0; try --width"),
         (["runs/made", "--feature", 3, "--width", -4], "at least 1 dimension, got -4"),
         (["runs/made", "--top", 0], "at least 1, got 0; try --top 20"),

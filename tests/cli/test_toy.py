@@ -22,7 +22,7 @@ QUICK = ["--features", "6", "--widths", "1,2", "--seeds", "2", "--steps", "200"]
 def test_prints_predicted_and_reached_floors() -> None:
     result = CliRunner().invoke(app, ["toy", *QUICK])
     assert result.exit_code == 0, result.output
-    for word in ("6 features", "reached", "theorem", "packing law", "independent"):
+    for word in ("6 features", "reached", "standard error", "theorem", "packing law", "independent"):
         assert word in result.stdout
 
 
@@ -40,6 +40,7 @@ def test_rejects_invalid_options(option: str, value: str) -> None:
     result = CliRunner().invoke(app, ["toy", *QUICK, option, value])
     assert result.exit_code == 2
     assert len(result.stderr.splitlines()) == 1
+    assert "--debug" not in result.stderr  # an error of the user's input needs no traceback
 
 
 def test_the_papers_configurations_are_48() -> None:

@@ -186,6 +186,16 @@ def test_a_cache_of_unknown_size_cannot_be_limited(monkeypatch: pytest.MonkeyPat
     assert choose(max_params=10_000).width == 96
 
 
+def test_names_no_upper_bound_if_none_is_known() -> None:
+    message = (
+        "no student of up to 256 dimensions stays below 0.01 with 90 % confidence: at width 256 0.03125 is expected;"
+    )
+    with pytest.raises(InputError, match=message):
+        choose_student(
+            GivenFamily(), Limits(max_loss=0.01), WIDTHS, lambda width: PredictedLoss(8 / width, math.nan, math.nan)
+        )
+
+
 def test_rejects_a_divisor_without_widths() -> None:
     with pytest.raises(InputError, match="a width that is a multiple of 300; set a smaller --divisor"):
         choose_student(GivenFamily(), Limits(max_loss=0.1, divisor=300), [], loss_at)

@@ -61,5 +61,5 @@ def test_a_head_floor_alone_is_planned(floor: FloorPrediction, bridge: Any) -> N
     pilots = choose_pilots(head, bridge, width=16)
     seen = {width: head.expected_at(width).value for width in pilots.widths}
     assert pilots.after == head.expected_at(16, 0.8, seen)
-    with pytest.raises(InputError, match="no student that is narrower than its teacher stays below 1e-06"):
+    with pytest.raises(InputError, match="stays below 1e-06 with 90 % confidence"):
         plan(head, bridge, max_loss=1e-6)

@@ -141,7 +141,7 @@ def test_each_feature_has_its_own_rate() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"alpha": 1.0}, r"inside \(0, 1\), got 1.0"),
+        ({"alpha": 1.0}, r"inside \(0, 1\), such as 0.9, got 1.0"),
         ({"alpha": [0.9, 0.8]}, "one number or 3"),
         ({"widths": [0]}, r"widths must be integers of at least 1, got \[0\]"),
         ({"widths": [1.5]}, "widths must be integers"),

@@ -143,3 +143,13 @@ def test_files_have_the_permissions_of_the_umask(tmp_path: Path, umask: int) -> 
         os.umask(before)
     for path in (file, tmp_path / "directory" / "model.safetensors"):
         assert path.stat().st_mode & 0o777 == 0o666 & ~umask
+
+
+def test_a_file_in_place_of_a_directory_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "floor.json"
+    file.touch()
+    with (
+        pytest.raises(InputError, match=f"{file} is a file; name a directory, such as {tmp_path}$"),
+        lock_directory(file),
+    ):
+        pass

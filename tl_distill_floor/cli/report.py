@@ -42,8 +42,10 @@ def report(
 
     from tl_distill_floor.display.report import write_comparison, write_report
 
-    if compare != (len(runs) > 1):
-        raise InputError(f"{len(runs)} runs given; one makes a report, two or more a comparison with --compare")
+    if compare and len(runs) == 1:
+        raise InputError("a comparison needs two or more runs; name another run, or leave out --compare")
+    if not compare and len(runs) > 1:
+        raise InputError(f"a report is of one run, got {len(runs)}; add --compare to compare them")
     if compare and (width is not None or students is not None or promoted):
         raise InputError(
             "--width, --students and --promoted belong to the report of one run; leave them out with --compare"

@@ -56,6 +56,8 @@ def load_prediction(directory: Path) -> FloorPrediction:
     """
     if not (directory / FLOOR_FILE).is_file() and not holds_head_only(directory):
         runs = sorted(str(file.parent) for file in Path("runs").glob(f"*/{FLOOR_FILE}"))
-        others = f", or name one of {', '.join(runs[:N_LISTED])}" if runs else ""
+        if directory.is_file():
+            raise InputError(f"{directory} is a file; name the directory of a run, such as {directory.parent}")
+        others = f", or name another: {', '.join(runs[:N_LISTED])}" if runs else ""
         raise InputError(f"there is no run at {directory}; make one with tl-floor measure --out {directory}{others}")
     return FloorPrediction.load(directory)

@@ -17,6 +17,7 @@ from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from tl_distill_floor.annotations import ArrayLike, ProgressCallback, WidthsLike
+from tl_distill_floor.errors import InputError
 from tl_distill_floor.predicting.progress import StepCounter
 from tl_distill_floor.results.toy import ToyResult as ToyResult
 from tl_distill_floor.sources.torch_state import neutral_torch_state
@@ -143,7 +144,7 @@ def train(
         ToyResult: `.floor` [width, seed] in importance-weighted squared error, `.kept` [width, seed].
 
     Raises:
-        ValueError: an argument is not valid.
+        InputError: an argument is not valid.
 
     Example:
         >>> from tl_distill_floor import toy
@@ -283,24 +284,24 @@ def _schedule(done: float) -> float:
 def _rates_and_importances(
     n_features: Number, alpha: ArrayLike | Number, importance: ArrayLike | None
 ) -> tuple[Float64[np.ndarray, " feature"], Float64[np.ndarray, " feature"]]:
-    """Return the firing rate and the importance of every feature, or raise a ValueError."""
+    """Return the firing rate and the importance of every feature, or raise an InputError."""
     (n,) = _integers("n_features", np.array([n_features])).tolist()
     sparsity = np.asarray(alpha, dtype=np.float64)
     if sparsity.ndim > 1 or sparsity.shape not in ((), (n,)):
-        raise ValueError(f"alpha must be one number or {n} numbers, one per feature, got shape {sparsity.shape}")
+        raise InputError(f"alpha must be one number or {n} numbers, one per feature, got shape {sparsity.shape}")
     inside = (sparsity > 0) & (sparsity < 1)
     if not inside.all():
         invalid = sparsity if sparsity.ndim == 0 else sparsity[~inside][0]
-        raise ValueError(f"alpha, the sparsity, must be inside (0, 1), got {invalid}")
+        raise InputError(f"alpha, the sparsity, must be inside (0, 1), such as 0.9, got {invalid}")
     weight = 1.0 / np.arange(1, n + 1) if importance is None else np.asarray(importance, dtype=np.float64)
     if weight.shape != (n,) or not np.isfinite(weight).all() or (weight < 0).any() or not weight.any():
-        raise ValueError(f"importance must be {n} finite numbers of at least 0, not all of them 0")
+        raise InputError(f"importance must be {n} finite numbers of at least 0, not all of them 0")
     return 1.0 - np.broadcast_to(sparsity, (n,)), weight
 
 
 def _integers(name: str, values: np.ndarray) -> Int64[np.ndarray, " value"]:
-    """Return the values as integers, or raise a ValueError that names the option."""
+    """Return the values as integers, or raise an InputError that names the option."""
     numbers = np.asarray(values, dtype=np.float64)
     if numbers.ndim != 1 or not numbers.size or not ((numbers >= 1) & (numbers == np.floor(numbers))).all():
-        raise ValueError(f"{name} must be integers of at least 1, got {np.asarray(values).tolist()}")
+        raise InputError(f"{name} must be integers of at least 1, got {np.asarray(values).tolist()}")
     return numbers.astype(np.int64)

@@ -6,7 +6,7 @@ from functools import partial
 
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.results.expected_loss import LossPredictor, expected_loss_at, expected_loss_fit
-from tl_distill_floor.results.head_floor import HeadFloor
+from tl_distill_floor.results.head_floor import HEAD_ADVICE, HeadFloor
 from tl_distill_floor.results.student_loss import StudentLoss
 from tl_distill_floor.theory.capacity import Number
 from tl_distill_floor.theory.regression import PredictedLoss
@@ -44,8 +44,7 @@ class ExpectedCurve:
         """
         if self.head is None or not self.is_in_nats:
             raise InputError(
-                "the loss of a trained student is predicted from costs in nats and the head floor; measure with --cost"
-                " fisher and without --no-head"
+                f"the loss of a trained student is predicted from costs in nats and the head floor; {HEAD_ADVICE}"
             )
         if float(width) >= self.head.d_model:  # the student can be its teacher
             return PredictedLoss(0.0, 0.0, 0.0)

@@ -12,7 +12,7 @@ from tl_distill_floor.results.calibration import Calibration
 from tl_distill_floor.results.expected_curve import ExpectedCurve
 from tl_distill_floor.results.expected_loss import narrowest, upper_bound
 from tl_distill_floor.results.feature_floors import FeatureFloors
-from tl_distill_floor.results.head_floor import HeadFloor
+from tl_distill_floor.results.head_floor import HEAD_ADVICE, HeadFloor
 from tl_distill_floor.results.simulation import Simulation
 from tl_distill_floor.results.student_loss import StudentLoss, as_student_losses, refuse_impossible
 from tl_distill_floor.theory.capacity import Number
@@ -44,7 +44,7 @@ class StudentFloors(FeatureFloors):
             InputError: it was not computed.
         """
         if self.head is None:
-            raise InputError("this prediction has no head floor; measure with a teacher, in nats and with steps")
+            raise InputError(f"this prediction has no head floor; {HEAD_ADVICE}")
         return self.head
 
     @property

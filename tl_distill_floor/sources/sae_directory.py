@@ -183,7 +183,7 @@ def raise_no_known_sae(model_name: str, layer: int | None) -> NoReturn:
     if layer is not None:
         check_layer(model_name, layer)
     layers = sorted({entry.layer for entry in find_saes(model_name) if entry.layer is not None})
-    only = f", only {_name_layers(layers)}; set --layer," if layers else ";"
+    only = f", only {_name_layers(layers)}; set --layer to one of these," if layers else ";"
     train = f"tl-floor train-sae {model_name} --layer {'L' if layer is None else layer}"
     raise InputError(
         f"no SAE is known for {model_name}{_at_layer(layer)}{only} train one with {train}, give one with --sae, or"

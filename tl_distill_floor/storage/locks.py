@@ -29,9 +29,11 @@ def lock_directory(
         shown_as: the path that error messages name; `directory` if None.
 
     Raises:
-        InputError: another process holds the lock, or the directory cannot be written.
+        InputError: another process holds the lock, or the directory is a file or cannot be written.
     """
     named = shown_as or directory
+    if directory.is_file():
+        raise InputError(f"{named} is a file; name a directory, such as {named.parent}")
     created: list[Path] = []
     try:
         with report_io_errors(named, advice):

@@ -240,9 +240,10 @@ def _narrowest(
             " --max-loss, or use another teacher"
         )
     width, loss = min(losses.items(), key=lambda item: item[1].value)
+    at_most = "" if math.isnan(loss.high) else f", at most {loss.high:.4g}"
     raise InputError(
-        f"no student that is narrower than its teacher stays below {limits.max_loss:g} with 90 % confidence: at width"
-        f" {width:,} {loss.value:.4g} is expected, at most {loss.high:.4g}; raise --max-loss"
+        f"no student of up to {widths[-1]:,} dimensions stays below {limits.max_loss:g} with 90 % confidence: at width"
+        f" {width:,} {loss.value:.4g} is expected{at_most}; raise --max-loss"
     )
 
 
