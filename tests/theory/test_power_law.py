@@ -186,6 +186,16 @@ def test_slope_has_an_interval_without_a_cliff() -> None:
     assert np.isnan(law.cliff_interval).all()
 
 
+def test_a_cliff_that_most_resamples_lack_has_no_interval() -> None:
+    """A bend needs 20 features, and each of 4 blocks has 6 of the 24: only 9 % of the resamples have all blocks."""
+    cost = broken_power_law(24, 12, 0.1, 8.0)
+    blocks = np.stack([cost * (np.arange(24) % 4 == block) for block in range(4)])
+    law = power_law_of(stats_of(None, blocks=(np.full(4, 100), (blocks > 0).astype(int), blocks)))
+    assert law is not None
+    assert law.cliff is not None
+    assert np.isnan([*law.slope_interval, *law.cliff_interval]).all()
+
+
 def test_more_text_gives_a_narrower_interval() -> None:
     few, many = (power_law_of_blocks(broken_power_law(400, 80, 0.8, 3.0), n, 0) for n in (8, 64))
     assert few is not None

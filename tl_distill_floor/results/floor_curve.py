@@ -197,7 +197,7 @@ class FloorCurve:
         at_nearest = independent_at(nearest)
         if at_nearest <= 0:
             return 0.0
-        return independent_at(width) * (floor / at_nearest) ** min(float(width) / nearest, 1.0)
+        return float(independent_at(width) * (floor / at_nearest) ** min(float(width) / nearest, 1.0))
 
     @cached_property
     def _costs_and_rates(self) -> tuple[Float64[np.ndarray, " feature"], Float64[np.ndarray, " feature"]]:

@@ -145,7 +145,8 @@ def power_law_with_intervals(
     """Fit the power law of the alive features' costs, with 95 % intervals from a bootstrap over blocks of the text.
 
     An interval is symmetric around the measured value (in log rank for the cliff), as wide as the spread of the
-    resampled values says. It is (NaN, NaN) if there is only one block.
+    resampled values says. It is (NaN, NaN) if there is only one block, or if the costs of most resamples do not have
+    what the fit has.
 
     Args:
         cost: [feature] costs in any one unit; features of cost 0 are left out, so it is 0 for those that are not alive.
@@ -176,11 +177,14 @@ def power_law_with_intervals(
     if len(counts) < 2:
         return law
     fits = _fit_straight(profiles, counts) if law.cliff is None else _fit_bent(profiles, counts)
-    margin = float(margin_95(fits.slope[np.isfinite(fits.slope)], len(block_cost)))
+    has_fit = np.isfinite(fits.slope)
+    if 2 * has_fit.sum() < len(resamples):
+        return law
+    margin = float(margin_95(fits.slope[has_fit], len(block_cost)))
     slope_interval = (max(law.slope - margin, 0.0), law.slope + margin)
     if law.cliff is None:
         return dataclasses.replace(law, slope_interval=slope_interval)
-    factor = math.exp(margin_95(fits.log_cliff[np.isfinite(fits.log_cliff)], len(block_cost)))
+    factor = math.exp(margin_95(fits.log_cliff[has_fit], len(block_cost)))
     cliff_interval = (max(law.cliff / factor, 1.0), min(law.cliff * factor, float((cost > 0).sum())))
     return dataclasses.replace(law, slope_interval=slope_interval, cliff_interval=cliff_interval)
 
@@ -275,7 +279,7 @@ def _resampled_profiles(
     block_firing_count: Int[np.ndarray, "block feature"],
     min_count: int,
     resamples: Int64[np.ndarray, "resample block"],
-) -> tuple[Float64[np.ndarray, "resample point"], Int64[np.ndarray, " resample"]]:
+) -> tuple[Float64[np.ndarray, "kept point"], Int64[np.ndarray, " kept"]]:
     """Return (profiles, numbers of features) of the resamples that have enough features with a cost."""
     times, profiles, counts = resamples.astype(np.float64), [], []
     resamples_per_part = max(1, min(RESAMPLES_PER_PART, COSTS_PER_PART // len(has_cost)))
