@@ -1,6 +1,7 @@
 """`head_floor`: estimate the least loss of any student of a width, from the rank of its logits; no SAE is needed."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -26,7 +27,7 @@ from tl_distill_floor.predicting.low_rank_head import (
     set_lr,
     train_step,
 )
-from tl_distill_floor.predicting.processor import product_dtype
+from tl_distill_floor.predicting.processor import ForEach, product_dtype, threads_for
 from tl_distill_floor.predicting.progress import ProgressBarFactory, no_progress_bar
 from tl_distill_floor.results.head_floor import HeadFloor
 from tl_distill_floor.results.tail_loss import ratio_standard_error
@@ -44,6 +45,9 @@ MIN_HELDOUT_TOKENS, MAX_HELDOUT_LOGITS = 1024, 2**27
 TOKENS_PER_STEP, MIN_USES_OF_TOKEN = 1024, 2
 """Tokens of a training step, and how often each token is trained on at least. Reading more text takes time, and does
 not lower the loss."""
+MAX_PARALLEL_WEIGHTS = 2**22
+"""Weights of the widest logits up to which several widths are trained at the same time, each in a thread. All threads
+share the work on larger ones, which take more memory."""
 SHARE_TOKENS = 4096
 """Training tokens that the known share is computed from, at most."""
 TOKENS_PER_HALF_TOKEN = 4
@@ -222,41 +226,44 @@ def _train_and_evaluate(
     first = some_tokens(tokens.train, TOKENS_PER_STEP).float()
     optimizers = [low_rank.optimizer(_encoded_loss(tokens.head, directions, low_rank, first)) for low_rank in heads]
     directions = directions.without_decoder()  # the weights of the logits are copies of it
-    dtype = product_dtype(tokens.train.device)
+    dtype, device = product_dtype(tokens.train.device), tokens.train.device
+    # The widest first, so that no thread is left with it at the end.
+    trained = sorted(zip(heads, optimizers, strict=True), key=lambda pair: -pair[0].decode.shape[1])
+    n_parallel = len(widths) if max(widths) * len(tokens.head.weight) <= MAX_PARALLEL_WEIGHTS else 1
     random = torch.Generator().manual_seed(seed)
     order = torch.empty(0, dtype=torch.long)
     n_halves = [steps // 2, steps - steps // 2]
     done = 0
-    for n_steps, best, every in zip(n_halves, (losses.half, losses.best), (TOKENS_PER_HALF_TOKEN, 1), strict=True):
-        for step in range(n_steps):
-            if len(order) < TOKENS_PER_STEP:
-                order = torch.cat([order, torch.randperm(len(tokens.train), generator=random)])
-            chosen, order = order[:TOKENS_PER_STEP], order[TOKENS_PER_STEP:]
-            for optimizer in optimizers:
-                set_lr(optimizer, step, n_steps)
-            _train_step_of_all(tokens, directions, heads, optimizers, chosen, dtype)
-            done += 1
-            if progress:
-                progress(done, steps)
-        for i, low_rank in enumerate(heads):
-            _evaluate(tokens, directions, low_rank, best[i], losses.encoded[i], every, dtype)
+    with threads_for(n_parallel, device) as for_each:
+        for n_steps, best, every in zip(n_halves, (losses.half, losses.best), (TOKENS_PER_HALF_TOKEN, 1), strict=True):
+            for step in range(n_steps):
+                if len(order) < TOKENS_PER_STEP:
+                    order = torch.cat([order, torch.randperm(len(tokens.train), generator=random)])
+                chosen, order = order[:TOKENS_PER_STEP], order[TOKENS_PER_STEP:]
+                for optimizer in optimizers:
+                    set_lr(optimizer, step, n_steps)
+                _train_step_of_all(tokens, directions, trained, chosen, dtype, for_each)
+                done += 1
+                if progress:
+                    progress(done, steps)
+            evaluated = [(low_rank, best[i], losses.encoded[i]) for i, low_rank in enumerate(heads)]
+            for_each(partial(_evaluate, tokens, directions, every, dtype), evaluated[::-1])
     return losses
 
 
 def _train_step_of_all(
     tokens: HeadTokens,
     directions: PrincipalDirections,
-    heads: Sequence[LowRankHead],
-    optimizers: Sequence[torch.optim.Optimizer],
+    trained: Sequence[tuple[LowRankHead, torch.optim.Optimizer]],
     chosen: Int64[Tensor, " token"],
     dtype: torch.dtype,
+    for_each: ForEach,
 ) -> None:
     """Take an optimizer step with the logits of every width, on the same training tokens."""
     hidden = tokens.train[chosen.to(tokens.train.device)].float()
     p = tokens.head.probabilities(hidden, dtype)
     coordinates = directions.coordinates(hidden)
-    for low_rank, optimizer in zip(heads, optimizers, strict=True):
-        train_step(low_rank, optimizer, coordinates, p, dtype)
+    for_each(lambda pair: train_step(*pair, coordinates, p, dtype), trained)
 
 
 @torch.no_grad()
@@ -275,13 +282,20 @@ def _encoded_loss(
 def _evaluate(
     tokens: HeadTokens,
     directions: PrincipalDirections,
-    low_rank: LowRankHead,
-    best: Float[np.ndarray, " token"],
-    encoded: Float[np.ndarray, " token"],
     every: int,
     dtype: torch.dtype,
+    evaluated: tuple[LowRankHead, Float64[np.ndarray, " token"], Float64[np.ndarray, " token"]],
 ) -> None:
-    """Write the losses of every n-th held-out token, with the best z and with the encoder's."""
+    """Write the losses of every n-th held-out token, with the best z and with the encoder's.
+
+    Args:
+        tokens: the last hidden states.
+        directions: their principal directions.
+        every: tokens of which one is evaluated.
+        dtype: dtype of the products with the Hessian.
+        evaluated: the logits, and the arrays that the losses with the best z and with the encoder's are written to.
+    """
+    low_rank, best, encoded = evaluated
     size = tokens_per_chunk(len(tokens.head.weight), tokens.heldout.device)
     for first in range(0, len(tokens.heldout), size * every):
         rows = slice(first, first + size * every, every)

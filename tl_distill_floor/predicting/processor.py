@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
 
@@ -12,6 +12,7 @@ BF16_UNITS = ("amx_bf16", "avx512_bf16")
 """Capabilities of a CPU that make matrix products in bf16 faster than in fp32, by torch's names."""
 
 
+@runtime_checkable
 class ForEach(Protocol):
     """A function that calls another one on each of several items."""
 
