@@ -1,5 +1,6 @@
 """Costs in nats, compared with central differences, closed forms and forward passes with plain hooks."""
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,15 @@ def test_fisher_matches_closed_form_of_linear_model(sae: Any, ids: Tensor) -> No
     costly = expected > 1e-3 * expected.max()
     np.testing.assert_allclose(cost[costly], expected[costly], rtol=0.2)
     assert np.median(np.abs(cost[costly] / expected[costly] - 1)) < 0.03
+
+
+@pytest.mark.parametrize("cost", ["energy", "fisher", "ablation"])
+def test_a_hook_point_that_is_left_out_is_named_with_its_flag(cost: Any, bridge: Any, sae: Any, ids: Tensor) -> None:
+    unknown = copy.deepcopy(sae)
+    unknown.cfg.metadata.hook_name = None
+    for point, advice in (("hook_mlp_in", r"call model\.set_use_hook_mlp_in\(True\)"), ("attn.qkv.hook_out", "name")):
+        with pytest.raises(InputError, match=f"does not reach blocks.1.{point}; {advice}"):
+            measure(bridge, unknown, ids, hook_name=f"blocks.1.{point}", cost=cost)
 
 
 @pytest.mark.parametrize("model_class", ["HookedTransformer", "HookedSAETransformer", "SAETransformerBridge"])

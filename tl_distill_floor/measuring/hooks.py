@@ -4,7 +4,7 @@ Every function restores the model: hooks are removed, and modes and `requires_gr
 """
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any, NamedTuple
@@ -30,6 +30,10 @@ ALIASES = {
 POST_NORM = {"hook_mlp_out": "ln2_post.hook_out", "hook_attn_out": "ln1_post.hook_out"}
 START, MIDDLE, END = "hook_resid_pre", "hook_resid_mid", "hook_resid_post"
 """Points of the residual stream within a block."""
+FLAGS = dict.fromkeys(("hook_q_input", "hook_k_input", "hook_v_input"), "use_split_qkv_input") | {
+    "hook_mlp_in": "use_hook_mlp_in", "hook_attn_in": "use_attn_in", "hook_result": "use_attn_result"
+}  # fmt: skip
+"""Flags of a model without which TransformerLens leaves out hook points, by the end of their names."""
 MAX_ROUNDING = 0.05
 """Largest error of a block's output, as a share of the change in its middle, that may be rounding in half precision."""
 OTHER_NAME = ALIASES | {bridge: hooked for hooked, bridge in ALIASES.items()}
@@ -120,7 +124,7 @@ def activation_reader(
                 model(tokens)
         except _StopForwardError:
             return [captured[name] for name in hook_names]
-        raise _not_reached(hook_names, captured)
+        raise not_reached(hook_names, captured)
 
     with eval_mode(model), forward_hooks(model, hook_names, capture):
         yield read
@@ -164,7 +168,7 @@ def differentiable_forward(
         with torch.enable_grad():
             logits = forward_logits(model, tokens)
         if len(captured) < len(set(hook_names)):
-            raise _not_reached(hook_names, captured)
+            raise not_reached(hook_names, captured)
         return DifferentiableOutput(logits, [captured.pop(name) for name in dict.fromkeys(hook_names)])
 
     with eval_mode(model), frozen_weights(model), replacing_hooks(model, hook_names, capture, differentiable=True):
@@ -286,7 +290,7 @@ def _end_of_skipped_part(model: HookedModel, hook_name: str) -> str | None:
         with forward_hooks(model, [start, hook_name, end], hook), forward_errors(model):
             model(ids)
         if len(seen) < 3:
-            raise _not_reached([start, hook_name, end], seen)
+            raise not_reached([start, hook_name, end], seen)
         return seen[hook_name], seen[end]
 
     middle, _ = run(start, lambda stream: stream)
@@ -381,7 +385,14 @@ def residual_points(model: HookedModel) -> list[str]:
     ]
 
 
-def _not_reached(hook_names: Sequence[str], captured: dict[str, Tensor]) -> InputError:
-    """Return the error for hook points that a forward pass did not reach."""
-    missing = ", ".join(name for name in hook_names if name not in captured)
-    return InputError(f"the forward pass does not reach {missing}; name another hook point")
+def not_reached(hook_names: Sequence[str], captured: Mapping[str, Tensor]) -> InputError:
+    """Return the error for hook points that a forward pass did not reach.
+
+    Args:
+        hook_names: hook points.
+        captured: what was captured at those that it reached.
+    """
+    missing = [name for name in hook_names if name not in captured]
+    setters = {f"model.set_{flag}(True)" for name in missing for end, flag in FLAGS.items() if name.endswith(end)}
+    advice = f"call {' and '.join(sorted(setters))}" if setters else "name another hook point"
+    return InputError(f"the forward pass does not reach {', '.join(missing)}; {advice}")

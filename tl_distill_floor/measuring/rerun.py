@@ -10,7 +10,7 @@ from jaxtyping import Float, Int, Int64
 from torch import Tensor, nn
 
 from tl_distill_floor.annotations import HookedModel
-from tl_distill_floor.measuring.hooks import eval_mode, forward_logits, get_hook_point, replacing_hooks
+from tl_distill_floor.measuring.hooks import eval_mode, forward_logits, get_hook_point, not_reached, replacing_hooks
 
 Positions: TypeAlias = slice | Int64[Tensor, " some_position"]
 """Some positions of every sequence."""
@@ -33,7 +33,7 @@ class Rerunner:
             model: a HookedTransformer or a TransformerBridge.
             hook_name: the hook point.
         """
-        self._model = model
+        self._model, self._hook_name = model, hook_name
         match = re.fullmatch(r"blocks\.(\d+)\.(.+)", hook_name)
         # The blocks up to that of the hook point.
         self._blocks: list[nn.Module] = list(getattr(model, "blocks", ()))[: int(match[1]) + 1] if match else []
@@ -53,11 +53,13 @@ class Rerunner:
         """Run a batch, store its logits in `logits`, and return the activation at the hook point.
 
         Raises:
-            InputError: the model returns no logits.
+            InputError: the model returns no logits, or the forward pass does not reach the hook point.
         """
         self._captured.clear()
         self._tokens = tokens
         self.logits = forward_logits(self._model, tokens)
+        if not self._captured:
+            raise not_reached([self._hook_name], {})
         return self.activation
 
     @torch.no_grad()
