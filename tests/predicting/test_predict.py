@@ -2,18 +2,23 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from torch import Tensor
 
+from tests.helpers.models import WIDTH
+from tests.helpers.saes import tiny_sae
 from tests.helpers.type_checks import without_type_checks
-from tl_distill_floor import InputError, lost_features, one_feature, predict_floor
+from tl_distill_floor import FloorPrediction, InputError, load_teacher, lost_features, one_feature, predict_floor
 from tl_distill_floor.annotations import ProgressCallback
 from tl_distill_floor.measuring.config import MeasureConfig
 from tl_distill_floor.predicting.config import PredictConfig
 from tl_distill_floor.predicting.floors import floor_from_stats
+from tl_distill_floor.predicting.measured_floors import HALF_PRECISION_WARNING
 from tl_distill_floor.predicting.predict import predict_floors
 
 
@@ -96,6 +101,35 @@ def test_a_prediction_matches_the_prediction_from_its_own_parts(bridge: Any, sae
     for name in ("theorem", "independent", "feature_floor", "sampling_interval"):
         np.testing.assert_array_equal(getattr(floor, name), getattr(computed, name))
     assert floor.warnings == computed.warnings
+
+
+def test_an_activation_of_another_width_is_not_the_students_width(
+    bridge: Any, sae: Any, ids: Tensor, tmp_path: Path
+) -> None:
+    """The MLP has twice as many hidden units as the teacher has dimensions."""
+    of_mlp = tiny_sae(d_in=2 * WIDTH, metadata={"hook_name": "blocks.1.mlp.hook_post"})
+    few = PredictConfig(steps=20)
+    floors = predict_floors(bridge, [of_mlp, sae], ids, predicting=few, measuring=MeasureConfig(force=True))
+    for floor in floors:
+        assert (floor.d_model, floor.widths[-1]) == (WIDTH, WIDTH)
+    floor = floors[0]
+    assert floor.stats.d_model == 2 * WIDTH
+    assert floor.teacher_floor == floor.floor_at(2 * WIDTH)
+    from_head = FloorPrediction.from_head(floor.head_floor).expected
+    np.testing.assert_array_equal(floor.expected, from_head)
+    assert [f._expected.predictor for f in floors] == ["encoded", "encoded and simulated"]
+    assert ["has 48 dimensions, and the teacher 24" in "".join(f.warnings) for f in floors] == [True, False]
+    floor.save(tmp_path)
+    np.testing.assert_array_equal(FloorPrediction.load(tmp_path).expected, from_head)
+
+
+@pytest.mark.parametrize(("dtype", "is_rounded"), [(torch.float64, False), (torch.float16, True)])
+def test_only_half_precision_rounds_logits(
+    dtype: torch.dtype, is_rounded: bool, teacher_dir: Path, sae: Any, ids: Tensor
+) -> None:
+    model = load_teacher(teacher_dir).model.to(dtype)  # type: ignore[attr-defined]
+    floor = predict_floor(model, sae, ids, steps=0, head=False, force=True)
+    assert (HALF_PRECISION_WARNING in floor.warnings) == is_rounded
 
 
 def test_lost_features_have_defaults(bridge: Any, sae: Any, ids: Tensor) -> None:

@@ -78,7 +78,7 @@ def floor_figure(floor: FeatureFloorPrediction) -> go.Figure:
     lowest = SMALLEST_SHOWN_SHARE * highest
     _add_feature_floors(figure, floor, lowest)
     if floor.expected is not None:
-        narrower = [width for width in floor.widths.tolist() if width < floor.stats.d_model]
+        narrower = [width for width in floor.widths.tolist() if width < floor.d_model]
         expected = [floor.expected_at(width, SHOWN_LEVEL) for width in narrower]
         add_expected(figure, narrower, expected)
         highest = max([highest, *(loss.high for loss in expected)])
@@ -90,7 +90,7 @@ def floor_figure(floor: FeatureFloorPrediction) -> go.Figure:
         annotation_text=f"d* = {floor.critical_width:.0f}",
         annotation_position="top right",
     )
-    figure.add_vline(floor.stats.d_model, line_dash="dot", annotation_text="teacher", annotation_position="top left")
+    figure.add_vline(floor.d_model, line_dash="dot", annotation_text="teacher", annotation_position="top left")
     title = f"Predicted loss of students of {escape_markup(floor.stats.model_name)}"
     apply_style(figure, title, "student width (dimensions)", loss_with_unit(floor.unit))
     return add_loss_axis_switch(figure, lowest, highest)
@@ -187,8 +187,8 @@ def critical_widths_figure(floors: Sequence[FeatureFloorPrediction], labels: Seq
         line={"color": COLOURS["simulated"]},
         name="d*",
     )
-    if len({floor.stats.d_model for floor in floors}) == 1:
-        figure.add_hline(floors[0].stats.d_model, line_dash="dot", annotation_text="teacher's width")
+    if len({floor.d_model for floor in floors}) == 1:
+        figure.add_hline(floors[0].d_model, line_dash="dot", annotation_text="teacher's width")
     figure.update_yaxes(rangemode="tozero")
     teachers = ", ".join(dict.fromkeys(floor.stats.model_name for floor in floors))
     return apply_style(figure, f"Critical width of {escape_markup(teachers)}", "", "d* (dimensions)")

@@ -160,11 +160,12 @@ def _features(floor: FeatureFloorPrediction) -> Table:
 def _explanation(floor: FeatureFloorPrediction) -> str:
     stats = floor.stats
     needed = math.ceil(floor.critical_width)
+    own_width = "the teacher's own width" if stats.d_model == stats.width else "the width of the activation"
     represents = "represents" if needed <= stats.d_model else "would represent"
     predictor = "independent" if floor.simulated is None else "simulated"
     sentences = [
         f"The feature floor is {predictor}; the sampling interval and the kept features refer to it.",
-        f"At the teacher's own width, {stats.d_model:,}, it is {floor.teacher_floor:.4g}.",
+        f"At {own_width}, {stats.d_model:,}, it is {floor.teacher_floor:.4g}.",
         f"By Theorem 1, a student of {needed:,} dimensions {represents} every feature.",
     ]
     if floor.simulated is not None:

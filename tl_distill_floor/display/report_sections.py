@@ -150,7 +150,7 @@ def report_summary(parts: RunParts) -> str:
         loss = floor.expected_at(width, SHOWN_LEVEL)
         expected = f"is expected to lose {loss.value:.3g} (80 %: {loss.low:.3g} to {loss.high:.3g}) {LONG_UNIT['nats']}"
     sentences = [
-        f"A student of {stats.model_name} that is {width:,} of {stats.d_model:,} dimensions wide {expected}, and"
+        f"A student of {stats.model_name} that is {width:,} of {floor.d_model:,} dimensions wide {expected}, and"
         f" {len(floor.lost(width)):,} of {floor.n_features:,} features.",
         f"The critical width, which by Theorem 1 represents every feature, is {floor.critical_width:,.0f} dimensions.",
     ]

@@ -117,6 +117,7 @@ class MeasurementJob:
             "sae_name": source.name,
             "text_name": self.stream.text.name,
             "d_model": int(source.sae.cfg.d_in),
+            "teacher_width": None if self.teacher is None else int(self.model.cfg.d_model),
             "expected_l0": source.expected_l0,
             "neuronpedia_id": source.neuronpedia_id,
             "settings": self.settings | {"sae": attached.digest},
@@ -145,6 +146,12 @@ class MeasurementJob:
             warnings.append(
                 f"the SAE has hooks at {hooked}, which may change its codes; remove them with"
                 " sae.reset_hooks(including_permanent=True)"
+            )
+        if teacher and (width := int(teacher.model.cfg.d_model)) != source.sae.cfg.d_in:
+            warnings.append(
+                f"{attached.hook_name} has {source.sae.cfg.d_in:,} dimensions, and the teacher {width:,}: a feature"
+                " floor is that of a bottleneck of so many dimensions there, not that of a student of this width, and"
+                " what trained students are expected to lose is not predicted from it"
             )
         if source.context_size and self.stream.context_size > source.context_size:
             warnings.append(

@@ -74,7 +74,7 @@ def floor_from_stats(
         >>> stats = measure("tiny-prose")  # doctest: +SKIP
         >>> floor_from_stats(stats, widths=[16, 64]).feature_floor  # doctest: +SKIP
     """
-    sizes = student_widths(widths, stats.d_model)
+    sizes = student_widths(widths, stats.width)
     min_count, seed = as_integer("min_count", min_count, 1), as_integer("seed", seed, 0)
     n_bootstrap = as_integer("n_bootstrap", n_bootstrap, 1)
     alive = check_alive(stats, min_count)

@@ -56,7 +56,7 @@ def predict_measured(
     Raises:
         InputError: see `floor_from_stats`.
     """
-    sizes = student_widths(widths, stats.d_model)
+    sizes = student_widths(widths, stats.width)
     check_alive(stats, predicting.min_count)
     with make_bar("steps", "simulating") as progress:
         trained, training_warnings = train_if_possible(
@@ -70,7 +70,7 @@ def predict_measured(
         )
     tail, restored_loss = None, None
     if stats.cost_unit == "nats" and job.teacher is not None:
-        if next(job.model.parameters()).dtype != torch.float32:
+        if torch.finfo(next(job.model.parameters()).dtype).bits < 32:
             stats = dataclasses.replace(stats, warnings=(*stats.warnings, HALF_PRECISION_WARNING))
         sequences = held_out_sequences(stats, predicting.seed)
         with make_bar("sequences", "removing features") as progress:

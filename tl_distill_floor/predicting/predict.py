@@ -221,8 +221,6 @@ def predict_floors(
     make_bar = progress_bar or no_progress_bar
     with make_bar("tokens", "measuring") as measuring_progress:
         job = prepare_job(model, saes, text, loading, layers=layers, hook_name=hook_name)
-        if sizes is None and len({int(attached.sae.cfg.d_in) for attached in job.saes}) > 1:
-            raise InputError("the SAEs read activations of different widths; name the students' widths with --widths")
         all_stats = measure_job(
             job,
             measuring,

@@ -48,7 +48,7 @@ class FeatureFloors(Displayable):
 
     @property
     def teacher_floor(self) -> float:
-        """Feature floor at the teacher's own width, in `unit`; above 0 if the teacher itself uses superposition."""
+        """Feature floor at the width of the teacher's activation, in `unit`; above 0 if it uses superposition."""
         return self.floor_at(self._curve.stats.d_model)
 
     @property

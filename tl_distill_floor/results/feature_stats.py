@@ -143,6 +143,8 @@ class FeatureStats(Displayable):
     """Digest of the token ids that were read, see `digest_sequences`; 0 if it is not known."""
     neuronpedia_id: str | None = None
     """The SAE's identifier on Neuronpedia, such as "gpt2-small/8-res-jb"; None if not known."""
+    teacher_width: int | None = None
+    """Width of the teacher, which may differ from `d_model`; None in older files, and for cached activations."""
 
     def __post_init__(self) -> None:
         n = len(self.firing_count)
@@ -174,6 +176,11 @@ class FeatureStats(Displayable):
             identity: the fields that say what was measured, `decoder_norm` and `cost_unit`.
         """
         return cls(**identity, **_sum_fields(sums, blocks))
+
+    @property
+    def width(self) -> int:
+        """Width of the teacher; that of its activation if it is not known."""
+        return self.teacher_width or self.d_model
 
     @property
     def sums(self) -> FeatureSums:

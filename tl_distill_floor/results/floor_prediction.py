@@ -101,7 +101,7 @@ class FloorPrediction(StudentFloors):
     @property
     def d_model(self) -> int:
         """Width of the teacher, in dimensions."""
-        return self.head_floor.d_model if self.stats is None else self.stats.d_model
+        return self.head_floor.d_model if self.stats is None else self.stats.width
 
     @property
     def unit(self) -> CostUnit:

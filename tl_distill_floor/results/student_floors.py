@@ -12,6 +12,7 @@ from tl_distill_floor.results.calibration import Calibration
 from tl_distill_floor.results.expected_curve import ExpectedCurve
 from tl_distill_floor.results.expected_loss import narrowest, upper_bound
 from tl_distill_floor.results.feature_floors import FeatureFloors
+from tl_distill_floor.results.feature_stats import FeatureStats
 from tl_distill_floor.results.head_floor import HEAD_ADVICE, HeadFloor
 from tl_distill_floor.results.simulation import Simulation
 from tl_distill_floor.results.student_loss import StudentLoss, as_student_losses, refuse_impossible
@@ -23,6 +24,7 @@ class StudentFloors(FeatureFloors):
     """The part of a `FloorPrediction` that says what trained students lose: bound, expected and calibrated loss."""
 
     head: HeadFloor | None
+    stats: FeatureStats | None
     calibration: Calibration | None
     simulation: Simulation | None
 
@@ -192,6 +194,8 @@ class StudentFloors(FeatureFloors):
 
     @cached_property
     def _expected(self) -> ExpectedCurve:
-        """Expected losses at any width."""
-        simulated_at = None if self.simulation is None else self.floor_at
+        """Expected losses at any width. Simulated floors of an activation with another width are not those of students
+        as wide."""
+        is_of_students = self.stats is not None and self.stats.d_model == self.stats.width
+        simulated_at = self.floor_at if self.simulation is not None and is_of_students else None
         return ExpectedCurve(self.head, simulated_at, self.unit == "nats")
