@@ -84,6 +84,13 @@ def test_a_prediction_has_them_for_the_features_that_are_shown_by_default(
         assert [feature.promoted for feature in shown] == [of_all[feature.feature] for feature in shown]
 
 
+def test_features_may_be_a_mask(floor: FloorPrediction, bridge: Any, sae: Any) -> None:
+    kept = floor.kept(8)
+    completed = add_promoted_tokens(floor, kept, bridge, sae).promoted
+    assert completed is not None
+    assert set(np.flatnonzero(kept).tolist()) <= set(completed.tokens)
+
+
 def test_adds_only_the_missing_features(
     floor: FloorPrediction, bridge: Any, sae: Any, tokenizer: Any, products: list[int]
 ) -> None:

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tl_distill_floor.annotations import HookedModel, SaeLike, TeacherLike
@@ -20,7 +20,7 @@ from tl_distill_floor.sources.torch_state import neutral_torch_state
 @neutral_torch_state()
 def add_promoted_tokens(
     floor: FloorPrediction,
-    features: Int[np.ndarray, " feature"] | Sequence[int],
+    features: Int[np.ndarray, " feature"] | Bool[np.ndarray, " feature"] | Sequence[int],
     teacher: TeacherLike | None = None,
     sae: SaeLike | None = None,
     *,
@@ -33,7 +33,7 @@ def add_promoted_tokens(
 
     Args:
         floor: a prediction.
-        features: [feature] indices in the SAE.
+        features: [feature] indices in the SAE, or a mask as `kept` returns it.
         teacher: the teacher that was measured; see `load_teacher`. Loaded by the name in `floor` if None.
         sae: the SAE that was measured; see `load_sae`. Loaded by the name in `floor` if None.
         device: torch device of what is loaded here.
@@ -52,7 +52,8 @@ def add_promoted_tokens(
     """
     floor = floor.with_features()
     stats, n = floor.stats, len(floor.stats.firing_count)
-    wanted = [int(feature) for feature in features]
+    is_mask = isinstance(features, np.ndarray) and features.dtype == bool
+    wanted = [int(feature) for feature in (np.flatnonzero(features) if is_mask else features)]
     if wanted and not 0 <= min(wanted) <= max(wanted) < n:
         outside = next(feature for feature in wanted if not 0 <= feature < n)
         raise InputError(f"the SAE has features 0 to {n - 1}, got {outside}; floor.lost(width) lists some")
