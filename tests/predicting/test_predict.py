@@ -1,5 +1,6 @@
 """Tests of `predict_floor`: invalid options are rejected before anything is loaded; stages have progress bars."""
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -130,6 +131,18 @@ def test_only_half_precision_rounds_logits(
     model = load_teacher(teacher_dir).model.to(dtype)  # type: ignore[attr-defined]
     floor = predict_floor(model, sae, ids, steps=0, head=False, force=True)
     assert (HALF_PRECISION_WARNING in floor.warnings) == is_rounded
+
+
+def test_a_teacher_without_all_of_its_layers_is_named(teacher_dir: Path, sae: Any, ids: Tensor, tmp_path: Path) -> None:
+    """As `first_n_layers` of TransformerLens loads it."""
+    (tmp_path / "config.json").write_text(json.dumps({"num_hidden_layers": 12}))
+    model = load_teacher(teacher_dir).model
+    model.cfg.model_name = str(tmp_path)
+    floor = predict_floor(model, sae, ids, steps=20)
+    named = [warning for warning in floor.warnings if f"has 3 of the 12 layers of {tmp_path}" in warning]
+    assert len(named) == 1
+    assert named[0] in floor.head_floor.warnings
+    assert not any("layers" in warning for warning in predict_floor(model, sae, ids, cost="energy", steps=0).warnings)
 
 
 def test_lost_features_have_defaults(bridge: Any, sae: Any, ids: Tensor) -> None:

@@ -20,7 +20,7 @@ from tl_distill_floor.measuring.token_stream import CachedActivationStream, Toke
 from tl_distill_floor.results.teacher_fingerprint import TeacherFingerprint
 from tl_distill_floor.sources.context_lengths import teacher_context
 from tl_distill_floor.sources.devices import check_device, main_device
-from tl_distill_floor.sources.model_names import lookup_name, same_model
+from tl_distill_floor.sources.model_names import lookup_name, same_model, warn_of_missing_layers
 from tl_distill_floor.sources.packing import packing_of
 from tl_distill_floor.sources.saes import SaeSource, load_sae, sae_digest
 from tl_distill_floor.sources.teachers import (
@@ -147,6 +147,8 @@ class MeasurementJob:
                 f"the SAE has hooks at {hooked}, which may change its codes; remove them with"
                 " sae.reset_hooks(including_permanent=True)"
             )
+        if teacher and self.settings.get("cost") != "energy":
+            warnings += warn_of_missing_layers(teacher.model, teacher.name)
         if teacher and (width := int(teacher.model.cfg.d_model)) != source.sae.cfg.d_in:
             warnings.append(
                 f"{attached.hook_name} has {source.sae.cfg.d_in:,} dimensions, and the teacher {width:,}: a feature"

@@ -32,6 +32,7 @@ from tl_distill_floor.predicting.progress import ProgressBarFactory, no_progress
 from tl_distill_floor.results.head_floor import HeadFloor
 from tl_distill_floor.results.tail_loss import ratio_standard_error
 from tl_distill_floor.sources.devices import check_device, main_device
+from tl_distill_floor.sources.model_names import warn_of_missing_layers
 from tl_distill_floor.sources.process_memory import return_freed_memory
 from tl_distill_floor.sources.teachers import choose_context_size, load_teacher
 from tl_distill_floor.sources.torch_state import neutral_torch_state
@@ -339,7 +340,11 @@ def _result(
         n_train_tokens=len(tokens.train),
         n_heldout_tokens=len(tokens.heldout),
         settings=settings | {"context_size": stream.context_size, "text": stream.text.fingerprint},
-        warnings=(*stream.teacher.warnings, *_warnings(widths[: len(floor)], floor, gain, len(tokens.train))),
+        warnings=(
+            *stream.teacher.warnings,
+            *warn_of_missing_layers(stream.teacher.model, stream.teacher.name),
+            *_warnings(widths[: len(floor)], floor, gain, len(tokens.train)),
+        ),
     )
 
 

@@ -267,7 +267,8 @@ def _predict_measured_saes(
         )
         for attached, stats in zip(job.saes, all_stats, strict=True)
     ]
-    return [dataclasses.replace(f, head=head, warnings=(*f.warnings, *head_warnings)) for f in floors]
+    warnings = [tuple(dict.fromkeys([*floor.warnings, *head_warnings])) for floor in floors]
+    return [dataclasses.replace(floor, head=head, warnings=w) for floor, w in zip(floors, warnings, strict=True)]
 
 
 def _unfinished(

@@ -113,6 +113,22 @@ def find_n_layers(name: str) -> int | None:
         return None
 
 
+def warn_of_missing_layers(model: HookedModel, name: str) -> tuple[str, ...]:
+    """Return a warning if a model has fewer layers than its name says, as TransformerLens's `first_n_layers` makes it.
+
+    Args:
+        model: a HookedTransformer or a TransformerBridge.
+        name: its name.
+    """
+    n_layers, all_layers = int(model.cfg.n_layers), find_n_layers(name)
+    if all_layers is None or n_layers >= all_layers:
+        return ()
+    return (
+        f"the teacher has {n_layers} of the {all_layers} layers of {name}, so losses in nats are those of this"
+        " shortened model; load all of its layers",
+    )
+
+
 def _n_layers_in(config: object) -> int | None:
     """Return the number of layers that a Hugging Face configuration gives, under the names of the architectures."""
     if not isinstance(config, dict):
