@@ -244,8 +244,9 @@ def test_interpolates_between_widths_and_inverts(head: HeadFloor) -> None:
         width = head.width_for(loss)
         assert head.floor_at(width) <= loss + 1e-9
         assert width == 4 or head.floor_at(width - 1) > loss
-    with pytest.raises(InputError, match="narrowest width of this head floor is 4"):
-        head.floor_at(3)
+    for width in (3, np.nan):
+        with pytest.raises(InputError, match="narrowest width of this head floor is 4"):
+            head.floor_at(width)
     with pytest.raises(ValueError, match="at least 0"):
         head.width_for(-1.0)
 
@@ -309,6 +310,9 @@ def test_warns_of_little_text_and_little_training(bridge: Any, ids: Tensor) -> N
     head = head_floor(bridge, ids[:8], widths=[16], steps=4, batch_size=4)
     assert any("fewer than 50 per dimension" in warning for warning in head.warnings)
     assert head.n_train_tokens + head.n_heldout_tokens <= 8 * CONTEXT
+    # One sequence is held out, so that its tokens tell the error: a spread of the losses of 0.5 to 2 times their mean.
+    assert head.n_heldout_tokens < CONTEXT
+    assert 0.5 < head.standard_error[0] * head.n_heldout_tokens**0.5 / head.floor[0] < 2
 
 
 @pytest.mark.parametrize(("gain", "warns"), [(0.0031, True), (0.0029, False)])

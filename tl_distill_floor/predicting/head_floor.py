@@ -315,6 +315,8 @@ def _result(
     """Average the losses, and make them non-increasing over the widths: a wider student can do the same."""
     n_wide = len(widths) - len(losses.best)
     sequence = np.unique(tokens.heldout_sequence.numpy(), return_inverse=True)[1]
+    if not sequence.any():  # the error cannot be told from one sequence, only from its tokens
+        sequence = np.arange(len(sequence))
     n_of_sequence = np.bincount(sequence)
     sums = np.array([np.bincount(sequence, best) for best in losses.best]).reshape(-1, len(n_of_sequence))
     errors = [*ratio_standard_error(sums, n_of_sequence).tolist(), *[0.0] * n_wide]

@@ -57,7 +57,7 @@ class HeadFloor(JsonRecord):
     floor: tuple[float, ...]
     """Held-out loss of the best logits of each rank that were found; 0 at the teacher's width and above."""
     standard_error: tuple[float, ...]
-    """Standard error of `floor` that comes from the number of held-out sequences."""
+    """Standard error of `floor` that comes from the number of held-out sequences; of tokens if it is one sequence."""
     half_steps: tuple[float, ...]
     """`floor` after half of the training steps; the difference shows how much more training could lower it."""
     encoded: tuple[float, ...]
@@ -140,7 +140,7 @@ class HeadFloor(JsonRecord):
         """
         width = float(width)
         lossy = [i for i, floor in enumerate(self.floor) if floor > 0]
-        if width < self.widths[0] or not lossy:
+        if not width >= self.widths[0] or not lossy:
             return 0.0
         nearest = min(lossy, key=lambda i: abs(math.log(self.widths[i] / width)))
         error = Z_95 * self.standard_error[nearest] + self.training_left[nearest]
@@ -237,7 +237,7 @@ class HeadFloor(JsonRecord):
         width = float(width)
         if width >= self.d_model:
             return 0.0
-        if width < self.widths[0]:
+        if not width >= self.widths[0]:
             raise InputError(f"the narrowest width of this head floor is {self.widths[0]}, got {width:g}; add --widths")
         known = {w: loss for w, loss in zip(self.widths, losses, strict=True) if loss > 0 and w < self.d_model}
         if not known:
