@@ -197,7 +197,8 @@ class FloorCurve:
         at_nearest = independent_at(nearest)
         if at_nearest <= 0:
             return 0.0
-        return float(independent_at(width) * (floor / at_nearest) ** min(float(width) / nearest, 1.0))
+        extrapolated = float(independent_at(width) * (floor / at_nearest) ** min(float(width) / nearest, 1.0))
+        return extrapolated if width > nearest else max(extrapolated, floor)  # a narrower student loses no less
 
     @cached_property
     def _costs_and_rates(self) -> tuple[Float64[np.ndarray, " feature"], Float64[np.ndarray, " feature"]]:
