@@ -136,6 +136,14 @@ def test_head_floor_and_prediction_agree_without_a_simulation(floor: FloorPredic
     assert head.expected_at(64) == (0.0, 0.0, 0.0)
 
 
+def test_is_never_above_the_loss_of_equal_probabilities(head: HeadFloor, floor: FloorPrediction) -> None:
+    """With 300 tokens they lose log 300 = 5.70 nats, less the teacher's entropy."""
+    far = dataclasses.replace(head, encoded=(5.0, 4.0, 0.12, 0.03))
+    for record in (far, dataclasses.replace(floor, head=far)):
+        assert record.expected_at(4, 0.95).value < record.expected_at(4, 0.95).high == math.log(300)
+        assert record.expected_at(16).high < 1.0
+
+
 def test_is_never_below_the_head_floor(head: HeadFloor) -> None:
     close = dataclasses.replace(head, encoded=tuple(0.001 * loss for loss in head.encoded))
     assert all(close.expected_at(width).low == close.floor_at(width) for width in WIDTHS)

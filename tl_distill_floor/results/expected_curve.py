@@ -51,7 +51,8 @@ class ExpectedCurve:
         narrower = {seen: loss for seen, loss in losses.items() if seen < self.head.d_model}
         fit = expected_loss_fit(self.predictor, self.head.known_share)
         bound = self.head.floor_at(float(width))
-        return expected_loss_at(fit, partial(self._x_at, self.head), float(width), level, narrower, bound)
+        x_at, vocab_size = partial(self._x_at, self.head), self.head.vocab_size
+        return expected_loss_at(fit, x_at, float(width), level, narrower, bound, vocab_size)
 
     def _x_at(self, head: HeadFloor, width: float) -> float:
         """Return what the expected loss is computed from, nats per token."""

@@ -178,6 +178,7 @@ def expected_loss_at(
     level: float,
     losses: Mapping[int, StudentLoss],
     bound: float,
+    vocab_size: int,
 ) -> PredictedLoss:
     """Return the loss that a trained student is expected to reach, given those of students of the same teacher.
 
@@ -188,13 +189,16 @@ def expected_loss_at(
         level: probability of the two-sided interval.
         losses: losses of students of the same teacher by width.
         bound: least loss at the width, nats per token.
+        vocab_size: tokens of the vocabulary. Equal probabilities lose at most its logarithm, so no loss is above it.
 
     Example:
-        >>> expected_loss_at(expected_loss_fit("encoded"), lambda width: 1 / width, 8.0, 0.8, {}, bound=0.5).low
+        >>> fit = expected_loss_fit("encoded")
+        >>> expected_loss_at(fit, lambda width: 1 / width, 8.0, 0.8, {}, bound=0.5, vocab_size=4096).low
         0.5
     """
     seen = [(x_at(float(seen_width)), loss) for seen_width, loss in losses.items()]
-    return PredictedLoss(*(max(part, bound) for part in fit.at(x_at(width), level, seen)))
+    most = math.log(vocab_size)
+    return PredictedLoss(*(max(min(part, most), bound) for part in fit.at(x_at(width), level, seen)))
 
 
 def upper_bound(expected_at: Callable[[int, float], PredictedLoss], width: int, confidence: float) -> float:

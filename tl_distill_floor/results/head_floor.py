@@ -175,7 +175,8 @@ class HeadFloor(JsonRecord):
                 numbers, or `StudentLoss` with an error.
 
         Returns:
-            Nats per token, with the prediction interval for a new teacher; at least the head floor.
+            Nats per token, with the prediction interval for a new teacher; at least the head floor, and at most that of
+            equal probabilities.
 
         Raises:
             InputError: the width, or that of a loss, is below the narrowest computed one; the level is not inside
@@ -186,8 +187,8 @@ class HeadFloor(JsonRecord):
         """
         seen = as_student_losses(losses or {})
         refuse_impossible(seen, self.least_at, self.vocab_size)
-        fit = expected_loss_fit("encoded", self.known_share)
-        return expected_loss_at(fit, self.encoded_at, float(width), level, seen, self.floor_at(width))
+        fit, bound = expected_loss_fit("encoded", self.known_share), self.floor_at(width)
+        return expected_loss_at(fit, self.encoded_at, float(width), level, seen, bound, self.vocab_size)
 
     def width_for(self, max_loss: Number, confidence: float | None = None) -> int:
         """Return the narrowest width whose head floor, or expected loss, is at most `max_loss`.
