@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import json
+import math
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -33,6 +34,7 @@ from tl_distill_floor.predicting.head_tokens import (
 from tl_distill_floor.predicting.low_rank_head import LowRankHead, principal_directions, train_step
 from tl_distill_floor.sources.teachers import load_teacher
 
+ATLAS = Path(__file__).parents[2] / "benchmarks" / "atlas"
 OPTIONS: dict[str, Any] = {"steps": 20, "n_tokens": 1000, "n_heldout_tokens": 200, "batch_size": 8}
 
 
@@ -259,6 +261,36 @@ def test_the_lower_end_falls_with_the_bound_up_to_the_teachers_width() -> None:
     for width in (32, 40, 56, 63):
         assert head.least_at(width) == pytest.approx(head.floor_at(width) * (1 - 1.96 * 0.02 - 0.1))
     assert head.least_at(64) == 0.0
+
+
+def test_above_the_widest_width_the_power_law_of_the_last_two_ends_at_the_teachers_width() -> None:
+    """From width 16 to 32 the floor falls by a factor of 5, the encoded loss by one of 4; the teacher has 64."""
+    head = made_head_floor()
+    assert head.floor_at(48) == pytest.approx(0.01 * 1.5 ** -math.log2(5) * 0.5)
+    assert head.encoded_at(48) == pytest.approx(0.03 * 1.5**-2 * 0.5)
+    assert made_head_floor(
+        widths=(32,), floor=(0.01,), standard_error=(0.0,), half_steps=(0.01,), encoded=(0.03,)
+    ).floor_at(48) == pytest.approx(0.005)
+
+
+def test_the_widest_width_of_every_teacher_of_the_atlas_is_extrapolated() -> None:
+    """From the two next narrower widths; a line to 0 would be 1.8 to 7 times too high."""
+    errors = []
+    for file in sorted(ATLAS.glob("*.json")):
+        row = json.loads(file.read_text())
+        columns, d_model = row["predictions"], row["recipe"]["d_model"]
+        narrower = [i for i, width in enumerate(columns["widths"]) if width < d_model]
+        *known, last = narrower
+        losses = {name: tuple(columns[column][i] for i in known) for name, column in
+                  (("floor", "head"), ("encoded", "head_encoded"))}  # fmt: skip
+        zeros = (0.0,) * len(known)
+        head = made_head_floor(d_model=d_model, widths=tuple(columns["widths"][i] for i in known),
+                               standard_error=zeros, half_steps=zeros, **losses)  # fmt: skip
+        width = columns["widths"][last]
+        errors += [math.log(head.floor_at(width) / columns["head"][last]),
+                   math.log(head.encoded_at(width) / columns["head_encoded"][last])]  # fmt: skip
+    assert np.abs(errors).mean() < 0.2
+    assert np.abs(errors).max() < 0.7
 
 
 def test_a_head_floor_is_saved_loaded_and_displayed(head: HeadFloor, tmp_path: Path) -> None:

@@ -107,7 +107,7 @@ class HeadFloor(JsonRecord):
         """Return the head floor at any width from the narrowest one that was computed.
 
         Between the computed widths the log floor is interpolated over log width by a monotone cubic. Above the widest
-        of them it falls linearly to 0 at the teacher's width.
+        of them it continues the power law of the two widest, times a line that falls to 0 at the teacher's width.
 
         Args:
             width: dimensions.
@@ -245,9 +245,14 @@ class HeadFloor(JsonRecord):
             return 0.0
         if width in known:
             return known[int(width)]
-        widest = max(known)
+        *_, widest = known
         if width > widest:
-            return known[widest] * (self.d_model - width) / (self.d_model - widest)
+            exponent = 0.0
+            if len(known) > 1:
+                before = list(known)[-2]
+                exponent = math.log(known[widest] / known[before]) / math.log(widest / before)
+            vanishing = (self.d_model - width) / (self.d_model - widest)
+            return known[widest] * math.pow(width / widest, exponent) * vanishing
         if len(known) == 1:
             return known[widest]
         from scipy.interpolate import PchipInterpolator
