@@ -117,6 +117,18 @@ def test_says_not_known_and_why(tokens: tuple[float, ...], losses: list[float], 
     assert (diagnosis.end, diagnosis.end_interval) == (None, (0.1, diagnosis.reached))
 
 
+def test_says_that_points_count_by_the_learning_rate_before_them() -> None:
+    """Of ten points under a cosine only five are below 80 % of the sum of the rates."""
+    share = np.arange(1, 11) / 10
+    rates = (1 + np.cos(np.pi * share)) / 2
+    losses = 0.5 + 0.1 * share**-0.5
+    curve = LearningCurve(*(tuple(values.tolist()) for values in (1e6 * share, losses)), width=64,
+                          learning_rates=tuple(rates.tolist()))  # fmt: skip
+    diagnosed = diagnose(curve, made_head(0.5, 0.1))
+    assert diagnosed.verdict == "not known"
+    assert diagnosed.reason.endswith("over a factor of 3, where tokens count by their learning rate")
+
+
 def test_a_sum_over_positions_is_refused() -> None:
     """A uniform guess over 4,096 tokens loses at most ln 4096 = 8.32 nats per token."""
     with pytest.raises(InputError, match=r"the last loss of the curve, 51.2, is above 8.32 nats per token"):

@@ -89,7 +89,7 @@ def diagnose(
     if reached < least:
         verdict, reason = _below(reached, bound, width)
     elif end is None:
-        verdict, reason = "not known", _why_not_known(tokens, losses, least)
+        verdict, reason = "not known", _why_not_known(curve, tokens, losses, least)
     else:
         verdict, reason = _verdict(end, width, expected)
     return Diagnosis(
@@ -241,8 +241,10 @@ def _verdict(end: _End, width: int, expected: PredictedLoss) -> tuple[Verdict, s
     )
 
 
-def _why_not_known(tokens: Float64[np.ndarray, " point"], losses: Float64[np.ndarray, " point"], least: float) -> str:
-    """Return why the end of a curve is not known; `least` is the lower end of the bound."""
+def _why_not_known(
+    curve: LearningCurve, tokens: Float64[np.ndarray, " point"], losses: Float64[np.ndarray, " point"], least: float
+) -> str:
+    """Return why the end of a curve, whose points are averaged, is not known; `least` is the bound's lower end."""
     lowest = int(losses.argmin())
     if losses[-1] <= ROUNDING:
         return "the loss is 0 up to rounding, so the student equals its teacher and nothing is left to gain"
@@ -256,6 +258,7 @@ def _why_not_known(tokens: Float64[np.ndarray, " point"], losses: Float64[np.nda
     return (
         f"the curve has {len(losses)} points over a factor of {tokens[-1] / tokens[0]:.3g} in tokens; at least"
         f" {MIN_POINTS} points between 10 % and 80 % of the tokens are needed, over a factor of {MIN_SPAN:g}"
+        + ("" if curve.learning_rates is None else ", where tokens count by their learning rate")
     )
 
 
