@@ -164,7 +164,7 @@ def run_python(code: str, **options: Any) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, stderr=subprocess.PIPE, text=True, timeout=120, **options)
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "ascii:surrogateescape"])
 def test_characters_that_the_terminal_lacks_are_replaced(encoding: str) -> None:
     environment = os.environ | {"PYTHONIOENCODING": encoding}
     completed = run_python("print('α ≥ 1')", stdout=subprocess.PIPE, env=environment)
@@ -180,6 +180,17 @@ def test_a_reader_that_has_gone_ends_nothing(tmp_path: Path) -> None:
     assert completed.returncode == 0
     assert (tmp_path / "done").exists()
     assert set(completed.stderr.split()) == {"note"}
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_full_disk_is_reported_once() -> None:
+    code = "from tl_distill_floor.cli.app import app\napp(['saes', 'tiny-prose', '--json'])"
+    with open("/dev/full", "w") as full:
+        completed = run_python(code, stdout=full)
+    message = (
+        "tl-floor: cannot write the output: No space left on device; send it to another file, or free some space\n"
+    )
+    assert (completed.returncode, completed.stderr) == (2, message)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="descriptors of Windows are not inherited like this")

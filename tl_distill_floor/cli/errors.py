@@ -23,6 +23,7 @@ def report_errors(command: Callable[P, None]) -> Callable[P, None]:
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
         try:
             command(*args, **kwargs)
+            sys.stdout.flush()  # a full disk is an error of the command, not of Python's exit
         except KeyboardInterrupt:
             resuming = " with --resume, to continue from the last checkpoint" if "resume" in kwargs else ""
             _exit(f"interrupted; type the same command again{resuming}", INTERRUPTED)

@@ -1,9 +1,13 @@
-"""Standard output and error that never end a command: a result is computed before it is printed."""
+"""Standard output and error that do not end a command when a character or their reader is missing."""
 
+import contextlib
 import io
 import os
 import sys
+from collections.abc import Iterator
 from typing import TextIO
+
+from tl_distill_floor.errors import InputError
 
 
 class TolerantStream(io.TextIOWrapper):
@@ -25,25 +29,43 @@ class TolerantStream(io.TextIOWrapper):
         return cls(
             open(number, "wb", closefd=False),
             encoding=stream.encoding,
-            errors="replace" if stream.errors == "strict" else stream.errors,
+            # The C locale has surrogateescape, which fails for characters that ASCII lacks.
+            errors="replace" if stream.errors in ("strict", "surrogateescape") else stream.errors,
             line_buffering=bool(getattr(stream, "line_buffering", False)),
             write_through=bool(getattr(stream, "write_through", False)),
         )
 
     def write(self, text: str) -> int:
-        """Write a text, or discard it if its reader is gone."""
-        try:
-            return super().write(text)
-        except BrokenPipeError:
-            self._discard_output()
-            return len(text)
+        """Write a text, or discard it if its reader is gone.
+
+        Raises:
+            InputError: the disk is full, for example.
+        """
+        with self._discarding_on_error():
+            super().write(text)
+        return len(text)
 
     def flush(self) -> None:
-        """Flush what was written, or discard it if its reader is gone."""
-        try:
+        """Flush what was written, or discard it if its reader is gone.
+
+        Raises:
+            InputError: the disk is full, for example.
+        """
+        with self._discarding_on_error():
             super().flush()
+
+    @contextlib.contextmanager
+    def _discarding_on_error(self) -> Iterator[None]:
+        """Discard the output after an error of the operating system, so that it is reported only once."""
+        try:
+            yield
         except BrokenPipeError:
             self._discard_output()
+        except OSError as error:
+            self._discard_output()
+            raise InputError(
+                f"cannot write the output: {error.strerror}; send it to another file, or free some space"
+            ) from error
 
     def _discard_output(self) -> None:
         """Send this stream's output to the null device from now on."""

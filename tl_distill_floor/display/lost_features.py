@@ -28,7 +28,8 @@ def lost_table(lost_features: LostFeatures) -> RenderableType:
     if not shown:
         return summary
     n_shown, n_lost = len(shown), len(lost_features.lost)
-    selection = f"The {n_shown:,} most costly" if n_shown < n_lost else "The most costly first"
+    most_costly = "The most costly one" if n_shown == 1 else f"The {n_shown:,} most costly"
+    selection = most_costly if n_shown < n_lost else "The most costly first"
     title = Text(f"{selection}; cost in {LONG_UNIT[lost_features.unit]}", style="italic")
     note = Text(
         "rank: by cost; fires: share of the tokens; dims: dimensions allocated by water-filling; lost: share of the"
