@@ -98,7 +98,10 @@ def test_saes_names_an_unknown_model_or_layer() -> None:
     assert "there is no model 'gpt2-smal'; did you mean" in refused(run("saes", "gpt2-smal"))
     assert "tiny-prose has layers 0 to 3, got layer 7" in refused(run("saes", "tiny-prose", "--layer", 7))
     message = refused(run("saes", "tiny-prose", "--layer", 0))
-    assert "no SAE is known for tiny-prose at layer 0, only at layer 1; set --layer to one of these, train one with" in message
+    assert (
+        "no SAE is known for tiny-prose at layer 0, only at layer 1; set --layer to one of these, train one with"
+        in message
+    )
 
 
 def test_names_the_sae_of_each_layer() -> None:

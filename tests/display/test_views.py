@@ -28,6 +28,7 @@ from tl_distill_floor import (
 )
 from tl_distill_floor.display.as_json import comparison_json, floor_json
 from tl_distill_floor.display.html import to_html
+from tl_distill_floor.display.student_tables import students_table
 from tl_distill_floor.display.views import FIGURES, TABLES, figure_of, table_of
 from tl_distill_floor.predicting.lost_features import lost_features, one_feature
 from tl_distill_floor.results.displayable import Displayable
@@ -203,3 +204,15 @@ def test_names_are_not_read_as_markup(floor: FloorPrediction) -> None:
     printed = console.file.getvalue()
     assert printed.count("a[/b]") == 4  # the plan names its teacher twice
     assert printed.count("c[bold]") == 2
+
+
+def test_students_of_several_teachers_are_told_apart() -> None:
+    table = students_table([student(), dataclasses.replace(student(), teacher="another", heldout_tokens=30)])
+    console = Console(width=200, file=io.StringIO())
+    console.print(table)
+    lines = console.file.getvalue().splitlines()
+    assert lines[0].startswith("Students of made, another: KL(teacher ‖ student), nats/token, on 10 or 30 held-out")
+    assert [line.split()[:2] for line in lines if line.startswith("width8")] == [
+        ["width8", "made"],
+        ["width8", "another"],
+    ]

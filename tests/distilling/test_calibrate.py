@@ -178,7 +178,9 @@ def test_warns_of_or_rejects_students_without_a_usable_floor(floor: FloorPredict
         InputError, match=r"at least 3 widths, got 2 \(left out because they diverged: width6\); distil more"
     ):
         calibrate(floor, [*three[:2], diverged])
-    with pytest.raises(InputError, match="the students' teacher is another, the prediction is for made"):
+    with pytest.raises(
+        InputError, match="the teacher of width6 is another, and the prediction is for made; give students of made"
+    ):
         calibrate(floor, [*three, student(6, 1.0, teacher="another")])
     with pytest.raises(InputError, match="must be a number above 0"):
         calibrate(floor, {2: 1.0, 4: float("nan"), 8: 0.1})

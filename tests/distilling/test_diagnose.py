@@ -194,6 +194,10 @@ def test_other_students_of_the_run_narrow_the_expected_loss_but_not_the_student_
     assert diagnosis.expected == pytest.approx(floor.expected_at(64, 0.95, {96: 0.55, 128: 0.5}).value)
     assert diagnosis.warnings == ()
     assert diagnosis.curve == "width64"
+    assert diagnose(dataclasses.replace(own, teacher="another"), floor).warnings == (
+        "the teacher of width64 is another, and the prediction is for made: unless both are one model, the verdict is"
+        " wrong",
+    )
     never = dataclasses.replace(own, tokens=(), losses=(), status="diverged")
     with pytest.raises(InputError, match="student width64 diverged before its first evaluation"):
         diagnose(never, floor)

@@ -15,17 +15,19 @@ from tl_distill_floor.theory.regression import LinearFit
 
 def students_table(students: Sequence[StudentResult]) -> RenderableType:
     """Return the held-out loss of each student, and the limit of its learning curve."""
-    first = students[0]
+    teachers = list(dict.fromkeys(student.teacher for student in students))
+    heldout_tokens = " or ".join(dict.fromkeys(f"{student.heldout_tokens:,}" for student in students))
     table = plain_table(
-        f"Students of {first.teacher}: {STUDENT_LOSS}, {SHORT_UNIT['nats']}, on {first.heldout_tokens:,} held-out"
-        " tokens"
+        f"Students of {', '.join(teachers)}: {STUDENT_LOSS}, {SHORT_UNIT['nats']}, on {heldout_tokens} held-out tokens"
     )
-    for heading in ("student", "parameters", "tokens", "reached", "floor", "95 % interval", ""):
-        table.add_column(heading, justify="left" if heading in ("student", "") else "right")
+    of_teacher = ["teacher"] if len(teachers) > 1 else []
+    for heading in ("student", *of_teacher, "parameters", "tokens", "reached", "floor", "95 % interval", ""):
+        table.add_column(heading, justify="left" if heading in ("student", "teacher", "") else "right")
     for student in students:
         low, high = student.interval
         table.add_row(
             Text(student.name),
+            *(Text(student.teacher) for _ in of_teacher),
             f"{student.n_parameters:,}",
             f"{student.tokens[-1]:,}" if student.tokens else "",
             f"{student.loss:.4f}" if student.tokens else "",

@@ -239,7 +239,10 @@ class HeadFloor(JsonRecord):
         if width >= self.d_model:
             return 0.0
         if not width >= self.widths[0]:
-            raise InputError(f"the narrowest width of this head floor is {self.widths[0]}, got {width:g}; add --widths")
+            raise InputError(
+                f"the narrowest width of this head floor is {self.widths[0]}, got {width:g}; measure the teacher again,"
+                f" with {width:g} among the --widths"
+            )
         known = {w: loss for w, loss in zip(self.widths, losses, strict=True) if loss > 0 and w < self.d_model}
         if not known:
             return 0.0

@@ -1,6 +1,7 @@
 """`StudentResult`: the learning curve, the floor and the checkpoint of one distilled student."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -8,6 +9,7 @@ from typing import Any, ClassVar
 from tl_distill_floor.annotations import StudentStatus
 from tl_distill_floor.errors import check_choice
 from tl_distill_floor.results.record_files import JsonRecord
+from tl_distill_floor.sources.model_names import same_model
 from tl_distill_floor.storage.versioned import load_record, resolve_file, save_record
 
 STUDENT_FILE = "student.json"
@@ -149,3 +151,19 @@ def load_students(directory: str | Path) -> list[StudentResult]:
     """
     students = [StudentResult.load(file) for file in student_files(directory)]
     return sorted(students, key=lambda student: (student.width, student.name))
+
+
+def other_teachers(students: Sequence[StudentResult], teacher: str) -> str | None:
+    """Return a statement that names the students of another teacher than that of a prediction; None if there are none.
+
+    Args:
+        students: the students.
+        teacher: name of the teacher of the prediction. The name of a model in memory may be another one than that of
+            the same model on the disk.
+    """
+    others = [student for student in students if not same_model(student.teacher, teacher)]
+    if not others:
+        return None
+    names = ", ".join(student.name for student in others)
+    teachers = ", ".join(sorted({student.teacher for student in others}))
+    return f"the teacher of {names} is {teachers}, and the prediction is for {teacher}"

@@ -17,9 +17,8 @@ from tl_distill_floor.results.calibration import Calibration
 from tl_distill_floor.results.expected_loss import SMALLEST_LOSS
 from tl_distill_floor.results.floor_prediction import FloorPrediction
 from tl_distill_floor.results.head_floor import HeadFloor
-from tl_distill_floor.results.student import StudentResult
+from tl_distill_floor.results.student import StudentResult, other_teachers
 from tl_distill_floor.results.student_loss import StudentLoss, as_student_losses, refuse_impossible
-from tl_distill_floor.sources.model_names import same_model
 from tl_distill_floor.theory.learning_curve import log_error
 from tl_distill_floor.theory.regression import LinearFit, fit_line, leave_one_out_error
 
@@ -228,13 +227,9 @@ def _check_given(head: HeadFloor, losses: Mapping[int, StudentLoss]) -> None:
 
 def check_students_teacher(floor: FloorPrediction, students: Sequence[StudentResult]) -> None:
     """Raise an InputError if a student has another teacher than the prediction, as far as their names tell."""
-    teacher = floor.model_name
-    names = {student.teacher for student in students}
-    others = sorted(name for name in names if name != teacher and not same_model(name, teacher))
-    if others:
-        raise InputError(
-            f"the students' teacher is {', '.join(others)}, the prediction is for {teacher}; give students of {teacher}"
-        )
+    others = other_teachers(students, floor.model_name)
+    if others is not None:
+        raise InputError(f"{others}; give students of {floor.model_name}")
 
 
 def _null_errors(

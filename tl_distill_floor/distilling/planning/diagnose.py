@@ -13,7 +13,7 @@ from tl_distill_floor.errors import InputError
 from tl_distill_floor.results.diagnosis import Diagnosis
 from tl_distill_floor.results.floor_prediction import FloorPrediction
 from tl_distill_floor.results.head_floor import HeadFloor
-from tl_distill_floor.results.student import StudentResult
+from tl_distill_floor.results.student import StudentResult, other_teachers
 from tl_distill_floor.sources.learning_curves import LearningCurve, load_learning_curve
 from tl_distill_floor.theory.learning_curve import ROUNDING, has_diverged, tokens_by_rate
 from tl_distill_floor.theory.regression import PredictedLoss
@@ -107,8 +107,18 @@ def diagnose(
         half_factor=None if end is None else 1.0 + end.tokens_for_half / float(tokens[-1]),
         tokens=tuple(tokens.tolist()),
         losses=tuple(losses.tolist()),
-        warnings=(*curve.warnings, *_warnings(curve, student, verdict, reached, expected)),
+        warnings=(
+            *curve.warnings,
+            *_of_another_teacher(student, head),
+            *_warnings(curve, student, verdict, reached, expected),
+        ),
     )
+
+
+def _of_another_teacher(student: StudentResult | None, head: HeadFloor) -> list[str]:
+    """Return a warning if a student is of another teacher than the head floor, by their names."""
+    others = None if student is None else other_teachers([student], head.model_name)
+    return [] if others is None else [f"{others}: unless both are one model, the verdict is wrong"]
 
 
 class _End(NamedTuple):
