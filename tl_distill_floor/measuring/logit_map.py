@@ -86,7 +86,7 @@ def tokens_per_chunk(vocabulary: int, device: torch.device) -> int:
     return max(MIN_TOKENS_PER_CHUNK, n_logits // vocabulary)
 
 
-def sample_ids(
+def ids_to_check(
     model: HookedModel | nn.Module, ids: Int[Tensor, "sequence position"] | None, vocabulary: int
 ) -> Int[Tensor, "sampled_sequence sampled_position"]:
     """Return the token ids that a model's logits are verified on, no more than the model reads at a time.

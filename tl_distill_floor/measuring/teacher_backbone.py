@@ -16,8 +16,8 @@ from tl_distill_floor.measuring.logit_map import (
     LazyLogits,
     LogitMap,
     check_same_logits,
+    ids_to_check,
     measure_logit_map,
-    sample_ids,
 )
 
 
@@ -82,7 +82,7 @@ class TeacherBackbone:
         Raises:
             InputError: it is neither a scale nor a cap, or the teacher is no causal language model.
         """
-        ids = sample_ids(self._model, ids, int(self._model.cfg.d_vocab))
+        ids = ids_to_check(self._model, ids, int(self._model.cfg.d_vocab))
 
         def full_logits(some_ids: Int[Tensor, "sequence position"]) -> Float[Tensor, "..."]:
             logits: Tensor = self._model(some_ids)

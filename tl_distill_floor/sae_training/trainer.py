@@ -16,7 +16,7 @@ from tl_distill_floor.annotations import ProgressMessageCallback, SaeModule
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.sae_training.activations import ActivationBatches
 from tl_distill_floor.sae_training.config import TOKENS_PER_STEP, SaeTrainingConfig
-from tl_distill_floor.storage.checkpoints import load_checkpoint, report_damage, save_checkpoint
+from tl_distill_floor.storage.checkpoints import load_checkpoint, report_damaged_checkpoint, save_checkpoint
 
 CHECKPOINT_KIND = "sae-partial"
 """Name of the format of a checkpoint."""
@@ -68,7 +68,7 @@ class SaeTraining:
         """
         trainer = self._trainer
         states, _ = load_checkpoint(file, CHECKPOINT_KIND, self.identity)
-        with report_damage(file):
+        with report_damaged_checkpoint(file):
             for name, part in self._stateful_parts().items():
                 part.load_state_dict(states[name])
             for name in COUNTERS:

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_distill_floor.errors import InputError
-from tl_distill_floor.sources.tables import SAVED_DATASET, is_saved_dataset, load_saved_dataset, report_damage
+from tl_distill_floor.sources.tables import SAVED_DATASET, is_saved_dataset, load_saved_dataset, report_damaged_dataset
 
 CachedSequence = tuple[Int[Tensor, " position"] | None, Float[Tensor, "position *d_model"]]
 """Token ids, if they were saved, and activations of one sequence."""
@@ -60,7 +60,7 @@ def open_cached_activations(path: Path) -> CachedActivations:
         InputError: the directory is damaged.
     """
     stored = load_saved_dataset(path)
-    with report_damage(path):
+    with report_damaged_dataset(path):
         dataset = stored.with_format("torch")
         hook_names = [column for column in dataset.column_names if column != TOKEN_COLUMN]
         has_token_ids = TOKEN_COLUMN in dataset.column_names
@@ -72,7 +72,7 @@ def open_cached_activations(path: Path) -> CachedActivations:
             raise InputError(
                 f"{path} caches {', '.join(hook_names)}, not {hook_name}; give another directory with --text"
             )
-        with report_damage(path):
+        with report_damaged_dataset(path):
             for row in dataset:
                 activation, ids = row[hook_name], row.get(TOKEN_COLUMN)
                 if not activation.is_floating_point() or activation.ndim < 2 or len(activation) != context_size:

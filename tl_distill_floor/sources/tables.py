@@ -92,7 +92,7 @@ def open_saved_dataset(path: Path, split: str | None = None) -> Table:
     """
     directory = path
     if (path / SAVED_SPLITS).is_file():
-        with report_damage(path):
+        with report_damaged_dataset(path):
             splits = json.loads((path / SAVED_SPLITS).read_bytes())["splits"]
             if not isinstance(splits, list):
                 raise TypeError("its splits are not a list")
@@ -105,7 +105,7 @@ def open_saved_dataset(path: Path, split: str | None = None) -> Table:
     dataset = load_saved_dataset(directory)
 
     def read(columns: Sequence[str]) -> Iterator[LocatedRow]:
-        with report_damage(directory):
+        with report_damaged_dataset(directory):
             batches = select_columns(dataset, columns).with_format("arrow").iter(ROWS_AT_ONCE)
             yield from _located(directory, batches, columns_of_dataset(dataset))
 
@@ -120,7 +120,7 @@ def load_saved_dataset(path: Path) -> Any:
     """
     from datasets import load_from_disk
 
-    with report_damage(path):
+    with report_damaged_dataset(path):
         state = json.loads((path / "state.json").read_bytes())
         if any(Path(entry["filename"]).name != entry["filename"] for entry in state["_data_files"]):
             raise ValueError("it names files outside the directory")
@@ -128,7 +128,7 @@ def load_saved_dataset(path: Path) -> Any:
 
 
 @contextmanager
-def report_damage(path: Path) -> Iterator[None]:
+def report_damaged_dataset(path: Path) -> Iterator[None]:
     """Turn the errors of reading a damaged directory into an InputError."""
     try:
         yield

@@ -54,7 +54,7 @@ def load_checkpoint(path: Path, kind: str, identity: dict[str, Any]) -> tuple[di
     """
     from safetensors import safe_open
 
-    with report_damage(path):
+    with report_damaged_checkpoint(path):
         with safe_open(path, framework="pt") as file:
             header = json.loads((file.metadata() or {}).get(HEADER, "{}"))
             check_format(path, kind, header.get("format"), header.get("version"))
@@ -67,7 +67,7 @@ def load_checkpoint(path: Path, kind: str, identity: dict[str, Any]) -> tuple[di
 
 
 @contextmanager
-def report_damage(path: Path) -> Iterator[None]:
+def report_damaged_checkpoint(path: Path) -> Iterator[None]:
     """Turn the errors that a damaged checkpoint causes into an InputError."""
     from safetensors import SafetensorError
 

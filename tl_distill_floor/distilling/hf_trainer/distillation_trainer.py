@@ -36,18 +36,15 @@ from tl_distill_floor.distilling.hf_trainer.trainer_checks import (
     check_dataset,
     check_student,
     check_tokenizers,
+    checked_logit_map,
     divergence_advice,
 )
 from tl_distill_floor.distilling.hf_trainer.trainer_rows import LOSS_MASKS, padding_of
 from tl_distill_floor.distilling.hf_trainer.unembedding_loss import UnembeddingLoss, loss_at_unembedding
-from tl_distill_floor.distilling.students.layers import capture_residual_stream
-from tl_distill_floor.distilling.students.plain_student import check_plain_student
 from tl_distill_floor.distilling.training.losses import NO_LABEL, Objective, chunked_losses, summed_forward_kl
 from tl_distill_floor.distilling.training.matching import KeptReconstruction, Match
 from tl_distill_floor.errors import InputError
-from tl_distill_floor.measuring.causality import check_causal
-from tl_distill_floor.measuring.hooks import eval_mode
-from tl_distill_floor.measuring.logit_map import LazyLogits, LogitMap, measure_logit_map, sample_ids
+from tl_distill_floor.measuring.logit_map import LazyLogits, LogitMap
 from tl_distill_floor.sources.packed_rows import PACKING_COLUMNS
 
 TrainerDataset: TypeAlias = Dataset[Any] | datasets.Dataset | datasets.IterableDataset | Sequence[Mapping[str, Any]]
@@ -365,17 +362,7 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
         """Check the student, measure what it does to its logits, and add what hook matching learns."""
         check_student(student, self.teacher, self._match)
         self._collator.limits["student"] = sequence_limits(student)
-        ids = sample_ids(student, None, self.teacher.vocabulary)
-
-        def logits_of(some_ids: Int[Tensor, "batch position"]) -> Float[Tensor, "batch position vocabulary"]:
-            logits: Tensor = student(some_ids, use_cache=False).logits
-            return logits
-
-        layer = self._match.layer if self._match else None
-        with eval_mode(student), capture_residual_stream(student, layer, []):  # refuses layers of another kind
-            self._logit_map = measure_logit_map(student, student.get_output_embeddings(), logits_of, ids)
-            check_causal(student, "student", self.teacher.vocabulary, logits_of)
-            check_plain_student(student, ids)
+        self._logit_map = checked_logit_map(student, self.teacher.vocabulary, self._match)
         if self._match is not None:
             add_hook_matching(student, self.teacher.width, self._matching_seed)
 

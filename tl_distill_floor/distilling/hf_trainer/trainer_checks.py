@@ -3,15 +3,19 @@
 import math
 from typing import Any
 
+from jaxtyping import Float, Int
+from torch import Tensor
 from transformers import PreTrainedModel, TrainingArguments
 
 from tl_distill_floor.distilling.hf_trainer.frozen_teacher import FrozenTeacher, published_tokenizer
-from tl_distill_floor.distilling.students.layers import layers_of
-from tl_distill_floor.distilling.students.plain_student import check_merged
+from tl_distill_floor.distilling.students.layers import capture_residual_stream, layers_of
+from tl_distill_floor.distilling.students.plain_student import check_merged, check_plain_student
 from tl_distill_floor.distilling.training.losses import Objective
 from tl_distill_floor.distilling.training.matching import Match
 from tl_distill_floor.errors import InputError
-from tl_distill_floor.measuring.causality import check_decoder_only
+from tl_distill_floor.measuring.causality import check_causal, check_decoder_only
+from tl_distill_floor.measuring.hooks import eval_mode
+from tl_distill_floor.measuring.logit_map import LogitMap, ids_to_check, measure_logit_map
 
 
 def check_arguments(args: TrainingArguments, students: list[bool], depth: int | None, width: int | None) -> None:
@@ -107,6 +111,31 @@ def check_student(student: PreTrainedModel, teacher: FrozenTeacher, match: Match
         )
     if match is not None and not 0 <= match.layer < (n_layers := len(layers_of(student))):
         raise InputError(f"the student has layers 0 to {n_layers - 1}, got layer {match.layer} to match")
+
+
+def checked_logit_map(student: PreTrainedModel, vocabulary: int, match: Match | None) -> LogitMap:
+    """Check the forward pass of a student, and return the map from its unembedding to its logits.
+
+    Args:
+        student: the student.
+        vocabulary: number of tokens of the vocabulary.
+        match: hook matching, whose layer must have a residual stream; None for none.
+
+    Raises:
+        InputError: the layer has no residual stream, the student is not causal, or `from_pretrained` would load another
+            model from its configuration and weights.
+    """
+    ids = ids_to_check(student, None, vocabulary)
+
+    def logits_of(some_ids: Int[Tensor, "batch position"]) -> Float[Tensor, "batch position vocabulary"]:
+        logits: Tensor = student(some_ids, use_cache=False).logits
+        return logits
+
+    with eval_mode(student), capture_residual_stream(student, None if match is None else match.layer, []):
+        logit_map = measure_logit_map(student, student.get_output_embeddings(), logits_of, ids)
+        check_causal(student, "student", vocabulary, logits_of)
+        check_plain_student(student, ids)
+    return logit_map
 
 
 def check_tokenizers(teacher: FrozenTeacher, name: str, tokenizer: object) -> None:

@@ -103,12 +103,12 @@ def refuse_failures(config: PreTrainedConfig, what: str) -> Iterator[None]:
     except Exception as error:  # the code of a family can raise anything
         family = type(config).__name__.removesuffix("Config")
         raise InputError(
-            f"a {family} student of width {config.hidden_size} {what} ({reason_of(error)}); try another width or"
+            f"a {family} student of width {config.hidden_size} {what} ({short_reason(error)}); try another width or"
             " another teacher"
         ) from error
 
 
-def reason_of(error: Exception) -> str:
+def short_reason(error: Exception) -> str:
     """Return the line of an error's message that has the reason, shortened; its class if there is no message."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     reason = lines[-1] if lines[0].endswith(":") else lines[0]  # a strict configuration names the field first

@@ -13,9 +13,9 @@ from tl_distill_floor.distilling.students.axis_maps import WeightAxes, weight_ax
 from tl_distill_floor.distilling.students.family_models import (
     create_shell,
     logit_difference,
-    reason_of,
     refuse_failures,
     sample_ids,
+    short_reason,
 )
 from tl_distill_floor.distilling.students.layers import evenly_spaced_layers, layer_list
 from tl_distill_floor.distilling.students.narrowing import check_rotation, leading_directions, narrow
@@ -163,7 +163,7 @@ def _teacher_logits(teacher: HookedModel, ids: Tensor) -> Tensor:
         logits: Tensor = teacher(ids)  # type: ignore[operator]
     except Exception as error:  # the code of a family can raise anything
         raise InputError(
-            f"the forward pass of the teacher fails ({reason_of(error)}), so no student can be distilled from it; use"
-            " another teacher"
+            f"the forward pass of the teacher fails ({short_reason(error)}), so no student can be distilled from it;"
+            " use another teacher"
         ) from error
     return logits.float()

@@ -7,7 +7,7 @@ from safetensors.torch import save_model
 from torch import nn
 from transformers import PreTrainedConfig
 
-from tl_distill_floor.distilling.students.family_models import reason_of
+from tl_distill_floor.distilling.students.family_models import short_reason
 from tl_distill_floor.distilling.students.teacher_files import TeacherFiles
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.results.student import StudentResult
@@ -76,8 +76,8 @@ def save_student(
     except Exception as error:  # the code of a family can raise anything
         _keep_weights(student, kept)
         raise InputError(
-            f"transformers cannot save {directory.name} ({reason_of(error)}); its trained weights are in {kept}, with"
-            " its configuration as metadata, and --resume tries to save it again"
+            f"transformers cannot save {directory.name} ({short_reason(error)}); its trained weights are in {kept},"
+            " with its configuration as metadata, and --resume tries to save it again"
         ) from error
     kept.unlink(missing_ok=True)
     return StudentResult.load(directory)

@@ -7,7 +7,13 @@ from torch import Tensor, nn
 from tl_distill_floor.distilling.students.layers import capture_residual_stream, layers_of
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.measuring.hooks import eval_mode
-from tl_distill_floor.measuring.logit_map import LazyLogits, LogitMap, check_same_logits, measure_logit_map, sample_ids
+from tl_distill_floor.measuring.logit_map import (
+    LazyLogits,
+    LogitMap,
+    check_same_logits,
+    ids_to_check,
+    measure_logit_map,
+)
 from tl_distill_floor.measuring.teacher_backbone import BackboneOutput, ReachedUnembeddingError, capture_input_and_stop
 
 
@@ -62,7 +68,7 @@ class Backbone(nn.Module):
 
     @torch.no_grad()
     def _verified_logit_map(self, ids: Int[Tensor, "sequence position"] | None) -> LogitMap:
-        ids = sample_ids(self.model, ids, int(self.model.config.get_text_config().vocab_size))  # type: ignore[union-attr,operator]
+        ids = ids_to_check(self.model, ids, int(self.model.config.get_text_config().vocab_size))  # type: ignore[union-attr,operator]
 
         def full_logits(some_ids: Int[Tensor, "sequence position"]) -> Float[Tensor, "..."]:
             logits: Tensor = self.model(some_ids, use_cache=False).logits

@@ -7,7 +7,7 @@ from typing import Any
 from tl_distill_floor.distilling.training.agreement import fail_together
 from tl_distill_floor.distilling.training.config import StudentSpec
 from tl_distill_floor.distilling.training.sweep import Sweep
-from tl_distill_floor.storage.checkpoints import load_checkpoint, report_damage, save_checkpoint
+from tl_distill_floor.storage.checkpoints import load_checkpoint, report_damaged_checkpoint, save_checkpoint
 
 SWEEP_CHECKPOINT_FILE = "partial.safetensors"
 """File in the directory of the students."""
@@ -43,7 +43,7 @@ def load_sweep(sweep: Sweep, path: Path) -> None:
     if not path.exists():
         return
     states, step = load_checkpoint(path, KIND, sweep_identity(sweep))
-    with report_damage(path):
+    with report_damaged_checkpoint(path):
         for student in sweep.students:
             student.load_state_dict(states[student.spec.directory])
         sweep.step = step
