@@ -18,7 +18,7 @@ from tests.helpers.cli import refused, run
 from tests.helpers.records import stats_of
 from tl_distill_floor import FloorPrediction, PromotedTokens, floor_from_stats
 from tl_distill_floor.display.escaping import escape_control
-from tl_distill_floor.display.lost_features import ContextCell
+from tl_distill_floor.display.lost_feature_views import ContextCell
 from tl_distill_floor.predicting.lost_features import one_feature, survives_from
 from tl_distill_floor.results.contexts import N_CONTEXTS, WINDOW, FeatureContexts
 from tl_distill_floor.results.feature_stats import FeatureStats

@@ -39,8 +39,8 @@ from tl_distill_floor.predicting.lost_features import lost_features
 from tl_distill_floor.results.simulation import Simulation
 from tl_distill_floor.results.tail_loss import TailLoss
 from tl_distill_floor.sae_training.config import SaeTrainingConfig
+from tl_distill_floor.sae_training.sae_trainer import SaeTraining
 from tl_distill_floor.sae_training.train_sae import initial_sae
-from tl_distill_floor.sae_training.trainer import SaeTraining
 from tl_distill_floor.sources.documents import open_documents
 from tl_distill_floor.sources.labels import load_labels
 from tl_distill_floor.sources.saes import load_sae

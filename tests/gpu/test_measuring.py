@@ -13,8 +13,8 @@ from tl_distill_floor import measure
 from tl_distill_floor.annotations import CostMethod
 from tl_distill_floor.measuring.config import LoadConfig
 from tl_distill_floor.measuring.costs import row_dot_products
+from tl_distill_floor.measuring.direct_logits import find_promoted_tokens
 from tl_distill_floor.measuring.job import prepare_job
-from tl_distill_floor.measuring.promoted_tokens import find_promoted_tokens
 from tl_distill_floor.measuring.removal import measure_restored_loss, measure_tail_loss
 from tl_distill_floor.measuring.sampling import sample_outcomes
 from tl_distill_floor.predicting.config import PredictConfig

@@ -21,7 +21,7 @@ from tl_distill_floor import (
     one_feature,
     predict_floor,
 )
-from tl_distill_floor.measuring import promoted_tokens as product
+from tl_distill_floor.measuring import direct_logits as product
 from tl_distill_floor.predicting import promoted_tokens as on_request
 from tl_distill_floor.predicting.lost_features import features_shown_by_default
 

@@ -6,10 +6,10 @@ One module per command: `measure`, `compare`, `saes`, `train_sae`, `toy`, `lost`
 - `app`: the application, which registers the commands.
 - `options`: arguments and options of several commands.
 - `layers`: which layers `measure` measures.
-- `hook_matching`: what `distill` matches.
-- `pilot_training`: the pilots that `plan` trains.
+- `match_options`: what `distill` matches.
+- `pilots_option`: the pilots that `plan` trains.
 - `run_directory`: a run's directory, its lock, and an interrupted measurement.
-- `promoted_tokens`: the tokens that the shown features promote, computed on request.
+- `promoted_option`: the tokens that the shown features promote, computed on request.
 - `output`: tables and JSON on stdout.
 - `progress`: progress bars and log lines on stderr.
 - `errors`: an error as one sentence and an exit status.

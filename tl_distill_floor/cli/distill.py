@@ -186,7 +186,7 @@ def distill(
     quiet = as_json or not first
     asked_widths = parse_widths(widths)
     with quiet_libraries(), progress_bar("tokens", "distilling", quiet=quiet) as progress:
-        from tl_distill_floor.cli.hook_matching import match_hook_points
+        from tl_distill_floor.cli.match_options import match_hook_points
         from tl_distill_floor.distilling.training.config import DistillConfig, StudentSpec
         from tl_distill_floor.distilling.training.distill import distill_students
         from tl_distill_floor.distilling.training.losses import Objective

@@ -42,9 +42,9 @@ def lost(
     debug: DebugOption = False,  # noqa: ARG001
 ) -> None:
     """Show which features a student loses and what they fire on, or at which widths one feature survives."""
-    from tl_distill_floor.cli.promoted_tokens import compute_and_save_promoted_tokens
+    from tl_distill_floor.cli.promoted_option import compute_and_save_promoted_tokens
     from tl_distill_floor.cli.run_directory import load_floor
-    from tl_distill_floor.display.lost_features import feature_json, feature_table, lost_json, lost_table
+    from tl_distill_floor.display.lost_feature_views import feature_json, feature_table, lost_json, lost_table
     from tl_distill_floor.predicting.lost_features import lost_features, one_feature
 
     source = with_format(sae, sae_format)

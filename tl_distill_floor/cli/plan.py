@@ -150,7 +150,7 @@ def plan(
     most_memory = None if max_memory is None else parse_bytes(max_memory)
     floor = load_prediction(run)
     with quiet_libraries():
-        from tl_distill_floor.cli.pilot_training import TrainedPilots, plan_with_progress, train_and_plan
+        from tl_distill_floor.cli.pilots_option import TrainedPilots, plan_with_progress, train_and_plan
         from tl_distill_floor.distilling.planning.pilot_training import check_training_text
         from tl_distill_floor.distilling.planning.pilots import choose_pilots
         from tl_distill_floor.distilling.planning.plan import plan as choose_student

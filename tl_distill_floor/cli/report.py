@@ -65,7 +65,7 @@ def report(
 
 def _compute_promoted_tokens(run: Path, width: int | None, top: int) -> None:
     """Compute the tokens that the lost features of the report promote, and save them in the run directory."""
-    from tl_distill_floor.cli.promoted_tokens import compute_and_save_promoted_tokens
+    from tl_distill_floor.cli.promoted_option import compute_and_save_promoted_tokens
     from tl_distill_floor.cli.run_directory import load_floor
     from tl_distill_floor.predicting.lost_features import lost_features
 

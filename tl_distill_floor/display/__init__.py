@@ -5,7 +5,7 @@
 - `head_views`: head floors as tables, figures and JSON.
 - `measurement_tables`: feature statistics, simulations and tail losses as tables.
 - `comparison`: several predictions as one table.
-- `lost_features`: the features that a student loses, as tables and JSON.
+- `lost_feature_views`: the features that a student loses, as tables and JSON.
 - `student_tables`: students and calibrations as tables.
 - `plan_views`: plans and pilots as tables and figures.
 - `diagnosis_views`: diagnoses as tables, figures and JSON.

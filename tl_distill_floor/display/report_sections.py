@@ -19,7 +19,7 @@ from tl_distill_floor.display.figures import (
 )
 from tl_distill_floor.display.floor_tables import measured_table, widths_table
 from tl_distill_floor.display.head_views import SHOWN_LEVEL, prediction_figure, prediction_table
-from tl_distill_floor.display.lost_features import lost_summary, promoted_note
+from tl_distill_floor.display.lost_feature_views import lost_summary, promoted_note
 from tl_distill_floor.display.probe_figures import decodability_figure, retention_figure, sparse_probes_figure
 from tl_distill_floor.display.probe_tables import probes_table
 from tl_distill_floor.display.report_page import (

@@ -20,7 +20,7 @@
 - `teacher_backbone`: a teacher without its unembedding.
 - `kl`: KL divergences between distributions over a vocabulary.
 - `strongest_contexts`: what each feature fires on.
-- `promoted_tokens`: which tokens a feature promotes.
+- `direct_logits`: which tokens a feature promotes.
 - `processing`: whether a teacher is processed as that of the SAE's training.
 - `fingerprints`: whether a teacher computes what the measured one does.
 - `reloading`: the teacher and the SAE of a measurement, loaded again.

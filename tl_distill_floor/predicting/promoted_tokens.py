@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tl_distill_floor.annotations import HookedModel, SaeLike, TeacherLike
 from tl_distill_floor.errors import InputError
-from tl_distill_floor.measuring.promoted_tokens import promoted_strings
+from tl_distill_floor.measuring.direct_logits import promoted_strings
 from tl_distill_floor.measuring.reloading import load_measured_sae, load_measured_teacher
 from tl_distill_floor.predicting.lost_features import promoted_by
 from tl_distill_floor.results.floor_prediction import FeatureFloorPrediction, FloorPrediction

@@ -2,6 +2,6 @@
 
 - `train_sae`: `train_sae`, from a teacher and a text to a SAELens directory.
 - `config`: `SaeTrainingConfig`, the settings of a training.
-- `trainer`: SAELens's trainer, step by step, with checkpoints.
+- `sae_trainer`: SAELens's trainer, step by step, with checkpoints.
 - `activations`: shuffled activations to train on.
 """

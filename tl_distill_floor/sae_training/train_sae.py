@@ -24,7 +24,7 @@ from tl_distill_floor.measuring.processing import CENTRING, is_centred
 from tl_distill_floor.measuring.token_stream import TokenStream, open_token_stream
 from tl_distill_floor.sae_training.activations import shuffled_activations
 from tl_distill_floor.sae_training.config import MIN_TOKENS, TOKENS_PER_STEP, SaeTrainingConfig
-from tl_distill_floor.sae_training.trainer import CHECKPOINT_KIND, SaeTraining
+from tl_distill_floor.sae_training.sae_trainer import CHECKPOINT_KIND, SaeTraining
 from tl_distill_floor.sources.devices import check_device
 from tl_distill_floor.sources.teachers import Teacher, check_context, load_teacher, weights_digest
 from tl_distill_floor.sources.torch_state import neutral_torch_state

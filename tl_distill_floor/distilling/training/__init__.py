@@ -9,7 +9,7 @@
 - `sweep`: students that are trained together.
 - `student_state`: one student with its optimizers, running average and learning curve.
 - `student_module`: the module that is trained.
-- `trainer`: the training loop.
+- `training_loop`: the training loop.
 - `training_step`: losses, gradients and updates for one batch.
 - `evaluation`: held-out losses of the averaged weights.
 - `sweep_checkpoint`: interrupted sweeps.

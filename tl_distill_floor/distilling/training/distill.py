@@ -28,7 +28,7 @@ from tl_distill_floor.distilling.training.student_results import save_results, s
 from tl_distill_floor.distilling.training.sweep import Sweep, check_specs
 from tl_distill_floor.distilling.training.sweep_checkpoint import SWEEP_CHECKPOINT_FILE, load_sweep
 from tl_distill_floor.distilling.training.text_split import read_text_split
-from tl_distill_floor.distilling.training.trainer import train
+from tl_distill_floor.distilling.training.training_loop import train
 from tl_distill_floor.errors import InputError, check_choice
 from tl_distill_floor.measuring.teacher_backbone import teacher_backbone
 from tl_distill_floor.results.student import StudentResult

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from tests.helpers.models import FEATURES
-from tl_distill_floor.measuring import promoted_tokens
-from tl_distill_floor.measuring.promoted_tokens import find_promoted_tokens, promoted_strings
+from tl_distill_floor.measuring import direct_logits
+from tl_distill_floor.measuring.direct_logits import find_promoted_tokens, promoted_strings
 from tl_distill_floor.measuring.strongest_contexts import token_decoder
 
 
@@ -45,7 +45,7 @@ def test_promoted_tokens_of_hooked_transformer_match_hand_computation(
     assert promoted.tolist() == expected_tokens(
         rows, hooked_transformer.ln_final.w.detach(), hooked_transformer.unembed.W_U.detach(), 6
     )
-    monkeypatch.setattr(promoted_tokens, "LOGITS_AT_ONCE", 100)  # two rows at a time
+    monkeypatch.setattr(direct_logits, "LOGITS_AT_ONCE", 100)  # two rows at a time
     np.testing.assert_array_equal(find_promoted_tokens(hooked_transformer, rows), promoted)
     np.testing.assert_array_equal(find_promoted_tokens(hooked_transformer, rows, 2), promoted[:, :2])
 
