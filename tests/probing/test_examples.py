@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from tests.helpers.probes import labelled_rows
@@ -46,7 +46,21 @@ def test_words_end_at_their_last_byte_and_share_no_token() -> None:
     (task,) = examples.tasks
     assert task.classes == ("0", "1", "2", "4", "5")
     assert sorted(set(task.position.tolist())) == [6, 12, 14, 15, 17]
-    assert examples.warnings == ("words left out because their last token is shared with the next word: 6",)
+    assert examples.warnings == ("words left out because no token ends with them alone: 6",)
+
+
+def test_a_word_that_the_tokenizer_removes_gives_its_label_to_no_other() -> None:
+    model = models.WordLevel({"<s>": 0, "a": 1, "b": 2, **{str(row): 3 + row for row in range(6)}}, unk_token="<s>")
+    removing = Tokenizer(model)
+    removing.normalizer = normalizers.Replace("\u200b", "")
+    removing.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=removing, bos_token="<s>")
+    rows = [{"words": ["a", "\u200b", "b", str(row)], "label": ["x", "y", "z", None]} for row in range(6)]
+    examples = tokenize_examples(load_labels(rows), tokenizer)
+    (task,) = examples.tasks
+    assert set(zip(task.position.tolist(), task.label.tolist(), strict=True)) == {(1, 0), (2, 1)}
+    assert task.classes == ("x", "z")
+    assert examples.warnings == ("words left out because no token ends with them alone: 6",)
 
 
 def test_texts_without_bos_are_one_token_shorter(tokenizer: Any) -> None:

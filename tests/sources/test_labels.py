@@ -20,6 +20,7 @@ def test_loads_files_rows_and_the_embedded_passages(tmp_path: Path) -> None:
     assert load_labels(labelled, ["label", "label"]).tasks == labelled.tasks
     with pytest.raises(InputError, match="has no label 'genre'; choose from label"):
         load_labels(labelled, ["genre"])
+    assert load_labels(labelled, "label").tasks == load_labels(file, "label").tasks == labelled.tasks
     rows = load_labels([{"text": "a", "label": np.int64(3), "document": None, "id": 7}], ["label", "label"])
     assert (rows.documents, [task.of_text for task in rows.tasks]) == (("7",), [("3",)])
     embedded = load_labels()

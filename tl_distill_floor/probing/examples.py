@@ -3,6 +3,7 @@
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -148,20 +149,22 @@ def _tokenization_warnings(tokenized: _TokenizedTexts, context_size: int) -> lis
         warnings.append(f"texts truncated to {context_size} tokens: {tokenized.n_truncated:,}")
     n_shared = sum(of_text.count(None) for of_text in tokenized.last_tokens)
     if n_shared:
-        warnings.append(f"words left out because their last token is shared with the next word: {n_shared:,}")
+        warnings.append(f"words left out because no token ends with them alone: {n_shared:,}")
     return warnings
 
 
 def _last_token_of_words(offsets: Sequence[tuple[int, int]], word_ends: tuple[int, ...], text: str) -> list[int | None]:
     """Return the index of each word's last token; None if that token also holds a part of the next word.
 
+    None too for a word that has no token, since the tokenizer removes its characters.
+
     A byte-level tokenizer may encode one character as several tokens, which all have the span of that character.
     """
     starts = [start for start, _ in offsets]
     last_tokens: list[int | None] = []
-    for end in word_ends:
+    for end_before, end in pairwise((0, *word_ends)):
         token = bisect_left(starts, end) - 1
-        ends_with_word = token >= 0 and not text[end : offsets[token][1]].strip()
+        ends_with_word = token >= 0 and offsets[token][1] > end_before and not text[end : offsets[token][1]].strip()
         last_tokens.append(token if ends_with_word else None)
     return last_tokens
 

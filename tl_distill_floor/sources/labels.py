@@ -102,7 +102,8 @@ def load_labels(source: LabelsLike | None = None, labels: Sequence[str] | None =
             - a `LabelledText`, which is returned with the chosen labels.
 
             At most the first 100,000 rows are read, with a warning.
-        labels: names of the fields that hold labels; "label" if None, and of the embedded passages all three.
+        labels: names of the fields that hold labels, or one of them; "label" if None, and of the embedded passages all
+            three.
 
     Returns:
         The texts and, for each field, their labels.
@@ -115,6 +116,8 @@ def load_labels(source: LabelsLike | None = None, labels: Sequence[str] | None =
         >>> load_labels(rows).tasks[0].of_text
         ('Melville', 'Austen')
     """
+    if isinstance(labels, str):
+        labels = [labels]
     if isinstance(source, LabelledText):
         return source if labels is None else _select_labels(source, labels)
     label_names = tuple(dict.fromkeys(labels or (EMBEDDED_LABELS if source is None else ("label",))))
