@@ -143,6 +143,14 @@ def test_quotes_and_short_rows_of_a_csv_file_are_read_as_they_are(tmp_path: Path
     assert [task.of_text for task in labelled.tasks] == [("x", None, None), ("y", "z", None)]
 
 
+def test_an_empty_text_of_a_csv_file_is_left_out(tmp_path: Path, tokenizer: Any) -> None:
+    """As in a .jsonl file: texts such as Wikipedia's have empty lines."""
+    whale, ship = (" ".join([f"A white {word}"] * 20) for word in ("whale", "ship"))
+    file = tmp_path / "table.csv"
+    file.write_text(f'text\n{whale}\n""\n{ship}\n', encoding="utf-8")
+    assert torch.equal(sequences(file, tokenizer), sequences([whale, ship], tokenizer))
+
+
 def test_empty_last_fields_of_a_csv_file_are_ignored(tmp_path: Path, tokenizer: Any) -> None:
     text = PROSE[:200].replace(",", "").replace("\n", " ")
     file = tmp_path / "table.csv"

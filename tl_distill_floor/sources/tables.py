@@ -30,6 +30,8 @@ ROWS_AT_ONCE = 1000
 """Rows of a file that are read together."""
 SEPARATORS = {";": "semicolons", "\t": "tabs", ",": "commas"}
 """Names of what can be between the columns of a table."""
+TEXT = "text"
+"""Column of texts."""
 LONGEST_CELL = 2**31 - 1
 """Characters of a cell in a table of text; the library `csv` has a limit of its own, which is lower."""
 LONGEST_NAME = 250
@@ -218,7 +220,7 @@ def _json_rows(path: Path) -> Iterator[LocatedRow]:
 
 
 def _csv_rows(path: Path) -> Iterator[LocatedRow]:
-    """Yield the rows of a `.csv` or `.tsv` file as strings; an empty cell is None."""
+    """Yield the rows of a `.csv` or `.tsv` file as strings; an empty cell is None, except for an empty text."""
     csv.field_size_limit(LONGEST_CELL)
     separator = "\t" if text_suffix(path) == ".tsv" else ","
     with report_read_errors(path), open_text(path) as file:
@@ -234,10 +236,8 @@ def _csv_rows(path: Path) -> Iterator[LocatedRow]:
                     f"{path} has rows with more fields than its header; put a text with the separator in it in double"
                     " quotes"
                 )
-            yield (
-                f"{path}, row {number}",
-                {name: cell or None for name, cell in zip_longest(names, cells[: len(names)])},
-            )
+            row = dict(zip_longest(names, cells[: len(names)]))
+            yield f"{path}, row {number}", {name: cell if cell or name == TEXT else None for name, cell in row.items()}
 
 
 def _csv_cells(reader: Iterator[list[str]], path: Path) -> Iterator[list[str]]:
