@@ -39,8 +39,9 @@ def probe(
     labelled: Annotated[
         str | None,
         typer.Option(
-            help="Labelled text: a .jsonl, .json or .csv file (also .gz), a .parquet or .arrow file, a saved dataset, or a"
-            " Hugging Face dataset; each row is a text with a label, or a list of words with a label for each.",
+            help="Labelled text: a .jsonl, .json or .csv file (also .gz), a .parquet or .arrow file, a saved"
+            " dataset, or a Hugging Face dataset; each row is a text with a label, or a list of words with a label"
+            " for each.",
             show_default="built-in passages",
             rich_help_panel=PROBES,
         ),
