@@ -11,7 +11,7 @@ import torch
 from scipy.sparse import csc_array, csr_array
 
 from tests.helpers.models import CONTEXT
-from tl_distill_floor import FloorPrediction, load_sae, load_teacher, load_text
+from tl_distill_floor import FloorPrediction, InputError, load_sae, load_teacher, load_text
 from tl_distill_floor.probing import decodability as module
 from tl_distill_floor.probing.decodability import EncodedText, _decodable_features, decodability, decode_features
 from tl_distill_floor.results.probes import separation
@@ -62,6 +62,8 @@ def test_reads_text_and_positions_as_in_the_training_of_the_sae(
     # Ten of the fifty sequences are the test part. Each has 31 tokens after the first, or the 16 from position 4 on.
     assert n_test_tokens == [10 * (CONTEXT - 1), 10 * 16]
     assert packings == [Packing(), Packing(separator="none")]
+    with pytest.raises(InputError, match="the text holds token id 99999, the teacher's vocabulary ends at"):
+        decodability(floor, teacher, load_sae(sae), [], torch.full((9, CONTEXT), 99_999))
 
 
 def test_separation_is_the_share_of_ordered_pairs() -> None:

@@ -71,13 +71,17 @@ def depends_on_what_follows(model: HookedModel, hook_name: str | None = None) ->
 
     Args:
         model: a HookedTransformer or a TransformerBridge. A TransformerBridge says of every model that it is causal.
-        hook_name: where activations are compared; the last point of the residual stream if None.
+        hook_name: where activations are compared; the last point of the residual stream if None. A model without one is
+            taken for causal.
 
     Example:
         >>> depends_on_what_follows(load_teacher("tiny-prose").model)  # doctest: +SKIP
         False
     """
-    with activation_reader(model, [hook_name or residual_points(model)[-1]]) as read:
+    points = residual_points(model)[-1:] if hook_name is None else [hook_name]
+    if not points:
+        return False
+    with activation_reader(model, points) as read:
         return bool(_dependence(model, int(model.cfg.d_vocab), lambda ids: read(ids)[0].flatten(2), lambda x: x))
 
 

@@ -19,7 +19,7 @@ from tl_distill_floor.distilling.students.layers import student_hook
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.measuring.encoding import encode_tokens
 from tl_distill_floor.measuring.hooks import activation_reader
-from tl_distill_floor.measuring.token_stream import mask_positions, model_input
+from tl_distill_floor.measuring.token_stream import TokenStream, model_input
 from tl_distill_floor.probing.auroc import column_auroc
 from tl_distill_floor.results.floor_prediction import FeatureFloorPrediction
 from tl_distill_floor.results.probes import Decodability
@@ -27,9 +27,8 @@ from tl_distill_floor.results.student import StudentResult
 from tl_distill_floor.sources.devices import device_of
 from tl_distill_floor.sources.packing import packing_of
 from tl_distill_floor.sources.sae_source import SaeSource
-from tl_distill_floor.sources.teachers import Teacher, load_teacher, special_token_ids, tokenizer_of
-from tl_distill_floor.sources.text import TextSource, load_text
-from tl_distill_floor.sources.token_rows import NO_TOKEN_ID
+from tl_distill_floor.sources.teachers import Teacher, load_teacher, tokenizer_of
+from tl_distill_floor.sources.text import load_text
 
 MAX_FEATURES = 2_000
 """Largest number of features that are decoded; more are sampled down at random."""
@@ -100,7 +99,8 @@ def decodability(
         prepend_bos=source.prepend_bos is not False,
         packing=packing_of(source),
     )
-    encoded = _encode_text(teacher.model, source, stats.hook_name, loaded, n_tokens, batch_size)
+    stream = TokenStream(teacher, loaded, batch_size, positions=source.counted_positions)
+    encoded = _encode_text(stream, source, stats.hook_name, n_tokens)
     part = _assign_parts(encoded, seed)
     features = _decodable_features(encoded, part, stats.alive(floor.min_count), seed)
     codes = encoded.codes[:, features].tocsc()
@@ -170,22 +170,15 @@ def decode_features(
 
 
 @torch.no_grad()
-def _encode_text(
-    model: HookedModel, source: SaeSource, hook_name: str, text: TextSource, n_tokens: int, batch_size: int
-) -> EncodedText:
-    sequences = []
-    for sequence in text.read():
-        sequences.append(sequence)
-        if len(sequences) * text.context_size >= n_tokens:
-            break
-    if len(sequences) < N_PARTS:
+def _encode_text(stream: TokenStream, source: SaeSource, hook_name: str, n_tokens: int) -> EncodedText:
+    model, batch_size, text = stream.teacher.model, stream.batch_size, stream.text
+    ids = stream.read_sequences(n_tokens, padded=True)
+    if len(ids) < N_PARTS:
         raise InputError(
-            f"decoding features needs at least {N_PARTS} sequences of {text.context_size} tokens, got"
-            f" {len(sequences)} from {text.name}; set --feature-tokens higher, or give more --text"
+            f"decoding features needs at least {N_PARTS} sequences of {text.context_size} tokens, got {len(ids)} from"
+            f" {text.name}; set --feature-tokens higher, or give more --text"
         )
-    ids = torch.stack(sequences)
-    special = torch.tensor([NO_TOKEN_ID, *special_token_ids(model)], dtype=ids.dtype)
-    counted = mask_positions(ids.shape, source.counted_positions) & ~torch.isin(ids, special)
+    counted = stream.counted(ids)
     codes: list[csr_array] = []
     with activation_reader(model, [hook_name]) as read:
         for batch, mask in zip(torch.split(ids, batch_size), torch.split(counted, batch_size), strict=True):
