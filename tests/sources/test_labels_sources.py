@@ -112,6 +112,18 @@ def test_a_named_dataset_has_names_of_classes(monkeypatch: pytest.MonkeyPatch) -
     assert load_labels("owner/name").tasks[0].of_text == ("positive", "negative")
 
 
+def test_integers_that_pandas_made_floats_are_classes(tmp_path: Path) -> None:
+    import pandas as pd
+
+    frame = pd.DataFrame({"text": ["a", "b", "c", "d"], "label": [0, 1, None, -100]})
+    frame.to_parquet(tmp_path / "a.parquet")
+    for source in (frame, frame.to_dict("records"), tmp_path / "a.parquet"):
+        assert load_labels(source).tasks[0].of_text == ("0", "1", None, None)
+    for value in (0.5, float("inf")):
+        with pytest.raises(InputError, match="row 1: the label 'label' is of type float; a label is a string or an"):
+            load_labels([{"text": "a", "label": value}])
+
+
 def test_files_of_other_programs_keep_their_numbers(tmp_path: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq

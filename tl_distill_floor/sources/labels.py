@@ -263,6 +263,8 @@ def _as_list(value: object) -> object:
 
 
 def _parse_class(value: object, name: str, location: str) -> Label:
+    if isinstance(value, float | np.floating):  # pandas makes floats of integers where some are missing
+        value = None if np.isnan(value) else int(value) if value.is_integer() else value
     if value is None or str(value) == str(IGNORED_LABEL):  # a string in a .csv file
         return None
     if not isinstance(value, str | Integral | np.bool_):
