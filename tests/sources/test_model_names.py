@@ -94,9 +94,9 @@ def test_rejects_a_layer_out_of_range(teacher_dir: Path) -> None:
 
 
 def test_says_at_which_layers_saes_are_known(hub: Path) -> None:
-    with pytest.raises(InputError, match="pythia-410m at layer 24, only at layers 0 to 23; set --layer, train one"):
+    with pytest.raises(InputError, match="pythia-410m at layer 24, only at layers 0 to 23; set --layer to one"):
         choose_known_sae("pythia-410m", 24)
-    with pytest.raises(InputError, match="tiny-prose at layer 2, only at layer 1; set --layer, train one"):
+    with pytest.raises(InputError, match="tiny-prose at layer 2, only at layer 1; set --layer to one of these"):
         choose_known_sae("tiny-prose", 2)
     with pytest.raises(InputError, match=r"Llama-3\.3-70B-Instruct at layer 1, only at layer 50; set --layer"):
         choose_known_sae("meta-llama/Llama-3.3-70B-Instruct", 1)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from tl_distill_floor.annotations import HookedModel
 from tl_distill_floor.errors import InputError
-from tl_distill_floor.measuring.logit_map import sample_ids
+from tl_distill_floor.measuring.logit_map import ids_to_check
 from tl_distill_floor.sources.teacher_checks import check_head, forward_errors
 
 # HookedTransformer's and TransformerBridge's name of the same point within a block.
@@ -277,7 +277,7 @@ def _end_of_skipped_part(model: HookedModel, hook_name: str) -> str | None:
         return None
     get_hook_point(model, hook_name)
     start, end = prefix + START, prefix + END
-    ids = sample_ids(model, None, int(model.cfg.d_vocab))
+    ids = ids_to_check(model, None, int(model.cfg.d_vocab))
     random = torch.Generator().manual_seed(0)
 
     def run(changed: str, change: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
