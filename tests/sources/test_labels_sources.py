@@ -115,10 +115,13 @@ def test_a_named_dataset_has_names_of_classes(monkeypatch: pytest.MonkeyPatch) -
 def test_integers_that_pandas_made_floats_are_classes(tmp_path: Path) -> None:
     import pandas as pd
 
-    frame = pd.DataFrame({"text": ["a", "b", "c", "d"], "label": [0, 1, None, -100]})
+    columns = {"text": ["a", "b", "c", "d"], "label": [0, 1, None, -100], "document": [7, None, None, 7]}
+    frame = pd.DataFrame(columns)
     frame.to_parquet(tmp_path / "a.parquet")
     for source in (frame, frame.to_dict("records"), tmp_path / "a.parquet"):
-        assert load_labels(source).tasks[0].of_text == ("0", "1", None, None)
+        labelled = load_labels(source)
+        assert labelled.tasks[0].of_text == ("0", "1", None, None)
+        assert labelled.documents == ("7.0", "row 2", "row 3", "7.0")  # two rows without a document are two
     for value in (0.5, float("inf")):
         with pytest.raises(InputError, match="row 1: the label 'label' is of type float; a label is a string or an"):
             load_labels([{"text": "a", "label": value}])

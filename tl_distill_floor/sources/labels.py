@@ -128,7 +128,7 @@ def load_labels(source: LabelsLike | None = None, labels: Sequence[str] | None =
         texts.append(text)
         ends.append(word_ends)
         document_names = (row.get(field) for field in ("document", "id"))
-        documents.append(str(next((value for value in document_names if value is not None), f"row {number}")))
+        documents.append(str(next((name for name in document_names if not _is_missing(name)), f"row {number}")))
         row_labels.append([_parse_label(row, label_name, len(word_ends), location) for label_name in label_names])
     if not texts:
         raise InputError(f"{name} holds no rows; every row must look like {ROW_EXAMPLE}")
@@ -262,10 +262,17 @@ def _as_list(value: object) -> object:
     return value.tolist() if isinstance(value, np.ndarray) else value
 
 
+def _is_missing(value: object) -> bool:
+    """Return whether a value is None, or NaN, which pandas writes in its place."""
+    return value is None or (isinstance(value, float | np.floating) and bool(np.isnan(value)))
+
+
 def _parse_class(value: object, name: str, location: str) -> Label:
-    if isinstance(value, float | np.floating):  # pandas makes floats of integers where some are missing
-        value = None if np.isnan(value) else int(value) if value.is_integer() else value
-    if value is None or str(value) == str(IGNORED_LABEL):  # a string in a .csv file
+    if _is_missing(value):
+        return None
+    if isinstance(value, float | np.floating) and value.is_integer():  # pandas makes floats if some are missing
+        value = int(value)
+    if str(value) == str(IGNORED_LABEL):  # a string in a .csv file
         return None
     if not isinstance(value, str | Integral | np.bool_):
         raise InputError(
