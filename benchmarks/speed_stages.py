@@ -31,7 +31,7 @@ from tl_distill_floor.predicting.progress import StepCounter
 from tl_distill_floor.predicting.simulation import TOKENS_PER_STEP
 from tl_distill_floor.predicting.sparse_batches import training_batches
 from tl_distill_floor.sources.devices import device_of
-from tl_distill_floor.sources.teachers import Teacher
+from tl_distill_floor.sources.teacher import Teacher
 
 
 class Stage(NamedTuple):

@@ -38,7 +38,7 @@ from tl_distill_floor import (
 )
 from tl_distill_floor.annotations import ProgressMessageCallback
 from tl_distill_floor.results.student import StudentResult, load_students
-from tl_distill_floor.sources.teachers import Teacher
+from tl_distill_floor.sources.teacher import Teacher
 
 Part = Literal["teacher", "students", "predictions"]
 STUDENT_FIELDS = ("name", "width", "depth", "n_parameters", "tokens", "losses", "floor", "interval", "status")

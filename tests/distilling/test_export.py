@@ -15,7 +15,7 @@ from tests.helpers.type_checks import without_type_checks
 from tl_distill_floor import Plan, build_student, export_student, load_teacher, plan
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.predicting.floors import floor_from_stats
-from tl_distill_floor.sources.teachers import Teacher
+from tl_distill_floor.sources.teacher import Teacher
 
 FAMILIES: dict[str, dict[str, Any]] = {
     "GPT2": {"head": "LMHeadModel"},

@@ -13,7 +13,8 @@ from tl_distill_floor.distilling.students.family_models import sample_ids
 from tl_distill_floor.measuring.kl import forward_kl
 from tl_distill_floor.measuring.module_outputs import hook_point_of_module
 from tl_distill_floor.sources.context_lengths import longest_of_config, teacher_context
-from tl_distill_floor.sources.teachers import Teacher, choose_context_size, load_teacher
+from tl_distill_floor.sources.teacher import Teacher
+from tl_distill_floor.sources.teachers import choose_context_size, load_teacher
 
 FAMILIES: dict[str, dict[str, Any]] = {
     "GPT2": {"head": "LMHeadModel", "max_position_embeddings": 8},

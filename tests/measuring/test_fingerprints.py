@@ -16,7 +16,8 @@ from tl_distill_floor.annotations import Dtype
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.measuring.fingerprints import STRIDE, compare_with_fingerprint, teacher_fingerprint
 from tl_distill_floor.measuring.reloading import check_measured_teacher
-from tl_distill_floor.sources.teachers import Teacher, load_teacher
+from tl_distill_floor.sources.teacher import Teacher
+from tl_distill_floor.sources.teachers import load_teacher
 
 
 @pytest.fixture(scope="module")

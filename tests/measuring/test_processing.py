@@ -14,7 +14,7 @@ from tests.helpers.saes import tiny_sae
 from tl_distill_floor import load_sae, load_teacher, measure
 from tl_distill_floor.measuring.processing import is_centred, loading_warnings
 from tl_distill_floor.sae_training.train_sae import train_sae
-from tl_distill_floor.sources.teachers import Teacher
+from tl_distill_floor.sources.teacher import Teacher
 
 CENTRED, NOT_CENTRED = "the weights of this one are centred", "the weights of this one are not centred"
 

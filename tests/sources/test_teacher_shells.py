@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from tl_distill_floor.errors import InputError
-from tl_distill_floor.sources.teachers import Teacher, load_teacher, load_teacher_shell
+from tl_distill_floor.sources.teacher import Teacher
+from tl_distill_floor.sources.teachers import load_teacher, load_teacher_shell
 
 
 def weights_of(teacher: Teacher) -> dict[str, tuple[torch.Size, torch.dtype]]:

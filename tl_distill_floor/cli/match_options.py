@@ -16,7 +16,7 @@ from tl_distill_floor.measuring.reloading import check_measured_teacher
 from tl_distill_floor.results.floor_files import FLOOR_FILE
 from tl_distill_floor.results.floor_prediction import FeatureFloorPrediction, FloorPrediction
 from tl_distill_floor.sources.saes import load_sae
-from tl_distill_floor.sources.teachers import Teacher
+from tl_distill_floor.sources.teacher import Teacher
 
 
 def match_hook_points(

@@ -13,7 +13,7 @@ from tl_distill_floor.distilling.training.config import DistillConfig
 from tl_distill_floor.results.floor_prediction import FloorPrediction
 from tl_distill_floor.results.pilots import Pilots
 from tl_distill_floor.results.plan import Plan
-from tl_distill_floor.sources.teachers import Teacher
+from tl_distill_floor.sources.teacher import Teacher
 from tl_distill_floor.storage.io_errors import COPY_ADVICE
 from tl_distill_floor.storage.locks import lock_directory
 from tl_distill_floor.theory.regression import PredictedLoss

@@ -23,13 +23,8 @@ from tl_distill_floor.sources.devices import check_device, main_device
 from tl_distill_floor.sources.model_names import lookup_name, same_model, warn_of_missing_layers
 from tl_distill_floor.sources.packing import packing_of
 from tl_distill_floor.sources.saes import SaeSource, load_sae, sae_digest
-from tl_distill_floor.sources.teachers import (
-    Teacher,
-    check_context,
-    load_teacher,
-    tokenizer_of,
-    weights_digest,
-)
+from tl_distill_floor.sources.teacher import Teacher
+from tl_distill_floor.sources.teachers import check_context, load_teacher, tokenizer_of, weights_digest
 from tl_distill_floor.sources.text import load_text
 
 MAX_LISTED = 3

@@ -12,7 +12,8 @@ from jaxtyping import Float32
 
 from tl_distill_floor.measuring.hooks import canonical_name
 from tl_distill_floor.sources.sae_source import SaeSource
-from tl_distill_floor.sources.teachers import CHECKPOINT_OPTIONS, PROCESSING_OPTIONS, Teacher
+from tl_distill_floor.sources.teacher import Teacher
+from tl_distill_floor.sources.teachers import CHECKPOINT_OPTIONS, PROCESSING_OPTIONS
 
 CENTRING = "center_writing_weights"
 RESIDUAL_POINTS = ("hook_in", "hook_out", "hook_resid_mid", "mlp.hook_out", "attn.hook_out")

@@ -6,8 +6,9 @@ from tl_distill_floor.measuring.fingerprints import compare_with_fingerprint
 from tl_distill_floor.results.feature_stats import FeatureStats
 from tl_distill_floor.sources.devices import TORCH_DTYPES
 from tl_distill_floor.sources.saes import SaeSource, load_sae, sae_digest
+from tl_distill_floor.sources.teacher import Teacher
 from tl_distill_floor.sources.teacher_checks import TOLERANCE
-from tl_distill_floor.sources.teachers import Teacher, load_teacher
+from tl_distill_floor.sources.teachers import load_teacher
 
 
 def load_measured_sae(stats: FeatureStats, sae: SaeLike | None, device: str) -> SaeSource:

@@ -18,7 +18,8 @@ from tl_distill_floor.results.feature_sums import DIGEST_MODULUS
 from tl_distill_floor.sources.cached_activations import CachedActivations
 from tl_distill_floor.sources.devices import copy_to_device, device_of
 from tl_distill_floor.sources.items import Replayed
-from tl_distill_floor.sources.teachers import Teacher, check_context, special_token_ids, tokenizer_of
+from tl_distill_floor.sources.teacher import Teacher
+from tl_distill_floor.sources.teachers import check_context, special_token_ids, tokenizer_of
 from tl_distill_floor.sources.text import TextSource, load_text
 from tl_distill_floor.sources.token_rows import NO_TOKEN_ID
 

@@ -27,7 +27,8 @@ from tl_distill_floor.results.student import StudentResult
 from tl_distill_floor.sources.devices import device_of
 from tl_distill_floor.sources.packing import packing_of
 from tl_distill_floor.sources.sae_source import SaeSource
-from tl_distill_floor.sources.teachers import Teacher, load_teacher, tokenizer_of
+from tl_distill_floor.sources.teacher import Teacher
+from tl_distill_floor.sources.teachers import load_teacher, tokenizer_of
 from tl_distill_floor.sources.text import load_text
 
 MAX_FEATURES = 2_000

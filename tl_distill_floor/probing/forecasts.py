@@ -12,7 +12,7 @@ from tl_distill_floor.predicting.bottleneck_task import HiddenStates
 from tl_distill_floor.predicting.simulation import hidden_states
 from tl_distill_floor.probing.activations import ActivationViews
 from tl_distill_floor.results.floor_prediction import FeatureFloorPrediction
-from tl_distill_floor.sources.teachers import Teacher
+from tl_distill_floor.sources.teacher import Teacher
 
 
 def forecast_views(

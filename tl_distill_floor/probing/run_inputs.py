@@ -21,7 +21,8 @@ from tl_distill_floor.results.student import StudentResult
 from tl_distill_floor.sources.devices import device_of
 from tl_distill_floor.sources.labels import load_labels
 from tl_distill_floor.sources.saes import SaeSource
-from tl_distill_floor.sources.teachers import Teacher, choose_context_size, tokenizer_of
+from tl_distill_floor.sources.teacher import Teacher
+from tl_distill_floor.sources.teachers import choose_context_size, tokenizer_of
 
 
 class RunInputs(NamedTuple):

@@ -26,7 +26,8 @@ from tl_distill_floor.sae_training.activations import shuffled_activations
 from tl_distill_floor.sae_training.config import MIN_TOKENS, TOKENS_PER_STEP, SaeTrainingConfig
 from tl_distill_floor.sae_training.sae_trainer import CHECKPOINT_KIND, SaeTraining
 from tl_distill_floor.sources.devices import check_device
-from tl_distill_floor.sources.teachers import Teacher, check_context, load_teacher, weights_digest
+from tl_distill_floor.sources.teacher import Teacher
+from tl_distill_floor.sources.teachers import check_context, load_teacher, weights_digest
 from tl_distill_floor.sources.torch_state import neutral_torch_state
 from tl_distill_floor.storage.atomic import atomic_directory, remove_file, remove_unfinished
 from tl_distill_floor.storage.checkpoints import CHECKPOINT_SECONDS, load_checkpoint

@@ -1,6 +1,7 @@
 """Load teachers, SAEs, text and labels from names, paths and objects in memory.
 
 - `teachers`: `load_teacher`, and checks of a loaded teacher.
+- `teacher`: `Teacher`, a model and how it was loaded.
 - `bridges`: `text_bridge`, TransformerLens's loader without what it does for images.
 - `teacher_checks`: whether a teacher's logits are those of plain transformers, and its forward pass runs.
 - `teacher_shells`: models of a configuration without the weights of the checkpoint.

@@ -7,14 +7,13 @@ import importlib.util
 import io
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from tl_distill_floor.annotations import Dtype, HookedModel, TeacherLike, Tokenizer
+from tl_distill_floor.annotations import Dtype, HookedModel, TeacherLike
 from tl_distill_floor.errors import InputError, check_choice, reason_of
 from tl_distill_floor.sources.bridges import text_bridge
 from tl_distill_floor.sources.context_lengths import teacher_context
@@ -32,6 +31,7 @@ from tl_distill_floor.sources.model_names import (
 )
 from tl_distill_floor.sources.packing import DEFAULT_CONTEXT_SIZE
 from tl_distill_floor.sources.process_memory import return_freed_memory
+from tl_distill_floor.sources.teacher import Teacher
 from tl_distill_floor.sources.teacher_checks import PlainModelLoader, check_against_plain
 from tl_distill_floor.sources.teacher_shells import ShellLoader
 from tl_distill_floor.sources.torch_state import neutral_torch_state
@@ -50,45 +50,6 @@ WRAPPING_ADVICE = (
 )
 CHECKPOINT_OPTIONS = ("revision", "checkpoint_index", "checkpoint_value")
 """Options that choose one of several checkpoints of a model."""
-
-
-@dataclass(frozen=True)
-class Teacher:
-    """A model with hook points, and how it was loaded."""
-
-    model: HookedModel
-    name: str
-    has_public_name: bool
-    """Whether `name` is the public name of the model. An SAE trained on another name is then of another model."""
-    loading: dict[str, Any] = field(default_factory=dict)
-    """Class, dtype, processing and checkpoint of the model: they decide what its activations are. Of a model in memory
-    only the class is known."""
-    tokenizer: Tokenizer | None = None
-    """The model's own tokenizer, which TransformerLens has not changed; None for a model in memory."""
-    not_compared: str = ""
-    """Why the logits of a loaded model could not be compared with those of plain transformers; empty if they agree, and
-    for a model in memory, which is used as it is."""
-    unused_weights: str = ""
-    """Names of weights of the checkpoint that transformers leaves out, since the configuration has no place for them;
-    empty if it uses all, and for a model in memory."""
-
-    @property
-    def warnings(self) -> list[str]:
-        """What a reader of its losses should know about how it was loaded."""
-        warnings = []
-        if self.not_compared:
-            warnings.append(f"the teacher's logits were not compared with transformers' ({self.not_compared})")
-        if self.unused_weights:
-            warnings.append(
-                f"the teacher has no place for {self.unused_weights} of its checkpoint, so it may be another model than"
-                " the one that was trained; compare its config.json with the weights"
-            )
-        return warnings
-
-    @property
-    def is_in_memory(self) -> bool:
-        """Whether the model was given in memory, so that it is not known how it was loaded."""
-        return "dtype" not in self.loading
 
 
 @neutral_torch_state()

@@ -15,7 +15,8 @@ from tl_distill_floor.results.head_floor import HeadFloor
 from tl_distill_floor.results.pilots import Pilots
 from tl_distill_floor.results.student import StudentResult, load_students
 from tl_distill_floor.sources.documents import EMBEDDED_TEXT
-from tl_distill_floor.sources.teachers import Teacher, load_teacher
+from tl_distill_floor.sources.teacher import Teacher
+from tl_distill_floor.sources.teachers import load_teacher
 
 
 def train_pilots(

@@ -11,7 +11,8 @@ from tl_distill_floor.distilling.students.teacher_files import teacher_files
 from tl_distill_floor.errors import InputError, check_choice
 from tl_distill_floor.results.plan import Plan
 from tl_distill_floor.sources.model_names import same_model
-from tl_distill_floor.sources.teachers import Teacher, load_teacher
+from tl_distill_floor.sources.teacher import Teacher
+from tl_distill_floor.sources.teachers import load_teacher
 from tl_distill_floor.sources.torch_state import neutral_torch_state
 from tl_distill_floor.storage.atomic import atomic_directory
 from tl_distill_floor.storage.io_errors import report_io_errors

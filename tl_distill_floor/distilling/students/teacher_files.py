@@ -10,7 +10,7 @@ from transformers.utils import CONFIG_NAME
 
 from tl_distill_floor.annotations import Tokenizer
 from tl_distill_floor.sources.model_names import official_name
-from tl_distill_floor.sources.teachers import Teacher
+from tl_distill_floor.sources.teacher import Teacher
 
 CHANGED_SETTINGS = ("pad_token_id", "use_cache")
 """Settings that TransformerLens changes in a teacher's configuration."""

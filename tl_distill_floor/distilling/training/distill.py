@@ -33,8 +33,9 @@ from tl_distill_floor.errors import InputError, check_choice
 from tl_distill_floor.measuring.teacher_backbone import teacher_backbone
 from tl_distill_floor.results.student import StudentResult
 from tl_distill_floor.sources.devices import check_device, device_of
+from tl_distill_floor.sources.teacher import Teacher
 from tl_distill_floor.sources.teacher_checks import check_head
-from tl_distill_floor.sources.teachers import Teacher, load_teacher
+from tl_distill_floor.sources.teachers import load_teacher
 from tl_distill_floor.sources.torch_state import neutral_torch_state
 from tl_distill_floor.storage.checkpoints import CHECKPOINT_SECONDS
 from tl_distill_floor.storage.locks import lock_directory

@@ -36,7 +36,8 @@ from tl_distill_floor.distilling.training.agreement import fail_together, gather
 from tl_distill_floor.distilling.training.config import StudentSpec
 from tl_distill_floor.errors import InputError, reason_of
 from tl_distill_floor.sources.process_memory import return_large_blocks
-from tl_distill_floor.sources.teachers import Teacher, load_teacher, load_teacher_shell
+from tl_distill_floor.sources.teacher import Teacher
+from tl_distill_floor.sources.teachers import load_teacher, load_teacher_shell
 
 
 def launched_with_fsdp() -> bool:

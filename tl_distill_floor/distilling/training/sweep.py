@@ -11,7 +11,8 @@ from tl_distill_floor.distilling.training.sharding import shard_teacher
 from tl_distill_floor.distilling.training.student_state import StudentInTraining
 from tl_distill_floor.distilling.training.text_split import TextSplit
 from tl_distill_floor.errors import InputError
-from tl_distill_floor.sources.teachers import Teacher, weights_digest
+from tl_distill_floor.sources.teacher import Teacher
+from tl_distill_floor.sources.teachers import weights_digest
 
 
 class Sweep:

@@ -13,7 +13,8 @@ from tl_distill_floor.distilling.training.losses import NO_LABEL
 from tl_distill_floor.distilling.training.overlap import overlap_warnings
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.measuring.token_stream import TokenStream, digest_sequences, open_token_stream
-from tl_distill_floor.sources.teachers import Teacher, choose_context_size, tokenizer_of
+from tl_distill_floor.sources.teacher import Teacher
+from tl_distill_floor.sources.teachers import choose_context_size, tokenizer_of
 
 HELDOUT_SHARE = 0.1
 """Share of the text, at its end, that is held out if no held-out text is given."""
