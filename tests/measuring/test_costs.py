@@ -131,6 +131,27 @@ def test_costs_match_across_model_classes(
     np.testing.assert_allclose(converted.cost, exact.cost, rtol=1e-2, atol=1e-5 * exact.cost.max())
 
 
+@pytest.mark.parametrize("cost", ["fisher", "ablation"])
+def test_a_model_may_predict_fewer_tokens_than_it_reads(cost: Any, sae: Any, ids: Tensor) -> None:
+    """The costs are those with one more output that has no probability."""
+    pytest.importorskip("transformer_lens.HookedTransformer")
+    from transformer_lens import HookedTransformer, HookedTransformerConfig
+
+    options: dict[str, Any] = {"d_model": WIDTH, "d_head": 8, "n_layers": 2, "n_ctx": CONTEXT, "act_fn": "relu"}
+    fewer, same = (
+        HookedTransformer(HookedTransformerConfig(**options, d_vocab=20, d_vocab_out=n, seed=0, device="cpu"))
+        for n in (19, 20)
+    )
+    weights = fewer.state_dict()
+    weights["unembed.W_U"] = torch.nn.functional.pad(weights["unembed.W_U"], (0, 1))
+    weights["unembed.b_U"] = torch.nn.functional.pad(weights["unembed.b_U"], (0, 1), value=-1e4)
+    same.load_state_dict(weights)
+    stats, expected = (measure(model, sae, ids[:4] % 20, cost=cost, force=True) for model in (fewer, same))
+    np.testing.assert_allclose(stats.cost, expected.cost, rtol=1e-3, atol=1e-6 * expected.cost.max())
+    assert stats.fingerprint is not None
+    assert stats.fingerprint.tokens.max() == 18
+
+
 def test_bf16_costs_are_close_to_fp32(teacher_dir: Path, bridge: Any, sae: Any, ids: Tensor) -> None:
     from transformer_lens.model_bridge import TransformerBridge
 

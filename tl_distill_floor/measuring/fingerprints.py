@@ -73,7 +73,9 @@ def _computed(model: HookedModel, hook_name: str, ids: np.ndarray, tokens: np.nd
         (activation,) = read(sequence)
     try:
         with eval_mode(model):
-            log_prob = forward_logits(model, sequence)[0].float().log_softmax(-1)[:, torch.from_numpy(tokens)]
+            log_probs = forward_logits(model, sequence)[0].float().log_softmax(-1)
+        tokens = tokens[tokens < log_probs.shape[-1]]
+        log_prob = log_probs[:, torch.from_numpy(tokens)]
     except InputError:  # no logits, or none that mean something
         tokens, log_prob = tokens[:0], torch.zeros(len(ids), 0)
     dtype = next(model.parameters()).dtype

@@ -192,7 +192,9 @@ def forward_logits(
 def check_logits(model: HookedModel, output: object) -> Float[Tensor, "batch position vocabulary"]:
     """Return the output of a forward pass, or raise an InputError if it is not logits over the vocabulary."""
     check_head(model)
-    if not isinstance(output, Tensor) or output.ndim != 3 or output.shape[-1] < int(model.cfg.d_vocab):
+    d_out = int(getattr(model.cfg, "d_vocab_out", 0) or 0)  # toy models may predict fewer tokens than they read
+    n_outputs = d_out if d_out > 0 else int(model.cfg.d_vocab)
+    if not isinstance(output, Tensor) or output.ndim != 3 or output.shape[-1] < n_outputs:
         raise InputError("the model returns no logits, so no loss in nats can be measured; use --cost energy")
     return output
 
