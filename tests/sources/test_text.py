@@ -124,9 +124,13 @@ def test_reads_the_tokens_of_an_activations_store(bridge: Any, sae: Any, ids: to
 
     rows = Dataset.from_dict({"input_ids": ids.tolist()})
     store = ActivationsStore.from_sae(bridge, sae, rows, streaming=False, store_batch_size_prompts=8, total_tokens=40)
+    assert (store.get_batch_tokens(2) == ids[:2]).all()
+    n_processed = store.n_dataset_processed
     from_store, expected = measure(bridge, sae, store), measure(bridge, sae, ids)
     assert from_store.n_tokens == expected.n_tokens
     assert (from_store.firing_count == expected.firing_count).all()
+    assert store.n_dataset_processed == n_processed
+    assert (store.get_batch_tokens(2) == ids[2:4]).all()  # it goes on where it was
 
 
 def test_measures_cached_activations_without_a_model(bridge: Any, sae: Any, ids: torch.Tensor, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Load text as token sequences: from files, datasets, objects in memory, SAELens stores and cached activations."""
 
+import copy
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -252,13 +253,9 @@ def _from_store(store: TokenStore) -> TextSource:
     activations_store: Any = store
 
     def read() -> Iterator[Tensor]:
-        activations_store.iterable_sequences = activations_store._iterate_tokenized_sequences()
-        while True:
-            try:
-                batch = store.get_batch_tokens(1, raise_at_epoch_end=True)
-            except StopIteration:
-                return
-            yield batch[0]
+        own = copy.copy(activations_store)  # so that the user's store stays where it is, and counts only its own rows
+        for ids in own._iterate_tokenized_sequences():
+            yield ids.cpu()
 
     first = items_digest(ids.tolist() for ids in islice(read(), FIRST_SEQUENCES))
     return TextSource("ActivationsStore", f"ActivationsStore {first}", store.context_size, read)
