@@ -138,6 +138,14 @@ def test_rejects_objects_and_files_that_are_not_teachers(model: Any, message: st
         load_teacher(model)
 
 
+def test_names_the_model_inside_a_wrapper(bridge: Any) -> None:
+    with (
+        pytest.raises(InputError, match=r"got DataParallel; give the model inside, model\.module"),
+        without_type_checks(),
+    ):
+        load_teacher(torch.nn.DataParallel(bridge))
+
+
 def test_rejects_a_directory_without_a_config(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no config\.json"):
         load_teacher(tmp_path)

@@ -107,6 +107,8 @@ def load_teacher(
         return Teacher(model, name, has_public_name=False, loading={"class": type(model).__name__})
     if not isinstance(model, str | Path):
         advice = WRAPPING_ADVICE if hasattr(model, "named_modules") else f"give {MODEL_CHOICES}"
+        if isinstance(getattr(model, "module", None), HookedModel):  # such as torch's DataParallel
+            advice = "give the model inside, model.module"
         raise InputError(
             f"a teacher must be a model with hook points or the name of one, got {type(model).__name__}; {advice}"
         )
