@@ -8,9 +8,9 @@ import torch
 
 from tl_distill_floor import FeatureStats, FloorPrediction, floor_from_stats
 from tl_distill_floor.measuring.hooks import activation_reader
+from tl_distill_floor.results.block_sums import BlockSums
 from tl_distill_floor.results.codes import Codes
 from tl_distill_floor.results.contexts import N_CONTEXTS, WINDOW, FeatureContexts
-from tl_distill_floor.results.feature_stats import BlockSums
 from tl_distill_floor.sources.devices import device_of
 
 CONTEXT = 256

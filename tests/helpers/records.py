@@ -4,7 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from tl_distill_floor.results.feature_stats import BlockSums, FeatureStats
+from tl_distill_floor.results.block_sums import BlockSums
+from tl_distill_floor.results.feature_stats import FeatureStats
 from tl_distill_floor.results.head_floor import HeadFloor
 
 QUICK = ("--tokens", 4096, "--lr", 1e-2, "--batch-size", 4, "--context-size", 32, "--start", "random", "--seed", 1)

@@ -15,7 +15,8 @@ from tl_distill_floor import InputError, floor_from_stats, measure, predict_floo
 from tl_distill_floor.measuring import batch_sums, measurement
 from tl_distill_floor.measuring.hooks import activation_reader
 from tl_distill_floor.measuring.measurement import _block_sizes
-from tl_distill_floor.results.feature_stats import MAX_BLOCKS, FeatureStats
+from tl_distill_floor.results.block_sums import MAX_BLOCKS
+from tl_distill_floor.results.feature_stats import FeatureStats
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +150,7 @@ def test_resumed_measurement_is_identical(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(measurement, "MAX_BLOCKS", 4)
-    monkeypatch.setattr("tl_distill_floor.results.feature_stats.MAX_BLOCKS", 4)
+    monkeypatch.setattr("tl_distill_floor.results.block_sums.MAX_BLOCKS", 4)
     file = tmp_path / "partial.safetensors"
     options: dict[str, Any] = {"batch_size": 2, "n_tokens": 1280, "n_codes": n_codes}
     expected = measure(bridge, sae, ids, **options)

@@ -12,8 +12,8 @@ from tl_distill_floor.predicting.bottleneck_task import BottleneckTask
 from tl_distill_floor.predicting.progress import StepCounter
 from tl_distill_floor.predicting.simulation import hidden_states
 from tl_distill_floor.probing.forecasts import forecast_views
+from tl_distill_floor.results.block_sums import BlockSums
 from tl_distill_floor.results.codes import Codes
-from tl_distill_floor.results.feature_stats import BlockSums
 
 
 def test_views_match_the_sae_on_masked_codes_and_the_bottleneck(sae: Any) -> None:

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from tests.helpers.probes import probe_result
 from tests.helpers.records import stats_of
 from tl_distill_floor import FeatureStats, FloorPrediction, InputError, ProbeResult, floor_from_stats
+from tl_distill_floor.results.block_sums import MAX_BLOCKS, BlockSums
 from tl_distill_floor.results.codes import Codes
-from tl_distill_floor.results.feature_stats import MAX_BLOCKS, BlockSums
 from tl_distill_floor.results.student import load_students
 from tl_distill_floor.results.tail_loss import TailLoss
 from tl_distill_floor.storage.versioned import load_arrays, save_arrays

@@ -25,7 +25,8 @@ from tl_distill_floor.measuring.plausibility import TOKENS_TO_CHECK, check_plaus
 from tl_distill_floor.measuring.processes import SINGLE_PROCESS, ProcessGroup
 from tl_distill_floor.measuring.strongest_contexts import RunningContexts, describe_contexts
 from tl_distill_floor.measuring.token_stream import MAX_KEPT_TOKENS
-from tl_distill_floor.results.feature_stats import MAX_BLOCKS, BlockSums, FeatureStats, different_settings
+from tl_distill_floor.results.block_sums import MAX_BLOCKS, BlockSums
+from tl_distill_floor.results.feature_stats import FeatureStats, different_settings
 from tl_distill_floor.results.feature_sums import FeatureSums, pack_sums, unpack_sums
 from tl_distill_floor.sources.torch_state import neutral_torch_state
 

@@ -3,6 +3,7 @@
 - `feature_stats`: `FeatureStats`, the measured statistics of an SAE's features.
 - `teacher_fingerprint`: `TeacherFingerprint`, what a teacher computes for fixed token ids.
 - `feature_sums`: sums over tokens that can be merged.
+- `block_sums`: sums over consecutive blocks of text, for the bootstrap.
 - `codes`: `Codes`, SAE codes of a sample of tokens.
 - `contexts`: `FeatureContexts`, the text on which each feature fires most strongly.
 - `promoted_tokens`: `PromotedTokens`, the tokens that some features promote.

@@ -1,0 +1,64 @@
+"""`BlockSums`: sums over consecutive blocks of text."""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Int, Int64
+
+from tl_distill_floor.results.feature_sums import FeatureSums
+
+MAX_BLOCKS = 64
+"""Blocks of text whose sums are kept apart, at most."""
+
+
+@dataclass(frozen=True, eq=False)
+class BlockSums:
+    """Sums over consecutive blocks of text. The bootstrap resamples blocks; they also show how alive features grow.
+
+    Their numbers have 32 bits, since there are up to 64 times as many of them as of the sums over the whole text.
+    """
+
+    n_tokens: Int64[np.ndarray, " block"]
+    """Counted tokens."""
+    n_cost_tokens: Int64[np.ndarray, " block"]
+    """Those of them on which costs are measured."""
+    firing_count: Int[np.ndarray, "block feature"]
+    """Tokens on which the feature's activation is not 0."""
+    cost: Float[np.ndarray, "block feature"]
+    """Cost of the feature, summed over the tokens on which costs are measured."""
+
+    def __post_init__(self) -> None:
+        """Raise a ValueError if a count may not fit into its dtype."""
+        if self.n_tokens.max(initial=0) > np.iinfo(self.firing_count.dtype).max:
+            raise ValueError(f"a block has more tokens than {self.firing_count.dtype} counts; measure less text")
+
+    @classmethod
+    def from_sums(cls, sums: FeatureSums) -> "BlockSums":
+        """Return sums over a stretch of text as one block."""
+        counts, costs = sums.firing_count.astype(np.int32), sums.sum_cost.astype(np.float32)
+        return cls(np.array([sums.n_tokens]), np.array([sums.n_cost_tokens]), counts[None], costs[None])
+
+    def merge(self, other: "BlockSums") -> "BlockSums":
+        """Return the blocks of `self` and `other`; while there are more than `MAX_BLOCKS`, neighbours are joined."""
+        return BlockSums.concatenate([self, other])
+
+    @classmethod
+    def concatenate(cls, parts: Sequence["BlockSums"]) -> "BlockSums":
+        """Return the blocks of all parts; while there are more than `MAX_BLOCKS`, neighbours are joined.
+
+        Args:
+            parts: at least one.
+        """
+        names = [f.name for f in dataclasses.fields(cls)]
+        blocks = cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
+        while len(blocks.n_tokens) > MAX_BLOCKS:
+            blocks = blocks.coarser()
+        return blocks
+
+    def coarser(self) -> "BlockSums":
+        """Return half as many blocks: the sums of each two neighbours."""
+        pairs = np.arange(0, len(self.n_tokens), 2)
+        arrays = (getattr(self, f.name) for f in dataclasses.fields(self))
+        return BlockSums(*(np.add.reduceat(array, pairs, axis=0, dtype=array.dtype) for array in arrays))
