@@ -33,6 +33,7 @@ from tl_distill_floor.predicting.predict import predict_floors
         ({"min_count": 0}, "min_count must be at least 1, got 0"),
         ({"seed": -1}, "seed must be at least 0, got -1"),
         ({"widths": [0.5]}, "widths must be integers"),
+        ({"widths": [float("inf")]}, "widths must be integers"),
     ],
 )
 def test_rejects_invalid_options_before_loading(options: dict[str, Any], message: str) -> None:

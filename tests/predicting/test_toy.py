@@ -1,5 +1,6 @@
 """Tests of the toy models: floors against plain dense training and values computed by hand."""
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -145,6 +146,7 @@ def test_each_feature_has_its_own_rate() -> None:
         ({"alpha": [0.9, 0.8]}, "one number or 3"),
         ({"widths": [0]}, r"widths must be integers of at least 1, got \[0\]"),
         ({"widths": [1.5]}, "widths must be integers"),
+        ({"widths": [math.inf]}, r"widths must be integers of at least 1, got \[inf\]"),
         ({"importance": [1, 2]}, "importance must be 3 finite numbers"),
         ({"importance": [1, -2, 3]}, "importance"),
         ({"n_features": 0}, "n_features must be integers"),

@@ -53,7 +53,7 @@ def integer_widths(widths: WidthsLike) -> Int64[np.ndarray, " width"]:
         sizes = np.unique(np.asarray(widths, dtype=np.float64))
     except (TypeError, ValueError) as error:
         raise InputError(f"widths must be integers above 0, in dimensions, got {widths!r:.60}") from error
-    if not len(sizes) or not ((sizes >= 1) & (sizes == np.floor(sizes))).all():
+    if not len(sizes) or not ((sizes >= 1) & (sizes < 2**63) & (sizes == np.floor(sizes))).all():
         raise InputError(f"widths must be integers above 0, in dimensions, got {widths}; try --widths 64,128,256")
     return sizes.astype(np.int64)
 

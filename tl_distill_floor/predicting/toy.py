@@ -302,6 +302,7 @@ def _rates_and_importances(
 def _integers(name: str, values: np.ndarray) -> Int64[np.ndarray, " value"]:
     """Return the values as integers, or raise an InputError that names the option."""
     numbers = np.asarray(values, dtype=np.float64)
-    if numbers.ndim != 1 or not numbers.size or not ((numbers >= 1) & (numbers == np.floor(numbers))).all():
+    is_integer = (numbers >= 1) & (numbers < 2**63) & (numbers == np.floor(numbers))
+    if numbers.ndim != 1 or not numbers.size or not is_integer.all():
         raise InputError(f"{name} must be integers of at least 1, got {np.asarray(values).tolist()}")
     return numbers.astype(np.int64)
