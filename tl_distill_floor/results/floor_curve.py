@@ -164,7 +164,7 @@ class FloorCurve:
     def _simulated_lost_share(self, width: Number) -> Float64[np.ndarray, " feature"]:
         """Return the share of each feature's cost that simulated students lose at a width.
 
-        Below the simulated widths it rises, as the floor does, up to the feature's variance at width 0.
+        Below the simulated widths it is a power of the limit at width 0: a student loses the variance of every feature.
         """
         assert self.simulation is not None
         cost, lost, narrowest_width = self.stats.cost, self.simulation.lost_at(width), float(self.simulation.widths[0])
@@ -185,8 +185,8 @@ class FloorCurve:
     ) -> float:
         """Return the simulated floor at a width.
 
-        Above the simulated widths it is the water-filling floor times the ratio of simulated to water-filling floor at
-        the widest of them. Below them the logarithm of that ratio falls in proportion to the width.
+        Outside of the simulated widths it is the water-filling floor divided by a gain: above them that of the widest
+        one; below them the gain falls linearly to 1 at width 0, where a student loses everything.
         """
         if log_floor is None or self.simulation is None:
             return independent_at(width)
@@ -194,11 +194,13 @@ class FloorCurve:
         floor = float(np.exp(log_floor(math.log(nearest))))
         if nearest == width:
             return floor
-        at_nearest = independent_at(nearest)
-        if at_nearest <= 0:
+        gain = independent_at(nearest) / floor
+        if gain <= 0:
             return 0.0
-        extrapolated = float(independent_at(width) * (floor / at_nearest) ** min(float(width) / nearest, 1.0))
-        return extrapolated if width > nearest else max(extrapolated, floor)  # a narrower student loses no less
+        if width > nearest:
+            return independent_at(width) / gain
+        # A narrower student loses no less.
+        return max(independent_at(width) / (1.0 + max(gain - 1.0, 0.0) * float(width) / nearest), floor)
 
     @cached_property
     def _costs_and_rates(self) -> tuple[Float64[np.ndarray, " feature"], Float64[np.ndarray, " feature"]]:
