@@ -42,13 +42,21 @@ def test_structure_gain_by_hand_and_beyond_the_trained_widths(
     floor: FloorPrediction,
 ) -> None:
     independent = [allocate(COST, 0.05, width).floor for width in (1, 2, 3)]
-    gains = [independent[0] / 4.5, independent[1] / 1.5, independent[1] / 1.5]
+    gains = [independent[0] / 4.5, independent[1] / 1.5, independent[1] / 1.5]  # a gain that falls does not go on
     assert floor.structure_gain is not None
     assert floor.structure_gain[:3].tolist() == pytest.approx(gains)
     assert floor.simulated is not None
     assert floor.simulated[2] == pytest.approx(independent[2] / gains[2])
     assert floor.simulated[3] == 0  # as wide as the number of features
     assert np.isnan(floor.structure_gain[3])
+
+
+def test_above_the_simulated_widths_the_gain_continues_the_power_law_of_the_last_two() -> None:
+    """The gain is 2 at width 1 and 4 at width 2, so 6 at width 3."""
+    lost = [[allocate(COST, 0.3, width).floor / gain / 4] * 4 for width, gain in ((1, 2), (2, 4))]
+    floor = floor_from_stats(stats_of(COST, rate=0.3), [1, 2, 3], simulation=simulation(lost))
+    assert floor.structure_gain.tolist() == pytest.approx([2.0, 4.0, 6.0])
+    assert floor.simulated[2] == pytest.approx(floor.independent[2] / 6)
 
 
 def test_below_the_simulated_widths_the_gain_falls_to_that_of_width_0() -> None:
@@ -88,6 +96,8 @@ def test_a_simulated_floor_of_0_stays_near_0() -> None:
     simulated = simulation([[0.5, 0.5, 0.5, 0.5], [0.0, 0.0, 0.0, 0.0]])
     floor = floor_from_stats(stats_of(COST, rate=0.05), [1, 2], simulation=simulated)
     assert floor.simulated[1] < 1e-6 < floor.independent[1]
+    falls_steeply = simulation([[0.1] * 400, [0.0] * 400], widths=(30, 31))
+    assert floor_from_stats(stats_of(np.ones(400)), [30, 31], simulation=falls_steeply).floor_at(399) == 0.0
 
 
 def test_warns_if_simulated_is_above_independent() -> None:

@@ -177,7 +177,7 @@ def _explanation(floor: FeatureFloorPrediction) -> str:
             f" {floor.additive[0]:.4g} for theorem at width {floor.widths[0]:,}."
         )
     if floor.simulation is not None and (widest := int(floor.simulation.widths[-1])) < stats.d_model:
-        sentences.append(f"Above width {widest:,}, the widest simulated one, the gain at that width is used.")
+        sentences.append(f"Above width {widest:,}, the widest simulated one, the gain is extrapolated.")
     return " ".join(sentences)
 
 

@@ -74,8 +74,8 @@ class FeatureFloors(Displayable):
         """Return the feature floor at any width.
 
         Between the simulated widths the log floor is interpolated over log width by a monotone cubic. Outside of them
-        the floor is `independent` divided by the structure gain: above them that of the widest one; below them it falls
-        linearly to 1 at width 0.
+        the floor is `independent` divided by the structure gain: above them it continues the power law of the two
+        widest; below them it falls linearly to 1 at width 0.
 
         Args:
             width: dimensions.

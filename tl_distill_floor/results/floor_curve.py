@@ -18,6 +18,9 @@ from tl_distill_floor.theory.allocation import Allocation, allocate, rank_by_cos
 from tl_distill_floor.theory.capacity import Number, n_features_held
 from tl_distill_floor.theory.floors import independent_floor
 
+LARGEST_LOG = 700.0
+"""Largest logarithm of a float, about."""
+
 
 @dataclass(frozen=True, eq=False)
 class FloorCurve:
@@ -185,22 +188,27 @@ class FloorCurve:
     ) -> float:
         """Return the simulated floor at a width.
 
-        Outside of the simulated widths it is the water-filling floor divided by a gain: above them that of the widest
-        one; below them the gain falls linearly to 1 at width 0, where a student loses everything.
+        Outside of the simulated widths it is the water-filling floor divided by a gain: above them the gain continues
+        the power law of the two widest; below them it falls linearly to 1 at width 0, where a student loses everything.
         """
         if log_floor is None or self.simulation is None:
             return independent_at(width)
-        nearest = float(np.clip(float(width), self.simulation.widths[0], self.simulation.widths[-1]))
-        floor = float(np.exp(log_floor(math.log(nearest))))
+        simulated = [float(simulated_width) for simulated_width in self.simulation.widths]
+        nearest = min(max(float(width), simulated[0]), simulated[-1])
+        floor = math.exp(log_floor(math.log(nearest)))
         if nearest == width:
             return floor
         gain = independent_at(nearest) / floor
         if gain <= 0:
             return 0.0
-        if width > nearest:
-            return independent_at(width) / gain
-        # A narrower student loses no less.
-        return max(independent_at(width) / (1.0 + max(gain - 1.0, 0.0) * float(width) / nearest), floor)
+        if width < nearest:  # a narrower student loses no less
+            return max(independent_at(width) / (1.0 + max(gain - 1.0, 0.0) * float(width) / nearest), floor)
+        if len(simulated) > 1:
+            before = simulated[-2]
+            gain_before = independent_at(before) / math.exp(log_floor(math.log(before)))
+            exponent = math.log(gain / gain_before) / math.log(nearest / before)
+            gain *= math.exp(min(max(exponent, 0.0) * math.log(float(width) / nearest), LARGEST_LOG))
+        return independent_at(width) / gain
 
     @cached_property
     def _costs_and_rates(self) -> tuple[Float64[np.ndarray, " feature"], Float64[np.ndarray, " feature"]]:
