@@ -61,3 +61,15 @@ def test_widest_column_is_shrunk_first() -> None:
     assert shrink_widths([20, 8, 5], least=[6, 8, 2], total=33) == [20, 8, 5]
     assert shrink_widths([20, 8, 5], least=[6, 8, 2], total=21) == [8, 8, 5]
     assert shrink_widths([20, 8, 5], least=[6, 8, 2], total=10) == [6, 8, 2]
+
+
+def test_only_names_of_columns_that_may_be_folded_are_broken_within_words() -> None:
+    table = plain_table()
+    table.add_column("hook point", overflow="fold")
+    table.add_column("d*", justify="right")
+    table.add_row("blocks.1.hook_resid_post", "104.3 (103.5 to 105.0)")
+    assert lines(36, table) == [
+        "hook point                        d*",
+        "blocks.1.hook_re     104.3 (103.5 to",
+        "sid_post                      105.0)",
+    ]

@@ -109,6 +109,9 @@ def test_comparing_saes(
     result = run(*given, "--sae", sae_dir, "--sae", layers_dir / "layer1")
     assert result.exit_code == 0, result.output
     assert "The order of the SAEs by floor is the same at every width" in " ".join(result.stdout.split())
+    assert "tiny-neox, blocks.1.hook_resid_post (intervals: 95 %)" in " ".join(result.stdout.split())
+    for label, name in (("A", sae_dir.name), ("B", "layer1")):
+        assert any(line.split()[:2] == [label, name] for line in result.stdout.splitlines()), result.stdout
     assert (tmp_path / "runs" / "tiny-neox-compared" / "sae1" / "floor.json").exists()
     assert "needs at least two SAEs" in refused(run(*given, "--sae", sae_dir))
 

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from tl_distill_floor.display.floor_tables import STILL_COMPUTED
 from tl_distill_floor.display.tables import plain_table, warning_lines
-from tl_distill_floor.display.units import SHORT_UNIT
+from tl_distill_floor.display.units import LONG_UNIT, SHORT_UNIT, STUDENT_LOSS
 from tl_distill_floor.results.floor_prediction import FeatureFloorPrediction
 
 
@@ -48,7 +48,8 @@ def run_comparison_table(floors: Sequence[FeatureFloorPrediction], labels: Seque
         floors: the predictions.
         labels: their names.
     """
-    table = plain_table("Feature floor")
+    has_nats = any(floor.unit == "nats" for floor in floors)
+    table = plain_table(f"Feature floor{f'; in nats, {STUDENT_LOSS}' if has_nats else ''}")
     table.add_column("width", justify="right")
     for floor, label in zip(floors, labels, strict=True):
         table.add_column(Text(f"{label} ({SHORT_UNIT[floor.unit]})"), justify="right")
@@ -75,22 +76,35 @@ def largest_floor_index(floors: Sequence[FeatureFloorPrediction]) -> list[int]:
 
 
 def _measured(floors: Sequence[FeatureFloorPrediction], labels: Sequence[str]) -> Table:
-    table = plain_table(", ".join(dict.fromkeys(floor.stats.model_name for floor in floors)))
-    for heading in ("", "hook point", "features", "L0", "unexplained", "F", "α", "d* (95 %)"):
-        table.add_column(heading, justify="left" if heading in ("", "hook point") else "right")
+    """Return what was measured, next to what the predictions differ in: their hook points, or the SAEs of one."""
+    title = ", ".join(dict.fromkeys(floor.stats.model_name for floor in floors))
+    hooks = {floor.stats.hook_name for floor in floors}
+    if len(hooks) == 1:
+        title, what = f"{title}, {hooks.pop()}", "SAE"
+    else:
+        what = "hook point"
+    table = plain_table(f"{title} (intervals: 95 %)")
+    for heading in ("", what, "features", "L0", "unexplained", "F", "α", "d*"):
+        table.add_column(
+            heading,
+            justify="left" if heading in ("", what) else "right",
+            overflow="fold" if heading == what else "ellipsis",
+        )
     for label, floor in zip(labels, floors, strict=True):
         stats = floor.stats
         low, high = floor.critical_width_interval
         width = f"{floor.critical_width:.1f}" + ("" if np.isnan(high) else f" ({low:.1f} to {high:.1f})")
         table.add_row(
-            Text(label), Text(stats.hook_name), f"{len(stats.cost):,}", f"{stats.l0:.1f}", f"{stats.fvu:.1%}",
+            Text(label), Text(stats.sae_name if what == "SAE" else stats.hook_name),
+            f"{len(stats.cost):,}", f"{stats.l0:.1f}", f"{stats.fvu:.1%}",
             f"{floor.n_features:,}", f"{floor.alpha:.5f}", width,
         )  # fmt: skip
     return table
 
 
 def _floors(floors: Sequence[FeatureFloorPrediction], labels: Sequence[str]) -> Table:
-    table = plain_table(f"Feature floor ({SHORT_UNIT[floors[0].unit]})")
+    loss = STUDENT_LOSS if floors[0].unit == "nats" else LONG_UNIT[floors[0].unit]
+    table = plain_table(f"Feature floor ({SHORT_UNIT[floors[0].unit]}): {loss}")
     for heading in ("width", *labels, "largest"):
         table.add_column(heading, justify="right")
     for i, (width, largest) in enumerate(zip(floors[0].widths.tolist(), largest_floor_index(floors), strict=True)):

@@ -13,6 +13,8 @@ from rich.text import Text
 
 GAP = 2
 """Spaces between two columns."""
+FOLDED = 16
+"""Characters at which a column that may be folded is broken within words."""
 UNLIMITED = 1_000
 """Characters of a console that is wide enough for every cell."""
 
@@ -29,7 +31,7 @@ class ColumnWidths(NamedTuple):
 
 
 class UncutTable(Table):
-    """A table in which no word and no number is cut.
+    """A table in which no word and no number is cut. Only names in columns with `overflow="fold"` are broken anywhere.
 
     If it is too wide for the console, headings and names are broken at spaces, then numbers with their intervals. If it
     is still too wide, its lines are longer than the console.
@@ -59,7 +61,8 @@ class UncutTable(Table):
         heading = Measurement.get(console, wide, column.header if self.show_header else "")
         cells = [Measurement.get(console, wide, cell) for cell in column.cells]
         natural = max([heading.maximum, *(cell.maximum for cell in cells)])
-        least = max([heading.minimum, *(cell.minimum for cell in cells)])
+        shortest = FOLDED if column.overflow == "fold" else natural
+        least = max([heading.minimum, *(min(cell.minimum, shortest) for cell in cells)])
         numbers = max([heading.minimum, *(cell.maximum for cell in cells)]) if column.justify == "right" else least
         return ColumnWidths(natural, numbers, least)
 
