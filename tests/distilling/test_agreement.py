@@ -49,7 +49,7 @@ def test_all_processes_name_what_differs(teacher_dir: Path, ids: torch.Tensor, t
     advice = "; start all of them with the same options and the same files"
     assert first[0] == second[0] == f"the processes of this run have different training text{advice}"
     assert first[1] == second[1] == f"the processes of this run have different students and settings{advice}"
-    assert "has 7 training sequences of 32 tokens, fewer than a batch of 8" in second[2]
+    assert "7 training sequences of 32 tokens were read from" in second[2]
     assert first[2] == f"process 1 of this run: {second[2]}"
     assert "missing" in second[3]
     assert first[3] == f"process 1 of this run: {second[3]}"

@@ -178,8 +178,13 @@ def test_restores_the_teacher(bridge: Any, ids: torch.Tensor) -> None:
     [
         (
             [StudentSpec(8)],
-            {"batch_size": 64},
-            "has 36 training sequences of 32 tokens, fewer than a batch of 64; give more text",
+            {"batch_size": 64, "n_tokens": 2048},
+            "36 training sequences of 32 tokens were read from .*, fewer than a batch of 64; give more text, or",
+        ),
+        (
+            [StudentSpec(8)],
+            {"batch_size": 64, "n_tokens": 2047},
+            "fewer than a batch of 64; set --tokens to at least 2048, or a smaller --batch-size",
         ),
         (
             [StudentSpec(8)],

@@ -105,12 +105,13 @@ def test_comparing_saes(
     teacher_dir: Path, layers_dir: Path, sae_dir: Path, prose_file: Path, tmp_path: Path, monkeypatch: Any
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "300")  # the names of the SAEs are long paths
     given = ("compare", teacher_dir, "--text", prose_file, *QUICK, "--steps", 0)
     result = run(*given, "--sae", sae_dir, "--sae", layers_dir / "layer1")
     assert result.exit_code == 0, result.output
     assert "The order of the SAEs by floor is the same at every width" in " ".join(result.stdout.split())
     assert "tiny-neox, blocks.1.hook_resid_post (intervals: 95 %)" in " ".join(result.stdout.split())
-    for label, name in (("A", sae_dir.name), ("B", "layer1")):
+    for label, name in (("A", str(sae_dir)), ("B", str(layers_dir / "layer1"))):
         assert any(line.split()[:2] == [label, name] for line in result.stdout.splitlines()), result.stdout
     assert (tmp_path / "runs" / "tiny-neox-compared" / "sae1" / "floor.json").exists()
     assert "needs at least two SAEs" in refused(run(*given, "--sae", sae_dir))

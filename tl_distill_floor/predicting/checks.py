@@ -71,8 +71,8 @@ def check_alive(stats: FeatureStats, min_count: int) -> Bool[np.ndarray, " featu
     alive = stats.alive(min_count)
     if not alive.any():
         raise InputError(
-            f"none of the {len(alive):,} features fired {min_count} times on {stats.n_tokens:,} tokens;"
-            " measure more tokens or name another SAE with --sae"
+            f"none of the {len(alive):,} features fired {min_count:,} times on {stats.n_tokens:,} tokens;"
+            f" measure more tokens{', lower --min-count,' if min_count > 1 else ''} or name another SAE with --sae"
         )
     if stats.firing_count[alive].min() == stats.n_tokens:
         raise InputError("every feature fires on every token, so they are not sparse; name another SAE with --sae")

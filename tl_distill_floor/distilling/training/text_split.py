@@ -113,9 +113,11 @@ def read_text_split(
                 f"the held-out text has no sequence of {train_ids.shape[1]} tokens; give more text with --heldout"
             )
     if len(train_ids) < config.batch_size:
+        least = config.batch_size * stream.context_size
+        more = "give more text" if config.n_tokens >= least else f"set --tokens to at least {least}"
         raise InputError(
-            f"{stream.text.name} has {len(train_ids)} training sequences of {stream.context_size} tokens, fewer than a"
-            f" batch of {config.batch_size}; give more text, or a smaller --batch-size"
+            f"{len(train_ids)} training sequences of {stream.context_size} tokens were read from {stream.text.name},"
+            f" fewer than a batch of {config.batch_size}; {more}, or a smaller --batch-size"
         )
     return TextSplit(
         stream=stream,
