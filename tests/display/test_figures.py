@@ -152,7 +152,7 @@ def test_save_figure_writes_the_file_or_names_what_is_missing(
         save_figure(figure, tmp_path / "growth.gif")
 
     def fail_without_kaleido(*_args: Any, **_options: Any) -> None:
-        raise ValueError("Image export needs kaleido\nand more")
+        raise ValueError("Image export needs kaleido,\nand more")
 
     monkeypatch.setattr("plotly.graph_objects.Figure.to_image", fail_without_kaleido)
     with pytest.raises(InputError, match=r"cannot draw growth\.svg \(Image export needs kaleido\); pip install"):

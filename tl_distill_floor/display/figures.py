@@ -60,7 +60,7 @@ def save_figure(figure: go.Figure, path: str | Path) -> Path:
             without_buttons = go.Figure(figure).update_layout(updatemenus=[])
             content = without_buttons.to_image(file.suffix.removeprefix("."), width=800, height=500, scale=2)
     except Exception as error:  # kaleido and its browser raise errors of many types
-        reason = reason_of(error)
+        reason = reason_of(error).rstrip(" ,.:")
         raise InputError(
             f"cannot draw {file.name} ({reason}); pip install kaleido, and install Chrome or Chromium, or save .html"
         ) from error

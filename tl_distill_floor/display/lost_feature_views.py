@@ -33,8 +33,7 @@ def lost_table(lost_features: LostFeatures) -> RenderableType:
     title = Text(f"{selection}; cost in {LONG_UNIT[lost_features.unit]}", style="italic")
     note = Text(
         "rank: by cost; fires: share of the tokens; dims: dimensions allocated by water-filling; lost: share of the"
-        " feature's cost that the student loses. Half of what a constant at the feature's mean would lose is the limit"
-        " of a kept feature; for features that fire often, that is less than half of the cost.",
+        " feature's own cost, of which a feature that fires often may be lost with less than half.",
         style="dim",
     )
     return Group(summary, Text(), title, _feature_rows(shown), note, *_footnotes(shown))
