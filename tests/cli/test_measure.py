@@ -145,7 +145,7 @@ def test_rejects_bad_options_and_leaves_no_file(
 
 
 def test_the_measurement_is_kept_if_the_prediction_fails(command: Command) -> None:
-    assert "fired 1000000 times" in refused(run(*command, "--min-count", 10**6))
+    assert "fired 1,000,000 times" in refused(run(*command, "--min-count", 10**6))
     assert run(*command, "--resume").exit_code == 0
 
 
