@@ -33,7 +33,7 @@ def diagnosis_table(diagnosis: Diagnosis) -> RenderableType:
         ("end", _end(diagnosis)),
         ("verdict", diagnosis.sentence),
     ]
-    title = f"{diagnosis.curve}: {STUDENT_LOSS}"
+    title = f"{diagnosis.curve}: {STUDENT_LOSS}, {SHORT_UNIT['nats']}"
     return Group(key_value_table(rows, title), warning_lines(diagnosis.warnings))
 
 

@@ -15,7 +15,7 @@ from contextvars import ContextVar
 from pathlib import Path
 
 from tl_distill_floor.storage.io_errors import report_io_errors
-from tl_distill_floor.storage.locks import LOCK_FILE, PARTIAL_SUFFIX, lock_directory
+from tl_distill_floor.storage.locks import LOCK_FILE, OUT_ADVICE, PARTIAL_SUFFIX, lock_directory
 
 _staged: ContextVar[list[tuple[Path, Path]] | None] = ContextVar("staged", default=None)
 """Files that are complete on disk but not renamed yet: (hidden name, final name)."""
@@ -80,10 +80,14 @@ def write_atomically(path: Path, content: bytes | Callable[[Path], object]) -> P
 
 
 @contextlib.contextmanager
-def atomic_directory(directory: Path) -> Iterator[Path]:
+def atomic_directory(directory: Path, advice: str = OUT_ADVICE) -> Iterator[Path]:
     """Create `directory` with everything that the block writes, or not at all.
 
     Its files get the permissions of the user's umask.
+
+    Args:
+        directory: the directory.
+        advice: what the user can do when it cannot be written.
 
     Yields:
         A hidden directory to write into; it is renamed to `directory` on success.
@@ -93,7 +97,7 @@ def atomic_directory(directory: Path) -> Iterator[Path]:
     """
     target = directory.absolute()  # "." has no name
     partial = target.with_name(f".{target.name}{PARTIAL_SUFFIX}")
-    with lock_directory(partial, shown_as=directory):
+    with lock_directory(partial, advice, shown_as=directory):
         try:
             with report_io_errors(directory):
                 for path in partial.iterdir():  # files of a killed command

@@ -10,14 +10,14 @@ from tl_distill_floor.storage.io_errors import report_io_errors
 
 PARTIAL_SUFFIX = ".tl-floor"
 """Suffix of the hidden name that an unfinished file or directory has."""
+OUT_ADVICE = "name another directory with --out"
+"""What the user of most commands can do when a directory cannot be written."""
 LOCK_FILE = f"{PARTIAL_SUFFIX}.lock"
 """File in a directory that is locked."""
 
 
 @contextlib.contextmanager
-def lock_directory(
-    directory: Path, advice: str = "name another directory with --out", *, shown_as: Path | None = None
-) -> Iterator[None]:
+def lock_directory(directory: Path, advice: str = OUT_ADVICE, *, shown_as: Path | None = None) -> Iterator[None]:
     """Lock `directory` for this process.
 
     The directory is created if it is missing, and removed at the end if it is empty. Unfinished files that a killed

@@ -88,7 +88,7 @@ def export_student(
         built = create_student_shell(hugging_face_config(loaded.model), width, depth)
     else:
         built = build_student(loaded, width, depth=depth, start=start, seed=seed)
-    with atomic_directory(directory) as partial, report_io_errors(directory):
+    with atomic_directory(directory, "name another directory") as partial, report_io_errors(directory):
         if start is None:
             own: PreTrainedConfig = built.config  # type: ignore[assignment]
             own.architectures = [type(built).__name__]
