@@ -25,8 +25,8 @@ STILL_COMPUTED: dict[CostUnit, str] = {
 }
 """What follows after the text has been read, by the unit of the costs."""
 HEAD_ALONE = (
-    "Expected follows from the head floor (bound) alone so far. The feature floors are being computed, and change it a"
-    " little."
+    "Expected follows from the head floor (bound) alone so far. The feature floors are being computed; they narrow its"
+    " interval and change its value."
 )
 """What follows after the head floor."""
 MEASURED_NOTE = "Intervals are 95 %: the sampling error of the text, from a bootstrap over its blocks."
