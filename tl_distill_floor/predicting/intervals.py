@@ -15,7 +15,7 @@ from tl_distill_floor.theory.bootstrap import Z_95, Interval, block_bootstrap, m
 from tl_distill_floor.theory.capacity import Number, capacity, critical_width
 from tl_distill_floor.theory.floors import held_ranks
 
-MAX_ORDERS = 32
+MAX_ORDERS = 16
 """Resampled texts at most whose costs order the features for Theorem 1's floor: each takes a sort of all features."""
 NUMBERS_PER_PART = 2**22
 """Numbers that are in memory at once in addition to the blocks."""
@@ -59,6 +59,8 @@ def add_intervals(prediction: FeatureFloorPrediction, n_bootstrap: int, seed: in
     critical_widths = list(map(critical_width, resamples.n_features, resamples.alpha))
     of_costs = prediction.feature_floor * _cost_margins(prediction, resamples, prediction.lost_share)
     floor_margins = np.hypot(of_costs, Z_95 * prediction.measured_error())
+    # Without simulated students, the feature floor is the independent one.
+    independent = floor_margins if prediction.simulation is None else _independent_margins(prediction, resamples)
     return dataclasses.replace(
         prediction,
         n_features_interval=_interval(
@@ -68,7 +70,7 @@ def add_intervals(prediction: FeatureFloorPrediction, n_bootstrap: int, seed: in
         critical_width_interval=_interval(prediction.critical_width, resamples.margin(np.array(critical_widths))),
         sampling_interval=_intervals(prediction.feature_floor, floor_margins),
         theorem_interval=_theorem_interval(prediction, resamples),
-        independent_interval=_intervals(prediction.independent, _independent_margins(prediction, resamples)),
+        independent_interval=_intervals(prediction.independent, independent),
     )
 
 
