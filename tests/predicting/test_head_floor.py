@@ -271,6 +271,8 @@ def test_above_the_widest_width_the_power_law_of_the_last_two_ends_at_the_teache
     assert made_head_floor(
         widths=(32,), floor=(0.01,), standard_error=(0.0,), half_steps=(0.01,), encoded=(0.03,)
     ).floor_at(48) == pytest.approx(0.005)
+    lossless = made_head_floor(floor=(0.4, 0.2, 0.05, 0.0))
+    assert (lossless.floor_at(16), lossless.floor_at(32)) == (0.05, 0.0)
 
 
 def test_the_widest_width_of_every_teacher_of_the_atlas_is_extrapolated() -> None:

@@ -243,11 +243,12 @@ class HeadFloor(JsonRecord):
                 f"the narrowest width of this head floor is {self.widths[0]}, got {width:g}; measure the teacher again,"
                 f" with {width:g} among the --widths"
             )
-        known = {w: loss for w, loss in zip(self.widths, losses, strict=True) if loss > 0 and w < self.d_model}
+        computed = dict(zip(self.widths, losses, strict=True))
+        if width in computed:
+            return computed[int(width)]
+        known = {w: loss for w, loss in computed.items() if loss > 0 and w < self.d_model}
         if not known:
             return 0.0
-        if width in known:
-            return known[int(width)]
         *_, widest = known
         if width > widest:
             exponent = 0.0
