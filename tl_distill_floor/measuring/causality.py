@@ -5,6 +5,7 @@ batch than alone. It could also read the tokens that it is to predict.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int
@@ -71,18 +72,30 @@ def depends_on_what_follows(model: HookedModel, hook_name: str | None = None) ->
 
     Args:
         model: a HookedTransformer or a TransformerBridge. A TransformerBridge says of every model that it is causal.
-        hook_name: where activations are compared; the last point of the residual stream if None. A model without one is
-            taken for causal.
+        hook_name: where activations are compared; the last point of the residual stream that a forward pass reaches if
+            None. A model without one is taken for causal.
 
     Example:
         >>> depends_on_what_follows(load_teacher("tiny-prose").model)  # doctest: +SKIP
         False
     """
-    points = residual_points(model)[-1:] if hook_name is None else [hook_name]
-    if not points:
-        return False
-    with activation_reader(model, points) as read:
-        return bool(_dependence(model, int(model.cfg.d_vocab), lambda ids: read(ids)[0].flatten(2), lambda x: x))
+    points = residual_points(model)[::-1] if hook_name is None else [hook_name]
+    for point in points:
+        try:
+            with activation_reader(model, [point]) as read:
+                return bool(_dependence(model, int(model.cfg.d_vocab), partial(_read_flat, read), lambda x: x))
+        except InputError:
+            if hook_name is not None:
+                raise
+    return False
+
+
+def _read_flat(
+    read: Callable[[Int[Tensor, "batch position"]], list[Float[Tensor, "batch position *d_model"]]],
+    ids: Int[Tensor, "batch position"],
+) -> Float[Tensor, "batch position value"]:
+    """Return the activations at the only hook point of a reader, with one vector for each token."""
+    return read(ids)[0].flatten(2)
 
 
 def _dependence(
