@@ -26,9 +26,9 @@ class MeasureConfig:
     n_tokens: int = 200_000
     """Tokens of the text to read, including tokens that are not counted; fewer if the text is shorter."""
     n_cost_tokens: int = 50_000
-    """Tokens on which costs in nats are measured: about so many, at most twice as many. They take a full forward and
-    backward pass, and counting features only a forward pass to the hook point. Of a number of successive sequences, one
-    is chosen at random."""
+    """Tokens on which costs in nats are measured: about so many, at most twice as many, but more of a text of over 8
+    million tokens. They take a full forward and backward pass, and counting features only a forward pass to the hook
+    point. Of a number of successive sequences, one is chosen at random."""
     n_codes: int = 200_000
     """Number of tokens, on average, whose SAE codes are kept; 0 keeps none."""
     force: bool = False

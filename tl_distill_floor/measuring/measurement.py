@@ -81,9 +81,9 @@ def measure(
         cost: how the cost of removing a feature is measured.
         n_samples: outputs sampled at each position for "fisher". The sampling error of a cost falls as 1 / √n_samples.
         n_tokens: tokens to read, including tokens that are not counted; fewer if the text is shorter.
-        n_cost_tokens: tokens on which costs in nats are measured: about so many, at most twice as many. Their sequences
-            are spread over the text at random. On other tokens features are only counted, which takes a forward pass to
-            the hook point.
+        n_cost_tokens: tokens on which costs in nats are measured: about so many, at most twice as many, but more of a
+            text of over 8 million tokens. Their sequences are spread over the text at random. On other tokens features
+            are only counted, which takes a forward pass to the hook point.
         n_codes: tokens whose codes are kept, on average, for the simulated floor; 0 keeps none. Each sequence is kept
             with probability n_codes / n_tokens.
         context_size: tokens per sequence; None takes the SAE's training context.

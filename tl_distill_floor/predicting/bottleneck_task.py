@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.measuring.removal import RestoreCodes
+from tl_distill_floor.measuring.sampling import spread_at_random
 from tl_distill_floor.predicting.bottleneck import Bottleneck, train
 from tl_distill_floor.predicting.progress import StepCounter
 from tl_distill_floor.predicting.sparse_batches import SparseBatch
@@ -187,7 +188,7 @@ class BottleneckTask:
         """Extrapolate the held-out loss of a student to the end of training, and measure its loss on training codes."""
         gain = shorter.lost_share - longer.lost_share
         n_training, n_compared = self.training.n_tokens, min(self.training.n_tokens, self.held_out.n_tokens)
-        compared = self.training.select_tokens(np.linspace(0, n_training - 1, n_compared).astype(np.int64))
+        compared = self.training.select_tokens(spread_at_random(n_compared, n_training).numpy())
         sampling_error = longer.standard_error(self.held_out.sequence)
         return TrainedBottleneck(
             floor=extrapolate_loss(shorter.lost_share, longer.lost_share) * self.total_cost,
