@@ -1,15 +1,16 @@
-"""Measure how often the 95 % interval of a learning curve's floor covers the true floor, on simulated trainings.
+"""Measure how often the 95 % interval of a learning curve's floor covers the true floor.
 
-    python benchmarks/learning_curves.py             # coverage of each kind of curve
+    python benchmarks/learning_curves.py             # coverage of each kind of simulated training
     python benchmarks/learning_curves.py --schedules # coverage with other learning-rate schedules
+    python benchmarks/learning_curves.py --atlas     # fits to a part of real trainings, and to the full ones
     python benchmarks/learning_curves.py --students  # floors of the students in students_tiny_prose.json
 
-A training follows L(t) = L∞ + A · t^-b, where t is the sum of the learning rates up to a step. Each kind adds to the
-one before: "plain" has a constant learning rate; "warm-up" a linear rise over the first 2 % of the steps; "decay" a
-linear fall to 0 over the last fifth, and an excess loss in proportion to the learning rate, which the decay removes;
-"averaged" the loss of a power-law average over the steps. Points, exponents (0.2 to 1.2) and relative noise (0 to 1 %)
-are those of the trainings that `distill` runs. With other schedules, a training is as "averaged", at the learning rates
-of its settings.
+A simulated training follows L(t) = L∞ + A · t^-b, where t is the sum of the learning rates up to a step. Each kind adds
+to the one before: "plain" has a constant learning rate; "warm-up" a linear rise over the first 2 % of the steps;
+"decay" a linear fall to 0 over the last fifth, and an excess loss in proportion to the learning rate, which the decay
+removes; "averaged" the loss of a power-law average over the steps. Points, exponents (0.2 to 1.2) and relative noise (0
+to 1 %) are those of the trainings that `distill` runs. With other schedules, a training is as "averaged", at the
+learning rates of its settings.
 """
 
 import argparse
@@ -37,6 +38,9 @@ SCHEDULES: dict[str, dict[str, Any]] = {
 FLOORS = (0.0, 0.02, 0.05, 0.2, 0.5, 1.0)
 NOISES = (0.0, 5e-4, 1e-3, 3e-3, 1e-2)
 STUDENTS = Path(__file__).parent / "students_tiny_prose.json"
+ATLAS = Path(__file__).parent / "atlas"
+SHARES = (0.25, 1 / 3, 0.5, 0.7)
+"""Shares of real trainings that are fitted."""
 
 
 class Curve(NamedTuple):
@@ -139,8 +143,8 @@ def print_schedules(n_curves: int) -> None:
 
 
 def _covers(curve: Curve, fit: LearningCurveFit) -> bool:
-    """Return whether the interval of a fit holds the true floor."""
-    return fit.interval[0] - 1e-9 <= curve.floor <= fit.interval[1] + 1e-9
+    """Return whether the interval of the fit alone holds the true floor."""
+    return fit.fit_interval[0] - 1e-9 <= curve.floor <= fit.fit_interval[1] + 1e-9
 
 
 def _coverage(curves: Sequence[Curve], fits: Sequence[LearningCurveFit]) -> str:
@@ -148,8 +152,73 @@ def _coverage(curves: Sequence[Curve], fits: Sequence[LearningCurveFit]) -> str:
     covered = np.array([_covers(curve, fit) for curve, fit in zip(curves, fits, strict=True)])
     last = np.array([curve.losses[-1] for curve in curves])
     known = np.array([fit.interval != (0.0, loss) for fit, loss in zip(fits, last, strict=True)])
-    widths = np.array([fit.interval[1] - fit.interval[0] for fit in fits]) / last
+    widths = np.array([fit.fit_interval[1] - fit.fit_interval[0] for fit in fits]) / last
     return f"{covered.mean():.1%} | {known.mean():.0%} | {covered[known].mean():.1%} | {np.median(widths[known]):.2f}"
+
+
+class PartialFit(NamedTuple):
+    """The fit to a part of a real training, next to that to all of it."""
+
+    teacher: str
+    fit: LearningCurveFit
+    last: float
+    """Last loss of the part."""
+    full: float
+    """L∞ by the fit to the full training."""
+
+    @property
+    def left_ratio(self) -> float:
+        """What is left after the part by the fit to all, relative to what the fit to the part says."""
+        return (self.last - self.full) / (self.last - self.fit.floor)
+
+
+def partial_fits(share: float) -> list[PartialFit]:
+    """Fit a share of the training of each student of the atlas, and of one more teacher, where both L∞ are known.
+
+    Args:
+        share: share of the tokens.
+    """
+    fits = []
+    for file in sorted([*ATLAS.glob("*.json"), *(ATLAS / "new").glob("*.json")]):
+        row = json.loads(file.read_text(encoding="utf-8"))
+        for student in row["students"]:
+            tokens, losses = np.array(student["tokens"], dtype=float), np.array(student["losses"])
+            used = tokens <= share * tokens[-1] + 1
+            part, full = fit_learning_curve(tokens[used], losses[used]), fit_learning_curve(tokens, losses)
+            if part.amplitude and full.amplitude:
+                fits.append(PartialFit(row["teacher"], part, float(losses[used][-1]), full.floor))
+    return fits
+
+
+def print_partial_fits() -> None:
+    """Print how often the intervals of fits to a part of real trainings hold L∞ of the full ones."""
+    print("| part | curves | in the interval of the fit | in the full interval | widths | left, full : part (95 %) |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    for share in SHARES:
+        fits = partial_fits(share)
+        cells = []
+        for intervals in ([p.fit.fit_interval for p in fits], [p.fit.interval for p in fits]):
+            held = [low <= p.full <= high for p, (low, high) in zip(fits, intervals, strict=True)]
+            widths = [(high - low) / p.last for p, (low, high) in zip(fits, intervals, strict=True)]
+            cells.append((f"{np.mean(held):.0%}", f"{np.median(widths):.2f}"))
+        low, median, high = np.quantile([p.left_ratio for p in fits], [0.025, 0.5, 0.975])
+        (of_fit, narrow), (of_all, wide) = cells
+        ratio = f"{median:.2f} ({low:.2f} to {high:.2f})"
+        print(f"| {share:.2f} | {len(fits)} | {of_fit} | {of_all} | {narrow}, {wide} | {ratio} |")
+    third_and_half = [fit for share in SHARES[1:3] for fit in partial_fits(share)]
+    print("\n| teacher left out | factor of 95 % of the others | fits | in the interval with it |")
+    print("| --- | --- | --- | --- |")
+    for teacher in sorted({fit.teacher for fit in third_and_half}):
+        others = [abs(np.log(fit.left_ratio)) for fit in third_and_half if fit.teacher != teacher]
+        factor, own = float(np.exp(np.quantile(others, 0.95))), [f for f in third_and_half if f.teacher == teacher]
+        held = sum(1 / factor <= fit.left_ratio <= factor or _in_fit_interval(fit) for fit in own)
+        print(f"| {teacher} | {factor:.2f} | {len(own)} | {held} |")
+
+
+def _in_fit_interval(partial: PartialFit) -> bool:
+    """Return whether L∞ of the full training is in the interval of the fit to the part."""
+    low, high = partial.fit.fit_interval
+    return low <= partial.full <= high
 
 
 def print_students() -> None:
@@ -170,10 +239,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("--students", action="store_true", help="print the floors of the stored students")
     parser.add_argument("--schedules", action="store_true", help="measure other learning-rate schedules")
+    parser.add_argument("--atlas", action="store_true", help="fit parts of real trainings")
     parser.add_argument("--curves", type=int, default=1000, help="simulated curves of each kind")
     arguments = parser.parse_args()
     if arguments.students:
         print_students()
+    elif arguments.atlas:
+        print_partial_fits()
     elif arguments.schedules:
         print_schedules(arguments.curves)
     else:

@@ -158,7 +158,8 @@ def judge_pilots(
             if len(possible) < MOST_PILOTS:
                 continue
             pilots = possible[len(possible) - n_pilots :]
-            seen = Observations(*(values[pilots] for values in observations))
+            noise = np.array([own[j].log_error_as_pilot for j in pilots]) ** 2
+            seen = Observations(observations.x[pilots], observations.y[pilots], noise)
             predicted = fit.predict(observations.x[i : i + 1], 0.8, seen=seen)
             log_errors.append(float(predicted.value[0] - observations.y[i]))
             widths.append(float(predicted.high[0] - predicted.low[0]))

@@ -26,7 +26,9 @@ class Student:
     interval: tuple[float, float]
     """95 % interval of `loss`."""
     log_error: float
-    """Standard error of the logarithm of `loss`."""
+    """Standard error of the logarithm of `loss`, from the fit of the learning curve alone."""
+    log_error_as_pilot: float
+    """The same from `interval`, as the package counts the students of a user."""
     n_layers: int
     vocabulary: int
     is_tied: bool
@@ -48,7 +50,7 @@ def read_students(directory: Path) -> tuple[list[Student], list[str]]:
         for student in row["students"]:
             fit = fit_learning_curve(student["tokens"], student["losses"])
             if not _is_known(fit):
-                low, high = fit.interval
+                low, high = fit.fit_interval
                 interval = f"{fit.floor:.3f} ({low:.3f} to {high:.3f}), reached {student['losses'][-1]:.3f}"
                 left_out.append(f"{row['teacher']}, width {student['width']}: L∞ is not known, {interval}")
                 continue
@@ -57,8 +59,8 @@ def read_students(directory: Path) -> tuple[list[Student], list[str]]:
 
 
 def _is_known(fit: LearningCurveFit) -> bool:
-    """Return whether the interval of L∞ is narrow enough."""
-    low, high = fit.interval
+    """Return whether the interval of the fit is narrow enough."""
+    low, high = fit.fit_interval
     return fit.floor > 0 and low * LARGEST_INTERVAL >= high
 
 
@@ -75,7 +77,8 @@ def _student(row: dict[str, Any], student: dict[str, Any], fit: LearningCurveFit
         reached=student["losses"][-1],
         loss=fit.floor,
         interval=fit.interval,
-        log_error=log_error(fit.floor, fit.interval),
+        log_error=log_error(fit.floor, fit.fit_interval),
+        log_error_as_pilot=log_error(fit.floor, fit.interval),
         n_layers=recipe["n_layers"],
         vocabulary=recipe["vocab_size"],
         is_tied=recipe["tied"],

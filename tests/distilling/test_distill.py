@@ -93,7 +93,7 @@ def test_saves_the_weights_of_a_student_whose_curve_diverged(
     bridge: Any, ids: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A student whose held-out loss rose has the status diverged, and is saved with its weights."""
-    risen = LearningCurveFit(1.0, (0.0, 1.0), 0.0, 0.0, "diverged")
+    risen = LearningCurveFit(1.0, (0.0, 1.0), (0.0, 1.0), 0.0, 0.0, "diverged")
     for module in (evaluation, student_results):
         monkeypatch.setattr(module, "fit_student", lambda _config, _tokens, _losses: risen)
     result = distill(bridge, 8, ids, out=tmp_path, config=QUICK)

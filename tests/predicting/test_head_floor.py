@@ -371,10 +371,12 @@ def test_impossible_records_are_rejected(head: HeadFloor) -> None:
 
 
 def test_a_prediction_without_a_head_floor_says_why(bridge: Any, sae: Any, ids: Tensor) -> None:
-    """One sequence is enough for a prediction, but not for the head floor, which holds sequences out."""
-    floor = predict_floor(bridge, sae, ids[:1], widths=[4, 8], steps=20)
-    assert floor.bound is None
-    assert any("the head floor was not computed" in warning for warning in floor.warnings)
+    """One sequence, or a few steps, are enough for a prediction, but not for the head floor."""
+    one_sequence = predict_floor(bridge, sae, ids[:1], widths=[4, 8], steps=20)
+    few_steps = predict_floor(bridge, sae, ids[:8], widths=[4, 8], steps=4)
+    for floor in (one_sequence, few_steps):
+        assert floor.bound is None
+        assert any("the head floor was not computed" in warning for warning in floor.warnings)
     assert predict_floor(bridge, sae, ids[:8], widths=[4, 8], steps=20, head=False).head is None
 
 

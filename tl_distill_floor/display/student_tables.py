@@ -35,7 +35,10 @@ def students_table(students: Sequence[StudentResult]) -> RenderableType:
             f"{low:.4g}–{high:.4g}" if student.tokens else "",
             student.status,
         )
-    note = Text("floor: L∞ of the learning curve L∞ + A · t^-b; the interval covers the error of that fit only.")
+    note = Text(
+        "floor: L∞ of the learning curve L∞ + A · t^-b; the interval covers the error of that fit, and how far real"
+        " curves are from this form."
+    )
     diverged = [student for student in students if student.status == "diverged"]
     warnings = [f"{student.name} diverged {student.settings.get('diverged', '')}" for student in diverged]
     warnings += dict.fromkeys(text for student in students for text in student.settings.get("warnings", ()))

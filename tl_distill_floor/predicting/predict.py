@@ -32,7 +32,7 @@ from tl_distill_floor.predicting.floors import floor_from_stats
 from tl_distill_floor.predicting.head_floor import N_TOKENS, head_floor_of_stream, head_steps
 from tl_distill_floor.predicting.measured_floors import predict_measured, training_device
 from tl_distill_floor.predicting.progress import ProgressBarFactory, UnfinishedCallback, no_progress_bar
-from tl_distill_floor.predicting.without_sae import predict_without_sae
+from tl_distill_floor.predicting.without_sae import MIN_STEPS, predict_without_sae
 from tl_distill_floor.results.feature_stats import FeatureStats
 from tl_distill_floor.results.floor_files import UNFINISHED
 from tl_distill_floor.results.floor_prediction import FeatureFloorPrediction, FloorPrediction
@@ -250,7 +250,7 @@ def _predict_measured_saes(
     unfinished = [_unfinished(stats, widths, predicting) for stats in all_stats] if report else []
     if report:
         report(unfinished)
-    wants_head = predicting.head and measures_losses and head_steps(predicting.steps) > 1
+    wants_head = predicting.head and measures_losses and predicting.steps > 0
     head, head_warnings = (
         _head_floor(job, measuring.n_tokens, widths, predicting, make_bar) if wants_head else (None, ())
     )
@@ -298,6 +298,8 @@ def _head_floor(
 
     The rest of the prediction does not depend on it.
     """
+    if predicting.steps < MIN_STEPS:
+        return None, (f"the head floor was not computed: it needs at least {MIN_STEPS} steps",)
     try:
         head = head_floor_of_stream(
             job.token_stream,

@@ -42,8 +42,8 @@ class Diagnosis(JsonRecord):
     """Loss at which the training would saturate; None if the learning curve does not show it. It is at least `bound`,
     or the lower end of the bound's error if `reached` is not above `bound`."""
     end_interval: tuple[float, float]
-    """95 % interval of `end`, given the learning curve and its noise, by which it can reach above `reached`; from
-    `bound` to `reached` if the curve does not show the end."""
+    """95 % interval of `end`, given the learning curve, its noise, by which it can reach above `reached`, and how far
+    real learning curves are from power laws; from `bound` to `reached` if the curve does not show the end."""
     half_factor: float | None
     """Factor by which the tokens grow until half of what is left is gained, at the highest learning rate so far; None
     if the end is not known."""

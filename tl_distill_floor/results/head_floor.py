@@ -22,7 +22,7 @@ from tl_distill_floor.theory.capacity import Number
 from tl_distill_floor.theory.regression import PredictedLoss
 
 HEAD_FILE = "head.json"
-HEAD_ADVICE = "measure with --cost fisher and --steps above 0, and without --no-head"
+HEAD_ADVICE = "measure with --cost fisher and --steps 8 or more, and without --no-head"
 """What to type for a run that lacks a head floor."""
 
 

@@ -40,7 +40,7 @@ class StudentResult(JsonRecord):
     floor: float
     """L∞ of the fit L∞ + A · t^-b to the learning curve; the last loss if the curve does not show it."""
     interval: tuple[float, float]
-    """95 % interval of `floor`, from the fit; from 0 to the last loss if the curve does not show it."""
+    """95 % interval of `floor`, see `theory.learning_curve`; from 0 to the last loss if the curve does not show it."""
     status: StudentStatus
     """"saturated", "under-trained" or "diverged"; see `theory.learning_curve`."""
     heldout_tokens: int

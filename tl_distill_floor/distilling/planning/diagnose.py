@@ -15,7 +15,7 @@ from tl_distill_floor.results.floor_prediction import FloorPrediction
 from tl_distill_floor.results.head_floor import HeadFloor
 from tl_distill_floor.results.student import StudentResult, other_teachers
 from tl_distill_floor.sources.learning_curves import LearningCurve, load_learning_curve
-from tl_distill_floor.theory.learning_curve import ROUNDING, has_diverged, tokens_by_rate
+from tl_distill_floor.theory.learning_curve import ROUNDING, has_diverged, tokens_by_rate, with_misfit
 from tl_distill_floor.theory.regression import PredictedLoss
 from tl_distill_floor.theory.remaining_loss import (
     MIN_POINTS,
@@ -155,10 +155,11 @@ def _end_of(curve: LearningCurve, losses: Float64[np.ndarray, " point"], bound: 
     left = remaining_loss(*average_in_bins(tokens, np.array(curve.losses)), bound, rates)
     if left is None:
         return None
-    low, high = (reached * share for share in left.end_interval())
+    share = 1.0 - left.quantile(0.5)
+    low, high = with_misfit(left.end_interval(), share, 1.0)
     last = float(tokens[-1])
     return _End(
-        reached * (1.0 - left.quantile(0.5)), (max(low, bound), high), left, (left.half_factor - 1.0) * last, last
+        reached * share, (max(reached * low, bound), reached * high), left, (left.half_factor - 1.0) * last, last
     )
 
 
