@@ -100,6 +100,21 @@ def test_a_simulated_floor_of_0_stays_near_0() -> None:
     assert floor_from_stats(stats_of(np.ones(400)), [30, 31], simulation=falls_steeply).floor_at(399) == 0.0
 
 
+def test_features_of_cost_0_are_lost_as_others_that_fire_as_rarely() -> None:
+    """They do not fire where costs were measured. The last two fire on 3 tokens, as rarely as the third."""
+    cost, counts = np.array([8.0, 4.0, 1.0, 0.0, 0.0]), np.array([50, 50, 3, 3, 2])
+    stats = stats_of(None, blocks=(np.array([1000]), counts[None], 1000 * cost[None]))
+    simulated = simulation([[2.0, 3.0, 0.75, 0.0, 0.0], [0.4, 0.4, 0.1, 0.0, 0.0]])
+    floor = floor_from_stats(stats, [1, 2], simulation=simulated)
+    assert floor.lost_share(1) == pytest.approx([0.25, 0.75, 0.75, 0.75, 0.75])
+    assert floor.lost_share(2) == pytest.approx([0.05, 0.1, 0.1, 0.1, 0.1])
+    assert floor.lost(1).tolist() == [1, 2, 3, 4]
+    assert floor.kept(2).all()
+    independent = floor_from_stats(stats, [1], steps=0)
+    assert independent.lost_share(1)[3:].tolist() == [1.0, 1.0]
+    assert not independent.kept(1)[3:].any()
+
+
 def test_warns_if_simulated_is_above_independent() -> None:
     simulated = simulation([[0.5, 0.5, 1.0, 1.0], [0.5, 0.5, 1.0, 1.0]], widths=(1, 3))
     assert allocate(COST, 0.05, 1).floor > 3.0 > 2 * allocate(COST, 0.05, 3).floor

@@ -139,6 +139,15 @@ def test_a_width_equal_to_the_number_of_features_loses_nothing() -> None:
     assert allocation.kept.all()
 
 
+@pytest.mark.parametrize(("width", "capacity", "kept"), [(0.5, 0.0, False), (1.8, 0.4, False), (2.2, 0.6, True)])
+def test_features_of_cost_0_are_kept_only_with_half_a_dimension(width: float, capacity: float, kept: bool) -> None:
+    """The other feature gets its dimension first; two of cost 0 share what is left."""
+    allocation = allocate([1.0, 0.0, 0.0], 0.1, width)
+    assert allocation.capacity[1:] == pytest.approx([capacity] * 2)
+    assert allocation.kept.tolist() == [True, kept, kept]
+    assert allocate([1.0, 0.0, 0.0], [0.1, 0.0, 0.1], 0.5).kept.tolist() == [True, False, False]
+
+
 @given(st.integers(0, 2**32 - 1), st.floats(0.5, 3.0), st.floats(0.01, 0.5))
 @example(10447, 0.5, 0.5)  # the level is the gain of four segments of one feature
 @settings(max_examples=20)

@@ -125,9 +125,9 @@ class FloorCurve:
 
     def independent_lost_share(self, width: Number) -> Float64[np.ndarray, " feature"]:
         """Return the share of each feature's cost that water-filling loses at a width."""
-        cost = self.stats.cost
-        lost = self.allocation_at(width).lost_cost
-        share: np.ndarray = np.divide(lost, cost, out=np.zeros_like(cost), where=(cost > 0) & self.alive)
+        cost, allocation = self.stats.cost, self.allocation_at(width)
+        without_cost = (self.alive & ~allocation.kept).astype(np.float64)
+        share: np.ndarray = np.divide(allocation.lost_cost, cost, out=without_cost, where=(cost > 0) & self.alive)
         return share
 
     def independent_costs(self, widths: Int64[np.ndarray, " width"]) -> Float64[np.ndarray, " width"]:
@@ -172,12 +172,26 @@ class FloorCurve:
         assert self.simulation is not None
         cost, lost, narrowest_width = self.stats.cost, self.simulation.lost_at(width), float(self.simulation.widths[0])
         share: np.ndarray = np.divide(lost, cost, out=np.zeros_like(cost), where=(cost > 0) & self.alive)
+        self._set_unmeasured_shares(share, lost)
         if width >= narrowest_width:
             return share
         variance = self.stats.variance_share
         ratio = np.divide(share, variance, out=np.zeros_like(share), where=variance > 0)
         extrapolated: np.ndarray = variance * ratio ** (float(width) / narrowest_width)
         return extrapolated
+
+    def _set_unmeasured_shares(
+        self, share: Float64[np.ndarray, " feature"], lost: Float64[np.ndarray, " feature"]
+    ) -> None:
+        """Set the share of alive features of cost 0 to that of all features together that fire as rarely.
+
+        They do not fire on the tokens on which costs were measured, so what they cost, and what of it is lost, is not
+        known.
+        """
+        cost, count = self.stats.cost, self.stats.firing_count
+        unmeasured = self.alive & (cost == 0)
+        as_rare = self.alive & (cost > 0) & (count <= count[unmeasured].max(initial=0))
+        share[unmeasured] = lost[as_rare].sum() / cost[as_rare].sum() if as_rare.any() else 1.0
 
     def _independent_cost_at(self, width: Number) -> float:
         """Return the water-filling floor at a width as a summed cost."""

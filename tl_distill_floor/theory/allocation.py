@@ -42,7 +42,8 @@ def allocate(
 
     With "water_fill", feature i gets a capacity C_i ∈ [0, 1] and loses cost_i · r(C_i; p_i), where r is the measured
     loss-capacity curve. The allocation minimises the summed loss under Σ C_i ≤ width. This is what training reaches on
-    features that fire independently. A feature is kept if it loses at most half of what it loses at C = 0.
+    features that fire independently. A feature is kept if it loses at most half of what it loses at C = 0; one of cost
+    0, if it gets half a dimension of what the others leave.
     Source: Scherlis et al. 2022, "Polysemanticity and Capacity in Neural Networks", section 2.
 
     With "top_k", the student keeps the F_S = min(⌊width · g(α)⌋, F) features with the largest costs, at 1/g(α)

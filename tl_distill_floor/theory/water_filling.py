@@ -33,7 +33,7 @@ class FilledCapacity(NamedTuple):
     capacity: Float64[np.ndarray, " feature"]
     """Dimensions."""
     kept: Bool[np.ndarray, " feature"]
-    """Whether a feature loses at most half of what it loses without capacity."""
+    """Whether a feature loses at most half of what it loses without capacity; half a dimension for one of cost 0."""
     lost_cost: Float64[np.ndarray, " feature"]
     """cost_i · r(C_i; p_i)."""
 
@@ -127,7 +127,8 @@ def _fill_groups(groups: FeatureGroups, width: Number) -> FilledCapacity:
         filled = (is_above + tied_share * is_tied) * length
         capacity += filled
         lost_cost += gain * (length - filled)
-    return FilledCapacity(capacity, lost_cost <= SEGMENTS @ gains / 2.0, lost_cost)
+    kept = np.where(groups.cost > 0, lost_cost <= SEGMENTS @ gains / 2.0, capacity >= 0.5)
+    return FilledCapacity(capacity, kept, lost_cost)
 
 
 def _water_level(gains: Float64[np.ndarray, "segment group"], n: Int64[np.ndarray, " group"], width: float) -> float:
