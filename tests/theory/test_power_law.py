@@ -92,6 +92,16 @@ def test_a_pure_power_law_has_no_cliff(n: int, slope: float) -> None:
     assert law.r2 == pytest.approx(1.0)
 
 
+@pytest.mark.parametrize("cost", [5.0, 123.456, 1 / 3, 1e-8])
+@pytest.mark.parametrize("rounding", [0.0, 1e-15, 1e-12])
+def test_equal_costs_have_no_cliff(cost: float, rounding: float) -> None:
+    for n in (10, 30, 1000, 28_700):
+        law = fit_power_law(cost * (1.0 + rounding * np.random.default_rng(n).standard_normal(n)))
+        assert law is not None
+        assert law.cliff is None
+        assert str(law).startswith("cost ~ rank^-0.00; the top 20")
+
+
 def test_noisy_power_laws_rarely_have_a_cliff() -> None:
     """Each cost has a random factor e^±0.5, which bends the end of the sorted costs down."""
     random = np.random.default_rng(0)

@@ -25,6 +25,8 @@ N_POINTS, N_BENDS = 256, 400
 MIN_UNEXPLAINED, MAX_ERROR_RATIO, MIN_STEEPENING = 0.01, 0.5, 1.5
 """A bend is a cliff if a straight fit leaves more than the first share of the variance unexplained, the bent fit leaves
 at most the second share of that, and the exponent grows at least by the third factor."""
+MIN_SLOPE_BEYOND = 1e-3
+"""Smallest exponent beyond a cliff. Costs that are equal up to rounding have none."""
 RESAMPLES_PER_PART, COSTS_PER_PART = 25, 2**24
 """Number of resamples that are in memory at once, and of their costs."""
 FEATURES_PER_PART = 2**16
@@ -95,8 +97,8 @@ def fit_power_law(cost: npt.ArrayLike) -> PowerLaw | None:
     The fit is least squares over points that are evenly spaced in log rank, so that the first ten features count as
     much as the last nine tenths. A bend needs 10 features on each side. It is a cliff only if the straight fit explains
     less than 99 % of the variance, the bent fit at least halves the error, and the exponent grows at least by a factor
-    of 1.5. A significance test would find a cliff in every curve, since the errors of sorted costs are correlated. A
-    curve that bends smoothly also has a cliff, at the bend of the best fit.
+    of 1.5, to 0.001 or more. A significance test would find a cliff in every curve, since the errors of sorted costs
+    are correlated. A curve that bends smoothly also has a cliff, at the bend of the best fit.
 
     Args:
         cost: [feature] costs of the alive features, at least 0, in any unit; costs of 0 are left out.
@@ -124,13 +126,13 @@ def fit_power_law(cost: npt.ArrayLike) -> PowerLaw | None:
     variance = float(((profile - profile.mean()) ** 2).sum())
     if _is_cliff(straight, bent, variance):
         return PowerLaw(
-            slope=float(bent.slope[0]),
+            slope=max(0.0, float(bent.slope[0])),
             cliff=float(np.exp(bent.log_cliff[0])),
             slope_beyond=float(bent.slope_beyond[0]),
             top_share=top_share,
             r2=_r2(bent, variance),
         )
-    return PowerLaw(float(straight.slope[0]), None, None, top_share, r2=_r2(straight, variance))
+    return PowerLaw(max(0.0, float(straight.slope[0])), None, None, top_share, r2=_r2(straight, variance))
 
 
 def power_law_with_intervals(
@@ -263,7 +265,7 @@ def _allowed_bends(
 def _is_cliff(straight: _ProfileFits, bent: _ProfileFits, variance: float) -> bool:
     """Return whether the bend of the first profile is a cliff; see `fit_power_law`."""
     straight_error, bent_error = float(straight.squared_error[0]), float(bent.squared_error[0])
-    is_steeper = bool(bent.slope_beyond[0] > MIN_STEEPENING * max(bent.slope[0], 0.0))
+    is_steeper = bool(bent.slope_beyond[0] > max(MIN_STEEPENING * bent.slope[0], MIN_SLOPE_BEYOND))
     is_better = straight_error > MIN_UNEXPLAINED * variance and bent_error <= MAX_ERROR_RATIO * straight_error
     return is_steeper and is_better
 
