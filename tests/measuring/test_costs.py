@@ -14,13 +14,16 @@ from tests.helpers.forward_passes import activation_of, logits_with
 from tests.helpers.measurements import load_as
 from tests.helpers.models import CONTEXT, FEATURES, HOOK, WIDTH
 from tests.helpers.type_checks import without_type_checks
-from tl_distill_floor import InputError, measure
+from tl_distill_floor import InputError, head_floor, load_teacher, measure
 from tl_distill_floor.measuring.config import MeasureConfig
 from tl_distill_floor.measuring.costs import row_dot_products
 from tl_distill_floor.measuring.hooks import get_hook_point
+from tl_distill_floor.measuring.job import prepare_job
 from tl_distill_floor.measuring.kl import forward_kl_in_chunks
+from tl_distill_floor.measuring.removal import measure_tail_loss
 from tl_distill_floor.measuring.rerun import rerunner
 from tl_distill_floor.measuring.sampling import one_of_each_group, sample_outcomes, spread_at_random
+from tl_distill_floor.theory.allocation import rank_by_cost
 
 
 def counted_tokens(ids: Tensor) -> Tensor:
@@ -293,6 +296,28 @@ def test_rejects_models_and_options_that_allow_no_cost(bridge: Any, sae: Any, id
         measure(bridge, sae, ids, cost="worth")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="n_samples must be at least 1"):
         measure(bridge, sae, ids, n_samples=0)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_teacher_whose_logits_are_not_finite_is_named(
+    value: float, bridge: Any, teacher_dir: Path, sae: Any, ids: Tensor
+) -> None:
+    """Its activations at the hook point are finite, so costs in squared error can be measured."""
+    broken = load_teacher(teacher_dir).model
+    with torch.no_grad():
+        broken.original_model.lm_head.weight[5] = value
+    for cost in ("fisher", "ablation"):
+        with pytest.raises(InputError, match="the teacher's logits hold NaN or Inf"):
+            measure(broken, sae, ids[:4], cost=cost)
+    with pytest.raises(InputError, match="the teacher's logits hold NaN or Inf"):
+        head_floor(broken, ids)
+    np.testing.assert_array_equal(
+        measure(broken, sae, ids, cost="energy").cost, measure(bridge, sae, ids, cost="energy").cost
+    )
+    job, stats = prepare_job(broken, [sae], ids), measure(bridge, sae, ids)
+    order, ranks = rank_by_cost(stats.cost, stats.alive()), np.array([0, 8])
+    with pytest.raises(InputError, match="the teacher's logits hold NaN or Inf"):
+        measure_tail_loss(job, order, ranks, np.array([1.0, 0.5]), np.arange(4))
 
 
 @pytest.mark.parametrize(

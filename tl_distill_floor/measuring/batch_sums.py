@@ -10,6 +10,7 @@ from tl_distill_floor.errors import InputError
 from tl_distill_floor.measuring.activation_batch import ActivationBatch, ActiveCodes
 from tl_distill_floor.measuring.costs import COST_METHODS, sum_by_index
 from tl_distill_floor.measuring.job import AttachedSae
+from tl_distill_floor.measuring.logit_map import OUTPUTS_NOT_FINITE
 from tl_distill_floor.measuring.sampling import uniform_hash
 from tl_distill_floor.measuring.strongest_contexts import RunningContexts, batch_contexts
 from tl_distill_floor.measuring.token_stream import digest_sequences
@@ -38,7 +39,7 @@ def batch_sums(attached: AttachedSae, batch: ActivationBatch, cost: CostMethod, 
         share_of_codes: probability with which the codes of a sequence are kept; 0 keeps none.
 
     Raises:
-        InputError: a code is NaN or Inf.
+        InputError: a code or an output of the teacher is NaN or Inf.
     """
     sae, acts = attached.sae, batch.activation
     n_features = len(attached.decoder_norm)
@@ -56,6 +57,8 @@ def batch_sums(attached: AttachedSae, batch: ActivationBatch, cost: CostMethod, 
     firing_count, sum_act, sum_act_sq, sum_cost = torch.stack(by_feature).cpu().numpy()
     if not np.isfinite(sum_act).all():  # a float64 sum of finite fp32 numbers is finite
         raise InputError("the SAE's codes hold NaN or Inf; load the SAE in fp32, or name another with --sae")
+    if not np.isfinite(sum_cost).all():
+        raise InputError(OUTPUTS_NOT_FINITE)
     squares = torch.stack([sampled.square().sum(), error.square().sum()])
     of_sample = torch.cat([sampled.sum(0), squares]).cpu().numpy()
     codes = _keep_codes(batch, entries, raw_values, n_features, share_of_codes)

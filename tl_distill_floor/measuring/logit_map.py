@@ -29,6 +29,8 @@ TOLERANCES = {torch.float32: 1e-4, torch.float64: 1e-6}
 """Largest error of a map relative to the largest logit, by dtype."""
 HALF_PRECISION_TOLERANCE = 2e-2
 """The same for other dtypes."""
+OUTPUTS_NOT_FINITE = "the teacher's logits hold NaN or Inf; run it with --dtype fp32, or use --cost energy"
+"""Message about a teacher whose forward pass overflows, or whose weights are not finite."""
 
 
 @dataclass(frozen=True)

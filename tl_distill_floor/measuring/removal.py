@@ -13,6 +13,7 @@ from tl_distill_floor.errors import InputError
 from tl_distill_floor.measuring.activation_batch import ActivationBatch
 from tl_distill_floor.measuring.costs import kl_after_change
 from tl_distill_floor.measuring.job import MeasurementJob
+from tl_distill_floor.measuring.logit_map import OUTPUTS_NOT_FINITE
 from tl_distill_floor.measuring.passes import rerun_pass
 from tl_distill_floor.measuring.rerun import ALL_POSITIONS, Positions
 from tl_distill_floor.measuring.sampling import NUMBERS_AT_ONCE, one_of_each_group
@@ -55,8 +56,8 @@ def measure_tail_loss(
         The losses in nats, summed over each sequence.
 
     Raises:
-        InputError: the model returns no logits, the job has several SAEs, or the text has no counted token in these
-            sequences.
+        InputError: the model returns no logits, or some that are not finite, the job has several SAEs, or the text has
+            no counted token in these sequences.
     """
     decoder = job.saes[0].sae.W_dec.detach().float()
     rank_of_feature = torch.full((len(decoder),), len(order), dtype=torch.int64)
@@ -142,7 +143,10 @@ def _run_sequences(
         raise InputError(f"{job.stream.text.name} holds no token whose loss could be measured; give more text")
     if done != len(sequences):
         raise InputError(f"{job.stream.text.name} has changed since it was measured; give text that can be read twice")
-    return np.concatenate(loss_of_batches, axis=1), np.concatenate(tokens_of_batches)
+    loss = np.concatenate(loss_of_batches, axis=1)
+    if not np.isfinite(loss).all():
+        raise InputError(OUTPUTS_NOT_FINITE)
+    return loss, np.concatenate(tokens_of_batches)
 
 
 def _measured_positions(stream: TokenStream) -> Positions:

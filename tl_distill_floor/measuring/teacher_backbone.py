@@ -1,5 +1,6 @@
 """Run a teacher up to its unembedding, so that logits can be computed later in chunks of tokens."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import NamedTuple
@@ -13,6 +14,7 @@ from tl_distill_floor.errors import InputError
 from tl_distill_floor.measuring.causality import check_causal
 from tl_distill_floor.measuring.hooks import eval_mode, forward_hooks, get_hook_point
 from tl_distill_floor.measuring.logit_map import (
+    OUTPUTS_NOT_FINITE,
     LazyLogits,
     LogitMap,
     check_same_logits,
@@ -80,13 +82,16 @@ class TeacherBackbone:
             ids: sequences of a real text; random tokens if None.
 
         Raises:
-            InputError: it is neither a scale nor a cap, or the teacher is no causal language model.
+            InputError: it is neither a scale nor a cap, a logit is NaN or Inf, or the teacher is no causal language
+                model.
         """
         ids = ids_to_check(self._model, ids, int(self._model.cfg.d_vocab))
 
         def full_logits(some_ids: Int[Tensor, "sequence position"]) -> Float[Tensor, "..."]:
             logits: Tensor = self._model(some_ids)
             self._captured.clear()
+            if not float(logits.amax()) < math.inf:  # NaN too; −inf masks a token
+                raise InputError(OUTPUTS_NOT_FINITE)
             return logits
 
         check_causal(self._model, "teacher", int(self._model.cfg.d_vocab), full_logits)
