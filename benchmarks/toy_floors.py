@@ -20,7 +20,6 @@ from rich.console import Console
 from tl_distill_floor import critical_width, toy
 from tl_distill_floor.display.toy_tables import score_table
 from tl_distill_floor.storage.atomic import write_atomically
-from tl_distill_floor.theory.predictors import PREDICTORS
 
 MULTIPLES_OF_CRITICAL_WIDTH = np.array([0.25, 0.5, 0.8, 1.0, 1.2, 1.6, 2.2])
 DECAY_BY_TASK = {"i^-0.5": 0.5, "1/i": 1.0, "i^-2": 2.0, "1/i, unequal rates": 1.0}
@@ -62,10 +61,7 @@ def train_task(n_features: int, alpha: float, task: str) -> dict[str, Any]:
         "widths": widths.tolist(),
         "reached": result.floor.mean(1).tolist(),
         "least": result.floor.min(1).tolist(),
-        "predicted": {
-            name: [predict(result.cost, result.firing_rate, int(width)) for width in widths]
-            for name, predict in PREDICTORS.items()
-        },
+        "predicted": result.predicted(),
     }
 
 

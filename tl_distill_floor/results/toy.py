@@ -46,8 +46,7 @@ class ToyResult(ArrayRecord):
     def predicted(self) -> dict[str, list[float]]:
         """Return the floor of every predictor at each width."""
         return {
-            name: [predict(self.cost, self.firing_rate, int(width)) for width in self.widths]
-            for name, predict in PREDICTORS.items()
+            name: predict(self.cost, self.firing_rate, self.widths).tolist() for name, predict in PREDICTORS.items()
         }
 
     def __repr__(self) -> str:
