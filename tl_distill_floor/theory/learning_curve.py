@@ -1,6 +1,7 @@
 """Fit a learning curve with L(n) = L∞ + A · (n − s)^-b, to extrapolate the loss at which training saturates."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, TypeAlias
 
@@ -262,23 +263,25 @@ class _Profile(NamedTuple):
 
 
 class _LinearFits(NamedTuple):
-    """Fits of L∞ and A for one shift and several exponents."""
+    """Fits of L∞ and A, each for a shift and an exponent."""
 
-    exponent: Float64[np.ndarray, " exponent"]
+    shift: Float64[np.ndarray, " fit"]
+    """s."""
+    exponent: Float64[np.ndarray, " fit"]
     """b."""
-    floor: Float64[np.ndarray, " exponent"]
+    floor: Float64[np.ndarray, " fit"]
     """L∞, at least 0."""
-    amplitude: Float64[np.ndarray, " exponent"]
+    amplitude: Float64[np.ndarray, " fit"]
     """A, at least 0."""
-    squared_error: Float64[np.ndarray, " exponent"]
+    squared_error: Float64[np.ndarray, " fit"]
     """Squared relative error of this fit."""
-    free_floor: Float64[np.ndarray, " exponent"]
+    free_floor: Float64[np.ndarray, " fit"]
     """L∞ of the fit without bounds."""
-    unit_error: Float64[np.ndarray, " exponent"]
+    unit_error: Float64[np.ndarray, " fit"]
     """Standard error of `free_floor` if the residual error is 1."""
-    free_squared_error: Float64[np.ndarray, " exponent"]
+    free_squared_error: Float64[np.ndarray, " fit"]
     """Squared relative error of the fit without bounds."""
-    zero_squared_error: Float64[np.ndarray, " exponent"]
+    zero_squared_error: Float64[np.ndarray, " fit"]
     """Squared relative error of the fit with L∞ = 0."""
 
 
@@ -334,47 +337,44 @@ def _profile(
         term: [point] relative errors, of which a multiple is added to the curve; None to add nothing.
     """
     other = None if term is None else term / np.linalg.norm(term)
-    by_shift = [_fits_at_exponents(n - shift, loss, other) for shift in SHIFTS]
-    best_shift = int(np.argmin([fits.squared_error.min() for fits in by_shift]))
-    best = int(by_shift[best_shift].squared_error.argmin())
-    floor, amplitude, exponent, least_error = (
-        float(values[best])
-        for values in (
-            by_shift[best_shift].floor,
-            by_shift[best_shift].amplitude,
-            by_shift[best_shift].exponent,
-            by_shift[best_shift].squared_error,
-        )
-    )
+    fits = _join([_fits_at_shift(n, shift, loss, other) for shift in SHIFTS.tolist()])
+    best = int(fits.squared_error.argmin())
+    floor, least_error = float(fits.floor[best]), float(fits.squared_error[best])
     degrees_of_freedom = len(n) - (4 if other is None else 5)
     variance = max(least_error / degrees_of_freedom, NOISE_FLOOR**2)
     bound = least_error + variance * float(f_distribution.ppf(0.95, 1, degrees_of_freedom))
-    low = high = floor
-    for fits in by_shift:
-        plausible = fits.free_squared_error <= bound
-        margin = np.sqrt(np.maximum(bound - fits.free_squared_error, 0.0)) * fits.unit_error
-        low = min(low, float((fits.free_floor - margin)[plausible].min(initial=low)))
-        high = max(high, float((fits.free_floor + margin)[plausible].max(initial=high)))
-        if (fits.zero_squared_error <= bound).any():
-            low = 0.0
-    return _Profile(floor, amplitude, exponent, float(SHIFTS[best_shift]), max(low, 0.0), high)
+    plausible = fits.free_squared_error <= bound
+    margin = np.sqrt(np.maximum(bound - fits.free_squared_error, 0.0)) * fits.unit_error
+    low = 0.0 if (fits.zero_squared_error <= bound).any() else (fits.free_floor - margin)[plausible].min(initial=floor)
+    high = (fits.free_floor + margin)[plausible].max(initial=floor)
+    amplitude, exponent, shift = (float(values[best]) for values in (fits.amplitude, fits.exponent, fits.shift))
+    return _Profile(floor, amplitude, exponent, shift, max(float(low), 0.0), float(high))
 
 
-def _fits_at_exponents(
-    n: Float64[np.ndarray, " point"], loss: Float64[np.ndarray, " point"], other: Float64[np.ndarray, " point"] | None
+def _fits_at_shift(
+    n: Float64[np.ndarray, " point"],
+    shift: float,
+    loss: Float64[np.ndarray, " point"],
+    other: Float64[np.ndarray, " point"] | None,
 ) -> _LinearFits:
     """Fit L∞ and A at all of `EXPONENTS`, and at exponents that close in on the best one; see `_linear_fits`."""
-    all_fits, spacing = [_linear_fits(n, loss, EXPONENTS, other)], float(EXPONENTS[1] / EXPONENTS[0])
+    all_fits, spacing = [_linear_fits(n, shift, loss, EXPONENTS, other)], float(EXPONENTS[1] / EXPONENTS[0])
     for _ in range(N_REFINEMENTS):
         best = all_fits[-1].exponent[all_fits[-1].squared_error.argmin()]
         nearby = best * np.geomspace(1 / spacing, spacing, REFINED_EXPONENTS)
-        all_fits.append(_linear_fits(n, loss, nearby, other))
+        all_fits.append(_linear_fits(n, shift, loss, nearby, other))
         spacing = float(nearby[1] / nearby[0])
-    return _LinearFits(*(np.concatenate(values) for values in zip(*all_fits, strict=True)))
+    return _join(all_fits)
+
+
+def _join(fits: Sequence[_LinearFits]) -> _LinearFits:
+    """Return several sets of fits as one."""
+    return _LinearFits(*(np.concatenate(values) for values in zip(*fits, strict=True)))
 
 
 def _linear_fits(
     n: Float64[np.ndarray, " point"],
+    shift: float,
     loss: Float64[np.ndarray, " point"],
     exponents: Float64[np.ndarray, " exponent"],
     other: Float64[np.ndarray, " point"] | None,
@@ -382,15 +382,16 @@ def _linear_fits(
     """Fit L∞ and A for each exponent, from the normal equations of the relative errors.
 
     Args:
-        n: [point] tokens, shifted.
+        n: [point] tokens.
+        shift: s.
         loss: [point] losses.
         exponents: b.
         other: [point] unit vector of the relative errors that another term of the curve explains; None for no term.
     """
-    constant, power, target = 1.0 / loss, n[None] ** -exponents[:, None] / loss, np.ones(len(loss))
+    columns = [1.0 / loss, (n - shift)[None] ** -exponents[:, None] / loss, np.ones(len(loss))]
     if other is not None:  # taken out of both sides (Frisch and Waugh 1933), so that L∞ and A are left
-        constant, power, target = (values - np.outer(values @ other, other).reshape(values.shape)
-                                   for values in (constant, power, target))  # fmt: skip
+        columns = [values - np.multiply.outer(values @ other, other) for values in columns]
+    constant, power, target = columns
     constant_square, power_square, product = constant @ constant, (power**2).sum(1), power @ constant
     determinant = np.maximum(constant_square * power_square - product**2, 1e-300)
     constant_target, power_target = constant @ target, power @ target
@@ -406,6 +407,7 @@ def _linear_fits(
         for f, a in ((floor, amplitude), (free_floor, free_amplitude), (np.zeros_like(floor), zero_amplitude))
     )
     return _LinearFits(
+        shift=np.full_like(exponents, shift),
         exponent=exponents,
         floor=floor,
         amplitude=amplitude,
