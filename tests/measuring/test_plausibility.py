@@ -1,5 +1,6 @@
 """SAEs that do not fit the activations: they are recognised early, and refused or measured with a warning."""
 
+import copy
 import dataclasses
 from typing import Any
 
@@ -92,13 +93,10 @@ def test_refuses_and_warns_at_the_thresholds(
 
 
 def test_compares_the_l0_with_the_k_of_the_sae(sae: Any) -> None:
-    attached = attached_to(sae, None)
-    attached.sae.cfg.k = 2
-    try:
-        with pytest.raises(InputError, match=r"its L0 is 8\.0, and 2\.0 as stated"):
-            check_plausible(sums_with(0.3, 8.0), attached)
-    finally:
-        del attached.sae.cfg.k
+    sae = copy.deepcopy(sae)
+    sae.cfg.k = 2
+    with pytest.raises(InputError, match=r"its L0 is 8\.0, and 2\.0 as stated"):
+        check_plausible(sums_with(0.3, 8.0), AttachedSae(load_sae(sae), HOOK, "digest"))
 
 
 def test_refuses_before_the_long_part_of_the_work(bridge: Any, random_sae: Any, long_ids: torch.Tensor) -> None:

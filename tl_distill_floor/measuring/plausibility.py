@@ -79,13 +79,7 @@ def _refusals(sums: FeatureSums, attached: AttachedSae) -> list[str]:
     fvu = unbiased_fvu(sums)
     if fvu >= REFUSE_FVU:
         reasons.append(f"the fraction of variance unexplained is {fvu:.2f}, and 1 for the mean activation")
-    stated, l0 = _stated_l0(attached), float(sums.firing_count.sum() / max(sums.n_tokens, 1))
+    stated, l0 = attached.source.expected_l0, float(sums.firing_count.sum() / max(sums.n_tokens, 1))
     if stated and sums.n_tokens and not 1 / REFUSE_L0_RATIO < l0 / stated < REFUSE_L0_RATIO:
         reasons.append(f"its L0 is {l0:.1f}, and {stated:.1f} as stated with it")
     return reasons
-
-
-def _stated_l0(attached: AttachedSae) -> float | None:
-    """Return the L0 that the SAE's publisher states, or the k of its configuration; None if neither is known."""
-    stated = attached.source.expected_l0 or getattr(attached.sae.cfg, "k", None)
-    return float(stated) if isinstance(stated, int | float) else None
