@@ -77,8 +77,8 @@ def make_report(directory: Path) -> Any:
 def read_cached_activations(directory: Path) -> Any:
     """Read all rows of cached activations."""
     text = load_text(directory / "cache", None)
-    assert text.read_cached is not None
-    return list(text.read_cached("blocks.1.hook_resid_post"))
+    assert text.cached is not None
+    return list(text.cached.read("blocks.1.hook_resid_post"))
 
 
 def read_head_floor(run: Path) -> Any:

@@ -9,7 +9,7 @@ import torch
 from transformers import BatchEncoding
 
 from tests.helpers.models import CONTEXT, HOOK, VOCABULARY, WIDTH, save_family
-from tl_distill_floor import InputError, load_teacher, load_text, measure, predict_floor, train_sae
+from tl_distill_floor import InputError, head_floor, load_teacher, load_text, measure, predict_floor, train_sae
 from tl_distill_floor.measuring.hooks import activation_reader, differentiable_forward
 from tl_distill_floor.measuring.sampling import score_gradient
 from tl_distill_floor.measuring.token_stream import open_token_stream
@@ -162,6 +162,16 @@ def test_counts_only_the_positions_that_the_sae_was_trained_on(bridge: Any, sae:
     assert stats.n_tokens == len(counted)
     assert (stats.firing_count == (codes > 0).sum(0).numpy()).all()
     assert "positions outside [4, 20]" in stats.settings["not_counted"]
+
+
+@pytest.mark.parametrize("length", [1, 65])
+def test_rows_that_the_teacher_does_not_read_are_refused(length: int, bridge: Any, sae: Any) -> None:
+    rows = torch.ones(4, length, dtype=torch.long)
+    message = rf"has sequences of {length} tokens, and the teacher reads 2 to 64; give rows of token ids"
+    with pytest.raises(InputError, match=message):
+        measure(bridge, sae, rows)
+    with pytest.raises(InputError, match=message):
+        head_floor(bridge, rows)
 
 
 def test_text_is_packed_as_for_the_sae(bridge: Any, sae: Any) -> None:

@@ -244,13 +244,12 @@ def _cached_stream(
     text: TextLike | None, sources: Sequence[SaeSource], hooks: Sequence[str], batch_size: int
 ) -> CachedActivationStream:
     loaded = load_text(text, None)
-    if loaded.read_cached is None:
+    if loaded.cached is None:
         raise InputError(
             f"{loaded.name} is text, which needs a teacher; name one, or a directory of cached activations"
         )
     if len(sources) > 1:
         raise InputError("several SAEs need a teacher, not cached activations; name one, or measure them one by one")
-    assert loaded.cached is not None
     cached, module_name = loaded.cached.hook_names, sources[0].module_name
     hook_name = module_name if module_name in cached and hooks[0] not in cached else hooks[0]
     return CachedActivationStream(loaded, hook_name, batch_size, sources[0].counted_positions)
@@ -269,7 +268,6 @@ def _stream_for(
     teacher: Teacher, sources: Sequence[SaeSource], text: TextLike | None, loading: LoadConfig
 ) -> TokenStream:
     """Load the text as the SAEs were trained: their context size, and a BOS token or none."""
-    longest = teacher_context(teacher.model)
     check_context(teacher.model, loading.context_size)
     if len({source.prepend_bos is not False for source in sources}) > 1:
         raise InputError("some of the SAEs were trained with a beginning-of-text token; measure them one by one")
@@ -279,10 +277,8 @@ def _stream_for(
     tokenizer = tokenizer_of(teacher.model)
     has_bos = tokenizer is not None and tokenizer.bos_token_id is not None
     prepend_bos = has_bos and sources[0].prepend_bos is not False
-    size = loading.context_size or min(trained_on, longest)
+    size = loading.context_size or min(trained_on, teacher_context(teacher.model))
     loaded = load_text(text, tokenizer, context_size=size, prepend_bos=prepend_bos, packing=packing_of(sources[0]))
-    if loaded.context_size > longest:
-        raise InputError(f"sequences of {loaded.context_size} tokens are longer than the teacher's context ({longest})")
     return TokenStream(teacher, loaded, loading.batch_size, prepend_bos, sources[0].counted_positions)
 
 

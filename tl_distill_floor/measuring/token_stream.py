@@ -16,10 +16,11 @@ from tl_distill_floor.errors import InputError
 from tl_distill_floor.measuring.causality import depends_on_what_follows
 from tl_distill_floor.results.feature_sums import DIGEST_MODULUS
 from tl_distill_floor.sources.cached_activations import CachedActivations
+from tl_distill_floor.sources.context_lengths import teacher_context
 from tl_distill_floor.sources.devices import copy_to_device, device_of
 from tl_distill_floor.sources.items import Replayed
 from tl_distill_floor.sources.teacher import Teacher
-from tl_distill_floor.sources.teachers import check_context, special_token_ids, tokenizer_of
+from tl_distill_floor.sources.teachers import special_token_ids, tokenizer_of
 from tl_distill_floor.sources.text import TextSource, load_text
 from tl_distill_floor.sources.token_rows import NO_TOKEN_ID
 
@@ -46,7 +47,17 @@ class TokenStream:
     """Whether the padding after the tokens of a row would change their activations."""
 
     def __post_init__(self) -> None:
-        """Find out what padding changes before the text is read, when the model has other hooks."""
+        """Check the length of the sequences, and find out what padding changes before the model has other hooks.
+
+        Raises:
+            InputError: rows of token ids are longer than the teacher's context, or hold one token.
+        """
+        longest = teacher_context(self.teacher.model)
+        if not 2 <= self.context_size <= longest:
+            raise InputError(
+                f"{self.text.name} has sequences of {self.context_size} tokens, and the teacher reads 2 to {longest};"
+                " give rows of token ids of such a length"
+            )
         if self.text.may_be_padded:
             object.__setattr__(self, "depends_on_padding", depends_on_what_follows(self.teacher.model))
 
@@ -231,12 +242,11 @@ def open_token_stream(teacher: Teacher, text: TextLike | None, context_size: int
         batch_size: sequences per batch.
 
     Raises:
-        InputError: the text cannot be loaded, or its sequences are longer than the teacher's context.
+        InputError: the text cannot be loaded, or the teacher does not read sequences of its length.
     """
     tokenizer = tokenizer_of(teacher.model)
     has_bos = tokenizer is not None and tokenizer.bos_token_id is not None
     loaded = load_text(text, tokenizer, context_size=context_size, prepend_bos=has_bos)
-    check_context(teacher.model, loaded.context_size)
     return TokenStream(teacher, loaded, batch_size, prepend_bos=has_bos)
 
 

@@ -16,7 +16,6 @@ from tl_distill_floor.annotations import TextLike, Tokenizer, TokenStore
 from tl_distill_floor.errors import InputError, reason_of
 from tl_distill_floor.sources.cached_activations import (
     CachedActivations,
-    CachedSequence,
     is_cached_activations,
     open_cached_activations,
 )
@@ -57,11 +56,6 @@ class TextSource:
     """Cached activations; None for text."""
     may_be_padded: bool = False
     """Whether the sequences are rows of token ids, which may have padding."""
-
-    @property
-    def read_cached(self) -> Callable[[str], Iterator[CachedSequence]] | None:
-        """Function that iterates over the sequences cached at a hook point; None for text."""
-        return self.cached.read if self.cached else None
 
 
 def load_text(
