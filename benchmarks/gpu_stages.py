@@ -20,7 +20,7 @@ from tl_distill_floor.measuring.job import prepare_job
 from tl_distill_floor.measuring.logit_map import tokens_per_chunk
 from tl_distill_floor.measuring.removal import measure_tail_loss
 from tl_distill_floor.measuring.rerun import rerunner
-from tl_distill_floor.measuring.teacher_backbone import ReachedUnembeddingError, capture_input_and_stop
+from tl_distill_floor.measuring.teacher_backbone import ReachedUnembeddingError, capture_input
 from tl_distill_floor.predicting.floors import student_widths
 from tl_distill_floor.predicting.head_floor import HEAD_STEPS, N_HELDOUT_TOKENS, TOKENS_PER_STEP
 from tl_distill_floor.predicting.processor import product_dtype
@@ -193,7 +193,7 @@ def run_low_rank_losses(workload: Workload, widths: Sequence[int], steps: int, n
 def _last_hidden(model: torch.nn.Module, batch: torch.Tensor) -> torch.Tensor:
     """Return the last hidden states [token, d_model] of a batch."""
     captured: list[torch.Tensor] = []
-    with capture_input_and_stop(model.unembed, captured):
+    with capture_input(model.unembed, captured):
         try:
             model(batch)
         except ReachedUnembeddingError:

@@ -46,8 +46,7 @@ class TeacherBackbone:
     """
 
     def __init__(self, model: HookedModel, hook_name: str | None, *, runs_to_end: bool = False) -> None:
-        self._model, self._hook_name = model, hook_name
-        self._capture_input = capture_input_and_skip if runs_to_end else capture_input_and_stop
+        self._model, self._hook_name, self._runs_to_end = model, hook_name, runs_to_end
         self._captured: dict[str, Tensor] = {}
         self.unembed: nn.Module = model.unembed  # type: ignore[attr-defined]
         self.logit_map = LogitMap()
@@ -60,7 +59,7 @@ class TeacherBackbone:
     def __call__(self, ids: Int[Tensor, "batch position"]) -> BackboneOutput:
         """Return the last hidden states, and the activation at the hook point."""
         last: list[Tensor] = []
-        with self._capture_input(self.unembed, last), suppress(ReachedUnembeddingError):
+        with capture_input(self.unembed, last, stop=not self._runs_to_end), suppress(ReachedUnembeddingError):
             self._model(ids)
         if not last:
             raise InputError("the forward pass of the teacher did not reach its unembedding")
@@ -129,38 +128,20 @@ def teacher_backbone(
 
 
 @contextmanager
-def capture_input_and_stop(module: nn.Module, captured: list[Tensor]) -> Iterator[None]:
-    """End the forward pass at a module by a `ReachedUnembeddingError`, and keep the module's input.
+def capture_input(module: nn.Module, captured: list[Tensor], *, stop: bool = True) -> Iterator[None]:
+    """Keep a module's input, and end the forward pass there by a `ReachedUnembeddingError`.
 
     Args:
         module: the unembedding.
         captured: list that receives its input.
-    """
-
-    def capture(_module: nn.Module, inputs: tuple[object, ...]) -> None:
-        assert isinstance(inputs[0], Tensor)
-        captured.append(inputs[0])
-        raise ReachedUnembeddingError
-
-    handle = module.register_forward_pre_hook(capture)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-@contextmanager
-def capture_input_and_skip(module: nn.Module, captured: list[Tensor]) -> Iterator[None]:
-    """Keep a module's input, and give the module no position of it, so that it computes nothing.
-
-    Args:
-        module: the unembedding.
-        captured: list that receives its input.
+        stop: if False, the forward pass goes on: the module gets no position of its input, and computes nothing.
     """
 
     def capture(_module: nn.Module, inputs: tuple[object, ...]) -> tuple[object, ...]:
         assert isinstance(inputs[0], Tensor)
         captured.append(inputs[0])
+        if stop:
+            raise ReachedUnembeddingError
         return (inputs[0][..., :0, :], *inputs[1:])
 
     handle = module.register_forward_pre_hook(capture)

@@ -14,7 +14,7 @@ from tl_distill_floor.measuring.logit_map import (
     ids_to_check,
     measure_logit_map,
 )
-from tl_distill_floor.measuring.teacher_backbone import BackboneOutput, ReachedUnembeddingError, capture_input_and_stop
+from tl_distill_floor.measuring.teacher_backbone import BackboneOutput, ReachedUnembeddingError, capture_input
 
 
 class Backbone(nn.Module):
@@ -51,7 +51,7 @@ class Backbone(nn.Module):
         """Return the last hidden states, and the residual stream after the layer that is matched."""
         last: list[Tensor] = []
         matched: list[Tensor] = []
-        with capture_input_and_stop(self.unembed, last), capture_residual_stream(self.model, self._layer, matched):
+        with capture_input(self.unembed, last), capture_residual_stream(self.model, self._layer, matched):
             try:
                 self.model(ids, use_cache=False)
             except ReachedUnembeddingError:
