@@ -204,6 +204,14 @@ def test_complete_checkpoint_is_not_written_again(bridge: Any, sae: Any, ids: to
     assert file.stat().st_mtime_ns == written
 
 
+def test_a_checkpoint_may_be_named_by_its_directory(bridge: Any, sae: Any, ids: torch.Tensor, tmp_path: Path) -> None:
+    """Nothing is in the directory at first, so that there is nothing to continue."""
+    options: dict[str, Any] = {"checkpoint": tmp_path, "resume": True, "cost": "energy"}
+    expected = measure(bridge, sae, ids[:4], **options)
+    assert [file.name for file in tmp_path.iterdir()] == ["stats.safetensors"]
+    assert_same_stats(measure(bridge, sae, ids[:4], **options), expected)
+
+
 def test_rejects_resume_with_other_options(bridge: Any, sae: Any, ids: torch.Tensor, tmp_path: Path) -> None:
     file = tmp_path / "partial.safetensors"
     measure(bridge, sae, ids, batch_size=2, n_tokens=320, checkpoint=file)

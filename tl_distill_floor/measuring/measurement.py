@@ -26,9 +26,10 @@ from tl_distill_floor.measuring.processes import SINGLE_PROCESS, ProcessGroup
 from tl_distill_floor.measuring.strongest_contexts import RunningContexts, describe_contexts
 from tl_distill_floor.measuring.token_stream import MAX_KEPT_TOKENS
 from tl_distill_floor.results.block_sums import MAX_BLOCKS, BlockSums
-from tl_distill_floor.results.feature_stats import FeatureStats, different_settings
+from tl_distill_floor.results.feature_stats import STATS_FILE, FeatureStats, different_settings
 from tl_distill_floor.results.feature_sums import FeatureSums, pack_sums, unpack_sums
 from tl_distill_floor.sources.torch_state import neutral_torch_state
+from tl_distill_floor.storage.versioned import resolve_file
 
 SECONDS_BETWEEN_SAVES = 20.0
 """Least time between two checkpoints: they hold the codes, which are too large to be written after every block."""
@@ -92,8 +93,8 @@ def measure(
         dtype: dtype of a teacher that is loaded here.
         force: go on with an SAE that does not fit the activations: one that leaves all of their variance unexplained,
             or whose L0 is not that which is stated with it, by a factor of 4. The result then has a warning.
-        checkpoint: file for the sums so far, written every 20 seconds, at the end, and if an exception or Ctrl-C ends
-            the measurement.
+        checkpoint: file for the sums so far, or its directory, written every 20 seconds, at the end, and if an
+            exception or Ctrl-C ends the measurement.
         resume: continue from `checkpoint` if the file exists. The result is identical to an uninterrupted measurement.
         progress: called after every batch with the number of tokens read so far, and the total.
 
@@ -154,7 +155,10 @@ def measure_job(
         "sequences_per_cost": _sequences_per_cost(job, config),
     }
     job = dataclasses.replace(job, settings=job.settings | decisive)
-    files = [Path(file) if file and process_group.is_first else None for file in checkpoints or [None] * len(job.saes)]
+    files = [
+        resolve_file(file, STATS_FILE) if file and process_group.is_first else None
+        for file in checkpoints or [None] * len(job.saes)
+    ]
     measurements = [_Measurement(job, attached, file, resume) for attached, file in zip(job.saes, files, strict=True)]
     _read_text(job, config, measurements, process_group, progress)
     if not process_group.is_first:
