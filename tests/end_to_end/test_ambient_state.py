@@ -43,12 +43,24 @@ def deterministic_algorithms() -> Iterator[None]:
 @contextmanager
 def matmul_precision(precision: str) -> Iterator[None]:
     """Set the precision of matrix products during the context."""
-    previous = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(precision)
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(previous)
+        torch.set_float32_matmul_precision("highest")
+        for backend in (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul):
+            backend.fp32_precision = "none"  # as in a new process
+
+
+@contextmanager
+def backend_precision(backend: Any, precision: str) -> Iterator[None]:
+    """Set the precision of products of fp32 matrices of one backend, or of all, during the context."""
+    previous = backend.fp32_precision
+    backend.fp32_precision = precision
+    try:
+        yield
+    finally:
+        backend.fp32_precision = previous
 
 
 STATES: dict[str, Callable[[], AbstractContextManager[Any]]] = {
@@ -59,6 +71,9 @@ STATES: dict[str, Callable[[], AbstractContextManager[Any]]] = {
     "no gradients": torch.no_grad,
     "deterministic algorithms": deterministic_algorithms,
     "matmul precision": lambda: matmul_precision("medium"),
+    "matmul precision of GPUs": lambda: backend_precision(torch.backends.cuda.matmul, "tf32"),
+    "matmul precision of CPUs": lambda: backend_precision(torch.backends.mkldnn.matmul, "bf16"),
+    "precision of everything": lambda: backend_precision(torch.backends, "bf16"),
     "default device": lambda: torch.device("meta"),
     "NumPy errors": lambda: np.errstate(all="raise"),
 }
@@ -73,7 +88,8 @@ def settings() -> tuple[Any, ...]:
         torch.is_grad_enabled(),
         torch.are_deterministic_algorithms_enabled(),
         torch.is_deterministic_algorithms_warn_only_enabled(),
-        torch.get_float32_matmul_precision(),
+        torch.backends.cuda.matmul.fp32_precision,
+        torch.backends.mkldnn.matmul.fp32_precision,
         torch.get_default_device(),
         np.geterr(),
     )
@@ -96,10 +112,12 @@ def baseline(bridge: Any, sae: Any, ids: torch.Tensor) -> list[np.ndarray]:
 def test_a_prediction_does_not_depend_on_the_state(
     state: str, baseline: list[np.ndarray], bridge: Any, sae: Any, ids: torch.Tensor
 ) -> None:
+    outside = settings()
     with STATES[state]():
         before = settings()
         numbers = predicted(bridge, sae, ids)
         assert settings() == before
+    assert settings() == outside
     for number, expected in zip(numbers, baseline, strict=True):
         assert (number == expected).all()
 

@@ -36,16 +36,33 @@ def neutral_torch_state() -> Iterator[None]:
             warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
             stack.callback(torch.use_deterministic_algorithms, True, warn_only=warn_only)
             torch.use_deterministic_algorithms(False)
-        precision = torch.get_float32_matmul_precision()
-        if precision != "highest":
-            stack.callback(torch.set_float32_matmul_precision, precision)
-            torch.set_float32_matmul_precision("highest")
+        stack.enter_context(_full_matmul_precision())
         for device_type in ("cpu", *_accelerators()):
             if torch.is_autocast_enabled(device_type):
                 stack.enter_context(torch.autocast(device_type, enabled=False))
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.set_grad_enabled(True))
         yield
+
+
+@contextmanager
+def _full_matmul_precision() -> Iterator[None]:
+    """Compute products of fp32 matrices in fp32 during the context, then restore the precision of every backend."""
+    import torch
+
+    backends = (torch.backends.cuda.matmul, torch.backends.cudnn), (torch.backends.mkldnn.matmul, torch.backends.mkldnn)
+    of_backends = [(matmul, matmul.fp32_precision, general.fp32_precision) for matmul, general in backends]
+    try:
+        precision = torch.get_float32_matmul_precision()
+    except RuntimeError:  # torch has no name for a precision that was set for one backend
+        precision = "highest"
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(precision)
+        for matmul, of_matmul, of_backend in of_backends:
+            matmul.fp32_precision = "none" if of_matmul == of_backend else of_matmul  # "none": that of the backend
 
 
 def _accelerators() -> list[str]:
