@@ -216,8 +216,11 @@ def test_cached_activations_leave_out_the_beginning_token(
     assert "sequences begin with different tokens" in others.warnings[0]
 
 
-def test_how_a_teacher_in_memory_was_loaded_is_not_known(bridge: Any, sae: Any, ids: torch.Tensor) -> None:
+@pytest.mark.parametrize("options", [{"revision": "step1000"}, {"checkpoint_index": 0}])
+def test_how_a_teacher_in_memory_was_loaded_is_not_known(
+    options: dict[str, Any], bridge: Any, sae: Any, ids: torch.Tensor
+) -> None:
     of_checkpoint = copy.deepcopy(sae)
-    of_checkpoint.cfg.metadata.model_from_pretrained_kwargs = {"revision": "step1000"}
+    of_checkpoint.cfg.metadata.model_from_pretrained_kwargs = options
     warnings = predict_floor(bridge, of_checkpoint, ids, cost="energy", steps=0, force=True).stats.warnings
     assert any("how this one was loaded is not known" in warning for warning in warnings)

@@ -161,6 +161,23 @@ def test_rejects_a_model_with_an_adapter_that_only_peft_would_read(teacher_dir: 
         load_teacher(tmp_path)
 
 
+@pytest.mark.parametrize("checkpoint", [{"checkpoint_value": 0}, {"checkpoint_index": 0}, {"revision": "step0"}])
+def test_loads_the_first_checkpoint(checkpoint: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The checkpoint after 0 steps is another model than the last one, which is loaded without these options."""
+    loaded: dict[str, Any] = {}
+
+    def boot_transformers(name: str, **options: Any) -> None:
+        loaded.update(options, name=name)
+        raise OSError("offline")
+
+    monkeypatch.setattr("transformer_lens.model_bridge.TransformerBridge.boot_transformers", boot_transformers)
+    unset = dict.fromkeys(("revision", "checkpoint_index", "checkpoint_value", "fold_ln"))
+    with pytest.raises(InputError, match="cannot load a teacher from 'pythia-14m'"):
+        load_teacher("pythia-14m", model_kwargs=unset | checkpoint)
+    assert loaded["name"] == "EleutherAI/pythia-14m"
+    assert {name: loaded[name] for name in unset if name in loaded} == checkpoint
+
+
 @pytest.mark.parametrize("damage", ["config", "weights"])
 def test_rejects_a_damaged_directory(teacher_dir: Path, tmp_path: Path, damage: str) -> None:
     for file in teacher_dir.iterdir():

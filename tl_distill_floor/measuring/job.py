@@ -15,7 +15,7 @@ from tl_distill_floor.errors import InputError, as_integer
 from tl_distill_floor.measuring.config import LoadConfig
 from tl_distill_floor.measuring.hooks import canonical_name, resid_post
 from tl_distill_floor.measuring.module_outputs import hook_point_of_module
-from tl_distill_floor.measuring.processing import loading_options, loading_warnings
+from tl_distill_floor.measuring.processing import loading_warnings
 from tl_distill_floor.measuring.token_stream import CachedActivationStream, TokenStream
 from tl_distill_floor.results.teacher_fingerprint import TeacherFingerprint
 from tl_distill_floor.sources.context_lengths import teacher_context
@@ -24,7 +24,13 @@ from tl_distill_floor.sources.model_names import lookup_name, same_model, warn_o
 from tl_distill_floor.sources.packing import packing_of
 from tl_distill_floor.sources.saes import SaeSource, load_sae, sae_digest
 from tl_distill_floor.sources.teacher import Teacher
-from tl_distill_floor.sources.teachers import check_context, load_teacher, tokenizer_of, weights_digest
+from tl_distill_floor.sources.teachers import (
+    check_context,
+    load_teacher,
+    loading_options,
+    tokenizer_of,
+    weights_digest,
+)
 from tl_distill_floor.sources.text import load_text
 
 MAX_LISTED = 3
@@ -284,14 +290,14 @@ def _stream_for(
 
 def _shared_model_kwargs(sources: Sequence[SaeSource]) -> dict[str, Any]:
     """Return how the SAEs need the teacher loaded, or raise an InputError if they differ."""
-    wanted = [loading_options(source) for source in sources]
+    wanted = [loading_options(source.model_kwargs) for source in sources]
     other = next((options for options in wanted if options != wanted[0]), None)
     if other is not None:
         raise InputError(
             f"the SAEs were trained on teachers loaded in different ways ({wanted[0]}, and {other}); measure them one"
             " by one"
         )
-    return sources[0].model_kwargs
+    return wanted[0]
 
 
 def _hook_name(source: SaeSource, layer: int | None, given: str | None) -> str:

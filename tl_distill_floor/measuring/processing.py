@@ -4,16 +4,13 @@ TransformerLens can process weights in ways that leave the logits as they are. O
 stream: centred weights, `HookedTransformer.from_pretrained`'s default, give it a mean of 0 over its dimensions.
 """
 
-from collections.abc import Mapping
-from typing import Any
-
 import numpy as np
 from jaxtyping import Float32
 
 from tl_distill_floor.measuring.hooks import canonical_name
 from tl_distill_floor.sources.sae_source import SaeSource
 from tl_distill_floor.sources.teacher import Teacher
-from tl_distill_floor.sources.teachers import CHECKPOINT_OPTIONS, PROCESSING_OPTIONS
+from tl_distill_floor.sources.teachers import PROCESSING_OPTIONS, loading_options
 
 CENTRING = "center_writing_weights"
 RESIDUAL_POINTS = ("hook_in", "hook_out", "hook_resid_mid", "mlp.hook_out", "attn.hook_out")
@@ -39,12 +36,6 @@ def is_centred(activation: Float32[np.ndarray, "position width"]) -> bool:
     return bool(along_ones <= MAX_SHARE_CENTRED * np.square(activation.astype(np.float64)).sum())
 
 
-def loading_options(source: SaeSource) -> Mapping[str, Any]:
-    """Return the processing and checkpoint options of the teacher that an SAE was trained on."""
-    names = (*PROCESSING_OPTIONS, *CHECKPOINT_OPTIONS)
-    return {name: value for name, value in source.model_kwargs.items() if value and name in names}
-
-
 def loading_warnings(
     teacher: Teacher, source: SaeSource, hook_name: str, activation: Float32[np.ndarray, "position width"]
 ) -> list[str]:
@@ -56,7 +47,7 @@ def loading_warnings(
         hook_name: the hook point that it reads.
         activation: activations there.
     """
-    wanted = dict(loading_options(source))
+    wanted = loading_options(source.model_kwargs)
     trained = "the SAE was trained on a teacher"
     if not teacher.is_in_memory:
         this_one = "which this one was not"

@@ -147,6 +147,22 @@ def load_teacher_shell(model: str, *, dtype: Dtype = "fp32") -> Teacher:
         return _load_named(model, "cpu", TORCH_DTYPES[dtype], {}, is_shell=True)
 
 
+def loading_options(model_kwargs: Mapping[str, object]) -> dict[str, object]:
+    """Return the options of processing and of the checkpoint that change how a teacher is loaded.
+
+    Args:
+        model_kwargs: see `load_teacher`.
+
+    Example:
+        >>> loading_options({"center_writing_weights": False, "checkpoint_index": 0})
+        {'checkpoint_index': 0}
+    """
+    processing = {name: model_kwargs[name] for name in PROCESSING_OPTIONS if model_kwargs.get(name)}
+    # The first checkpoint has the index 0, and is often the one after 0 steps.
+    checkpoint = {name: model_kwargs[name] for name in CHECKPOINT_OPTIONS if model_kwargs.get(name) is not None}
+    return processing | checkpoint
+
+
 def check_context(model: HookedModel, context_size: int | None) -> None:
     """Raise an InputError unless the teacher accepts sequences of `context_size` tokens; None is accepted."""
     longest = teacher_context(model)
@@ -238,10 +254,9 @@ def _load_named(
                 f"directory {path} has no config.json, so it is not a Hugging Face model; give another directory"
             )
         return load_bridge(name, name, has_public_name=False)
-    official = official_name(name)
+    official, options = official_name(name), loading_options(model_kwargs)
     processing, checkpoint = (
-        {key: model_kwargs[key] for key in keys if model_kwargs.get(key)}
-        for keys in (PROCESSING_OPTIONS, CHECKPOINT_OPTIONS)
+        {key: options[key] for key in keys if key in options} for keys in (PROCESSING_OPTIONS, CHECKPOINT_OPTIONS)
     )
     if processing:
         return _load_hooked_transformer(official, name, main_device(device), dtype, processing | checkpoint)
