@@ -51,7 +51,12 @@ TWO_CLASSES = [{"text": "a", "label": i % 2} for i in range(20)]
         ([{"text": "a", "label": ["x"]}], {}, "1 labels 'label' for 0 words"),
         ([{"words": ["a", "b"], "label": ["x"]}], {}, "1 labels 'label' for 2 words"),
         ([{"words": ["a", ""], "label": ["x", "y"]}], {}, "strings that are not empty"),
-        ([{"words": ["a", "b"], "text": "b a", "label": ["x", "y"]}], {}, "the word 'b' does not follow in the text"),
+        ([{"words": ["a", "b"], "text": "b a", "label": ["x", "y"]}], {}, "the word 'a' does not follow in the text"),
+        (
+            [{"words": ["He", "a"], "text": "He saw a", "label": ["x", "y"]}],
+            {},
+            "'a' does not follow in the text; give",
+        ),
         ([{"text": "a", "label": 1.5}], {}, "the label 'label' is of type float"),
         ([{"text": "a\0", "label": 1}], {}, "NUL bytes"),
         ([3], {}, "row 1 is int"),

@@ -89,3 +89,12 @@ def test_warns_of_rows_that_are_left_out(monkeypatch: pytest.MonkeyPatch) -> Non
     assert (len(labelled.texts), labelled.warnings) == (2, (warning,))
     assert load_labels(labelled, ["label"]).warnings == (warning,)
     assert load_labels(rows[:2]).warnings == ()
+
+
+def test_words_are_found_between_the_spaces_and_signs_of_their_text() -> None:
+    row = {"text": "“He  cannot,” she said.", "words": ["He", "can", "not", "she", "said", "."], "label": [*"abcdef"]}
+    (text,), (ends,) = (labelled := load_labels([row])).texts, labelled.ends
+    assert [text[:end] for end in ends] == ["“He", "“He  can", "“He  cannot", "“He  cannot,” she", text[:-1], text]
+    row = {"text": "He saw a cat", "words": ["He", "a", "cat"], "label": [*"abc"]}
+    with pytest.raises(InputError, match="row 1: the word 'a' does not follow in the text; give the words"):
+        load_labels([row])

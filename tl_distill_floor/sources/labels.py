@@ -2,8 +2,8 @@
 
 Each row is an object. Either the text has a label, `{"text": "...", "label": "..."}`, or its words have,
 `{"words": ["...", ...], "label": ["...", ...]}`, with one label per word: null, or -100 as in transformers, for a word
-without a label. A row of words may hold `text` too, which keeps the original spaces between the words. Labels may have
-other field names.
+without a label. A row of words may hold `text` too, which keeps the original spaces between the words and holds
+no other words. Labels may have other field names.
 
 The classes of a dataset (`ClassLabel` of `datasets`) are read by their names, and -1 there is no label.
 
@@ -226,16 +226,18 @@ def _parse_text(row: Mapping[str, Any], location: str) -> tuple[str, tuple[int, 
 
 
 def _locate_words(words: Sequence[str], text: object, location: str) -> tuple[str, tuple[int, ...]]:
-    """Return the text, and the end of each word in it; words must appear in order."""
-    ends: list[int] = []
+    """Return the text, and the end of each word in it; between two words there are no letters and digits."""
+    end, ends = 0, []
     for word in words:
-        first = ends[-1] if ends else 0
-        start = text.find(word, first) if isinstance(text, str) else -1
-        if start < 0:
+        start = text.find(word, end) if isinstance(text, str) else -1
+        # After other letters, what is found may be a part of another word.
+        if start < 0 or any(character.isalnum() for character in str(text)[end:start]):
             raise InputError(
-                f"{location}: the word {word!r} does not follow in the text; give the words alone, or in order"
+                f"{location}: the word {word!r} does not follow in the text; give the words alone, or all words of the"
+                " text in order, with null as the label of those without one"
             )
-        ends.append(start + len(word))
+        end = start + len(word)
+        ends.append(end)
     return str(text), tuple(ends)
 
 
