@@ -6,6 +6,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -88,6 +89,15 @@ def test_result_depends_only_on_the_seed(teacher_dir: Path, prose_file: Path, tm
     torch.rand(7)
     assert trained(teacher_dir, prose_file, tmp_path / "again", n_tokens=8192) == one
     assert trained(teacher_dir, prose_file, tmp_path / "other", n_tokens=8192, seed=1) != one
+
+
+def test_numbers_of_numpy_are_numbers(teacher_dir: Path, prose_file: Path, tmp_path: Path) -> None:
+    """A sweep over `np.arange` or `np.logspace` has such numbers."""
+    options = {"lr": 2**-10, "n_tokens": 8192}
+    expected = trained(teacher_dir, prose_file, tmp_path / "expected", **options)
+    with without_type_checks():
+        of_numpy = {"layer": np.int64(1), "lr": np.float32(2**-10), "n_tokens": np.float64(8192), "k": np.int32(4)}
+        assert trained(teacher_dir, prose_file, tmp_path / "sae", **of_numpy) == expected
 
 
 def test_saves_nothing_if_the_loss_is_not_finite(teacher_dir: Path, prose_file: Path, tmp_path: Path) -> None:
@@ -185,6 +195,8 @@ def test_rejects_ids_beyond_the_vocabulary(bridge: Any, ids: torch.Tensor, tmp_p
         ({"seed": -1}, "seed must be at least 0, got -1"),
         ({"lr": 0.0}, "lr must be a positive number, got 0.0; set --lr"),
         ({"lr": float("nan")}, "lr must be a positive number, got nan; set --lr"),
+        ({"lr": "1e-3"}, "lr must be a positive number, got '1e-3'; set --lr"),
+        ({"n_tokens": "1e6"}, "n_tokens must be an integer, got '1e6'"),
     ],
 )
 def test_rejects_bad_settings_before_anything_is_loaded(options: dict[str, Any], message: str, tmp_path: Path) -> None:

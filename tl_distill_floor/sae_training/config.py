@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from numbers import Real
 
 from tl_distill_floor.annotations import Dtype, SaeArchitecture
 from tl_distill_floor.errors import InputError, check_choice, set_integers
@@ -45,8 +46,8 @@ class SaeTrainingConfig:
     def __post_init__(self) -> None:
         check_choice("architecture", self.architecture, SaeArchitecture)
         check_choice("dtype", self.dtype, Dtype)
-        set_integers(self, {"k": None, "d_sae": None, "n_tokens": None, "context_size": None, "batch_size": None})
-        set_integers(self, {"seed": 0})
+        sizes = dict.fromkeys(("k", "d_sae", "n_tokens", "context_size", "batch_size"))
+        set_integers(self, {**sizes, "seed": 0})
         if self.k < 1 or (self.d_sae is not None and self.k > self.d_sae):
             upper = "the number of features" if self.d_sae is None else f"the {self.d_sae} features"
             raise InputError(f"k must be between 1 and {upper}, got {self.k}; set --k")
@@ -56,5 +57,6 @@ class SaeTrainingConfig:
             raise InputError(f"context_size must be at least 2 tokens, got {self.context_size}; set --context-size")
         if self.batch_size < 1:
             raise InputError(f"batch_size must be at least 1 sequence, got {self.batch_size}; set --batch-size")
-        if not 0 < self.lr < math.inf:
-            raise InputError(f"lr must be a positive number, got {self.lr}; set --lr")
+        if not isinstance(self.lr, Real) or not 0 < self.lr < math.inf:
+            raise InputError(f"lr must be a positive number, got {self.lr!r}; set --lr")
+        object.__setattr__(self, "lr", float(self.lr))  # the JSON text of a checkpoint holds no number of NumPy

@@ -17,7 +17,7 @@ from tl_distill_floor.annotations import (
     TeacherLike,
     TextLike,
 )
-from tl_distill_floor.errors import InputError
+from tl_distill_floor.errors import InputError, as_integer
 from tl_distill_floor.measuring.fingerprints import teacher_fingerprint
 from tl_distill_floor.measuring.hooks import get_hook_point, resid_post
 from tl_distill_floor.measuring.processing import CENTRING, is_centred
@@ -94,7 +94,7 @@ def train_sae(
     config = SaeTrainingConfig(
         d_sae=d_sae,
         k=k,
-        n_tokens=max(n_tokens, MIN_TOKENS),
+        n_tokens=max(as_integer("n_tokens", n_tokens), MIN_TOKENS),
         architecture=architecture,
         context_size=context_size,
         batch_size=batch_size,
@@ -102,6 +102,7 @@ def train_sae(
         dtype=dtype,
         seed=seed,
     )
+    layer = as_integer("layer", layer)
     check_device(device)
     out = Path(out)
     file = _checkpoint_file(out)
