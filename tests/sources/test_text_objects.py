@@ -121,6 +121,13 @@ def test_each_source_gives_the_same_sequences_in_every_pass(source: str, tmp_pat
         assert torch.equal(torch.stack(list(text.read())), expected)
 
 
+def test_token_ids_that_are_saved_with_log_probabilities_are_no_cache_of_activations(tmp_path: Path) -> None:
+    """A teacher's log-probabilities [position, 2] are saved next to its text, to distil from them later."""
+    ids = [[5, 6, 7]] * 4
+    Dataset.from_dict({"input_ids": ids, "logprobs": [[[-0.5, -1.5]] * 3] * 4}).save_to_disk(tmp_path)
+    assert torch.stack(list(load_text(tmp_path, None).read())).tolist() == ids
+
+
 def test_a_string_is_a_text_unless_such_a_file_exists(tmp_path: Path, tokenizer: Any) -> None:
     assert torch.equal(sequences(PROSE, tokenizer), expected_rows(token_ids(tokenizer, [PROSE])))
     file = tmp_path / "a name with spaces"

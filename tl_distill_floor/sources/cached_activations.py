@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_distill_floor.errors import InputError
+from tl_distill_floor.sources.documents import COLUMNS
 from tl_distill_floor.sources.tables import SAVED_DATASET, is_saved_dataset, load_saved_dataset, report_damaged_dataset
 
 CachedSequence = tuple[Int[Tensor, " position"] | None, Float[Tensor, "position *d_model"]]
@@ -41,14 +42,14 @@ class CachedActivations:
 def is_cached_activations(path: Path) -> bool:
     """Return whether a path is a directory of activations, rather than of text, that `save_to_disk` wrote.
 
-    Activations are columns of arrays of floating-point numbers, with at least two axes. A dataset with a column "text"
-    is text, whatever its other columns are, such as embeddings.
+    Activations are columns of arrays of floating-point numbers, with at least two axes. A dataset with a column of
+    texts, conversations or `input_ids` is text, whatever its other columns are, such as a teacher's log-probabilities.
     """
     try:
         if not (is_saved_dataset(path) and all((path / name).is_file() for name in SAVED_DATASET)):
             return False
         features = json.loads((path / "dataset_info.json").read_bytes())["features"]
-        return "text" not in features and any(_is_activation(feature) for feature in features.values())
+        return not set(COLUMNS) & set(features) and any(_is_activation(feature) for feature in features.values())
     except (OSError, TypeError, ValueError, KeyError, AttributeError, RecursionError):
         return False
 
