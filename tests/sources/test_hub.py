@@ -47,6 +47,17 @@ def test_reads_a_file_on_the_hub_with_the_config_of_its_folder(hub, tmp_path):
         assert (source.hook_name, source.model_name) == ("blocks.5.hook_resid_post", "EleutherAI/pythia-70m")
 
 
+def test_a_config_that_cannot_be_downloaded_is_not_left_out(hub, tmp_path, monkeypatch):
+    """Without its config, this file would be read as an SAE of activations that are not normalised."""
+    torch.save(random_state() | {"threshold": torch.ones(D_SAE), "b_dec": torch.zeros(D_IN)}, tmp_path / "sae.pt")
+    add_to_cache(hub, "me/normalised", {"sae.pt": tmp_path / "sae.pt"})
+    assert load_sae("me/normalised:sae.pt").architecture == "jumprelu"
+    monkeypatch.setattr(huggingface_hub, "list_repo_files", lambda _repository: ["cfg.json", "sae.pt"])
+    expected = "me/normalised:cfg.json is not in the local cache and the Hub cannot be reached"
+    assert expected in refusal("me/normalised:sae.pt")
+    assert expected in refusal("me/normalised")
+
+
 def test_leaves_out_the_checkpoints_of_an_sae(hub, tmp_path):
     tensors = {name: tensor for name, tensor in linear_style(random_state()).items() if name != "decoder.bias"}
     torch.save(tensors | {"bias": torch.zeros(D_IN)}, tmp_path / "ae.pt")

@@ -46,23 +46,6 @@ def download_file(repository: str, path: str) -> Path:
         raise load_error(f"{repository}:{path}", error) from error
 
 
-def download_if_present(repository: str, path: str) -> None:
-    """Download a repository's file into the cache if the repository has it.
-
-    Raises:
-        InputError: the Hub cannot be reached, and the cache does not tell whether the file exists.
-    """
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError
-
-    try:
-        hf_hub_download(repository, path)
-    except EntryNotFoundError:
-        return
-    except Exception as error:  # raised by huggingface_hub, its HTTP client or requests
-        raise load_error(f"{repository}:{path}", error) from error
-
-
 def load_error(name: str, error: Exception) -> InputError:
     """Return an InputError that says why an SAE could not be loaded, and what to do.
 

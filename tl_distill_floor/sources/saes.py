@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from tl_distill_floor.annotations import FormattedSae, SaeLike, SaeModule
 from tl_distill_floor.errors import InputError, check_choice
-from tl_distill_floor.sources.hub import download_file, download_if_present, is_repository_name, list_files, load_error
+from tl_distill_floor.sources.hub import download_file, is_repository_name, list_files, load_error
 from tl_distill_floor.sources.sae_directory import (
     EMBEDDED_SAE,
     MAX_LISTED,
@@ -205,7 +205,7 @@ def _from_hub(repository: str, path: str, options: _LoadOptions) -> SaeSource:
 def _from_repository(repository: str, path: str, options: _LoadOptions) -> SaeSource:
     """Load a folder or a file of a Hub repository."""
     name, location = f"{repository}:{path}", PurePosixPath(path.removesuffix(WEIGHTS_FILE))
-    files = _files_of(repository)
+    files = list_files(repository)
     if location.suffix not in STATE_FILE_SUFFIXES and str(location / WEIGHTS_FILE) not in files:
         inside = _sae_paths((file for file in files if PurePosixPath(file).is_relative_to(location)), options.layer)
         if inside:
@@ -214,20 +214,13 @@ def _from_repository(repository: str, path: str, options: _LoadOptions) -> SaeSo
     if location.suffix in STATE_FILE_SUFFIXES:
         for file in files:
             if is_config_of(file, location):
-                download_if_present(repository, file)  # `_from_file` looks for it
+                download_file(repository, file)  # `_from_file` looks for it
         return _from_file(download_file(repository, str(location)), f"{repository}:{location}", options)
     config = download_file(repository, str(location / CONFIG_FILE))
     download_file(repository, str(location / WEIGHTS_FILE))
-    download_if_present(repository, str(location / RUNNER_FILE))
+    if str(location / RUNNER_FILE) in files:
+        download_file(repository, str(location / RUNNER_FILE))
     return _from_directory(config.parent, name, options)
-
-
-def _files_of(repository: str) -> list[str]:
-    """Return the files of a repository; none if neither the Hub nor the cache can list them."""
-    try:
-        return list_files(repository)
-    except InputError:  # downloading a file says why
-        return []
 
 
 def _only_sae_path(repository: str, layer: int | None) -> str:
