@@ -2,11 +2,12 @@
 
 import contextlib
 import copy
+import dataclasses
 import hashlib
 import importlib.util
 import io
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -226,72 +227,69 @@ def special_token_ids(model: HookedModel) -> list[int]:
 def _load_named(
     name: str, device: str, dtype: str, model_kwargs: Mapping[str, object], *, is_shell: bool = False
 ) -> Teacher:
-    load_bridge = partial(_load_bridge_shell if is_shell else _load_bridge, device=device, dtype=dtype)
-    load_gguf = _load_gguf_shell if is_shell else _load_gguf
+    load_bridge = partial(_load_bridge, device=device, dtype=dtype, is_shell=is_shell)
+    load_gguf = partial(_load_gguf, name=name, device=main_device(device), dtype=dtype, is_shell=is_shell)
     if name == TINY_PROSE:
         return load_bridge(str(tiny_prose_directory()), name, has_public_name=True)
     if name == SMOLLM2:
         packaged = _packaged_smollm2()
-        if packaged is not None:
-            return load_gguf(packaged, name, main_device(device), dtype)
-        return load_bridge(SMOLLM2_ON_HUB, name, has_public_name=True)
+        return load_bridge(SMOLLM2_ON_HUB, name, has_public_name=True) if packaged is None else load_gguf(packaged)
     path = Path(name)
     if path.suffix == ".gguf":
         if not path.is_file():
             raise InputError(f"there is no file {path}; give a .gguf file that exists")
-        return load_gguf(path, name, main_device(device), dtype)
+        return load_gguf(path)
     if path.is_dir():
-        has_config = (path / "config.json").is_file()
-        if (path / ADAPTER_CONFIG).is_file():
-            # transformers reads it where PEFT is installed, and leaves it out elsewhere.
-            merged = f", or delete {ADAPTER_CONFIG} if the model is merged" if has_config else ""
-            raise InputError(
-                f"directory {path} holds an adapter of PEFT {'next to a' if has_config else 'without its'} model;"
-                f" {MERGING_ADVICE}{merged}"
-            )
-        if not has_config:
-            raise InputError(
-                f"directory {path} has no config.json, so it is not a Hugging Face model; give another directory"
-            )
+        _check_directory(path)
         return load_bridge(name, name, has_public_name=False)
     official, options = official_name(name), loading_options(model_kwargs)
-    processing, checkpoint = (
-        {key: options[key] for key in keys if key in options} for keys in (PROCESSING_OPTIONS, CHECKPOINT_OPTIONS)
-    )
-    if processing:
-        return _load_hooked_transformer(official, name, main_device(device), dtype, processing | checkpoint)
-    return load_bridge(official, name, has_public_name=True, **checkpoint)  # type: ignore[arg-type]
+    if set(PROCESSING_OPTIONS) & set(options):
+        return _load_hooked_transformer(official, name, main_device(device), dtype, options)
+    return load_bridge(official, name, has_public_name=True, **options)  # type: ignore[arg-type]
+
+
+def _check_directory(path: Path) -> None:
+    """Raise an InputError unless a directory holds a model without an adapter."""
+    has_config = (path / "config.json").is_file()
+    if (path / ADAPTER_CONFIG).is_file():
+        # transformers reads it where PEFT is installed, and leaves it out elsewhere.
+        merged = f", or delete {ADAPTER_CONFIG} if the model is merged" if has_config else ""
+        raise InputError(
+            f"directory {path} holds an adapter of PEFT {'next to a' if has_config else 'without its'} model;"
+            f" {MERGING_ADVICE}{merged}"
+        )
+    if not has_config:
+        raise InputError(
+            f"directory {path} has no config.json, so it is not a Hugging Face model; give another directory"
+        )
 
 
 def _load_bridge(
-    source: str, name: str, *, device: str, dtype: str, has_public_name: bool, **boot_options: object
+    source: str, name: str, *, device: str, dtype: str, has_public_name: bool, is_shell: bool, **checkpoint: object
 ) -> Teacher:
     placement = {"device_map": device} if device == AUTO_DEVICE else {"device": device}
-    loader = PlainModelLoader()
+    loader = ShellLoader() if is_shell else PlainModelLoader()
     # TransformerLens takes any object with `from_pretrained` for the class of the model.
     with text_bridge() as bridge:
         model = bridge.boot_transformers(
-            source, dtype=getattr(torch, dtype), model_class=loader, **placement, **boot_options
+            source, dtype=getattr(torch, dtype), model_class=loader, **placement, **checkpoint
         )
-    checkpoint = {key: value for key, value in boot_options.items() if key in CHECKPOINT_OPTIONS}
+    teacher = Teacher(model, name, has_public_name, {"class": "TransformerBridge", "dtype": dtype, **checkpoint})
+    load = partial(_load_bridge, source, name, device=device, has_public_name=has_public_name, is_shell=False)
+    return _compared(teacher, loader, partial(load, dtype=FP32, **checkpoint))
+
+
+def _compared(teacher: Teacher, loader: PlainModelLoader | ShellLoader, load_in_fp32: Callable[[], object]) -> Teacher:
+    """Return a teacher with what plain transformers reports about its model; a shell is returned as it is."""
+    if isinstance(loader, ShellLoader):
+        return teacher
     assert loader.plain is not None
-    load = partial(
-        _load_bridge, source, name, device=device, dtype=FP32, has_public_name=has_public_name, **boot_options
+    return dataclasses.replace(
+        teacher,
+        tokenizer=loader.tokenizer,
+        not_compared=check_against_plain(teacher.model, loader.plain, load_in_fp32),
+        unused_weights=loader.plain.unused_weights,
     )
-    not_compared = check_against_plain(model, loader.plain, load)
-    loading = {"class": "TransformerBridge", "dtype": dtype, **checkpoint}
-    return Teacher(model, name, has_public_name, loading, loader.tokenizer, not_compared, loader.plain.unused_weights)
-
-
-def _load_bridge_shell(
-    source: str, name: str, *, device: str, dtype: str, has_public_name: bool, **boot_options: object
-) -> Teacher:
-    loader = ShellLoader()
-    with text_bridge() as bridge:
-        model = bridge.boot_transformers(
-            source, dtype=getattr(torch, dtype), device=device, model_class=loader, **boot_options
-        )
-    return Teacher(model, name, has_public_name, {"class": "TransformerBridge", "dtype": dtype})
 
 
 def _load_hooked_transformer(
@@ -307,16 +305,13 @@ def _load_hooked_transformer(
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="HookedTransformer", category=DeprecationWarning)
         model = HookedTransformer.from_pretrained_no_processing(official, device=device, dtype=dtype, **options)
-    loading = {"class": "HookedTransformer", "dtype": dtype, **options}
+    teacher = Teacher(model, name, True, {"class": "HookedTransformer", "dtype": dtype, **options})
     try:
         loader = _load_plain(official, dtype, model.cfg, options)
     except (OSError, ValueError, ImportError) as error:  # some models of TransformerLens have no other implementation
         reason = reason_of(error)
-        return Teacher(model, name, True, loading, None, f"transformers cannot load {official}: {reason}")
-    assert loader.plain is not None
-    load = partial(_load_hooked_transformer, official, name, device, FP32, options)
-    not_compared = check_against_plain(model, loader.plain, load)
-    return Teacher(model, name, True, loading, loader.tokenizer, not_compared, loader.plain.unused_weights)
+        return dataclasses.replace(teacher, not_compared=f"transformers cannot load {official}: {reason}")
+    return _compared(teacher, loader, partial(_load_hooked_transformer, official, name, device, FP32, options))
 
 
 def _load_plain(official: str, dtype: str, config: Any, options: Mapping[str, object]) -> PlainModelLoader:
@@ -337,38 +332,26 @@ def _load_plain(official: str, dtype: str, config: Any, options: Mapping[str, ob
     return loader
 
 
-def _load_gguf(path: Path, name: str, device: str, dtype: str) -> Teacher:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    folder, file, loader = str(path.parent), path.name, PlainModelLoader()
-    with contextlib.redirect_stderr(io.StringIO()):  # transformers has no option to hide this progress bar
-        tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file)
-        plain, report = AutoModelForCausalLM.from_pretrained(
-            folder, gguf_file=file, dtype=getattr(torch, dtype), output_loading_info=True
-        )
-    loader.inspect(plain, report, tokenizer)
-    with text_bridge() as bridge:
-        model = bridge.boot_transformers(
-            name, dtype=getattr(torch, dtype), device=device, hf_model=plain, tokenizer=tokenizer
-        )
-    assert loader.plain is not None
-    not_compared = check_against_plain(model, loader.plain, partial(_load_gguf, path, name, device, FP32))
-    loading = {"class": "TransformerBridge", "dtype": dtype}
-    return Teacher(model, name, name == SMOLLM2, loading, loader.tokenizer, not_compared, loader.plain.unused_weights)
-
-
-def _load_gguf_shell(path: Path, name: str, device: str, dtype: str) -> Teacher:
+def _load_gguf(path: Path, *, name: str, device: str, dtype: str, is_shell: bool) -> Teacher:
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    folder, file = str(path.parent), path.name
+    folder, gguf, torch_dtype = str(path.parent), {"gguf_file": path.name}, getattr(torch, dtype)
+    loader = ShellLoader() if is_shell else PlainModelLoader()
     with contextlib.redirect_stderr(io.StringIO()):  # transformers has no option to hide this progress bar
-        tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file)
-        config = AutoConfig.from_pretrained(folder, gguf_file=file)
-    torch_dtype = getattr(torch, dtype)
-    shell = ShellLoader().from_config(AutoModelForCausalLM, config, dtype=torch_dtype)
+        tokenizer = AutoTokenizer.from_pretrained(folder, **gguf)
+        if isinstance(loader, ShellLoader):
+            config = AutoConfig.from_pretrained(folder, **gguf)
+            plain = loader.from_config(AutoModelForCausalLM, config, dtype=torch_dtype)
+        else:
+            plain, report = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=torch_dtype, output_loading_info=True, **gguf
+            )
+            loader.inspect(plain, report, tokenizer)
     with text_bridge() as bridge:
-        model = bridge.boot_transformers(name, dtype=torch_dtype, device=device, hf_model=shell, tokenizer=tokenizer)
-    return Teacher(model, name, name == SMOLLM2, {"class": "TransformerBridge", "dtype": dtype})
+        model = bridge.boot_transformers(name, dtype=torch_dtype, device=device, hf_model=plain, tokenizer=tokenizer)
+    teacher = Teacher(model, name, name == SMOLLM2, {"class": "TransformerBridge", "dtype": dtype})
+    load_in_fp32 = partial(_load_gguf, path, name=name, device=device, dtype=FP32, is_shell=False)
+    return _compared(teacher, loader, load_in_fp32)
 
 
 def _packaged_smollm2() -> Path | None:
