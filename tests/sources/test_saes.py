@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import save_file
 
 from tests.helpers.saes import D_IN, D_SAE, random_state, refusal, tiny_sae
-from tl_distill_floor.sources.saes import SUPPORTED_ARCHITECTURES, load_sae
+from tl_distill_floor.sources.sae_source import SUPPORTED_ARCHITECTURES
+from tl_distill_floor.sources.saes import load_sae
 
 STATED = {"activation": "relu", "apply_b_dec_to_input": True}
 """Settings of a checkpoint that say what its codes mean."""

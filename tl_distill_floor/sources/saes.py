@@ -39,15 +39,10 @@ from tl_distill_floor.sources.sae_formats.file_names import (
     is_weights,
 )
 from tl_distill_floor.sources.sae_formats.hook_names import MODULE_NAME
-from tl_distill_floor.sources.sae_source import (
-    SUPPORTED_ARCHITECTURES,
-    SaeSource,
-    check_architecture,
-    checked_source,
-)
+from tl_distill_floor.sources.sae_source import SaeSource, check_architecture, checked_source
 from tl_distill_floor.sources.torch_state import neutral_torch_state
 
-__all__ = ["SUPPORTED_ARCHITECTURES", "SaeDtype", "SaeSource", "load_sae", "sae_digest"]
+__all__ = ["SaeDtype", "SaeSource", "load_sae", "sae_digest"]
 OWN_READERS = ("llama_scope",)
 """Formats of SAELens's directory that SAELens reads in another way than their authors: it compares the pre-activation
 of a Llama Scope SAE with its threshold, not the pre-activation times the norm of the decoder row."""
