@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import save_file
 
 from tests.helpers.sae_files import save_tensors, write_json
-from tests.helpers.saes import D_IN, D_SAE, refusal
+from tests.helpers.saes import D_IN, D_SAE, refusal, tiny_sae
 from tl_distill_floor.sources.saes import load_sae
 
 SUBTRACTS = {"activation": "relu", "apply_b_dec_to_input": True}
@@ -39,6 +39,24 @@ def test_a_runner_configuration_adds_what_the_configuration_lacks(tmp_path, stat
     )
     source = load_sae(tmp_path / "sae.safetensors")
     assert (source.model_kwargs, source.seqpos_slice) == ({"fold_ln": True}, (0, 10))
+
+
+@pytest.mark.parametrize("architecture", ["standard", "jumprelu"])
+def test_the_settings_of_saelens_runner_do_not_change_codes(architecture, tmp_path, x):
+    """They lie next to the weights, whatever name these have; some sound as if they scaled activations."""
+    from sae_lens.config import LanguageModelSAERunnerConfig, LoggingConfig
+    from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY
+
+    mine = tiny_sae(architecture)
+    mine.save_model(tmp_path)
+    training = SAE_TRAINING_CLASS_REGISTRY[architecture][1](d_in=D_IN, d_sae=D_SAE)
+    runner = LanguageModelSAERunnerConfig(
+        sae=training, hook_name="blocks.1.hook_resid_post", logger=LoggingConfig(log_to_wandb=False)
+    )
+    write_json(tmp_path / "runner_cfg.json", runner.to_dict())
+    for name in ("sae_weights.safetensors", "sae.safetensors"):
+        source = load_sae((tmp_path / "sae_weights.safetensors").rename(tmp_path / name))
+        torch.testing.assert_close(source.sae(x), mine(x))
 
 
 @pytest.mark.parametrize("folder", ["checkpoints", "ckpt", "step_500", "1000"])

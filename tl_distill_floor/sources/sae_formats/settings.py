@@ -22,7 +22,7 @@ _EFFECTS = re.compile(
 _HARMLESS = re.compile(
     r"(?:^|_)(?:re)?init|grad|(?:^|_)lr(?:_|$)|learning_rate|loss|mse|(?:^|_)aux|(?:^|_)l[01p](?:_|$)"
     r"|sparsity_(?:penalty|coeff|weight)|penalty|optim|sched|eps$|noise|clip|max_(?:\w+_)?norm|high_norm"
-    r"|geometric_median|bandwidth|(?:^|_)rope|dead|resampl"
+    r"|geometric_median|bandwidth|(?:^|_)rope|dead|resampl|norm_estimate|tanh_scale"
 )
 """Names of settings of the training, which the saved weights already show."""
 _DECODER_NORM = re.compile(r"(?=.*(?:^|_|w)dec(?:oder)?(?:_|$))(?=.*(?:norm|unit))")
