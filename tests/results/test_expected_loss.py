@@ -32,6 +32,7 @@ from tl_distill_floor.results.expected_loss import (
 )
 from tl_distill_floor.results.floor_prediction import FloorPrediction
 from tl_distill_floor.results.head_floor import HeadFloor
+from tl_distill_floor.results.student_loss import mean_loss
 from tl_distill_floor.theory.random_effects import RandomEffectsFit
 
 ATLAS = Path(__file__).parents[2] / "benchmarks" / "atlas"
@@ -102,6 +103,14 @@ def test_rejects_an_impossible_error_of_a_loss(head: HeadFloor, floor: FloorPred
     for record in (head, floor):
         with pytest.raises(InputError, match="log_error of a student's loss must be a number of at least 0, got"):
             record.expected_at(16, losses={4: StudentLoss(0.5, error)})
+
+
+def test_the_error_of_a_mean_loss_is_that_of_the_sum_in_nats() -> None:
+    students = [StudentLoss(0.1, 0.3), StudentLoss(0.3, 0.4)]
+    in_nats = math.sqrt(0.03**2 + 0.12**2)
+    assert mean_loss(students) == pytest.approx((0.2, in_nats / 0.4))
+    assert mean_loss([*students, StudentLoss(0.5)]) == pytest.approx((0.3, None))
+    assert mean_loss([StudentLoss(0.0, 0.3)] * 2) == (0.0, None)
 
 
 @given(x=st.floats(1e-6, 10.0), level=st.floats(0.05, 0.99))

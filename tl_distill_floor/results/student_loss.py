@@ -119,12 +119,13 @@ def mean_loss(students: Sequence[StudentLoss]) -> StudentLoss:
         students: at least one; their errors are independent.
 
     Example:
-        >>> mean_loss([StudentLoss(0.2, 0.3), StudentLoss(0.4, 0.4)]).log_error
-        0.25
+        >>> round(mean_loss([StudentLoss(0.1, 0.3), StudentLoss(0.3, 0.4)]).log_error, 3)
+        0.309
     """
-    n, errors = len(students), [student.log_error for student in students if student.log_error is not None]
-    error = math.sqrt(sum(error**2 for error in errors)) / n if len(errors) == n else None
-    return StudentLoss(sum(student.loss for student in students) / n, error)
+    total = sum(student.loss for student in students)
+    errors = [student.log_error * student.loss for student in students if student.log_error is not None]
+    is_known = len(errors) == len(students) and total > 0
+    return StudentLoss(total / len(students), math.hypot(*errors) / total if is_known else None)
 
 
 def _listed(losses: Mapping[int, StudentLoss]) -> str:
