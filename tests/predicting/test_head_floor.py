@@ -271,8 +271,14 @@ def test_above_the_widest_width_the_power_law_of_the_last_two_ends_at_the_teache
     assert made_head_floor(
         widths=(32,), floor=(0.01,), standard_error=(0.0,), half_steps=(0.01,), encoded=(0.03,)
     ).floor_at(48) == pytest.approx(0.005)
-    lossless = made_head_floor(floor=(0.4, 0.2, 0.05, 0.0))
-    assert (lossless.floor_at(16), lossless.floor_at(32)) == (0.05, 0.0)
+
+
+def test_nothing_is_lost_from_the_first_width_on_that_loses_nothing() -> None:
+    """From width 8 to 16 the floor falls by a factor of 4; the line ends at width 32, not at the teacher's 64."""
+    head = made_head_floor(floor=(0.4, 0.2, 0.05, 0.0), half_steps=(0.41, 0.21, 0.05, 0.0))
+    assert head.floor_at(24) == pytest.approx(0.05 * 1.5**-2 * 0.5)
+    assert [head.floor_at(width) for width in (16, 32, 40, 63, 64)] == [0.05, 0.0, 0.0, 0.0, 0.0]
+    assert [made_head_floor(floor=(0.0,) * 4).floor_at(width) for width in (4, 6, 40)] == [0.0, 0.0, 0.0]
 
 
 def test_the_widest_width_of_every_teacher_of_the_atlas_is_extrapolated() -> None:

@@ -107,7 +107,8 @@ class HeadFloor(JsonRecord):
         """Return the head floor at any width from the narrowest one that was computed.
 
         Between the computed widths the log floor is interpolated over log width by a monotone cubic. Above the widest
-        of them it continues the power law of the two widest, times a line that falls to 0 at the teacher's width.
+        of them it continues the power law of the two widest, times a line that falls to 0 at the teacher's width, or at
+        the first computed width whose floor is 0.
 
         Args:
             width: dimensions.
@@ -244,21 +245,18 @@ class HeadFloor(JsonRecord):
                 f" with {width:g} among the --widths"
             )
         computed = dict(zip(self.widths, losses, strict=True))
-        if width in computed:
-            return computed[int(width)]
-        known = {w: loss for w, loss in computed.items() if loss > 0 and w < self.d_model}
-        if not known:
+        end = min([self.d_model, *(w for w, loss in computed.items() if loss <= 0)])  # from here on nothing is lost
+        if width >= end:
             return 0.0
-        *_, widest = known
+        known = {w: loss for w, loss in computed.items() if w < end}
+        if width in known:
+            return known[int(width)]
+        *narrower, widest = known
         if width > widest:
             exponent = 0.0
-            if len(known) > 1:
-                before = list(known)[-2]
-                exponent = math.log(known[widest] / known[before]) / math.log(widest / before)
-            vanishing = (self.d_model - width) / (self.d_model - widest)
-            return known[widest] * math.pow(width / widest, exponent) * vanishing
-        if len(known) == 1:
-            return known[widest]
+            if narrower:
+                exponent = math.log(known[widest] / known[narrower[-1]]) / math.log(widest / narrower[-1])
+            return known[widest] * math.pow(width / widest, exponent) * (end - width) / (end - widest)
         from scipy.interpolate import PchipInterpolator
 
         return math.exp(PchipInterpolator(np.log(list(known)), np.log(list(known.values())))(math.log(width)))
