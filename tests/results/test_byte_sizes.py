@@ -12,7 +12,7 @@ from tl_distill_floor.results.byte_sizes import format_bytes, parse_bytes
     ("text", "expected"),
     [
         ("2GB", 2_000_000_000), ("2GiB", 2_147_483_648), ("1.5 MB", 1_500_000), ("512KiB", 524_288), ("7B", 7),
-        (" 3tb ", 3 * 10**12), ("0.5kb", 500),
+        (" 3tb ", 3 * 10**12), ("0.5kb", 500), ("1" + "0" * 400 + "B", 10**400),
     ],
 )  # fmt: skip
 def test_units_are_exact(text: str, expected: int) -> None:

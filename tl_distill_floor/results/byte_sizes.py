@@ -1,6 +1,7 @@
 """Numbers of bytes as text: GB and MB are powers of 1000, GiB and MiB are powers of 1024."""
 
 import re
+from decimal import Decimal
 
 from tl_distill_floor.errors import InputError
 
@@ -28,7 +29,7 @@ def parse_bytes(text: str) -> int:
         (1500000000, 2097152)
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?i?b)\s*", text, re.IGNORECASE)
-    number = round(float(match[1]) * UNITS.get(match[2].lower(), 0)) if match else 0
+    number = round(Decimal(match[1]) * UNITS.get(match[2].lower(), 0)) if match else 0
     if number < 1:
         raise InputError(
             f"a memory size is a number above 0 with a unit, got {text!r}; try 2GB (2 · 10^9 bytes) or 2GiB (2 · 2^30"
