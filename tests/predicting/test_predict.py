@@ -50,6 +50,17 @@ def test_a_misspelled_option_names_the_function(function: Any) -> None:
         function("there-is-no-such-model", [None], n_token=100)
 
 
+def test_a_batch_without_counted_tokens_does_not_change_the_intervals(bridge: Any, sae: Any, ids: Tensor) -> None:
+    with_specials_only = ids.clone()
+    with_specials_only[16:32] = 0
+    options: dict[str, Any] = {"widths": [2, 8], "steps": 0, "cost": "energy", "batch_size": 16}
+    floor, expected = (
+        predict_floor(bridge, sae, text, **options) for text in (with_specials_only, torch.cat([ids[:16], ids[32:]]))
+    )
+    assert floor.alpha_interval == expected.alpha_interval
+    np.testing.assert_array_equal(floor.sampling_interval, expected.sampling_interval)
+
+
 def test_unfinished_predictions_are_reported(bridge: Any, sae: Any, ids: Tensor) -> None:
     reported: list[Any] = []
     options: dict[str, Any] = {"widths": [2, 8], "on_unfinished": reported.append}

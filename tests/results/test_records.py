@@ -4,7 +4,7 @@ import contextlib
 import json
 import pickle
 import shutil
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -188,6 +188,15 @@ def test_merging_adds_sums_and_limits_the_number_of_blocks() -> None:
         assert len(total.blocks.n_tokens) <= MAX_BLOCKS
         np.testing.assert_allclose(total.cost, part.cost)
         np.testing.assert_array_equal(total.blocks.firing_count.sum(0), total.firing_count)
+
+
+def test_blocks_without_counted_tokens_are_left_out() -> None:
+    part = stats_of(COST, n_tokens=100).blocks
+    empty = BlockSums(*(np.zeros_like(getattr(part, field.name)) for field in fields(BlockSums)))
+    joined = BlockSums.concatenate([empty, part, empty])
+    for field in fields(BlockSums):
+        np.testing.assert_array_equal(getattr(joined, field.name), getattr(part, field.name))
+    assert len(BlockSums.concatenate([empty]).n_tokens) == 0
 
 
 def test_sums_of_blocks_keep_their_32_bits_and_do_not_overflow() -> None:

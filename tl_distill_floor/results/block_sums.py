@@ -48,11 +48,15 @@ class BlockSums:
     def concatenate(cls, parts: Sequence["BlockSums"]) -> "BlockSums":
         """Return the blocks of all parts; while there are more than `MAX_BLOCKS`, neighbours are joined.
 
+        Blocks without counted tokens are left out: a text of such blocks alone, which the bootstrap could sample, has
+        no firing rates.
+
         Args:
             parts: at least one.
         """
+        counted = np.concatenate([part.n_tokens for part in parts]) > 0
         names = [f.name for f in dataclasses.fields(cls)]
-        blocks = cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
+        blocks = cls(*(np.concatenate([getattr(part, name) for part in parts])[counted] for name in names))
         while len(blocks.n_tokens) > MAX_BLOCKS:
             blocks = blocks.coarser()
         return blocks
