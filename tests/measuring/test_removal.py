@@ -207,12 +207,16 @@ def test_loads_older_prediction_without_tail_loss(bridge: Any, sae: Any, ids: Te
 
 
 def test_measured_error_is_in_the_unit_of_the_floor(bridge: Any, sae: Any, ids: Tensor) -> None:
-    """The error of students whose loss was not measured is scaled from summed costs like their floor."""
+    """The error of students whose loss was not measured is scaled from summed costs like their floor, and the tail loss
+    adds its own."""
     measured = predict_floor(bridge, sae, ids, widths=[2, 8], steps=20)
     unmeasured = floor_from_stats(measured.stats, [2, 8], steps=20, tail=measured.tail)
     assert unmeasured.simulation.kl is None
     scale = unmeasured.feature_floor / unmeasured.simulation.floor[:, 0]
-    np.testing.assert_allclose(unmeasured.measured_error(), unmeasured.simulation.standard_error * scale, rtol=1e-6)
+    of_tail = [unmeasured.tail.relative_error(cost) for cost in unmeasured.simulation.floor[:, 0]]
+    assert min(of_tail) > 0
+    expected = np.hypot(unmeasured.simulation.standard_error * scale, unmeasured.feature_floor * of_tail)
+    np.testing.assert_allclose(unmeasured.measured_error(), expected, rtol=1e-6)
 
 
 def test_total_cost_is_summed_and_total_loss_is_measured(bridge: Any, sae: Any, ids: Tensor) -> None:

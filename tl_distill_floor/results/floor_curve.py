@@ -148,21 +148,22 @@ class FloorCurve:
         Returns:
             Standard errors in the unit of the floors.
         """
-        floors = np.array([self.feature_floor_at(int(width)) for width in widths])
+        floors, costs = (
+            np.array([floor_at(int(width)) for width in widths])
+            for floor_at in (self.feature_floor_at, self.feature_floor_cost_at)
+        )
+        errors: np.ndarray = floors * self.conversion_errors(costs)
         if self.simulation is None:
-            costs = np.array([self.feature_floor_cost_at(int(width)) for width in widths])
-            errors: np.ndarray = floors * self.conversion_errors(costs)
             return errors
-        judged = self.tail is not None and self.simulation.kl_error is not None
-        trained = self.simulation.kl_error if judged else self.simulation.standard_error
-        assert trained is not None
-        errors = np.interp(np.log(widths), np.log(self.simulation.widths), trained)
+        kl_error = None if self.tail is None else self.simulation.kl_error
+        trained = self.simulation.standard_error if kl_error is None else kl_error
         # Errors are converted to losses, and extrapolated beyond the simulated widths, as the floors are.
-        at = self.feature_floor_at if judged or self.tail is None else self.feature_floor_cost_at
+        at = self.feature_floor_cost_at if kl_error is None else self.feature_floor_at
         nearest = np.clip(widths, self.simulation.widths[0], self.simulation.widths[-1])
         simulated = np.array([at(int(width)) for width in nearest])
-        errors *= np.divide(floors, simulated, out=np.zeros_like(floors), where=simulated > 0)
-        return errors
+        scale = np.divide(floors, simulated, out=np.zeros_like(floors), where=simulated > 0)
+        of_training = scale * np.interp(np.log(widths), np.log(self.simulation.widths), trained)
+        return of_training if kl_error is not None else np.hypot(of_training, errors)
 
     def _simulated_lost_share(self, width: Number) -> Float64[np.ndarray, " feature"]:
         """Return the share of each feature's cost that simulated students lose at a width.
