@@ -148,11 +148,19 @@ def test_rejects_impossible_predictions() -> None:
 def test_a_prediction_is_pickled_after_it_was_used() -> None:
     ranks, loss = np.array([0, 1, 2]), np.array([[90.0], [30.0], [10.0]])
     tail = TailLoss(ranks, np.array([19.0, 10.0, 5.0]), loss, np.array([10]), np.array([0]))
-    floor = floor_from_stats(stats_of(COST), [1, 2, 3], tail=tail)
+    floor = floor_from_stats(stats_of(COST, cost_unit="nats"), [1, 2, 3], tail=tail)
     expected = floor.floor_at(1.5), floor.power_law
     copied = pickle.loads(pickle.dumps(floor))
     assert (copied.floor_at(1.5), copied.power_law) == expected
     assert copied.stats.digest() == floor.stats.digest()
+
+
+def test_rejects_a_tail_loss_for_costs_in_squared_error() -> None:
+    tail = TailLoss(np.array([0, 1]), np.array([19.0, 10.0]), np.array([[90.0], [30.0]]), np.array([10]), np.array([0]))
+    with pytest.raises(InputError, match="these are in squared error; measure with cost="):
+        floor_from_stats(stats_of(COST), [1, 2], tail=tail)
+    with pytest.raises(ValueError, match="these are in squared error"):
+        replace(floor_from_stats(stats_of(COST), [1, 2]), tail=tail)
 
 
 def test_merging_rejects_the_same_text_twice() -> None:

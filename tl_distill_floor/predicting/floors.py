@@ -4,7 +4,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from tl_distill_floor.annotations import ProgressCallback, WidthsLike
-from tl_distill_floor.errors import as_integer
+from tl_distill_floor.errors import InputError, as_integer
 from tl_distill_floor.predicting.checks import (
     check_alive,
     check_steps,
@@ -67,8 +67,8 @@ def floor_from_stats(
         FeatureFloorPrediction: floors [width] in the unit of the costs.
 
     Raises:
-        InputError: no feature is alive, every feature fires on every token, a width is not an integer above 0, or
-            another option is out of its range.
+        InputError: no feature is alive, every feature fires on every token, a width is not an integer above 0, another
+            option is out of its range, or a tail loss is given for costs in squared error.
 
     Example:
         >>> stats = measure("tiny-prose")  # doctest: +SKIP
@@ -77,6 +77,10 @@ def floor_from_stats(
     sizes = student_widths(widths, stats.width)
     min_count, seed = as_integer("min_count", min_count, 1), as_integer("seed", seed, 0)
     n_bootstrap = as_integer("n_bootstrap", n_bootstrap, 1)
+    if tail is not None and stats.cost_unit != "nats":
+        raise InputError(
+            'a tail loss converts costs in nats, and these are in squared error; measure with cost="fisher"'
+        )
     alive = check_alive(stats, min_count)
     steps = check_steps(steps)
     training_warnings: tuple[str, ...] = ()

@@ -290,6 +290,8 @@ class FeatureFloorPrediction(FloorPrediction):
             raise ValueError(f"alpha, the sparsity, must be inside (0, 1), got {self.alpha}")
         if min(self.capacity, self.critical_width, self.n_features, self.min_count) <= 0:
             raise ValueError("capacity, critical_width, n_features and min_count must be above 0")
+        if self.tail is not None and self.stats.cost_unit != "nats":
+            raise ValueError("a tail loss converts costs in nats, and these are in squared error")
         if self.simulation is not None and self.simulation.lost_cost.shape[1:] != self.stats.firing_count.shape:
             raise ValueError("the simulation has another number of features")
 
