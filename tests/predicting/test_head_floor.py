@@ -29,6 +29,7 @@ from tl_distill_floor.predicting.head_tokens import (
     TOKENS_PER_KEPT,
     HeadTokens,
     TeacherHead,
+    _teacher_head,
     read_head_tokens,
 )
 from tl_distill_floor.predicting.low_rank_head import LowRankHead, principal_directions, train_step
@@ -235,6 +236,20 @@ def test_a_teacher_of_low_rank_is_bounded_by_its_rank(bridge: Any, ids: Tensor) 
     bounds = head_floor(teacher, ids, widths=[2, 4], **OPTIONS)
     assert bounds.floor[0] > 1e-2
     assert bounds.floor[1] < 1e-4
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_the_weights_of_an_unembedding_are_not_rounded_with_its_bias(dtype: torch.dtype) -> None:
+    """With biases a hundred times as large as the weights, the outputs for unit vectors of length 1 have few digits."""
+    random = torch.Generator().manual_seed(12)
+    unembed = torch.nn.Linear(8, 40, dtype=dtype).requires_grad_(False)
+    unembed.weight.copy_(0.05 * torch.randn(40, 8, generator=random))
+    unembed.bias.copy_(5.0 * torch.randn(40, generator=random))
+    unembed.bias[3] = -torch.inf
+    head = _teacher_head(unembed, LogitMap(), 8)
+    expected = unembed.weight.float().index_fill(0, torch.tensor([3]), 0.0)
+    assert float((head.weight - expected).abs().max()) < 6 * torch.finfo(dtype).eps * 0.05
+    torch.testing.assert_close(head.bias, unembed.bias.float())
 
 
 def test_interpolates_between_widths_and_inverts(head: HeadFloor) -> None:

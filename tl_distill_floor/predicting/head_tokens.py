@@ -22,6 +22,8 @@ MAX_HELDOUT_SHARE = 1 / 8
 TOKENS_PER_KEPT = 8
 """Tokens of held-out sequences of which one is kept. Losses differ more between sequences than within them, so that the
 same number of tokens from more sequences gives a smaller standard error."""
+UNIT = 256.0
+"""Length of the vectors that show the weights of an unembedding: a power of 2, which rounds nothing."""
 
 
 @dataclass(frozen=True)
@@ -172,9 +174,12 @@ def _selected_rows(
 
 
 def _teacher_head(unembed: nn.Module, logit_map: LogitMap, d_model: int) -> TeacherHead:
-    """Return the weights of an unembedding, which is linear, as it transforms the unit vectors and 0."""
+    """Return the weights of an unembedding, which is linear, as it transforms large unit vectors and 0.
+
+    The unit vectors are large because the bias is added before the result is rounded to the teacher's dtype.
+    """
     parameter = next(unembed.parameters())
-    unit = torch.eye(d_model, dtype=parameter.dtype, device=parameter.device)
+    unit = UNIT * torch.eye(d_model, dtype=parameter.dtype, device=parameter.device)
     bias = unembed(torch.zeros_like(unit[:1])).float()[0]
-    weight = (unembed(unit).float() - bias.where(bias.isfinite(), 0.0)).T.contiguous()
+    weight = (unembed(unit).float() - bias.where(bias.isfinite(), 0.0)).div_(UNIT).T.contiguous()
     return TeacherHead(weight.nan_to_num(0.0, 0.0, 0.0), bias, logit_map)
