@@ -1,5 +1,6 @@
 """Promoted tokens are computed for the features that are shown, once, and kept with the prediction."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from tests.helpers.models import FEATURES, HOOK
+from tests.helpers.type_checks import without_type_checks
 from tl_distill_floor import (
     FloorPrediction,
     InputError,
@@ -84,11 +86,20 @@ def test_a_prediction_has_them_for_the_features_that_are_shown_by_default(
         assert [feature.promoted for feature in shown] == [of_all[feature.feature] for feature in shown]
 
 
-def test_features_may_be_a_mask(floor: FloorPrediction, bridge: Any, sae: Any) -> None:
-    kept = floor.kept(8)
-    completed = add_promoted_tokens(floor, kept, bridge, sae).promoted
-    assert completed is not None
-    assert set(np.flatnonzero(kept).tolist()) <= set(completed.tokens)
+@pytest.mark.parametrize("convert", [np.asarray, torch.from_numpy, np.ndarray.tolist])
+def test_features_may_be_a_mask(floor: FloorPrediction, bridge: Any, sae: Any, convert: Callable[..., Any]) -> None:
+    kept, empty = floor.kept(8), replace(floor, promoted=None)
+    with without_type_checks():
+        completed = add_promoted_tokens(empty, convert(kept), bridge, sae)
+    assert completed.promoted is not None
+    assert list(completed.promoted.tokens) == np.flatnonzero(kept).tolist()
+
+
+def test_rejects_a_mask_of_other_features_and_fractions(floor: FloorPrediction) -> None:
+    with pytest.raises(InputError, match=f"one value for each of the {FEATURES} features, got"):
+        add_promoted_tokens(floor, floor.kept(8)[1:])
+    with pytest.raises(InputError, match=r"a feature must be an integer, got 1\.7"), without_type_checks():
+        add_promoted_tokens(floor, [1.7])
 
 
 def test_adds_only_the_missing_features(

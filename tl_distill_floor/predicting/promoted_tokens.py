@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tl_distill_floor.annotations import HookedModel, SaeLike, TeacherLike
-from tl_distill_floor.errors import InputError
+from tl_distill_floor.errors import InputError, as_integer
 from tl_distill_floor.measuring.direct_logits import promoted_strings
 from tl_distill_floor.measuring.reloading import load_measured_sae, load_measured_teacher
 from tl_distill_floor.predicting.lost_features import promoted_by
@@ -43,8 +43,8 @@ def add_promoted_tokens(
         `one_feature` show them; `floor.promoted.save(directory)` keeps them in a run directory.
 
     Raises:
-        InputError: the prediction has no features, the SAE has no such feature, the teacher or the SAE cannot be
-            loaded, or one of them is not the one that was measured.
+        InputError: the prediction has no features, the SAE has no such feature, a mask has another length, the teacher
+            or the SAE cannot be loaded, or one of them is not the one that was measured.
 
     Example:
         >>> floor = add_promoted_tokens(floor, floor.lost(96)[:50])  # doctest: +SKIP
@@ -52,8 +52,11 @@ def add_promoted_tokens(
     """
     floor = floor.with_features()
     stats, n = floor.stats, len(floor.stats.firing_count)
-    is_mask = isinstance(features, np.ndarray) and features.dtype == bool
-    wanted = [int(feature) for feature in (np.flatnonzero(features) if is_mask else features)]
+    chosen = np.asarray(list(features))
+    if chosen.dtype == bool and chosen.shape != (n,):
+        raise InputError(f"a mask of features must have one value for each of the {n} features, got {chosen.shape}")
+    indices = np.flatnonzero(chosen) if chosen.dtype == bool else chosen
+    wanted = [as_integer("a feature", feature) for feature in indices.tolist()]
     if wanted and not 0 <= min(wanted) <= max(wanted) < n:
         outside = next(feature for feature in wanted if not 0 <= feature < n)
         raise InputError(f"the SAE has features 0 to {n - 1}, got {outside}; floor.lost(width) lists some")
