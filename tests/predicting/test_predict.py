@@ -163,3 +163,16 @@ def test_lost_features_have_defaults(bridge: Any, sae: Any, ids: Tensor) -> None
     assert lost.width == 2
     assert len(lost.shown) == min(20, len(lost.lost))
     assert one_feature(floor, lost.lost[0]).widths == (2, 8)
+
+
+def test_lost_features_of_numpy_widths_are_saved(bridge: Any, sae: Any, ids: Tensor, tmp_path: Path) -> None:
+    floor = predict_floor(bridge, sae, ids, widths=[2, 8], steps=0, cost="energy")
+    lost = lost_features(floor, floor.widths[1])
+    assert type(lost.load(lost.save(tmp_path)).width) is int
+    feature = one_feature(floor, floor.lost(2)[0], floor.widths[1])
+    assert feature.load(feature.save(tmp_path)) == feature == one_feature(floor, lost.lost[0], 8.0)
+    for width in (2.5, float("nan"), "2"):
+        with without_type_checks(), pytest.raises(InputError, match="the width must be an integer"):
+            lost_features(floor, width)
+    with pytest.raises(InputError, match="the feature must be an integer"):
+        one_feature(floor, 0.5)

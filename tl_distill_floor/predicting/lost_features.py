@@ -5,11 +5,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from tl_distill_floor.errors import InputError
+from tl_distill_floor.errors import InputError, as_integer
 from tl_distill_floor.results.feature_stats import FeatureStats
 from tl_distill_floor.results.floor_prediction import FeatureFloorPrediction, FloorPrediction
 from tl_distill_floor.results.lost_features import FeatureAtWidth, FeatureContext, LostFeatures, OneFeature
 from tl_distill_floor.sources.torch_state import neutral_torch_state
+from tl_distill_floor.theory.capacity import Number
 
 NEURONPEDIA = "https://www.neuronpedia.org"
 N_SHOWN = 20
@@ -19,7 +20,7 @@ N_SCANNED = 12
 
 
 @neutral_torch_state()
-def lost_features(floor: FloorPrediction, width: int | None = None, top: int = N_SHOWN) -> LostFeatures:
+def lost_features(floor: FloorPrediction, width: Number | None = None, top: int = N_SHOWN) -> LostFeatures:
     """Describe the features that a student of one width is expected to lose.
 
     Args:
@@ -32,16 +33,15 @@ def lost_features(floor: FloorPrediction, width: int | None = None, top: int = N
         tokens that a feature promotes are None where the prediction lacks them; see `add_promoted_tokens`.
 
     Raises:
-        InputError: `width` or `top` is below 1, or the prediction has no features.
+        InputError: `width` or `top` is not an integer above 0, or the prediction has no features.
 
     Example:
         >>> lost = lost_features(floor, width=64)  # doctest: +SKIP
         >>> lost.cost_share, lost.shown[0].promoted  # doctest: +SKIP
     """
     floor = floor.with_features()
-    size = _check_width(int(floor.widths[0]) if width is None else width)
-    if top < 1:
-        raise InputError(f"the number of features to list must be at least 1, got {top}; try --top 20")
+    size = as_integer("the width", floor.widths[0] if width is None else width, 1)
+    top = as_integer("the number of features to list", top, 1)
     lost, cost = floor.lost(size), floor.stats.cost
     return LostFeatures(
         **_source_fields(floor),
@@ -53,7 +53,7 @@ def lost_features(floor: FloorPrediction, width: int | None = None, top: int = N
 
 
 @neutral_torch_state()
-def one_feature(floor: FloorPrediction, feature: int, width: int | None = None) -> OneFeature:
+def one_feature(floor: FloorPrediction, feature: Number, width: Number | None = None) -> OneFeature:
     """Describe one feature at the widths of a prediction, or at one width.
 
     Args:
@@ -66,29 +66,29 @@ def one_feature(floor: FloorPrediction, feature: int, width: int | None = None) 
 
     Raises:
         InputError: the prediction has no features, the SAE has no such feature, the feature is not alive, or the width
-            is below 1.
+            is not an integer above 0.
 
     Example:
         >>> one_feature(floor, 17).survives_from  # doctest: +SKIP
     """
     floor = floor.with_features()
     stats = floor.stats
-    n = len(stats.firing_count)
-    if not 0 <= feature < n:
-        raise InputError(f"the SAE has features 0 to {n - 1}, got {feature}; tl-floor lost RUN --width lists some")
-    if not stats.alive(floor.min_count)[feature]:
+    n, index = len(stats.firing_count), as_integer("the feature", feature)
+    if not 0 <= index < n:
+        raise InputError(f"the SAE has features 0 to {n - 1}, got {index}; tl-floor lost RUN --width lists some")
+    if not stats.alive(floor.min_count)[index]:
         raise InputError(
-            f"feature {feature} fired on {stats.firing_count[feature]:,} of {stats.n_tokens:,} tokens and so is not"
+            f"feature {index} fired on {stats.firing_count[index]:,} of {stats.n_tokens:,} tokens and so is not"
             " alive; measure more with tl-floor measure --tokens, or name another feature"
         )
-    widths = floor.widths.tolist() if width is None else [_check_width(width)]
+    widths = floor.widths.tolist() if width is None else [as_integer("the width", width, 1)]
     widest = max(stats.d_model, *widths, *floor.widths.tolist())
     return OneFeature(
         **_source_fields(floor),
         total_cost=floor.total_cost,
         widths=tuple(widths),
-        at=tuple(features_at(floor, size, np.array([feature]))[0] for size in widths),
-        survives_from=survives_from(floor, feature, widest),
+        at=tuple(features_at(floor, size, np.array([index]))[0] for size in widths),
+        survives_from=survives_from(floor, index, widest),
         widest=widest,
     )
 
@@ -203,10 +203,3 @@ def _source_fields(floor: FeatureFloorPrediction) -> dict[str, Any]:
         "unit": floor.unit,
         "n_features": floor.n_features,
     }
-
-
-def _check_width(width: int) -> int:
-    """Return the width, or raise an InputError if it is below 1."""
-    if width < 1:
-        raise InputError(f"the width must be at least 1 dimension, got {width}; try --width 64")
-    return width
