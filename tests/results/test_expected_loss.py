@@ -210,7 +210,9 @@ def test_a_calibration_may_have_students_that_are_narrower_than_the_head_floor_o
         ({8: math.inf}, "got inf"),
         ({8: -0.3}, r"got -0\.3"),
         ({8: None}, "got None"),
-        ({8.5: 0.3}, r"width must be an integer above 0, got 8\.5"),
+        ({8.5: 0.3}, r"a student's width must be an integer, got 8\.5"),
+        ({"0": 0.3}, "a student's width must be at least 1, got 0"),
+        ({8: 0.3, "8": 0.3}, "there are two losses at width 8; give their mean"),
         ({8: 5.8}, r"a loss of 5\.8 at width 8 is more than that of equal probabilities, 5\.7 nats"),
         ({8: 0.1}, r"a loss of 0\.1 at width 8 is less than its logits allow, about 0\.18 nats"),
         ({8: 0.3, 16: 0.5}, r"losses do not fall with the width \(0\.3 at 8, 0\.5 at 16\)"),
@@ -222,11 +224,11 @@ def test_rejects_impossible_losses(head: HeadFloor, floor: FloorPrediction, loss
             record.expected_at(32, losses=losses)
 
 
-def test_losses_from_json_are_read(head: HeadFloor, floor: FloorPrediction) -> None:
+def test_widths_of_losses_from_json_and_tables_are_read(head: HeadFloor, floor: FloorPrediction) -> None:
     for record in (head, floor):
         with without_type_checks():
-            from_json = record.expected_at(32, losses={"8": 0.5})  # type: ignore[dict-item]
-        assert from_json == record.expected_at(32, losses={8: 0.5})
+            from_json, from_floats = (record.expected_at(32, losses={width: 0.5}) for width in ("8", np.float64(8.0)))
+        assert from_json == from_floats == record.expected_at(32, losses={8: 0.5})
 
 
 @pytest.mark.parametrize("level", [80, -0.5, 1.0, math.nan])

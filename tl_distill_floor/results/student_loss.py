@@ -2,12 +2,12 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from numbers import Integral, Real
+from numbers import Real
 from typing import NamedTuple
 
 import numpy as np
 
-from tl_distill_floor.errors import InputError
+from tl_distill_floor.errors import InputError, as_integer
 
 LOSS_ADVICE = "check that it is KL(teacher ‖ student) at temperature 1, in nats, as the mean over held-out tokens"
 """What to check in a loss that is not possible."""
@@ -61,9 +61,8 @@ def as_student_losses(losses: Mapping[int, StudentLoss | float]) -> dict[int, St
         raise InputError(f"losses must be given as {{width: loss in nats per token}}, got a {type(losses).__name__}")
     by_width = {}
     for given, loss in losses.items():
-        width = int(given) if isinstance(given, Integral | np.integer) or str(given).isdecimal() else 0
-        if isinstance(given, bool) or width < 1:
-            raise InputError(f"a student's width must be an integer above 0, got {given!r:.40}")
+        is_text = isinstance(given, str) and given.isdecimal()
+        width = as_integer("a student's width", int(given) if is_text else given, 1)
         if width in by_width:
             raise InputError(f"there are two losses at width {width}; give their mean")
         by_width[width] = as_student_loss(loss)
