@@ -122,8 +122,9 @@ def read_head_tokens(
     n_sequences = sum(len(ids) for ids in batches)
     if n_sequences < 2:
         raise InputError(
-            f"{stream.text.name} has {n_sequences} sequence(s) of {stream.context_size} tokens, and the head floor"
-            " needs at least 2, one of them held out; give more text with --text, or a smaller --context-size"
+            f"{stream.text.name} gave {n_sequences} sequence(s) of {stream.context_size} tokens within {n_tokens:,}"
+            " tokens, and the head floor needs at least 2, one of them held out; give more text with --text, more"
+            " --tokens, or a smaller --context-size"
         )
     wanted = -(-n_heldout_tokens * TOKENS_PER_KEPT // stream.context_size)
     n_heldout = max(1, min(wanted, int(n_sequences * MAX_HELDOUT_SHARE)))
