@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 
 from tl_distill_floor import FeatureStats, floor_from_stats
 from tl_distill_floor.predicting.floors import STEPS
-from tl_distill_floor.predicting.simulation import simulate
+from tl_distill_floor.predicting.simulation import train_bottlenecks
 
 
 def main() -> None:
@@ -26,18 +26,18 @@ def main() -> None:
     stats = FeatureStats.load(options.run)
     widths, between = (np.array([int(w) for w in listed.split(",")]) for listed in (options.widths, options.between))
     started = time.perf_counter()
-    simulation = simulate(stats, widths, steps=STEPS)
+    simulation = train_bottlenecks(stats, widths, steps=STEPS).simulation()
     floor = simulation.floor[:, 0]
     print(f"{len(widths)} widths in {time.perf_counter() - started:.0f} s")
     print_row("width", widths)
     print_row("simulated", floor)
-    print_change("another seed", simulate(stats, widths, steps=STEPS, seed=1).floor[:, 0], floor)
-    print_change("half the steps", simulate(stats, widths, steps=STEPS // 2).floor[:, 0], floor)
+    print_change("another seed", train_bottlenecks(stats, widths, steps=STEPS, seed=1).simulation().floor[:, 0], floor)
+    print_change("half the steps", train_bottlenecks(stats, widths, steps=STEPS // 2).simulation().floor[:, 0], floor)
     codes = stats.codes
     half_of_text = dataclasses.replace(stats, codes=codes.select_tokens(codes.sequence % 2 == 0))
-    print_change("half the text", simulate(half_of_text, widths, steps=STEPS).floor[:, 0], floor)
+    print_change("half the text", train_bottlenecks(half_of_text, widths, steps=STEPS).simulation().floor[:, 0], floor)
     print_row("width", between)
-    trained = simulate(stats, between, steps=STEPS).floor[:, 0]
+    trained = train_bottlenecks(stats, between, steps=STEPS).simulation().floor[:, 0]
     print_row("trained there", trained)
     interpolated = floor_from_stats(stats, between, simulation=simulation).simulated
     print_change("interpolated", interpolated, trained)

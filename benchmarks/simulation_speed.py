@@ -14,7 +14,7 @@ import numpy as np
 
 from tl_distill_floor import FeatureStats
 from tl_distill_floor.predicting import sparse_batches
-from tl_distill_floor.predicting.simulation import TOKENS_PER_STEP, simulate
+from tl_distill_floor.predicting.simulation import TOKENS_PER_STEP, train_bottlenecks
 
 
 def main() -> None:
@@ -26,7 +26,7 @@ def main() -> None:
         for name, n_tokens in (("dense", TOKENS_PER_STEP), ("256 tokens", 256), ("64 tokens", 64)):
             sparse_batches.MIN_INACTIVE_TOKENS = sparse_batches.MAX_INACTIVE_TOKENS = n_tokens
             started = time.perf_counter()
-            simulation = simulate(stats, np.array([width]), steps=1000)
+            simulation = train_bottlenecks(stats, np.array([width]), steps=1000).simulation()
             seconds = time.perf_counter() - started
             print(f"width {width}, inactive features on {name}: floor {simulation.floor[0, 0]:.2f}", end="")
             print(f" (after 1,000 steps {simulation.reached[0, 0]:.2f}), {seconds:.0f} s", flush=True)

@@ -34,7 +34,7 @@ from scipy.stats import norm
 
 from tl_distill_floor import FeatureStats, independent_floor
 from tl_distill_floor.measuring.job import prepare_job
-from tl_distill_floor.predicting.simulation import simulate
+from tl_distill_floor.predicting.simulation import train_bottlenecks
 from tl_distill_floor.results.codes import Codes
 from tl_distill_floor.sources.teachers import special_token_ids
 from tl_distill_floor.storage.atomic import write_atomically
@@ -61,7 +61,9 @@ def main() -> None:
     results["linear"] = linear_floors(stats, widths)
     for kind in KINDS:
         if kind not in results and (codes := surrogate(stats, kind)) is not None:
-            simulation = simulate(dataclasses.replace(stats, codes=codes), widths, steps=options.steps)
+            simulation = train_bottlenecks(
+                dataclasses.replace(stats, codes=codes), widths, steps=options.steps
+            ).simulation()
             results[kind] = {
                 "floor": simulation.floor[:, 0].tolist(),
                 "reached": simulation.reached[:, 0].tolist(),

@@ -15,7 +15,7 @@ from tl_distill_floor.measuring.sparse_rows import quiet_sparse
 from tl_distill_floor.predicting.bottleneck import Bottleneck, loss_gradient
 from tl_distill_floor.predicting.head_contexts import best_logits
 from tl_distill_floor.predicting.head_floor import _free_memory
-from tl_distill_floor.predicting.simulation import hidden_states, simulate
+from tl_distill_floor.predicting.simulation import train_bottlenecks
 from tl_distill_floor.predicting.sparse_batches import SparseBatch, TrainingBatch
 from tl_distill_floor.results.codes import Codes
 
@@ -63,13 +63,15 @@ def test_loss_of_a_part_of_the_codes_is_that_of_the_cpu() -> None:
 
 def test_simulated_floors_are_those_of_the_cpu(stats: FeatureStats) -> None:
     widths = np.array([8, 16])
-    simulated, expected = (simulate(stats, widths, steps=100, device=device) for device in (DEVICE, "cpu"))
+    simulated, expected = (
+        train_bottlenecks(stats, widths, steps=100, device=device).simulation() for device in (DEVICE, "cpu")
+    )
     for field in ("floor", "reached", "on_training_text"):
         assert_close(getattr(simulated, field), getattr(expected, field), TRAINED)
 
 
 def test_hidden_states_read_codes_of_any_device(stats: FeatureStats) -> None:
-    (hidden,) = hidden_states(stats, [8], steps=10, device=DEVICE)
+    (hidden,) = train_bottlenecks(stats, np.array([8]), steps=10, device=DEVICE).hidden_states()
     codes = torch.rand(5, FEATURES, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(hidden(codes).cpu(), hidden(codes.to(DEVICE)).cpu())
 

@@ -115,7 +115,7 @@ def test_a_few_huge_tokens_do_not_prevent_learning_the_others() -> None:
     codes = np.concatenate([exclusive(6000, 3, 4), np.zeros((6000, 2), dtype=np.float32)], axis=1)
     codes[::500, -2:] = 100.0
     stats = stats_with(codes)
-    simulated = simulation.simulate(stats, np.array([4]), steps=800, batch_size=128)
+    simulated = simulation.train_bottlenecks(stats, np.array([4]), steps=800, batch_size=128).simulation()
     assert simulated.lost_cost[0, :-2].sum() < 0.05 * stats.cost[:-2].sum()
 
 
@@ -157,7 +157,7 @@ def test_features_that_always_fire_together_need_one_dimension() -> None:
     # 3 groups of 4 features, one at a time: independent features would need 12 dimensions, these need 3, and 2 suffice
     # with three directions at 120° (w·w' = -1/2, which ReLU removes).
     stats = stats_with(exclusive(4000, 3, 4))
-    simulated = simulation.simulate(stats, np.array([1, 2, 3]), steps=600, batch_size=128)
+    simulated = simulation.train_bottlenecks(stats, np.array([1, 2, 3]), steps=600, batch_size=128).simulation()
     assert (simulated.floor[1:] < 0.01 * stats.cost.sum()).all()
     assert simulated.floor[0, 0] > 0.1 * stats.cost.sum()
 
@@ -176,10 +176,10 @@ def test_floor_does_not_depend_on_the_norms_of_the_decoder_rows() -> None:
     codes = some_codes(3000)
     norm = np.array([1.0, 2.0, 0.5, 1.0, 4.0, 1.0])
     widths = np.array([2])
-    unscaled = simulation.simulate(stats_with(codes), widths, steps=200, batch_size=128)
-    scaled = simulation.simulate(
+    unscaled = simulation.train_bottlenecks(stats_with(codes), widths, steps=200, batch_size=128).simulation()
+    scaled = simulation.train_bottlenecks(
         stats_with((codes / norm).astype(np.float32), norm=norm), widths, steps=200, batch_size=128
-    )
+    ).simulation()
     assert scaled.floor == pytest.approx(unscaled.floor, rel=1e-3)
     assert unscaled.lost_cost.sum() == pytest.approx(unscaled.floor.sum())
     assert unscaled.lost_cost[0, -1] == 0  # it never fires
@@ -187,10 +187,13 @@ def test_floor_does_not_depend_on_the_norms_of_the_decoder_rows() -> None:
 
 def test_equal_seeds_give_equal_results_and_other_seeds_do_not() -> None:
     stats = stats_with(some_codes(500))
-    first, second = (simulation.simulate(stats, np.array([1, 2]), steps=40, n_seeds=2, batch_size=64) for _ in range(2))
+    first, second, other = (
+        simulation.train_bottlenecks(stats, np.array([1, 2]), steps=40, batch_size=64, seed=seed).simulation()
+        for seed in (0, 0, 1)
+    )
+    assert first.floor.shape == (2, 1)
     assert first.floor.tolist() == second.floor.tolist()
-    assert first.floor.shape == (2, 2)
-    assert first.reached[0, 0] != first.reached[0, 1]
+    assert first.reached[0, 0] != other.reached[0, 0]
 
 
 def test_shorter_training_matches_a_separate_training_of_half_the_steps() -> None:
@@ -268,7 +271,7 @@ def test_held_out_sequences_are_complete_and_not_trained_on() -> None:
 def test_features_below_min_count_are_left_out() -> None:
     stats = stats_with(some_codes(400))
     fired = stats.firing_count
-    simulated = simulation.simulate(stats, np.array([1]), steps=10, min_count=int(fired.max()))
+    simulated = simulation.train_bottlenecks(stats, np.array([1]), steps=10, min_count=int(fired.max())).simulation()
     assert (simulated.lost_cost[0] > 0).tolist() == (fired == fired.max()).tolist()
 
 
@@ -302,7 +305,7 @@ def test_warns_if_the_cost_is_concentrated_in_few_sequences() -> None:
 def test_progress_counts_every_step() -> None:
     calls: list[tuple[int, int]] = []
     stats = stats_with(some_codes(200))
-    simulation.simulate(stats, np.array([1, 2]), steps=100, progress=lambda *done: calls.append(done))
+    simulation.train_bottlenecks(stats, np.array([1, 2]), steps=100, progress=lambda *done: calls.append(done))
     assert calls == [(100, 250), (200, 250), (250, 250)]  # two widths, 100 steps and the last 25 of half as many
 
 
@@ -318,12 +321,12 @@ def test_lowers_the_learning_rate_after_divergence_and_then_fails(monkeypatch: p
         return [(Bottleneck(torch.full((5, 2), value), torch.zeros(5)),) * 2 for value in values]
 
     monkeypatch.setattr(bottleneck_task, "train", diverge)
-    simulated = simulation.simulate(stats, np.array([1, 2, 3]), steps=10)
+    simulated = simulation.train_bottlenecks(stats, np.array([1, 2, 3]), steps=10).simulation()
     assert calls == [(1.0, [1, 2, 3]), (0.3, [2])]  # only the width that diverged is trained again
     assert simulated.floor[1, 0] == pytest.approx(stats.cost.sum())  # an output of 0 loses every cost
     monkeypatch.setattr(bottleneck_task, "LEARNING_RATE_FACTORS", (1.0,))
     with pytest.raises(InputError, match="width 2 diverged"):
-        simulation.simulate(stats, np.array([2]), steps=10)
+        simulation.train_bottlenecks(stats, np.array([2]), steps=10)
 
 
 def test_warns_about_too_few_codes_and_predicts_without_them() -> None:
@@ -333,7 +336,7 @@ def test_warns_about_too_few_codes_and_predicts_without_them() -> None:
     assert any("nothing was simulated: codes of 50 tokens are too few" in warning for warning in floor.warnings)
     assert not any("simulated" in warning for warning in floor_from_stats(one_sequence, [1, 2], steps=0).warnings)
     with pytest.raises(InputError, match="no codes were kept"):
-        simulation.simulate(stats_of(np.ones(3)), np.array([1]), steps=10)
+        simulation.train_bottlenecks(stats_of(np.ones(3)), np.array([1]), steps=10)
 
 
 def test_warns_about_overfitted_students() -> None:

@@ -10,7 +10,7 @@ import torch
 from tests.helpers.records import stats_of
 from tl_distill_floor.predicting.bottleneck_task import BottleneckTask
 from tl_distill_floor.predicting.progress import StepCounter
-from tl_distill_floor.predicting.simulation import hidden_states
+from tl_distill_floor.predicting.simulation import train_bottlenecks
 from tl_distill_floor.probing.forecasts import forecast_views
 from tl_distill_floor.results.block_sums import BlockSums
 from tl_distill_floor.results.codes import Codes
@@ -54,7 +54,7 @@ def test_bottleneck_state_is_its_weights_times_scaled_codes() -> None:
         firing_count=(dense > 0).sum(0), sum_cost=cost * 600,
         blocks=BlockSums(np.array([600]), np.array([600]), (dense > 0).sum(0)[None], (cost * 600)[None]),
     )  # fmt: skip
-    (hidden_state,) = hidden_states(stats, [2], steps=4, seed=3)
+    (hidden_state,) = train_bottlenecks(stats, np.array([2]), steps=4, seed=3).hidden_states()
     unit = hidden_state(torch.eye(5))
     assert torch.equal(unit[2], torch.zeros(2))
     # The state is linear in the codes, and each row of W is scaled by its decoder norm.

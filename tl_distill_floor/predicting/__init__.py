@@ -6,7 +6,7 @@
 - `floors`: `floor_from_stats`, from measured statistics alone.
 - `intervals`: 95 % intervals of a prediction.
 - `checks`: checks of the options, and the warnings of a prediction.
-- `simulation`: `simulate`, the losses of bottleneck students that are trained on an SAE's codes.
+- `simulation`: `train_bottlenecks`, bottleneck students that are trained on an SAE's codes, and their losses.
 - `bottleneck_task`: the codes that bottleneck students are trained on and evaluated on.
 - `bottleneck`: the model and the training of bottleneck students.
 - `sparse_batches`: the batches of their training.

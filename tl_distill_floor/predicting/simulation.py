@@ -1,6 +1,5 @@
 """Train bottleneck students on the codes of an SAE, to predict what a student of each width can hold."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -42,29 +41,26 @@ class RestoredLoss(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class TrainedBottlenecks:
-    """Bottleneck students of several widths and seeds, trained on the same codes."""
+    """Bottleneck students of several widths, trained on the same codes."""
 
     task: BottleneckTask
     stats: FeatureStats
     widths: Int64[np.ndarray, " width"]
     steps: int
-    students: list[list[TrainedBottleneck]]
-    """[seed][width]"""
+    students: list[TrainedBottleneck]
+    """A student of each width."""
+
+    def hidden_states(self) -> list[HiddenStates]:
+        """Return the function of each student from an SAE's codes [token, feature] to hidden states [token, width]."""
+        return [self.task.hidden_states(student.models[1]) for student in self.students]
 
     def restore_functions(self, *, after_half: bool = False) -> list[RestoreCodes]:
         """Return the function of each student that restores an SAE's codes, for `measure_restored_loss`.
 
         Args:
             after_half: students after half of the steps instead of all of them.
-
-        Returns:
-            Functions of all widths of the first seed, then of the second, and so on.
         """
-        return [
-            self.task.restore_codes(student.models[0 if after_half else 1])
-            for of_seed in self.students
-            for student in of_seed
-        ]
+        return [self.task.restore_codes(student.models[0 if after_half else 1]) for student in self.students]
 
     def simulation(self, restored_loss: RestoredLoss | None = None) -> Simulation:
         """Return the losses of the students.
@@ -76,42 +72,36 @@ class TrainedBottlenecks:
         Returns:
             Floors in the unit of the costs, and in nats if `restored_loss` is given.
         """
-        floor, stats = self._table("floor"), self.stats
-        lost_cost = np.zeros((len(self.widths), len(stats.cost)))
-        lost_cost[:, self.task.alive] = self._table("lost_share").mean(1) * stats.cost[self.task.alive]
+        floor, cost = self._column("floor"), self.stats.cost
+        lost_cost = np.zeros((len(self.widths), len(cost)))
+        lost_cost[:, self.task.alive] = self._column("lost_share") * cost[self.task.alive]
         summed = lost_cost.sum(1)
-        lost_cost *= np.divide(floor.mean(1), summed, out=np.zeros_like(summed), where=summed > 0)[:, None]
+        lost_cost *= np.divide(floor, summed, out=np.zeros_like(summed), where=summed > 0)[:, None]
         return Simulation(
             widths=self.widths,
-            floor=floor,
-            reached=self._table("reached"),
-            standard_error=self._table("standard_error").mean(1),
+            floor=floor[:, None],
+            reached=self._column("reached")[:, None],
+            standard_error=self._column("standard_error"),
             lost_cost=lost_cost,
-            on_training_text=self._table("on_training_text"),
+            on_training_text=self._column("on_training_text")[:, None],
             held_out_sequences=float(self.task.held_out_sequences),
             steps=self.steps,
             **({} if restored_loss is None else self._losses_in_nats(restored_loss)),
         )
 
-    def _table(self, field: str) -> np.ndarray:
-        """Return a field of every student, [width, seed, ...]."""
-        by_width = zip(*self.students, strict=True)
-        return np.array([[getattr(student, field) for student in of_width] for of_width in by_width])
+    def _column(self, field: str) -> np.ndarray:
+        """Return a field of every student, [width, ...]."""
+        return np.array([getattr(student, field) for student in self.students])
 
     def _losses_in_nats(self, loss: RestoredLoss) -> dict[str, np.ndarray]:
         """Compute the fields of `Simulation` in nats; losses are extrapolated as `floor` is."""
         measured_twice = loss.all_steps[:, loss.is_measured_twice]
         gain = (loss.half_of_steps - measured_twice).sum(1) / loss.n_tokens[loss.is_measured_twice].sum()
         longer = loss.all_steps.sum(1) / loss.n_tokens.sum()
-        floors = [extrapolate_loss(*pair) for pair in zip(longer + gain, longer, strict=True)]
+        floors = np.array([extrapolate_loss(*pair) for pair in zip(longer + gain, longer, strict=True)])
         sampling_error = ratio_standard_error(loss.all_steps, loss.n_tokens)
         errors = np.hypot(sampling_error, EXTRAPOLATION_ERROR * np.maximum(gain, 0.0))
-
-        def by_width(values: Float64[np.ndarray, " student"] | list[float]) -> Float64[np.ndarray, "width seed"]:
-            table: np.ndarray = np.reshape(values, (len(self.students), -1)).T
-            return table
-
-        return {"kl": by_width(floors), "kl_reached": by_width(longer), "kl_error": by_width(errors).mean(1)}
+        return {"kl": floors[:, None], "kl_reached": longer[:, None], "kl_error": errors}
 
 
 def train_bottlenecks(
@@ -120,7 +110,6 @@ def train_bottlenecks(
     *,
     steps: int,
     min_count: int = 1,
-    n_seeds: int = 1,
     batch_size: int = TOKENS_PER_STEP,
     seed: int = 0,
     device: str = "cpu",
@@ -135,16 +124,16 @@ def train_bottlenecks(
     Args:
         stats: measured statistics with codes.
         widths: [width] dimensions, rising.
-        steps: steps of the longer training of each width and seed, at least 2.
+        steps: steps of the longer training of each width, at least 2.
         min_count: a feature is alive if it fired on at least this many tokens; other features are left out.
-        n_seeds: students per width.
         batch_size: tokens per step.
         seed: seed of the weights, of the order of the tokens, and of the choice of the held-out sequences.
         device: torch device.
         progress: called at every hundredth step with the steps done and the total.
 
     Returns:
-        The students and their task.
+        The students and their task. Their floors, `.simulation()`, are the held-out loss relative to the cost of the
+        held-out tokens, times the cost of all measured tokens.
 
     Raises:
         InputError: there are no codes, some codes are negative, there are too few sequences to hold some out, or
@@ -152,63 +141,14 @@ def train_bottlenecks(
 
     Example:
         >>> students = train_bottlenecks(stats, np.array([16, 64]), steps=1000)  # doctest: +SKIP
+        >>> students.simulation().floor[:, 0]  # doctest: +SKIP
     """
     # Apple's GPUs have no compressed sparse rows.
     device = "cpu" if device.startswith("mps") else device
     task = BottleneckTask.from_stats(stats, stats.alive(min_count), seed, device)
-    counter = StepCounter(progress, len(widths) * n_seeds * n_steps_per_width(steps))
-    sizes = [int(width) for width in widths]
-    students = [task.train(sizes, steps, batch_size, seed + number, counter) for number in range(n_seeds)]
+    counter = StepCounter(progress, len(widths) * n_steps_per_width(steps))
+    students = task.train(widths.tolist(), steps, batch_size, seed, counter)
     return TrainedBottlenecks(task, stats, widths, steps, students)
-
-
-def simulate(
-    stats: FeatureStats,
-    widths: Int64[np.ndarray, " width"],
-    *,
-    steps: int,
-    min_count: int = 1,
-    n_seeds: int = 1,
-    batch_size: int = TOKENS_PER_STEP,
-    seed: int = 0,
-    device: str = "cpu",
-    progress: ProgressCallback | None = None,
-) -> Simulation:
-    """Train bottleneck students of some widths, and return their losses on held-out codes in the unit of the costs.
-
-    The loss is taken relative to the cost of the held-out tokens, and multiplied by the cost of all measured tokens.
-
-    Args:
-        stats: see `train_bottlenecks`.
-        widths: see `train_bottlenecks`.
-        steps: see `train_bottlenecks`.
-        min_count: see `train_bottlenecks`.
-        n_seeds: see `train_bottlenecks`.
-        batch_size: see `train_bottlenecks`.
-        seed: see `train_bottlenecks`.
-        device: see `train_bottlenecks`.
-        progress: see `train_bottlenecks`.
-
-    Returns:
-        Simulation: `.floor` [width, seed] in the unit of `stats.cost`, without losses in nats.
-
-    Raises:
-        InputError: see `train_bottlenecks`.
-
-    Example:
-        >>> simulate(stats, np.array([16, 64]), steps=1000).floor  # doctest: +SKIP
-    """
-    return train_bottlenecks(
-        stats,
-        widths,
-        steps=steps,
-        min_count=min_count,
-        n_seeds=n_seeds,
-        batch_size=batch_size,
-        seed=seed,
-        device=device,
-        progress=progress,
-    ).simulation()
 
 
 def train_if_possible(
@@ -246,37 +186,3 @@ def train_if_possible(
     except InputError as error:
         return None, (f"nothing was simulated: {error}",)
     return trained, ()
-
-
-def hidden_states(
-    stats: FeatureStats,
-    widths: Sequence[int],
-    *,
-    steps: int,
-    min_count: int = 1,
-    seed: int = 0,
-    device: str = "cpu",
-) -> list[HiddenStates]:
-    """Train bottleneck students as `simulate` does, and return the functions that compute their hidden states.
-
-    Args:
-        stats: see `train_bottlenecks`.
-        widths: see `train_bottlenecks`.
-        steps: see `train_bottlenecks`.
-        min_count: see `train_bottlenecks`.
-        seed: see `train_bottlenecks`.
-        device: see `train_bottlenecks`.
-
-    Returns:
-        For each width, the function from an SAE's codes [token, feature] to hidden states [token, width].
-
-    Raises:
-        InputError: see `train_bottlenecks`.
-
-    Example:
-        >>> hidden_states(stats, [16], steps=1000)[0](codes).shape  # doctest: +SKIP
-        torch.Size([1024, 16])
-    """
-    sizes = np.array([int(width) for width in widths], dtype=np.int64)
-    trained = train_bottlenecks(stats, sizes, steps=steps, min_count=min_count, seed=seed, device=device)
-    return [trained.task.hidden_states(student.models[1]) for student in trained.students[0]]

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 from jaxtyping import Bool
 from sae_lens import SAE
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from tl_distill_floor.measuring.encoding import encode_tokens
 from tl_distill_floor.predicting.bottleneck_task import HiddenStates
-from tl_distill_floor.predicting.simulation import hidden_states
+from tl_distill_floor.predicting.simulation import train_bottlenecks
 from tl_distill_floor.probing.activations import ActivationViews
 from tl_distill_floor.results.floor_prediction import FeatureFloorPrediction
 from tl_distill_floor.sources.teacher import Teacher
@@ -60,10 +61,11 @@ def bottleneck_states(
         device: torch device.
 
     Raises:
-        InputError: see `hidden_states`.
+        InputError: see `train_bottlenecks`.
     """
-    states = hidden_states(floor.stats, widths, steps=steps, min_count=floor.min_count, device=device)
-    return dict(zip(widths, states, strict=True))
+    sizes = np.array(widths, dtype=np.int64)
+    trained = train_bottlenecks(floor.stats, sizes, steps=steps, min_count=floor.min_count, device=device)
+    return dict(zip(widths, trained.hidden_states(), strict=True))
 
 
 def teacher_views(
