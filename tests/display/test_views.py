@@ -31,7 +31,7 @@ from tl_distill_floor.display.html import to_html
 from tl_distill_floor.display.student_tables import students_table
 from tl_distill_floor.display.views import FIGURES, TABLES, figure_of, table_of
 from tl_distill_floor.predicting.lost_features import lost_features, one_feature
-from tl_distill_floor.results.displayable import Displayable
+from tl_distill_floor.results.record_files import Displayable
 from tl_distill_floor.results.simulation import Simulation
 from tl_distill_floor.results.tail_loss import TailLoss
 from tl_distill_floor.theory.regression import fit_line

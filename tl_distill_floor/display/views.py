@@ -1,6 +1,6 @@
 """The table and the figure of each record, by the name of its class.
 
-`results.displayable.Displayable` finds this module by name, so that records do not import how they are displayed.
+`results.record_files.Displayable` finds this module by name, so that records do not import how they are displayed.
 """
 
 from collections.abc import Callable

@@ -28,6 +28,5 @@
 - `probes`: `ProbeResult`, `Probes` and `Decodability`, the results of linear probes.
 - `sparse_probes`: `SparseProbes`, the features that concepts rest on.
 - `toy`: `ToyResult`, the floors of trained toy models.
-- `displayable`: the mixin that displays a record.
-- `record_files`: base classes of records that are saved as one file.
+- `record_files`: base classes of records that are displayed, and that are saved as one file.
 """

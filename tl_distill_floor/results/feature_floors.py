@@ -6,8 +6,8 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
 from tl_distill_floor.errors import InputError
-from tl_distill_floor.results.displayable import Displayable
 from tl_distill_floor.results.floor_curve import FloorCurve
+from tl_distill_floor.results.record_files import Displayable
 from tl_distill_floor.results.tail_loss import Cost
 from tl_distill_floor.theory.allocation import rank_by_cost
 from tl_distill_floor.theory.capacity import Number

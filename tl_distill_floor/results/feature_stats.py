@@ -16,8 +16,8 @@ from tl_distill_floor.errors import InputError
 from tl_distill_floor.results.block_sums import BlockSums
 from tl_distill_floor.results.codes import Codes
 from tl_distill_floor.results.contexts import FeatureContexts
-from tl_distill_floor.results.displayable import Displayable
 from tl_distill_floor.results.feature_sums import SUMS, FeatureSums, prefix_arrays, take_arrays
+from tl_distill_floor.results.record_files import Displayable
 from tl_distill_floor.results.teacher_fingerprint import TeacherFingerprint
 from tl_distill_floor.storage.versioned import load_arrays, resolve_file, save_arrays
 

@@ -9,8 +9,7 @@ from scipy.stats import t as student_t
 
 from tl_distill_floor.annotations import LabelLevel, Pooling, ProbedActivation
 from tl_distill_floor.errors import check_choice
-from tl_distill_floor.results.displayable import Displayable
-from tl_distill_floor.results.record_files import JsonRecord
+from tl_distill_floor.results.record_files import Displayable, JsonRecord
 
 PROBE_FILE, PROBES_FILE = "probe.json", "probes.json"
 TEST_PER_TRAIN = 1 / 3

@@ -1,16 +1,20 @@
 """`PromotedTokens`: the tokens that some features promote, as far as they were computed."""
 
 from dataclasses import dataclass
-from pathlib import Path
+from typing import ClassVar
 
-from tl_distill_floor.storage.versioned import load_record, resolve_file, save_record
+from tl_distill_floor.results.record_files import JsonFile
 
-PROMOTED_FILE, KIND = "promoted.json", "promoted-tokens"
+PROMOTED_FILE = "promoted.json"
 
 
 @dataclass(frozen=True)
-class PromotedTokens:
+class PromotedTokens(JsonFile):
     """The tokens whose logits each feature raises most, for the features for which they were computed."""
+
+    FILE_NAME: ClassVar[str] = PROMOTED_FILE
+    KIND: ClassVar[str] = "promoted-tokens"
+    COMMAND: ClassVar[str] = "tl-floor lost --promoted, after deleting that file"
 
     stats: str
     """Digest of the statistics whose features these are; see `FeatureStats.digest`."""
@@ -37,40 +41,3 @@ class PromotedTokens:
         if self.stats != other.stats:
             raise ValueError("the promoted tokens are of the features of different statistics")
         return PromotedTokens(self.stats, dict(sorted((self.tokens | other.tokens).items())))
-
-    def save(self, path: str | Path) -> Path:
-        """Save the tokens as JSON.
-
-        Args:
-            path: the file, or a directory, which gets `promoted.json`.
-
-        Returns:
-            Path of the file.
-
-        Raises:
-            InputError: the file cannot be written.
-
-        Example:
-            >>> floor.promoted.save("runs/tiny")  # doctest: +SKIP
-            PosixPath('runs/tiny/promoted.json')
-        """
-        return save_record(self, resolve_file(path, PROMOTED_FILE), KIND)
-
-    @classmethod
-    def load(cls, path: str | Path) -> "PromotedTokens":
-        """Load tokens that `save` wrote.
-
-        Args:
-            path: the file, or its directory.
-
-        Returns:
-            The tokens.
-
-        Raises:
-            InputError: the file is missing, truncated, in another format, or of another version.
-
-        Example:
-            >>> PromotedTokens.load("runs/tiny").tokens[17]  # doctest: +SKIP
-        """
-        file = resolve_file(path, PROMOTED_FILE)
-        return load_record(cls, file, KIND, f"tl-floor lost --promoted after deleting {file}")

@@ -1,20 +1,47 @@
-"""Base classes of the records that save and load themselves as one file."""
+"""Base classes of the records that display themselves, and that save and load themselves as one file."""
 
 import dataclasses
+from importlib import import_module
 from pathlib import Path
-from typing import ClassVar, TypeVar
+from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 import numpy as np
 
 from tl_distill_floor.errors import InputError
-from tl_distill_floor.results.displayable import Displayable
 from tl_distill_floor.storage.versioned import load_arrays, load_record, resolve_file, save_arrays, save_record
 
-AnyJsonRecord = TypeVar("AnyJsonRecord", bound="JsonRecord")
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+AnyJsonFile = TypeVar("AnyJsonFile", bound="JsonFile")
 AnyArrayRecord = TypeVar("AnyArrayRecord", bound="ArrayRecord")
+VIEWS = "tl_distill_floor.display.views"
+"""Module with the table and the figure of each record, imported by name as pandas imports a plotting backend."""
 
 
-class JsonRecord(Displayable):
+class Displayable:
+    """A dataclass with a table in notebooks and a figure."""
+
+    def __getstate__(self) -> dict[str, object]:
+        """Return the fields alone: what was computed from them and kept may hold functions, which pickle refuses."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}  # type: ignore[arg-type]
+
+    def plot(self) -> "go.Figure":
+        """Return the record as a plotly figure.
+
+        Example:
+            >>> floor.plot().show()  # doctest: +SKIP
+        """
+        figure: go.Figure = import_module(VIEWS).figure_of(self)
+        return figure
+
+    def _repr_html_(self) -> str:
+        """Return the record as an HTML table, for notebooks."""
+        html: str = import_module(VIEWS).html_of(self)
+        return html
+
+
+class JsonFile:
     """A dataclass that is saved as one JSON file."""
 
     FILE_NAME: ClassVar[str]
@@ -45,7 +72,7 @@ class JsonRecord(Displayable):
         return save_record(self, resolve_file(path, self.FILE_NAME), self.KIND, indent=self.INDENT)
 
     @classmethod
-    def load(cls: type[AnyJsonRecord], path: str | Path) -> AnyJsonRecord:
+    def load(cls: type[AnyJsonFile], path: str | Path) -> AnyJsonFile:
         """Load a record that `save` wrote.
 
         Args:
@@ -61,6 +88,10 @@ class JsonRecord(Displayable):
             >>> calibration = Calibration.load("runs/tiny")  # doctest: +SKIP
         """
         return load_record(cls, resolve_file(path, cls.FILE_NAME), cls.KIND, cls.COMMAND)
+
+
+class JsonRecord(JsonFile, Displayable):
+    """A dataclass that is saved as one JSON file and displayed."""
 
 
 class ArrayRecord(Displayable):
