@@ -11,7 +11,6 @@
 - `tail_loss`: `TailLoss`, the loss when the least costly features are removed.
 - `head_floor`: `HeadFloor`, an estimate of the least loss of any student of a width.
 - `expected_loss`: the loss that a trained student is expected to reach, from students of other teachers.
-- `expected_curve`: `ExpectedCurve`, the expected loss at any width.
 - `floor_prediction`: `FloorPrediction`, the predicted loss of every student width.
 - `feature_floors`: `FeatureFloors`, the part of it that features predict.
 - `student_floors`: `StudentFloors`, the part of it that says what trained students lose.

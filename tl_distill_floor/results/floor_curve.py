@@ -162,8 +162,10 @@ class FloorCurve:
         nearest = np.clip(widths, self.simulation.widths[0], self.simulation.widths[-1])
         simulated = np.array([at(int(width)) for width in nearest])
         scale = np.divide(floors, simulated, out=np.zeros_like(floors), where=simulated > 0)
-        of_training = scale * np.interp(np.log(widths), np.log(self.simulation.widths), trained)
-        return of_training if kl_error is not None else np.hypot(of_training, errors)
+        of_training: np.ndarray = scale * np.interp(np.log(widths), np.log(self.simulation.widths), trained)
+        if kl_error is None:
+            of_training = np.hypot(of_training, errors)
+        return of_training
 
     def _simulated_lost_share(self, width: Number) -> Float64[np.ndarray, " feature"]:
         """Return the share of each feature's cost that simulated students lose at a width.

@@ -244,7 +244,7 @@ class FloorPrediction(StudentFloors):
             return False
         if ("simulated" in calibration.predictors) != (self.simulation is not None):
             return False
-        if "head" in calibration.predictors and not self._expected.has_head_at(min(calibration.widths)):
+        if "head" in calibration.predictors and not self._has_head_at(min(calibration.widths)):
             return False
         return all(
             np.allclose([self.predicted(name, width) for width in calibration.widths], fit.x, rtol=1e-3)

@@ -9,8 +9,7 @@ from jaxtyping import Float64
 from tl_distill_floor.annotations import CostUnit, Predictor
 from tl_distill_floor.errors import InputError, check_choice
 from tl_distill_floor.results.calibration import Calibration
-from tl_distill_floor.results.expected_curve import ExpectedCurve
-from tl_distill_floor.results.expected_loss import narrowest, upper_bound
+from tl_distill_floor.results.expected_loss import expected_loss_at, expected_loss_fit, narrowest, upper_bound
 from tl_distill_floor.results.feature_floors import FeatureFloors
 from tl_distill_floor.results.feature_stats import FeatureStats
 from tl_distill_floor.results.head_floor import HEAD_ADVICE, HeadFloor
@@ -53,7 +52,7 @@ class StudentFloors(FeatureFloors):
     def bound(self) -> Float64[np.ndarray, " width"] | None:
         """Head floor at each width, nats per token: an estimate, from above, of the least loss of any student, whose
         logits have no higher rank than its width; None if it was not computed."""
-        if self.head is None or not self._expected.has_head_at(int(self.widths[0])):
+        if self.head is None or not self._has_head_at(int(self.widths[0])):
             return None
         return np.array([self.head.floor_at(int(width)) for width in self.widths])
 
@@ -61,7 +60,7 @@ class StudentFloors(FeatureFloors):
     def expected(self) -> Float64[np.ndarray, " width"] | None:
         """Loss that a trained student is expected to reach at each width, nats per token; see `expected_at`. None if
         losses are not in nats, or the head floor was not computed."""
-        if not self._expected.is_known_at(int(self.widths[0])):
+        if self.unit != "nats" or not self._has_head_at(int(self.widths[0])):
             return None
         return np.array([self.expected_at(int(width)).value for width in self.widths])
 
@@ -77,7 +76,7 @@ class StudentFloors(FeatureFloors):
     def student_losses(self) -> dict[int, StudentLoss]:
         """Mean loss of the calibration's students of each width that has a head floor, nats per token."""
         losses = {} if self.calibration is None else self.calibration.student_losses
-        return {width: loss for width, loss in losses.items() if self._expected.has_head_at(width)}
+        return {width: loss for width, loss in losses.items() if self._has_head_at(width)}
 
     @property
     def calibrated(self) -> Float64[np.ndarray, " width"] | None:
@@ -134,12 +133,26 @@ class StudentFloors(FeatureFloors):
             >>> floor.expected_at(96, level=0.8)  # doctest: +SKIP
             >>> floor.expected_at(96, losses={16: 0.91, 32: 0.52})  # doctest: +SKIP
         """
-        if losses is None:
-            return self._expected.at(width, level, self.student_losses)
-        seen = as_student_losses(losses)
-        if self.head is not None:
-            refuse_impossible(seen, self.head.least_at, self.head.vocab_size)
-        return self._expected.at(width, level, seen)
+        head = self.head
+        if head is None or self.unit != "nats":
+            raise InputError(
+                f"the loss of a trained student is predicted from costs in nats and the head floor; {HEAD_ADVICE}"
+            )
+        seen = self.student_losses
+        if losses is not None:
+            seen = as_student_losses(losses)
+            refuse_impossible(seen, head.least_at, head.vocab_size)
+        if float(width) >= head.d_model:  # the student can be its teacher
+            return PredictedLoss(0.0, 0.0, 0.0)
+        narrower = {seen_width: loss for seen_width, loss in seen.items() if seen_width < head.d_model}
+        # Simulated floors of an activation with another width are not those of students as wide.
+        uses_simulated = self.simulation is not None and self.stats is not None and self.stats.d_model == self.d_model
+        fit = expected_loss_fit("encoded and simulated" if uses_simulated else "encoded", head.known_share)
+
+        def x_at(x_width: float) -> float:
+            return head.encoded_at(x_width) + (self.floor_at(x_width) if uses_simulated else 0.0)
+
+        return expected_loss_at(fit, x_at, float(width), level, narrower, head.floor_at(width), head.vocab_size)
 
     def calibrated_at(self, width: Number, level: float = 0.95) -> PredictedLoss:
         """Return the predicted loss of a trained student at any width, with its prediction interval.
@@ -192,10 +205,6 @@ class StudentFloors(FeatureFloors):
             least, d_model, lambda width: upper_bound(self.expected_at, width, confidence) <= float(max_loss)
         )
 
-    @cached_property
-    def _expected(self) -> ExpectedCurve:
-        """Expected losses at any width. Simulated floors of an activation with another width are not those of students
-        as wide."""
-        is_of_students = self.stats is not None and self.stats.d_model == self.stats.width
-        simulated_at = self.floor_at if self.simulation is not None and is_of_students else None
-        return ExpectedCurve(self.head, simulated_at, self.unit == "nats")
+    def _has_head_at(self, width: Number) -> bool:
+        """Return whether there is a head floor at a width."""
+        return self.head is not None and float(width) >= self.head.widths[0]
