@@ -3,7 +3,7 @@
 import contextlib
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,10 +11,10 @@ import numpy as np
 from jaxtyping import Float64, Int64
 
 from tl_distill_floor.errors import InputError
-from tl_distill_floor.results.calibration import Calibration
 from tl_distill_floor.results.feature_stats import STATS_FILE, FeatureStats
 from tl_distill_floor.results.head_floor import HEAD_FILE, HeadFloor
 from tl_distill_floor.results.promoted_tokens import PROMOTED_FILE, PromotedTokens
+from tl_distill_floor.results.record_files import ArrayRecord, JsonFile
 from tl_distill_floor.results.simulation import SIMULATION_FILE, Simulation
 from tl_distill_floor.results.tail_loss import TAIL_FILE, TailLoss
 from tl_distill_floor.storage.atomic import commit_together, write_atomically
@@ -85,33 +85,14 @@ class StoredFloor(NamedTuple):
 
 
 def save_floor(
-    directory: Path,
-    fields: dict[str, Any],
-    *,
-    stats: FeatureStats | None,
-    simulation: Simulation | None,
-    tail: TailLoss | None,
-    head: HeadFloor | None,
-    calibration: Calibration | None,
-    promoted: PromotedTokens | None,
-    simulated: Float64[np.ndarray, " width"] | None,
-    feature_floor: Float64[np.ndarray, " width"] | None,
-    bound: Float64[np.ndarray, " width"] | None,
+    directory: Path, fields: dict[str, Any], records: Mapping[str, FeatureStats | ArrayRecord | JsonFile | None]
 ) -> Path:
     """Write `floor.json` and the files of its records into a directory: all of them, or none.
 
     Args:
         directory: the run directory.
-        fields: values of `STORED_FIELDS`.
-        stats: statistics of the features; None without an SAE.
-        simulation: losses of bottleneck students.
-        tail: loss of removing the least costly features.
-        head: least loss that the rank of the logits allows.
-        calibration: fit to trained students.
-        promoted: tokens that some features promote.
-        simulated: simulated floors at the widths.
-        feature_floor: feature floors at the widths.
-        bound: head floors at the widths.
+        fields: content of `floor.json`.
+        records: records by the name of their file; those that are None have none.
 
     Returns:
         Path of `floor.json`.
@@ -119,31 +100,12 @@ def save_floor(
     Raises:
         InputError: the directory cannot be written.
     """
-    stored = {
-        "format": "tl-distill-floor/floor",
-        "version": VERSION,
-        "unit": "nats" if stats is None else stats.cost_unit,
-        "stats": None if stats is None else stats.digest(),
-        "has_tail": tail is not None,
-        "has_head": head is not None,
-        **{name: to_json(value) for name, value in fields.items()},
-        "simulated": to_json(simulated),
-        "feature_floor": to_json(feature_floor),
-        "bound": to_json(bound),
-    }
+    stored = {name: to_json(value) for name, value in fields.items()}
+    stored = {"format": "tl-distill-floor/floor", "version": VERSION, **stored}
     with commit_together():
-        if stats is not None:
-            stats.save(directory / STATS_FILE)
-        if simulation is not None:
-            simulation.save(directory / SIMULATION_FILE)
-        if tail is not None:
-            tail.save(directory / TAIL_FILE)
-        if head is not None:
-            head.save(directory / HEAD_FILE)
-        if calibration is not None:
-            calibration.save(directory)
-        if promoted is not None:
-            promoted.save(directory)
+        for name, record in records.items():
+            if record is not None:
+                record.save(directory / name)
         return write_atomically(directory / FLOOR_FILE, json.dumps(stored, indent=1, allow_nan=False).encode())
 
 

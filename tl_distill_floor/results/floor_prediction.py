@@ -13,13 +13,13 @@ from tl_distill_floor.errors import InputError
 from tl_distill_floor.results import floor_files
 from tl_distill_floor.results.calibration import CALIBRATION_FILE, Calibration
 from tl_distill_floor.results.feature_floors import NEEDS_FEATURES
-from tl_distill_floor.results.feature_stats import FeatureStats
+from tl_distill_floor.results.feature_stats import STATS_FILE, FeatureStats
 from tl_distill_floor.results.floor_curve import FloorCurve
 from tl_distill_floor.results.head_floor import HEAD_FILE, HeadFloor
-from tl_distill_floor.results.promoted_tokens import PromotedTokens
+from tl_distill_floor.results.promoted_tokens import PROMOTED_FILE, PromotedTokens
 from tl_distill_floor.results.simulation import SIMULATION_FILE, Simulation
 from tl_distill_floor.results.student_floors import StudentFloors
-from tl_distill_floor.results.tail_loss import TailLoss
+from tl_distill_floor.results.tail_loss import TAIL_FILE, TailLoss
 from tl_distill_floor.storage.versioned import resolve_file
 from tl_distill_floor.theory.bootstrap import Interval
 from tl_distill_floor.theory.power_law import PowerLaw, power_law_with_intervals
@@ -179,20 +179,23 @@ class FloorPrediction(StudentFloors):
         Example:
             >>> floor.save("runs/tiny")  # doctest: +SKIP
         """
-        fields = {name: getattr(self, name) for name in floor_files.STORED_FIELDS}
-        return floor_files.save_floor(
-            Path(path),
-            fields,
-            stats=self.stats,
-            simulation=self.simulation,
-            tail=self.tail,
-            head=self.head,
-            calibration=self.calibration,
-            promoted=self.promoted,
-            simulated=self.simulated,
-            feature_floor=self.feature_floor,
-            bound=self.bound,
-        )
+        names = (*floor_files.STORED_FIELDS, "simulated", "feature_floor", "bound")
+        fields = {
+            "unit": self.unit,
+            "stats": None if self.stats is None else self.stats.digest(),
+            "has_tail": self.tail is not None,
+            "has_head": self.head is not None,
+            **{name: getattr(self, name) for name in names},
+        }
+        records = {
+            STATS_FILE: self.stats,
+            SIMULATION_FILE: self.simulation,
+            TAIL_FILE: self.tail,
+            HEAD_FILE: self.head,
+            CALIBRATION_FILE: self.calibration,
+            PROMOTED_FILE: self.promoted,
+        }
+        return floor_files.save_floor(Path(path), fields, records)
 
     @classmethod
     def load(cls, path: str | Path, *, with_calibration: bool = True) -> "FloorPrediction":
