@@ -144,12 +144,13 @@ def test_each_feature_has_its_own_rate() -> None:
     [
         ({"alpha": 1.0}, r"inside \(0, 1\), such as 0.9, got 1.0"),
         ({"alpha": [0.9, 0.8]}, "one number or 3"),
-        ({"widths": [0]}, r"widths must be integers of at least 1, got \[0\]"),
-        ({"widths": [1.5]}, "widths must be integers"),
-        ({"widths": [math.inf]}, r"widths must be integers of at least 1, got \[inf\]"),
+        ({"widths": [0]}, "a width must be at least 1, got 0"),
+        ({"widths": [1.5]}, r"a width must be an integer, got 1\.5"),
+        ({"widths": []}, "widths must be at least one integer"),
+        ({"widths": [math.inf]}, "a width must be an integer, got inf"),
         ({"importance": [1, 2]}, "importance must be 3 finite numbers"),
         ({"importance": [1, -2, 3]}, "importance"),
-        ({"n_features": 0}, "n_features must be integers"),
+        ({"n_features": 0}, "n_features must be at least 1, got 0"),
         ({"steps": 0}, "steps"),
     ],
 )

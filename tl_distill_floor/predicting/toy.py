@@ -13,11 +13,11 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float64, Int64
+from jaxtyping import Float, Float64
 from torch import Tensor
 
 from tl_distill_floor.annotations import ArrayLike, ProgressCallback, WidthsLike
-from tl_distill_floor.errors import InputError
+from tl_distill_floor.errors import InputError, as_integer
 from tl_distill_floor.predicting.progress import StepCounter
 from tl_distill_floor.results.toy import ToyResult as ToyResult
 from tl_distill_floor.sources.torch_state import neutral_torch_state
@@ -151,25 +151,26 @@ def train(
         >>> toy.train(6, alpha=0.9, widths=[1, 2], n_seeds=2, steps=20, n_fresh=1000).floor.shape
         (2, 2)
     """
-    sizes = _integers("widths", np.atleast_1d(np.asarray(widths)))
+    sizes = [as_integer("a width", width, 1) for width in np.atleast_1d(np.asarray(widths)).tolist()]
+    if not sizes:
+        raise InputError("widths must be at least one integer above 0, got none")
+    n_seeds, steps = as_integer("n_seeds", n_seeds, 1), as_integer("steps", steps, 1)
+    batch_size, n_fresh = as_integer("batch_size", batch_size, 1), as_integer("n_fresh", n_fresh, 1)
+    n_features = as_integer("n_features", n_features, 1)
     task = ToyTask.from_arrays(*_rates_and_importances(n_features, alpha, importance), device)
-    counts = {"n_seeds": n_seeds, "steps": steps, "batch_size": batch_size, "n_fresh": n_fresh}
-    for name, count in counts.items():
-        _integers(name, np.array([count]))
     generator = torch.Generator(device).manual_seed(seed)
     n_trainings = 1 if teacher_width is None else 2
     counter = StepCounter(progress, steps * n_trainings)
     training = ToyTraining(n_seeds, steps, batch_size, learning_rate, generator, counter)
     teacher = None
     if teacher_width is not None:
-        _integers("teacher_width", np.array([teacher_width]))
-        (teacher,) = _train_models(task, [teacher_width], training, None)
-    models = _train_models(task, sizes.tolist(), training, teacher)
+        (teacher,) = _train_models(task, [as_integer("teacher_width", teacher_width, 1)], training, None)
+    models = _train_models(task, sizes, training, teacher)
     evaluations = [_evaluate(task, of_width, n_fresh, seed, teacher) for of_width in models]
     floors, errors, distances = zip(*evaluations, strict=True)
     rate, weight = task.rate.double().cpu().numpy(), task.importance.double().cpu().numpy()
     return ToyResult(
-        widths=sizes,
+        widths=np.array(sizes),
         cost=weight * rate / 3.0,
         firing_rate=rate,
         floor=np.stack(floors),
@@ -282,10 +283,9 @@ def _schedule(done: float) -> float:
 
 
 def _rates_and_importances(
-    n_features: Number, alpha: ArrayLike | Number, importance: ArrayLike | None
+    n: int, alpha: ArrayLike | Number, importance: ArrayLike | None
 ) -> tuple[Float64[np.ndarray, " feature"], Float64[np.ndarray, " feature"]]:
     """Return the firing rate and the importance of every feature, or raise an InputError."""
-    (n,) = _integers("n_features", np.array([n_features])).tolist()
     sparsity = np.asarray(alpha, dtype=np.float64)
     if sparsity.ndim > 1 or sparsity.shape not in ((), (n,)):
         raise InputError(f"alpha must be one number or {n} numbers, one per feature, got shape {sparsity.shape}")
@@ -297,12 +297,3 @@ def _rates_and_importances(
     if weight.shape != (n,) or not np.isfinite(weight).all() or (weight < 0).any() or not weight.any():
         raise InputError(f"importance must be {n} finite numbers of at least 0, not all of them 0")
     return 1.0 - np.broadcast_to(sparsity, (n,)), weight
-
-
-def _integers(name: str, values: np.ndarray) -> Int64[np.ndarray, " value"]:
-    """Return the values as integers, or raise an InputError that names the option."""
-    numbers = np.asarray(values, dtype=np.float64)
-    is_integer = (numbers >= 1) & (numbers < 2**63) & (numbers == np.floor(numbers))
-    if numbers.ndim != 1 or not numbers.size or not is_integer.all():
-        raise InputError(f"{name} must be integers of at least 1, got {np.asarray(values).tolist()}")
-    return numbers.astype(np.int64)
