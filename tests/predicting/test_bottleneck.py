@@ -302,6 +302,14 @@ def test_warns_if_the_cost_is_concentrated_in_few_sequences() -> None:
     assert any("concentrated in few sequences" in warning for warning in floor.warnings)
 
 
+@pytest.mark.parametrize("seed", [1, 3, 5])
+def test_loss_on_training_text_is_known_if_features_fire_on_few_tokens(seed: int) -> None:
+    codes = np.zeros((120, 3), dtype=np.float32)
+    codes[::15] = [1.0, 2.0, 0.5]
+    simulated = simulation.train_bottlenecks(stats_with(codes), np.array([1]), steps=2, seed=seed).simulation()
+    assert 0 < simulated.on_training_text[0, 0] < 5.25 * 8 / 120
+
+
 def test_progress_counts_every_step() -> None:
     calls: list[tuple[int, int]] = []
     stats = stats_with(some_codes(200))

@@ -23,6 +23,8 @@ HELD_OUT_SHARE, MAX_HELD_OUT_TOKENS, MIN_HELD_OUT_SEQUENCES = 1 / 6, 16_384, 2
 """Share of the sequences that are held out, their approximate number of tokens at most, and their least number."""
 MIN_RANDOM_SEQUENCES = 32
 """Sequences that are chosen at random, if there are so many, where none need be held out from a training."""
+MIN_COMPARED_TOKENS = 1024
+"""Training tokens, if there are so many, that a student's loss is measured on: a few may have no cost at all."""
 RARE_COUNT = 8
 """Features that fire less often than this on held-out codes share one estimate of their lost share."""
 OUTPUTS_PER_PART = 2**20
@@ -187,8 +189,8 @@ class BottleneckTask:
     ) -> TrainedBottleneck:
         """Extrapolate the held-out loss of a student to the end of training, and measure its loss on training codes."""
         gain = shorter.lost_share - longer.lost_share
-        n_training, n_compared = self.training.n_tokens, min(self.training.n_tokens, self.held_out.n_tokens)
-        compared = self.training.select_tokens(spread_at_random(n_compared, n_training).numpy())
+        n_compared = max(self.held_out.n_tokens, MIN_COMPARED_TOKENS)
+        compared = self.training.select_tokens(spread_at_random(n_compared, self.training.n_tokens).numpy())
         sampling_error = longer.standard_error(self.held_out.sequence)
         return TrainedBottleneck(
             floor=extrapolate_loss(shorter.lost_share, longer.lost_share) * self.total_cost,
