@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.helpers.records import stats_of
+from tests.helpers.records import made_head_floor, stats_of
 from tests.helpers.type_checks import without_type_checks
 from tl_distill_floor.distilling.planning.calibrate import calibrate
 from tl_distill_floor.distilling.planning.plan import plan
@@ -198,6 +198,26 @@ def test_stored_floors_of_other_schedules_are_fitted_again(floor: FloorPredictio
     )  # fmt: skip
     calibration = calibrate(floor, [student(2, 0.5), old, student(8, 0.1)])
     assert calibration.losses == pytest.approx((0.5, 0.2, 0.1), rel=0.03)
+
+
+def test_a_student_that_diverged_under_another_schedule_is_left_out(floor: FloorPrediction) -> None:
+    """Its loss fell before it diverged, so the fit to its curve with learning rates knows nothing of that."""
+    tokens = np.geomspace(20_000, 1_000_000, 24)
+    diverged = student(
+        6, 9.0, tokens=tuple(tokens.astype(int).tolist()), losses=tuple((0.2 + 100 * tokens**-0.6).tolist()),
+        status="diverged", settings=dataclasses.asdict(DistillConfig(n_tokens=2_000_000, schedule="cosine")),
+    )  # fmt: skip
+    calibration = calibrate(floor, [student(w, 1.0 / w) for w in (2, 4, 8)] + [diverged])
+    assert (calibration.widths, calibration.warnings) == ((2, 4, 8), ("left out because they diverged: width6",))
+
+
+def test_without_features_students_narrower_than_the_measured_widths_are_refused() -> None:
+    floor = FloorPrediction.from_head(made_head_floor())
+    students = [student(w, 2.0 / w) for w in (2, 4, 8)]
+    for either in (students, {2: 0.9, 4: 0.7, 8: 0.4}):
+        with pytest.raises(InputError, match="narrowest width of this head floor is 4, got 2; measure the"):
+            calibrate(floor, either)
+    assert list(calibrate(floor, {4: 0.9, 8: 0.7, 16: 0.4}).predictors) == ["head"]
 
 
 def test_a_student_of_the_same_name_as_a_diverged_one_is_used(floor: FloorPrediction) -> None:

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Float64
@@ -65,9 +65,9 @@ def calibrate(
         fitted too, with a warning. `plan` does not use a calibration whose C is not above 0.
 
     Raises:
-        InputError: there are fewer than three widths, a width is below 1 or above the teacher's, or a student has
-            another teacher or a schedule that is not known; or a loss that is given is below what its width allows, or
-            above that of equal probabilities.
+        InputError: there are fewer than three widths, a width is below 1, above the teacher's or, without an SAE, below
+            the narrowest that was measured, or a student has another teacher or a schedule that is not known; or a loss
+            that is given is below what its width allows, or above that of equal probabilities.
 
     Example:
         >>> calibration = calibrate(floor, {64: 0.41, 128: 0.22, 256: 0.13})  # doctest: +SKIP
@@ -138,12 +138,19 @@ def _fits(
     floor: FloorPrediction, widths: np.ndarray, losses: Float64[np.ndarray, " student"]
 ) -> dict[Predictor, LinearFit]:
     """Return the linear fit of every predictor that `floor` has."""
-    has_head = floor.head is not None and int(widths.min()) >= floor.head.widths[0]
-    missing = {*(() if floor.simulated is not None else ("simulated",)), *(() if has_head else ("head",))}
-    if floor.stats is None:
-        missing |= {"theorem", "independent"}
-    predictors: list[Predictor] = [name for name in get_args(Predictor) if name not in missing]
-    predictions = {name: np.array([floor.predicted(name, int(width)) for width in widths]) for name in predictors}
+    # Without features the head floor is the only predictor. It refuses widths below the narrowest that was measured.
+    has_head = floor.head is not None and (floor.stats is None or int(widths.min()) >= floor.head.widths[0])
+    is_known: dict[Predictor, bool] = {
+        "theorem": floor.stats is not None,
+        "independent": floor.stats is not None,
+        "simulated": floor.simulated is not None,
+        "head": has_head,
+    }
+    predictions = {
+        name: np.array([floor.predicted(name, int(width)) for width in widths])
+        for name, known in is_known.items()
+        if known
+    }
     return {name: fit_line(prediction, losses, widths) for name, prediction in predictions.items()}
 
 

@@ -47,13 +47,15 @@ def learning_rates(config: DistillConfig, tokens: Sequence[int]) -> tuple[float,
 def fitted_with_rates(student: StudentResult) -> StudentResult:
     """Return a student whose L∞ is fitted with its learning rates, which older versions did not use.
 
+    A student that diverged stays as it is.
+
     Args:
         student: the result of a training.
 
     Raises:
         InputError: see `rates_of_student`.
     """
-    rates = rates_of_student(student) if student.tokens else None
+    rates = None if student.status == "diverged" else rates_of_student(student)
     if rates is None:
         return student
     fit = fit_learning_curve(np.array(student.tokens), np.array(student.losses), np.array(rates))
