@@ -5,12 +5,13 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pytest
 
 from tests.helpers.learning_curves import POINTS, Kind, made_head, simulated_curve
+from tests.helpers.records import made_head_floor
 from tl_distill_floor import (
     Calibration,
     Diagnosis,
@@ -18,6 +19,7 @@ from tl_distill_floor import (
     InputError,
     LearningCurve,
     StudentResult,
+    calibrate,
     diagnose,
 )
 from tl_distill_floor.theory.regression import fit_line
@@ -30,6 +32,16 @@ def falling_to(end: float, reached: float, exponent: float = 0.6) -> LearningCur
     """Return a curve that would saturate at `end`, and has come down to `reached`."""
     losses = end + (reached - end) * (TOKENS / TOKENS[-1]) ** -exponent
     return LearningCurve(tuple(TOKENS.tolist()), tuple(losses.tolist()), width=64)
+
+
+def student_of(curve: LearningCurve, **fields: Any) -> StudentResult:
+    """Return a student with a learning curve, and with other fields as given."""
+    reached = curve.losses[-1]
+    student = StudentResult(
+        "width64", "made", 64, 2, 9, tuple(map(int, curve.tokens)), curve.losses, reached, (0.0, reached),
+        "under-trained", 9,
+    )  # fmt: skip
+    return dataclasses.replace(student, **fields)
 
 
 def test_says_under_trained_and_how_many_tokens_half_of_the_rest_needs() -> None:
@@ -201,6 +213,25 @@ def test_other_students_of_the_run_narrow_the_expected_loss_but_not_the_student_
     never = dataclasses.replace(own, tokens=(), losses=(), status="diverged")
     with pytest.raises(InputError, match="student width64 diverged before its first evaluation"):
         diagnose(never, floor)
+
+
+def test_a_student_whose_training_diverged_is_not_under_trained() -> None:
+    """Its held-out losses fell until then."""
+    own = student_of(falling_to(0.2, 0.3), status="diverged", settings={"diverged": "at step 300 (loss nan)"})
+    diagnosis = diagnose(own, HEAD)
+    assert diagnosis.sentence == "not known: the training diverged at step 300 (loss nan); lower the learning rate"
+    assert diagnosis.end is None
+    assert diagnose(student_of(falling_to(0.2, 0.3)), HEAD).verdict == "under-trained"
+
+
+def test_other_students_whose_losses_do_not_fall_with_the_width_are_not_used() -> None:
+    """Without the student of width 16 the losses rise. A calibration does not use such losses either."""
+    floor = FloorPrediction.from_head(made_head_floor())
+    calibration = calibrate(floor, {4: 0.9, 8: 0.6, 16: 0.7})
+    floor = floor.calibrated_by(calibration)
+    assert list(floor.student_losses) == [4, 8, 16]
+    student = student_of(falling_to(0.8, 0.9), width=4)
+    assert diagnose(student, floor).expected == pytest.approx(floor.expected_at(4, losses={}).value)
 
 
 def test_a_curve_that_is_flat_because_of_its_schedule_is_not_at_its_end() -> None:

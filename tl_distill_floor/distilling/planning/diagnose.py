@@ -14,6 +14,7 @@ from tl_distill_floor.results.diagnosis import Diagnosis
 from tl_distill_floor.results.floor_prediction import FloorPrediction
 from tl_distill_floor.results.head_floor import HeadFloor
 from tl_distill_floor.results.student import StudentResult, other_teachers
+from tl_distill_floor.results.student_loss import falls_with_width
 from tl_distill_floor.sources.learning_curves import LearningCurve, load_learning_curve
 from tl_distill_floor.theory.learning_curve import ROUNDING, has_diverged, tokens_by_rate, with_misfit
 from tl_distill_floor.theory.regression import PredictedLoss
@@ -57,7 +58,8 @@ def diagnose(
       the width nor the tokens explain it.
     - "below what the width allows": the loss is below the head floor, so it is not KL(teacher ‖ student) in nats per
       token.
-    - "not known": the curve is too short, it rises, or it leaves open which of the first two holds.
+    - "not known": the curve is too short, it rises or the training diverged, or it leaves open which of the first two
+      holds.
 
     Args:
         curve: learning curve on held-out text, a student of `distill`, or what `load_learning_curve` reads.
@@ -85,9 +87,12 @@ def diagnose(
     _check_unit(curve, reached, head)
     expected = _expected(floor, width, student)
     least = head.least_at(width)
-    end = _end_of(curve, losses, bound if reached > bound else least)
+    diverged_at = None if student is None else student.settings.get("diverged")
+    end = None if diverged_at else _end_of(curve, losses, bound if reached > bound else least)
     if reached < least:
         verdict, reason = _below(reached, bound, width)
+    elif diverged_at:
+        verdict, reason = "not known", f"the training diverged {diverged_at}; lower the learning rate"
     elif end is None:
         verdict, reason = "not known", _why_not_known(curve, tokens, losses, least)
     else:
@@ -217,9 +222,13 @@ def _check_unit(curve: LearningCurve, reached: float, head: HeadFloor) -> None:
 
 
 def _expected(floor: FloorPrediction, width: int, student: StudentResult | None) -> PredictedLoss:
-    """Return the expected loss; students of the run's calibration narrow its interval, but not the one in question."""
+    """Return the expected loss; students of the run's calibration narrow its interval, but not the one in question.
+
+    As in the calibration, losses that do not fall with the width are not used.
+    """
     own = width if student is not None else None
-    return floor.expected_at(width, LEVEL, {w: loss for w, loss in floor.student_losses.items() if w != own})
+    others = {w: loss for w, loss in floor.student_losses.items() if w != own}
+    return floor.expected_at(width, LEVEL, others if falls_with_width(others) else {})
 
 
 def _below(reached: float, bound: float, width: int) -> tuple[Verdict, str]:
