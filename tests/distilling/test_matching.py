@@ -1,11 +1,18 @@
 """Tests of hook matching: its target, and its weight during a training."""
 
+import copy
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from tests.helpers.models import WIDTH
+from tests.helpers.quick_training import QUICK
+from tests.helpers.trainers import arguments
+from tl_distill_floor import DistillationTrainer, distill_students
+from tl_distill_floor.distilling.training.config import StudentSpec
 from tl_distill_floor.distilling.training.matching import KeptReconstruction, Match
 from tl_distill_floor.errors import InputError
 
@@ -30,7 +37,29 @@ def test_kept_reconstruction_weights_errors_by_their_cost(sae: Any) -> None:
         KeptReconstruction(sae, np.zeros(n, dtype=bool), weight)
 
 
+def test_an_sae_that_concatenates_heads_gives_the_same_target(sae: Any) -> None:
+    """SAEs of `hook_z` do so themselves; activations that are matched have been concatenated already."""
+    concatenating = copy.deepcopy(sae)
+    concatenating.hook_z_reshaping_mode = True
+    kept, act = np.arange(len(sae.W_dec)) % 2 == 0, torch.randn(5, WIDTH)
+    targets = [KeptReconstruction(one, kept, np.ones(len(kept)))(act) for one in (sae, concatenating)]
+    torch.testing.assert_close(*targets)
+
+
+@pytest.mark.parametrize("hook_name", ["blocks.1.mlp.hook_post", "blocks.1.attn.hook_pattern"])
+def test_hook_points_of_other_widths_are_refused(
+    bridge: Any, ids: torch.Tensor, tmp_path: Path, hook_name: str
+) -> None:
+    match = Match(hook_name, 0)
+    with pytest.raises(InputError, match=r"compares \[batch, position, 24\]; name a hook point of the residual stream"):
+        distill_students(bridge, [StudentSpec(8, match=match)], ids, config=QUICK)
+    rows = [{"input_ids": row} for row in ids.tolist()]
+    trainer = DistillationTrainer(args=arguments(tmp_path), teacher=bridge, width=8, train_dataset=rows, match=match)
+    with pytest.raises(InputError, match=r"the shape \(4, .*compares \[batch, position, 24\]; name a hook point"):
+        trainer.train()
+
+
 def test_matching_weight_falls_linearly_and_must_be_positive() -> None:
     assert [Match("h", 0, weight=2.0, until=0.5).weight_at(share) for share in (0.0, 0.25, 0.5, 1.0)] == [2, 1, 0, 0]
-    with pytest.raises(InputError, match="weight above 0"):
+    with pytest.raises(InputError, match="finite weight above 0"):
         Match("h", 0, weight=0.0)

@@ -42,7 +42,7 @@ from tl_distill_floor.distilling.hf_trainer.trainer_checks import (
 from tl_distill_floor.distilling.hf_trainer.trainer_rows import LOSS_MASKS, padding_of
 from tl_distill_floor.distilling.hf_trainer.unembedding_loss import UnembeddingLoss, loss_at_unembedding
 from tl_distill_floor.distilling.training.losses import NO_LABEL, Objective, chunked_losses, summed_forward_kl
-from tl_distill_floor.distilling.training.matching import KeptReconstruction, Match
+from tl_distill_floor.distilling.training.matching import KeptReconstruction, Match, matching_target
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.measuring.logit_map import LazyLogits, LogitMap
 from tl_distill_floor.sources.packed_rows import PACKING_COLUMNS
@@ -215,7 +215,8 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
             )
             if matched is None or teacher.matched is None:
                 return loss
-            return loss + self._matching_loss(model, matched[positions], teacher.matched[positions].flatten(1))
+            target = matching_target(teacher.matched, positions, self._target, self.teacher.width)
+            return loss + self._matching_loss(model, matched[positions], target)
 
         output = self._run_student(model, inputs["input_ids"], loss_of, self._match.layer if self._match else None)
         n_counted = torch.as_tensor(len(positions[0]) if num_items_in_batch is None else num_items_in_batch)
@@ -333,11 +334,10 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
         return output
 
     def _matching_loss(
-        self, model: nn.Module, student: Float[Tensor, "token width"], teacher: Float[Tensor, "token d_model"]
+        self, model: nn.Module, student: Float[Tensor, "token width"], target: Float[Tensor, "token d_model"]
     ) -> Float[Tensor, ""]:
         """Return the loss of hook matching at the current step, summed over the tokens, in nats."""
         assert self._match is not None
-        target = teacher if self._target is None else self._target(teacher)
         weight = self._match.weight_at(self.state.global_step / max(self.state.max_steps, 1))
         distance: Tensor = self._matching(model)(student, target, self.accelerator)
         return weight * distance

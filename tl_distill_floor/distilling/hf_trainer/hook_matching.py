@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tl_distill_floor.distilling.hf_trainer.collator import following_tokens
 from tl_distill_floor.distilling.hf_trainer.frozen_teacher import FrozenTeacher
 from tl_distill_floor.distilling.training.losses import NO_LABEL
-from tl_distill_floor.distilling.training.matching import ActivationMatcher, KeptReconstruction
+from tl_distill_floor.distilling.training.matching import ActivationMatcher, KeptReconstruction, matching_target
 
 HOOK_MATCHING = "hook_matching"
 """Name of the module in the student."""
@@ -118,5 +118,5 @@ def matching_targets(
     for batch in batches:
         activation = teacher(batch["input_ids"]).matched
         assert activation is not None
-        counted = activation[following_tokens(batch["labels"]) != NO_LABEL].flatten(1)
-        yield counted if target is None else target(counted)
+        counted = following_tokens(batch["labels"]) != NO_LABEL
+        yield matching_target(activation, counted, target, teacher.width)

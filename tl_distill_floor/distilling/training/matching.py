@@ -1,6 +1,7 @@
 """Hook matching: train a learned projection of a student's residual stream towards an activation of its teacher."""
 
 import hashlib
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from tl_distill_floor.annotations import SaeModule
 from tl_distill_floor.errors import InputError
+from tl_distill_floor.measuring.encoding import encode_tokens
 from tl_distill_floor.results.floor_prediction import FloorPrediction
 from tl_distill_floor.sources.saes import sae_digest
 
@@ -36,9 +38,9 @@ class Match:
     """Share of the steps over which the weight falls linearly to 0."""
 
     def __post_init__(self) -> None:
-        if not self.weight > 0 or not 0 < self.until <= 1:
+        if not 0 < self.weight < math.inf or not 0 < self.until <= 1:
             raise InputError(
-                "hook matching needs a weight above 0, and until above 0 and at most 1, got"
+                "hook matching needs a finite weight above 0, and until above 0 and at most 1, got"
                 f" {self.weight} and {self.until}"
             )
 
@@ -89,8 +91,8 @@ class KeptReconstruction:
     @torch.no_grad()
     def __call__(self, activation: Float[Tensor, "token d_model"]) -> Float[Tensor, "token d_model"]:
         """Return the target of some tokens, on their device."""
-        read = activation.to(self._kept.device, self._sae.dtype)  # type: ignore[attr-defined]
-        codes = self._sae.encode(read).float() * self._kept  # type: ignore[attr-defined]
+        # The heads of hook_z are already concatenated, as those of a teacher with one head are.
+        codes = encode_tokens(self._sae, activation, n_heads=1) * self._kept
         target: Tensor = codes @ self._decoder() @ self._root
         return target.to(activation.device)
 
@@ -123,6 +125,32 @@ def kept_reconstruction(floor: FloorPrediction, sae: SaeModule, width: int) -> K
             f" {stats.sae_name}"
         )
     return KeptReconstruction(sae, floor.kept(width), stats.error_weight)
+
+
+def matching_target(
+    activation: Float[Tensor, "..."],
+    tokens: tuple[Tensor, ...] | Tensor,
+    target: KeptReconstruction | None,
+    d_model: int,
+) -> Float[Tensor, "token d_model"]:
+    """Return what a student's residual stream is matched with at some tokens.
+
+    Args:
+        activation: the teacher's activation at the hook point, [batch, position, ...].
+        tokens: index of the tokens in a batch, or a mask.
+        target: part of the activation that is matched; all of it if None.
+        d_model: the teacher's width, dimensions.
+
+    Raises:
+        InputError: the activation is not one vector of this width for each token.
+    """
+    if math.prod(activation.shape[2:]) != d_model:
+        raise InputError(
+            f"the activation at the teacher's hook point has the shape {tuple(activation.shape)}, and hook matching"
+            f" compares [batch, position, {d_model}]; name a hook point of the residual stream"
+        )
+    vectors = activation[tokens].flatten(1)
+    return vectors if target is None else target(vectors)
 
 
 class ActivationMatcher(nn.Module):

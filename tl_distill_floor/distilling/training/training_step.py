@@ -7,10 +7,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tl_distill_floor.distilling.training.config import StudentSpec
 from tl_distill_floor.distilling.training.losses import chunked_losses
+from tl_distill_floor.distilling.training.matching import matching_target
 from tl_distill_floor.distilling.training.sharding import release
 from tl_distill_floor.distilling.training.student_module import TokenPositions, counted_positions
+from tl_distill_floor.distilling.training.student_state import StudentInTraining
 from tl_distill_floor.distilling.training.sweep import Sweep
 from tl_distill_floor.measuring.teacher_backbone import BackboneOutput, TeacherBackbone
 from tl_distill_floor.sources.devices import copy_to_device
@@ -64,7 +65,7 @@ def summed_losses(
     ids = copy_to_device(ids, device)
     with _autocast(sweep):
         teacher_output = teacher(ids)
-        targets = _matching_targets([student.spec for student in active], teacher_output, positions)
+        targets = _matching_targets(sweep, active, teacher_output, positions)
         outputs = [
             student.distributed_module(ids, positions, target) for student, target in zip(active, targets, strict=True)
         ]
@@ -101,7 +102,7 @@ def set_matching_variance(sweep: Sweep, teacher: TeacherBackbone) -> None:
         return
     device = sweep.accelerator.device
     positions = counted_positions(sweep.split.stream.counted(ids), device)
-    targets = _matching_targets([student.spec for student in matching], teacher(ids.to(device)), positions)
+    targets = _matching_targets(sweep, matching, teacher(ids.to(device)), positions)
     release(sweep.teacher.model)
     for student, target in zip(matching, targets, strict=True):
         assert student.module.matcher is not None
@@ -110,15 +111,16 @@ def set_matching_variance(sweep: Sweep, teacher: TeacherBackbone) -> None:
 
 
 def _matching_targets(
-    specs: list[StudentSpec], teacher: BackboneOutput, positions: TokenPositions
+    sweep: Sweep, students: list[StudentInTraining], teacher: BackboneOutput, positions: TokenPositions
 ) -> list[Float[Tensor, "token d_target"] | None]:
     """Return the target of each student's hook matching at the counted tokens; None without hook matching."""
-    if teacher.matched is None:
+    specs, activation = [student.spec for student in students], teacher.matched
+    if activation is None:
         return [None] * len(specs)
-    activation = teacher.matched[positions].flatten(1)
+    d_model = int(sweep.teacher.model.cfg.d_model)
     # Students often share a target, which is computed once.
     shared = {spec.target for spec in specs if spec.match}
-    targets = {target: activation if target is None else target(activation) for target in shared}
+    targets = {target: matching_target(activation, positions, target, d_model) for target in shared}
     return [targets[spec.target] if spec.match else None for spec in specs]
 
 
