@@ -2,10 +2,12 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.helpers.type_checks import without_type_checks
-from tl_distill_floor.distilling.training.config import DistillConfig
+from tl_distill_floor.distilling.training.config import DistillConfig, StudentSpec
+from tl_distill_floor.distilling.training.losses import Objective
 from tl_distill_floor.errors import InputError
 
 
@@ -24,11 +26,31 @@ def test_learning_rate_matches_hand_computed_values() -> None:
         ({"optimizer": "sgd"}, "optimizer must be one of muon, adamw, got 'sgd'"),
         ({"schedule": "linear"}, "schedule must be one of constant, cosine, got 'linear'"),
         ({"dtype": "fp16"}, "dtype must be one of fp32, bf16, got 'fp16'"),
-        ({"lr": 0.0}, "the learning rate and clip must be above 0, got 0.0"),
+        ({"lr": 0.0}, "the learning rate and clip must be above 0, the first finite, got 0.0 and 1.0"),
+        ({"lr": float("inf")}, "the first finite, got inf and 1.0"),
         ({"n_tokens": 0}, "n_tokens must be at least 1, got 0"),
+        ({"seed": 0.5}, "seed must be an integer, got 0.5"),
         ({"warmup": 1.0}, "warmup from 0 to below 1, got 0.2 and 1.0"),
     ],
 )
 def test_rejects_settings_out_of_range(fields: dict[str, Any], message: str) -> None:
     with without_type_checks(), pytest.raises(InputError, match=message):
         DistillConfig(**fields)
+
+
+def test_whole_numbers_of_any_type_are_integers() -> None:
+    with without_type_checks():
+        spec = StudentSpec(np.int64(64), depth=2.0, seed=np.int64(1))  # type: ignore[arg-type]
+        assert spec == StudentSpec(64, depth=2, seed=1)
+        assert [type(number) for number in (spec.width, spec.depth, spec.seed)] == [int] * 3
+        with pytest.raises(InputError, match="width must be an integer"):
+            StudentSpec(8.5)  # type: ignore[arg-type]
+
+
+def test_an_infinite_clip_means_no_clipping() -> None:
+    assert DistillConfig(clip=float("inf")).clip == float("inf")
+
+
+def test_an_infinite_temperature_is_refused() -> None:
+    with pytest.raises(InputError, match="the temperature must be above 0 and finite, got inf"):
+        Objective(temperature=float("inf"))

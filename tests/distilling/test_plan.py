@@ -10,6 +10,7 @@ import pytest
 
 from tests.helpers.models import WIDTH
 from tests.helpers.records import made_head_floor, stats_of
+from tests.helpers.type_checks import without_type_checks
 from tl_distill_floor.distilling.planning.calibrate import calibrate
 from tl_distill_floor.distilling.planning.plan import plan
 from tl_distill_floor.distilling.students import family_checks
@@ -68,12 +69,22 @@ def test_a_plan_is_calibrated_by_the_students_that_it_uses(bridge: Any, losses: 
         ({"max_width": 0}, "--max-width must be a finite number above 0, got 0"),
         ({"max_memory": -1}, "--max-memory must be a finite number above 0"),
         ({"min_speedup": float("nan")}, "--min-speedup must be a finite number above 0, got nan"),
+        ({"max_width": 8.5}, "max_width must be an integer, got 8.5"),
         ({"max_width": 8, "divisor": 0}, "--divisor must be a finite number above 0, got 0"),
     ],
 )
 def test_rejects_no_limit_and_limits_out_of_range(floor: FloorPrediction, limits: Any, message: str) -> None:
-    with pytest.raises(InputError, match=message):
+    with without_type_checks(), pytest.raises(InputError, match=message):
         plan(floor, "no-teacher", **limits)
+
+
+def test_a_plan_with_limits_such_as_2e9_can_be_loaded(floor: FloorPrediction, tmp_path: Path) -> None:
+    with without_type_checks():
+        chosen = plan(floor, max_memory=2e9, max_params=1e6, divisor=4.0, depth=np.int64(2), context=16.0)  # type: ignore[arg-type]
+    chosen.save(tmp_path)
+    loaded = Plan.load(tmp_path)
+    assert loaded == chosen
+    assert (loaded.limits.max_memory, loaded.limits.divisor, loaded.depth, loaded.context) == (2_000_000_000, 4, 2, 16)
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from tl_distill_floor.annotations import CostUnit, MemoryDtype, PlanRule
+from tl_distill_floor.errors import set_integers
 from tl_distill_floor.results.record_files import JsonRecord
 
 PLAN_FILE = "plan.json"
@@ -11,7 +12,11 @@ PLAN_FILE = "plan.json"
 
 @dataclass(frozen=True)
 class Limits:
-    """The limits that a planned student is within; None for no limit."""
+    """The limits that a planned student is within; None for no limit.
+
+    Raises:
+        InputError: a limit that is a number of things, which can be given as 2e9, is not an integer.
+    """
 
     max_loss: float | None = None
     """Loss that the student does not exceed with 90 % confidence, in the unit of the plan."""
@@ -25,6 +30,9 @@ class Limits:
     """Least tokens per second of the student's forward pass, divided by the teacher's."""
     divisor: int | None = None
     """The width is a multiple of this."""
+
+    def __post_init__(self) -> None:
+        set_integers(self, {"max_width": None, "max_params": None, "max_memory": None, "divisor": None})
 
 
 @dataclass(frozen=True)

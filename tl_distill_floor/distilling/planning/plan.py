@@ -9,7 +9,7 @@ import numpy as np
 from tl_distill_floor.annotations import HookedModel, MemoryDtype, ProgressMessageCallback, TeacherLike
 from tl_distill_floor.distilling.planning.candidates import Choice, StudentFamily, choose_student
 from tl_distill_floor.distilling.students.build import count_parameters
-from tl_distill_floor.distilling.students.student_config import check_depth, hugging_face_config
+from tl_distill_floor.distilling.students.student_config import hugging_face_config, student_depth
 from tl_distill_floor.distilling.students.widths import family_widths, teacher_width
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.results.expected_loss import LossPredictor, expected_loss_fit
@@ -88,12 +88,12 @@ def plan(
             f" {calibration.slope:.3g}); train the wider students longer and run tl-floor calibrate again"
         )
     model = load_teacher(floor.model_name if teacher is None else teacher).model
-    check_depth(depth, _teacher_depth(model))
-    other_depth = _other_depth(floor, depth or _teacher_depth(model))
+    depth = student_depth(depth, _teacher_depth(model))
+    other_depth = _other_depth(floor, depth)
     if other_depth is not None:
         floor = dataclasses.replace(floor, calibration=None)
     family = StudentFamily(model, depth, memory_dtype, context, progress)
-    widths = [width for width in family_widths(model, divisor) if width >= least_width(floor)]
+    widths = [width for width in family_widths(model, limits.divisor) if width >= least_width(floor)]
     if max_loss is not None and floor.expected is not None:  # a student as wide as its teacher can be its copy
         widths = [width for width in widths if width < teacher_width(model)]
     choice = choose_student(family, limits, widths, partial(expected_loss, floor))

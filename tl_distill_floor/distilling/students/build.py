@@ -15,7 +15,7 @@ from tl_distill_floor.distilling.students.family_models import (
 )
 from tl_distill_floor.distilling.students.inherited_weights import check_teacher, inherit_weights
 from tl_distill_floor.distilling.students.student_config import hugging_face_config, student_config
-from tl_distill_floor.errors import InputError, check_choice
+from tl_distill_floor.errors import InputError, as_integer, check_choice
 from tl_distill_floor.sources.teachers import load_teacher
 from tl_distill_floor.sources.torch_state import neutral_torch_state
 
@@ -53,6 +53,7 @@ def build_student(
         64
     """
     check_choice("start", start, StudentStart)
+    seed = as_integer("seed", seed)
     model = load_teacher(teacher).model
     teacher_config = hugging_face_config(model)
     config = student_config(teacher_config, width, depth)

@@ -12,7 +12,7 @@ from transformers import PreTrainedConfig
 from tl_distill_floor.annotations import HookedModel, MemoryDtype
 from tl_distill_floor.distilling.students.family_models import create_shell
 from tl_distill_floor.distilling.students.student_config import hugging_face_config
-from tl_distill_floor.errors import InputError, check_choice
+from tl_distill_floor.errors import InputError, as_integer, check_choice
 from tl_distill_floor.sources.context_lengths import longest_of_config
 
 MEMORY_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -72,12 +72,14 @@ def choose_cache_context(model: HookedModel, context: int | None) -> int:
         context: tokens in the cache; None for the default.
 
     Raises:
-        InputError: the context is below 1, or longer than the teacher's.
+        InputError: the context is not an integer, below 1, or longer than the teacher's.
     """
     longest = longest_of_config(hugging_face_config(model)) or int(model.cfg.n_ctx)
-    if context is not None and not 1 <= context <= longest:
+    if context is None:
+        return min(DEFAULT_CONTEXT, longest)
+    if not 1 <= as_integer("context", context) <= longest:
         raise InputError(f"the teacher's context has 1 to {longest:,} tokens, got {context:,}; set --context")
-    return context or min(DEFAULT_CONTEXT, longest)
+    return as_integer("context", context)
 
 
 def _cache_bytes(model: nn.Module, context: int) -> int | None:

@@ -9,7 +9,7 @@ from tl_distill_floor.annotations import HookedModel
 from tl_distill_floor.distilling.students.family_models import refuse_failures
 from tl_distill_floor.distilling.students.student_depth import layer_overrides, set_depth
 from tl_distill_floor.distilling.students.student_heads import set_heads, validate
-from tl_distill_floor.errors import InputError
+from tl_distill_floor.errors import InputError, as_integer
 from tl_distill_floor.sources.model_names import official_name
 
 MLP_MULTIPLE = 8
@@ -54,10 +54,15 @@ def hugging_face_config(model: HookedModel) -> PreTrainedConfig:
     return config
 
 
-def check_depth(depth: int | None, n_layers: int) -> None:
-    """Raise an InputError unless a student of a teacher with `n_layers` layers can have `depth` layers."""
-    if depth is not None and not 1 <= depth <= n_layers:
+def student_depth(depth: int | None, n_layers: int) -> int:
+    """Return the number of layers of a student of a teacher with `n_layers` layers: as many if `depth` is None.
+
+    Raises:
+        InputError: the depth is not an integer, or is out of range.
+    """
+    if depth is not None and not 1 <= as_integer("depth", depth) <= n_layers:
         raise InputError(f"a student's depth must be from 1 to its teacher's {n_layers} layers, got {depth}")
+    return n_layers if depth is None else as_integer("depth", depth)
 
 
 def student_config(teacher: PreTrainedConfig, width: int, depth: int | None = None) -> PreTrainedConfig:
@@ -74,9 +79,9 @@ def student_config(teacher: PreTrainedConfig, width: int, depth: int | None = No
         InputError: see `build_student`.
     """
     n_layers, teacher_width = int(teacher.num_hidden_layers), int(teacher.hidden_size)
+    width, depth = as_integer("width", width), student_depth(depth, n_layers)
     if not 1 <= width <= teacher_width:
         raise InputError(f"a student's width must be from 1 to its teacher's {teacher_width}, got {width}")
-    check_depth(depth, n_layers)
     config = copy.deepcopy(teacher)
     config.output_attentions = False
     config._attn_implementation = None  # TransformerBridge sets its own
@@ -87,7 +92,7 @@ def student_config(teacher: PreTrainedConfig, width: int, depth: int | None = No
             _set_sizes(config, teacher, width)
             config.hidden_size = width
             set_heads(config, teacher, width)
-        if depth is not None and depth < n_layers:
+        if depth < n_layers:
             set_depth(config, teacher, depth)
         validate(config)
     return config

@@ -17,7 +17,7 @@ class StudentSpec:
     """A student to train.
 
     Raises:
-        InputError: `start` is none of the choices.
+        InputError: `start` is none of the choices, or a number is not an integer.
 
     Example:
         >>> StudentSpec(64, start="random", seed=1).directory
@@ -41,6 +41,7 @@ class StudentSpec:
 
     def __post_init__(self) -> None:
         check_choice("start", self.start, StudentStart)
+        set_integers(self, {"width": None, "depth": None, "seed": None})
 
     @property
     def directory(self) -> str:
@@ -95,9 +96,12 @@ class DistillConfig:
         check_choice("optimizer", self.optimizer, OptimizerName)
         check_choice("schedule", self.schedule, ScheduleName)
         check_choice("dtype", self.dtype, Dtype)
-        set_integers(self, {"n_tokens": 1, "batch_size": 1, "accumulate": 1, "n_evaluations": 1, "n_heldout_tokens": 1})
-        if not self.lr > 0 or not self.clip > 0:
-            raise InputError(f"the learning rate and clip must be above 0, got {self.lr} and {self.clip}")
+        at_least_one = ("n_tokens", "batch_size", "accumulate", "n_evaluations", "n_heldout_tokens")
+        set_integers(self, {**dict.fromkeys(at_least_one, 1), "seed": None})
+        if not 0 < self.lr < math.inf or not self.clip > 0:
+            raise InputError(
+                f"the learning rate and clip must be above 0, the first finite, got {self.lr} and {self.clip}"
+            )
         if not 0 <= self.decay <= 1 or not 0 <= self.warmup < 1:
             raise InputError(
                 f"decay must be from 0 to 1 and warmup from 0 to below 1, got {self.decay} and {self.warmup}"

@@ -5,6 +5,7 @@ the student's, are freed as soon as the gradients with respect to the student's 
 been added up.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -52,8 +53,8 @@ class Objective:
 
     def __post_init__(self) -> None:
         check_choice("divergence", self.divergence, Divergence)
-        if not self.temperature > 0:
-            raise InputError(f"the temperature must be above 0, got {self.temperature}")
+        if not 0 < self.temperature < math.inf:
+            raise InputError(f"the temperature must be above 0 and finite, got {self.temperature}")
         if not 0 <= self.cross_entropy <= 1:
             raise InputError(f"the share of cross-entropy must be from 0 to 1, got {self.cross_entropy}")
 
