@@ -1,5 +1,6 @@
 """Tests of the training of students: equal results with parts and processes, saved students, and refused input."""
 
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -17,9 +18,12 @@ from tl_distill_floor.distilling.training.config import StudentSpec
 from tl_distill_floor.distilling.training.distill import distill, distill_students
 from tl_distill_floor.distilling.training.losses import Objective
 from tl_distill_floor.distilling.training.matching import Match
+from tl_distill_floor.distilling.training.sweep import Sweep
 from tl_distill_floor.distilling.training.sweep_checkpoint import SWEEP_CHECKPOINT_FILE
+from tl_distill_floor.distilling.training.text_split import read_text_split
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.measuring.kl import forward_kl
+from tl_distill_floor.measuring.teacher_backbone import teacher_backbone
 from tl_distill_floor.results.student import StudentResult, load_students
 from tl_distill_floor.sources.teachers import load_teacher
 from tl_distill_floor.theory.learning_curve import LearningCurveFit
@@ -239,6 +243,23 @@ def test_two_processes_give_the_same_students_as_one(teacher_dir: Path, ids: tor
         subprocess.run([str(part) for part in command], check=True, timeout=300)
     for name in ("width8", "width16"):
         assert_same_students([tmp_path / n / "students" / name for n in ("1", "2")], ids)
+
+
+def test_a_process_without_held_out_sequences_runs_none(
+    ids: torch.Tensor, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the second of two processes has with one held-out sequence. Llama cannot run a batch of no sequence."""
+    teacher = load_teacher(save_family(tmp_path, tokenizer, "Llama"))
+    split = read_text_split(teacher, ids, ids[:1], QUICK)
+    sweep = Sweep(teacher, [StudentSpec(8)], split, QUICK, Accelerator(cpu=True))
+    with teacher_backbone(teacher.model) as backbone:
+        of_one_process = evaluation.heldout_losses(sweep, backbone)
+        monkeypatch.setattr(Accelerator, "num_processes", 2)
+        of_first = evaluation.heldout_losses(sweep, backbone)
+        monkeypatch.setattr(Accelerator, "process_index", 1)
+        (of_second,) = evaluation.heldout_losses(sweep, backbone)
+    assert of_first == of_one_process
+    assert math.isnan(of_second)  # it counts no token
 
 
 def test_loads_teachers_by_name(teacher_dir: Path, ids: torch.Tensor) -> None:

@@ -75,10 +75,13 @@ def _parts_of_this_process(
     """
     heldout, n_processes = sweep.split.heldout, sweep.accelerator.num_processes
     of_this_process = heldout[sweep.accelerator.process_index :: n_processes]
-    parts = [(ids, sweep.split.stream.counted(ids)) for ids in torch.split(of_this_process, SEQUENCES_PER_FORWARD_PASS)]
+    parts = [
+        (ids, sweep.split.stream.counted(ids))
+        for ids in torch.split(of_this_process, SEQUENCES_PER_FORWARD_PASS)
+        if len(ids)
+    ]
     if not sweep.is_sharded:
         return parts
-    parts = [(ids, counted) for ids, counted in parts if len(ids)]
     n_parts = -(-len(heldout) // (n_processes * SEQUENCES_PER_FORWARD_PASS))
     repeated = heldout[:1]
     return parts + [(repeated, torch.zeros_like(repeated, dtype=torch.bool))] * (n_parts - len(parts))
