@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from tl_distill_floor.annotations import StudentStart
 from tl_distill_floor.distilling.students.axis_maps import weight_axes
 from tl_distill_floor.distilling.students.build import build_student, count_parameters
 from tl_distill_floor.distilling.students.narrowing import narrow
@@ -80,6 +81,19 @@ def test_rejects_widths_and_depths_out_of_range(llama: Any, width: int, depth: i
     )
     with pytest.raises(InputError, match=message):
         build_student(llama, width, depth=depth)
+
+
+@pytest.mark.parametrize("start", ["random", "svd"])
+def test_rejects_teachers_whose_logits_are_not_numbers(llama: Any, start: StudentStart) -> None:
+    weight = next(llama.original_model.model.layers[0].parameters())
+    first = weight.detach().flatten()[0].clone()
+    with torch.no_grad():
+        weight.view(-1)[0] = float("nan")
+        try:
+            with pytest.raises(InputError, match="the teacher gives logits of NaN, so no student can be distilled"):
+                build_student(llama, 16, start=start)
+        finally:
+            weight.view(-1)[0] = first
 
 
 def test_random_students_depend_on_the_seed_and_keep_the_global_generator(llama: Any) -> None:

@@ -1,6 +1,7 @@
 """Tests that students that `from_pretrained` would load as other models are refused before they are trained."""
 
 import copy
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from transformers import AutoModelForCausalLM
 from tests.helpers.trainers import arguments, kl_of_rows, plain_model
 from tests.helpers.type_checks import without_type_checks
 from tl_distill_floor import DistillationTrainer, InputError
+from tl_distill_floor.distilling.students.family_models import logit_difference
 from tl_distill_floor.distilling.students.plain_student import check_plain_student
 
 IDS = torch.randint(3, 64, (4, 12), generator=torch.Generator().manual_seed(0))
@@ -121,3 +123,11 @@ def test_models_with_adapters_around_them_are_to_be_merged(tmp_path: Path) -> No
             pytest.raises(InputError, match=rf"is a PeftModel.*; give {name}.merge_and_unload\(\)"),
         ):
             DistillationTrainer(student, arguments(tmp_path), teacher=teacher)  # type: ignore[arg-type]
+
+
+def test_only_nan_is_the_same_as_nan() -> None:
+    nan, one = torch.full((2, 3), float("nan")), torch.ones(2, 3)
+    assert logit_difference(nan, nan, torch.float32) is None
+    assert logit_difference(one, one, torch.float32) is None
+    for logits, expected in ((nan, one), (one, nan)):
+        assert math.isnan(logit_difference(logits, expected, torch.float32) or 0.0)

@@ -86,11 +86,12 @@ def logit_difference(
         expected: logits of the other model.
         dtype: dtype in which the models compute.
     """
-    # Logits of −inf, which mask tokens, are equal to themselves.
-    difference = float(torch.where(logits == expected, 0.0, (logits - expected).abs()).max())
+    # Logits of −inf, which mask tokens, are equal to themselves; so is NaN, which training reports.
+    same = (logits == expected) | (logits.isnan() & expected.isnan())
+    difference = float(torch.where(same, 0.0, (logits - expected).abs()).max())
     share = SAME_LOGITS if dtype in (torch.float32, torch.float64) else SAME_LOGITS_HALF
-    is_same = difference <= share * float(expected[expected.isfinite()].abs().max())
-    return None if is_same else difference
+    largest = float(expected.nan_to_num(0.0, 0.0, 0.0).abs().max())
+    return None if difference <= share * largest else difference
 
 
 @contextmanager

@@ -125,7 +125,7 @@ def check_teacher(teacher: HookedModel, start: StudentStart) -> None:
         start: see `build_student`.
 
     Raises:
-        InputError: the logits differ, or the teacher's forward pass fails.
+        InputError: the logits differ or are NaN, or the teacher's forward pass fails.
     """
     is_plain = hasattr(teacher, "original_model") and not getattr(teacher, "compatibility_mode", False)
     if not is_plain and start == "random":
@@ -166,4 +166,9 @@ def _teacher_logits(teacher: HookedModel, ids: Tensor) -> Tensor:
             f"the forward pass of the teacher fails ({short_reason(error)}), so no student can be distilled from it;"
             " use another teacher"
         ) from error
+    if logits.isnan().any():
+        raise InputError(
+            "the teacher gives logits of NaN, so no student can be distilled from it; load it in fp32, or use another"
+            " teacher"
+        )
     return logits.float()
