@@ -4,8 +4,8 @@ from .display.report import write_report as write_report
 from .distilling.hf_trainer.distillation_trainer import DistillationTrainer as DistillationTrainer
 from .distilling.planning.calibrate import calibrate as calibrate
 from .distilling.planning.diagnose import diagnose as diagnose
-from .distilling.planning.pilot_training import train_pilots as train_pilots
 from .distilling.planning.pilots import choose_pilots as choose_pilots
+from .distilling.planning.pilots import train_pilots as train_pilots
 from .distilling.planning.plan import plan as plan
 from .distilling.students.build import build_student as build_student
 from .distilling.students.export import export_student as export_student

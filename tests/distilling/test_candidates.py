@@ -230,6 +230,22 @@ def test_says_why_no_width_has_a_configuration() -> None:
         choose_student(GivenFamily([56]), Limits(max_width=40), WIDTHS[7:], loss_at)
 
 
+class UnevenFamily(GivenFamily):
+    """Students of which the one of width 96 has more parameters than wider ones."""
+
+    def size(self, width: int) -> ModelSize:
+        """Return the size of a width."""
+        return super().size(1000 if width == 96 else width)
+
+
+def test_says_that_sizes_that_do_not_grow_with_the_width_are_too_large() -> None:
+    """Bisection finds that widths up to 104 have at most 11,000 parameters."""
+    limits = Limits(max_loss=0.1, max_params=11_000)
+    message = "needs width 96, and the limits on its size do not allow that; the closest is width 88"
+    with pytest.raises(InputError, match=message):
+        choose_student(UnevenFamily([104]), limits, WIDTHS, loss_at)
+
+
 def olmoe(directory: Path, tokenizer: Any) -> str:
     """Save a teacher with experts, and return its directory."""
     options = {"num_attention_heads": 2, "num_experts": 4, "num_experts_per_tok": 2}
@@ -240,7 +256,7 @@ def test_students_whose_experts_cannot_run_are_no_candidates(tokenizer: Any, tmp
     """Kernels of several experts need rows of a multiple of 16 bytes: 12 numbers in fp32, and not 14."""
     loaded = load_teacher(olmoe(tmp_path, tokenizer))
     family = StudentFamily(loaded.model)
-    assert [family.can_be_built(width) for width in (12, 14, 32)] == [True, False, True]
+    assert [bool(family.refusal(width)) for width in (12, 14, 32)] == [False, True, False]
     assert family.timer.measure(12) > 0
     for build in (lambda: build_student(loaded, 14, start="random"), lambda: family.timer.measure(14)):
         with pytest.raises(InputError, match=r"Olmoe student of width 14 cannot be (run|timed) \(strides should be"):

@@ -58,7 +58,7 @@ def save_student(run: Path, teacher: str, width: int, depth: int = 3) -> None:
 def training(monkeypatch: pytest.MonkeyPatch) -> RecordedTraining:
     """Replace the training."""
     recorded = RecordedTraining()
-    monkeypatch.setattr("tl_distill_floor.distilling.planning.pilot_training.distill_students", recorded)
+    monkeypatch.setattr("tl_distill_floor.distilling.planning.pilots.distill_students", recorded)
     return recorded
 
 

@@ -7,8 +7,7 @@ from typing import Protocol, runtime_checkable
 
 from tl_distill_floor.annotations import ProgressMessageCallback
 from tl_distill_floor.cli.progress import progress_bar
-from tl_distill_floor.distilling.planning.pilot_training import train_pilots
-from tl_distill_floor.distilling.planning.pilots import LEVEL, choose_pilots
+from tl_distill_floor.distilling.planning.pilots import LEVEL, choose_pilots, train_pilots
 from tl_distill_floor.distilling.training.config import DistillConfig
 from tl_distill_floor.results.floor_prediction import FloorPrediction
 from tl_distill_floor.results.pilots import Pilots

@@ -151,8 +151,7 @@ def plan(
     floor = load_prediction(run)
     with quiet_libraries():
         from tl_distill_floor.cli.pilots_option import TrainedPilots, plan_with_progress, train_and_plan
-        from tl_distill_floor.distilling.planning.pilot_training import check_training_text
-        from tl_distill_floor.distilling.planning.pilots import choose_pilots
+        from tl_distill_floor.distilling.planning.pilots import check_training_text, choose_pilots
         from tl_distill_floor.distilling.planning.plan import plan as choose_student
         from tl_distill_floor.distilling.students.export import check_export_directory, export_student
         from tl_distill_floor.sources.teachers import load_teacher

@@ -5,6 +5,5 @@
 - `plan`: `plan`, which student to train.
 - `candidates`: students within limits.
 - `speeds`: how fast students run.
-- `pilots`: narrow students to train before a wide one.
-- `pilot_training`: `train_pilots`, which trains them and calibrates the run.
+- `pilots`: `choose_pilots` and `train_pilots`, narrow students to train before a wide one.
 """

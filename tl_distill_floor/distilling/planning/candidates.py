@@ -8,9 +8,10 @@ from typing import Literal, TypeAlias
 
 from tl_distill_floor.annotations import HookedModel, MemoryDtype, PlanRule, ProgressMessageCallback
 from tl_distill_floor.distilling.planning.speeds import N_TIMED, SpeedTimer
+from tl_distill_floor.distilling.students.build import check_student_runs
 from tl_distill_floor.distilling.students.model_size import ModelSize, choose_cache_context, model_size
 from tl_distill_floor.distilling.students.student_config import hugging_face_config, student_config
-from tl_distill_floor.distilling.students.widths import refusal, spaced_widths, teacher_width, width_step
+from tl_distill_floor.distilling.students.widths import spaced_widths, teacher_width, width_step
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.results.byte_sizes import format_bytes
 from tl_distill_floor.results.plan import Limits
@@ -76,12 +77,12 @@ class StudentFamily:
     def refusal(self, width: int) -> str:
         """Return why a student of a width cannot be built and run; empty if it can."""
         if width not in self._refusals:
-            self._refusals[width] = refusal(self.model, width, self.depth)
+            try:
+                check_student_runs(hugging_face_config(self.model), width, self.depth)
+                self._refusals[width] = ""
+            except InputError as error:
+                self._refusals[width] = str(error)
         return self._refusals[width]
-
-    def can_be_built(self, width: int) -> bool:
-        """Return whether a student of a width can be built and run."""
-        return not self.refusal(width)
 
     def is_within(self, option: SizeOption, limits: Limits, width: int) -> bool:
         """Return whether a student is within the limit of one option.
@@ -177,6 +178,12 @@ def _size_limits(limits: Limits) -> dict[SizeOption, int | None]:
     return {"--max-width": limits.max_width, "--max-params": limits.max_params, "--max-memory": limits.max_memory}
 
 
+def _with_value(option: SizeOption, limits: Limits) -> str:
+    """Return an option with the value that was given."""
+    value = _size_limits(limits)[option]
+    return f"{option} {format_bytes(value or 0) if option == '--max-memory' else value}"
+
+
 def _n_within(family: StudentFamily, limits: Limits, widths: Sequence[int], option: SizeOption) -> int:
     """Return how many of the narrowest widths are within the limit of one option."""
     return bisect_left(widths, x=True, key=lambda width: not family.is_within(option, limits, width))
@@ -221,7 +228,7 @@ def _is_candidate(family: StudentFamily, limits: Limits, width: int) -> bool:
     The search by bisection assumes that students grow with the width, which numbers of heads can break.
     """
     given = [option for option, limit in _size_limits(limits).items() if limit is not None]
-    return family.can_be_built(width) and all(family.is_within(option, limits, width) for option in given)
+    return not family.refusal(width) and all(family.is_within(option, limits, width) for option in given)
 
 
 def _narrowest(
@@ -231,7 +238,7 @@ def _narrowest(
     assert limits.max_loss is not None
     losses = {width: loss_at(width) for width in widths}
     wide_enough = [width for width, loss in losses.items() if upper_end(loss) <= limits.max_loss]
-    needed = next((width for width in wide_enough if family.can_be_built(width)), None)
+    needed = next((width for width in wide_enough if not family.refusal(width)), None)
     if needed is not None:
         return needed
     if wide_enough:
@@ -301,19 +308,20 @@ def _too_large(family: StudentFamily, limits: Limits, narrowest: int, options: S
     """Return the message if even the narrowest student is above some limits."""
     size = family.size(narrowest)
     memory = size.weight_bytes + (size.cache_bytes or 0)
-    reasons: dict[SizeOption, str] = {
-        "--max-width": f"is wider than --max-width {limits.max_width}",
-        "--max-params": f"has {size.n_parameters:,} parameters, more than --max-params {limits.max_params}",
+    is_above: dict[SizeOption, str] = {
+        "--max-width": "is wider than",
+        "--max-params": f"has {size.n_parameters:,} parameters, more than",
         "--max-memory": (
             f"takes {format_bytes(memory)} in {family.memory_dtype} at a context of {family.context:,} tokens, more"
-            f" than --max-memory {format_bytes(limits.max_memory or 0)}"
+            " than"
         ),
     }
+    reasons = [f"{is_above[option]} {_with_value(option, limits)}" for option in options]
     narrower = family.next_narrower(narrowest, limits.divisor)
     refused = f", and {_reason(family, narrower)}" if narrower and family.refusal(narrower) else ""
     return (
         f"{NO_STUDENT}: width {narrowest:,}, the narrowest with a predicted loss,"
-        f" {' and '.join(reasons[option] for option in options)}{refused}; raise {' and '.join(options)}"
+        f" {' and '.join(reasons)}{refused}; raise {' and '.join(options)}"
     )
 
 
@@ -325,18 +333,15 @@ def _too_narrow(
     Args:
         limits: the limits.
         needed: narrowest width whose loss is at most the largest one.
-        allowed: the widest width that each of these limits allows, by the name of its option.
+        allowed: the widest width that each of these limits allows, by the name of its option; none if sizes do not
+            grow with the width.
         closest: the widest width within all limits but the loss.
         loss: its loss.
     """
-    values: dict[SizeOption, int | str | None] = {
-        "--max-width": limits.max_width,
-        "--max-params": limits.max_params,
-        "--max-memory": format_bytes(limits.max_memory or 0),
-    }
     allows = " and ".join(
-        f"{option} {values[option]} allows at most width {width:,}" for option, width in allowed.items()
+        f"{_with_value(option, limits)} allows at most width {width:,}" for option, width in allowed.items()
     )
+    allows = allows or "the limits on its size do not allow that"
     return (
         f"no student is within all limits: --max-loss {limits.max_loss:g} needs width {needed:,}, and {allows}; the"
         f" closest is width {closest:,}, which is expected to lose {loss.value:.4g}, and at most"

@@ -112,18 +112,8 @@ def diagnose(
         half_factor=None if end is None else 1.0 + end.tokens_for_half / float(tokens[-1]),
         tokens=tuple(tokens.tolist()),
         losses=tuple(losses.tolist()),
-        warnings=(
-            *curve.warnings,
-            *_of_another_teacher(student, head),
-            *_warnings(curve, student, verdict, reached, expected),
-        ),
+        warnings=(*curve.warnings, *_warnings(curve, student, head.model_name, verdict, reached, expected)),
     )
-
-
-def _of_another_teacher(student: StudentResult | None, head: HeadFloor) -> list[str]:
-    """Return a warning if a student is of another teacher than the head floor, by their names."""
-    others = None if student is None else other_teachers([student], head.model_name)
-    return [] if others is None else [f"{others}: unless both are one model, the verdict is wrong"]
 
 
 class _End(NamedTuple):
@@ -300,12 +290,14 @@ def _rounded(tokens: float) -> str:
 def _warnings(
     curve: LearningCurve,
     student: StudentResult | None,
+    teacher: str,
     verdict: Verdict,
     reached: float,
     expected: PredictedLoss,
 ) -> list[str]:
     """Return what to keep in mind about the losses and the verdict."""
-    warnings = []
+    others = None if student is None else other_teachers([student], teacher)
+    warnings = [] if others is None else [f"{others}: unless both are one model, the verdict is wrong"]
     if student is None and verdict != "below what the width allows":
         warnings.append(
             f"the loss is taken as KL(teacher ‖ student) in nats per token on held-out text: {LOSS_REQUIREMENTS}"

@@ -1,16 +1,26 @@
-"""Choose pilots: narrow students whose losses narrow the expected loss of a wide one for little training."""
+"""Pilots, narrow students whose losses narrow the expected loss of a wide one: choose them, and train them."""
 
 from itertools import combinations
+from pathlib import Path
 
-from tl_distill_floor.annotations import TeacherLike
+from tl_distill_floor.annotations import ProgressMessageCallback, TeacherLike, TextLike
+from tl_distill_floor.distilling.planning.calibrate import calibrate
 from tl_distill_floor.distilling.planning.plan import least_width
 from tl_distill_floor.distilling.students.build import count_parameters
 from tl_distill_floor.distilling.students.widths import family_widths, spaced_widths
+from tl_distill_floor.distilling.training.config import DistillConfig, StudentSpec
+from tl_distill_floor.distilling.training.distill import distill_students
+from tl_distill_floor.distilling.training.sweep_checkpoint import SWEEP_CHECKPOINT_FILE
 from tl_distill_floor.errors import InputError
+from tl_distill_floor.measuring.reloading import check_measured_teacher
+from tl_distill_floor.results.feature_stats import FeatureStats
 from tl_distill_floor.results.floor_prediction import FloorPrediction
 from tl_distill_floor.results.head_floor import HeadFloor
 from tl_distill_floor.results.pilots import Pilots
+from tl_distill_floor.results.student import StudentResult, load_students
 from tl_distill_floor.results.student_loss import StudentLoss
+from tl_distill_floor.sources.documents import EMBEDDED_TEXT
+from tl_distill_floor.sources.teacher import Teacher
 from tl_distill_floor.sources.teachers import load_teacher
 
 LEVEL = 0.8
@@ -60,3 +70,83 @@ def choose_pilots(floor: FloorPrediction | HeadFloor, teacher: TeacherLike | Non
     if not affordable:
         return min(choices, key=lambda choice: choice.cost)
     return min(affordable, key=lambda choice: choice.after.high / max(choice.after.low, 1e-300))
+
+
+def train_pilots(
+    floor: FloorPrediction,
+    pilots: Pilots,
+    directory: str | Path,
+    teacher: TeacherLike | None = None,
+    text: TextLike | None = None,
+    *,
+    config: DistillConfig | None = None,
+    progress: ProgressMessageCallback | None = None,
+) -> FloorPrediction:
+    """Distil the pilots that a run does not have yet, and calibrate its prediction with its students of full depth.
+
+    An interrupted training is continued. Students have the teacher's depth, start from its weights (svd), and read
+    sequences as long as those that were measured.
+
+    Args:
+        floor: prediction of the run.
+        pilots: the narrow students; see `choose_pilots`.
+        directory: directory of the run. Students are saved in its `students/`, the fit in its `calibration.json`.
+        teacher: see `load_teacher`. If None, the teacher is loaded by the name in `floor`.
+        text: training text; see `load_text`. If None, the run's text, which must be the embedded one.
+        config: settings of the training; `DistillConfig()` if None.
+        progress: called after every step with the tokens done, the total, and the last held-out losses.
+
+    Returns:
+        The calibrated prediction, which has a narrower interval.
+
+    Raises:
+        InputError: the run's text cannot be read again, the teacher is not the measured one, or see `distill_students`
+            and `calibrate`.
+
+    Example:
+        >>> calibrated = train_pilots(floor, choose_pilots(floor, width=96), "runs/tiny")  # doctest: +SKIP
+        >>> calibrated.expected_at(96, level=0.8)  # doctest: +SKIP
+    """
+    directory = Path(directory)
+    check_training_text(floor, text)
+    loaded = load_teacher(floor.model_name if teacher is None else teacher)
+    if floor.stats is not None:
+        check_measured_teacher(floor.stats, loaded, outputs_only=True)
+    trained = {student.width for student in _of_full_depth(directory, loaded)}
+    # A checkpoint is of all students that were trained together, also of those that were already saved.
+    was_interrupted = (directory / "students" / SWEEP_CHECKPOINT_FILE).exists()
+    specs = [StudentSpec(width) for width in pilots.widths if was_interrupted or width not in trained]
+    if specs:
+        distill_students(
+            loaded,
+            specs,
+            text,
+            out=directory,
+            config=config,
+            context_size=_measured_on(floor).settings.get("context_size"),
+            resume=was_interrupted,
+            progress=progress,
+        )
+    calibration = calibrate(floor, _of_full_depth(directory, loaded))
+    calibration.save(directory)
+    return floor.calibrated_by(calibration)
+
+
+def _of_full_depth(directory: Path, teacher: Teacher) -> list[StudentResult]:
+    """Return the students of a run that have as many layers as their teacher."""
+    return [student for student in load_students(directory) if student.depth == teacher.model.cfg.n_layers]
+
+
+def check_training_text(floor: FloorPrediction, text: TextLike | None) -> None:
+    """Raise an InputError if no training text is given, and the run's text cannot be read again."""
+    name = _measured_on(floor).text_name
+    if text is None and name != EMBEDDED_TEXT:
+        raise InputError(
+            f"the run was measured on {name}, of which only the name is known; name a text of the same kind with"
+            " --text, to train the pilots on"
+        )
+
+
+def _measured_on(floor: FloorPrediction) -> FeatureStats | HeadFloor:
+    """Return the measurement that has the name of the text and the settings."""
+    return floor.head_floor if floor.stats is None else floor.stats

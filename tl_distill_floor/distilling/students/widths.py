@@ -5,7 +5,6 @@ from collections.abc import Sequence
 import numpy as np
 
 from tl_distill_floor.annotations import HookedModel
-from tl_distill_floor.distilling.students.build import check_student_runs
 from tl_distill_floor.distilling.students.student_config import hugging_face_config, student_config
 from tl_distill_floor.errors import InputError
 
@@ -53,21 +52,6 @@ def _has_config(model: HookedModel, width: int) -> bool:
     except InputError:
         return False
     return True
-
-
-def refusal(model: HookedModel, width: int, depth: int | None) -> str:
-    """Return why a student of a width cannot be built and run; empty if it can.
-
-    Args:
-        model: the teacher's model.
-        width: width of the student, dimensions.
-        depth: number of layers; the teacher's if None.
-    """
-    try:
-        check_student_runs(hugging_face_config(model), width, depth)
-    except InputError as error:
-        return str(error)
-    return ""
 
 
 def teacher_width(model: HookedModel) -> int:
