@@ -62,7 +62,6 @@ def save_student(
             has its weights.
     """
     kept = directory.with_name(f"{directory.name}{KEPT_WEIGHTS}")
-    _forget_quantization(student)
     try:
         with atomic_directory(directory) as partial, report_io_errors(directory):
             student.save_pretrained(partial)  # type: ignore[operator]
@@ -88,14 +87,6 @@ def _keep_weights(student: nn.Module, path: Path) -> None:
     config: PreTrainedConfig = student.config  # type: ignore[assignment]
     metadata = {"config": config.to_json_string(use_diff=False)}
     write_atomically(path, lambda partial: save_model(student, str(partial), metadata))
-
-
-def _forget_quantization(student: nn.Module) -> None:
-    """Remove the teacher's quantization settings from a student's configuration; its weights are in fp32."""
-    config = student.config
-    for part in (config, getattr(config, "text_config", None)):
-        if hasattr(part, "quantization_config"):
-            del part.quantization_config  # type: ignore[union-attr]
 
 
 def _model_card(result: StudentResult, name: str) -> str:

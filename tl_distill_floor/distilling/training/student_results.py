@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -47,11 +48,10 @@ def save_results(sweep: Sweep, directory: Path) -> list[StudentResult]:
         InputError: a student cannot be saved, or has another loss when it is read again than it had in training.
     """
     files = teacher_files(sweep.teacher)
-    save = _save_sharded if sweep.is_sharded else _save
     results, failures = [], []
     for student in sweep.students:
         try:
-            results.append(save(sweep, student, files, directory / student.spec.directory))
+            results.append(_save(sweep, student, files, directory / student.spec.directory))
         except Exception as error:  # raised again when the other students are saved
             failures.append(error)
     if failures:
@@ -108,23 +108,12 @@ def _settings(sweep: Sweep, student: StudentInTraining, warnings: tuple[str, ...
 
 
 def _save(sweep: Sweep, student: StudentInTraining, files: TeacherFiles, directory: Path) -> StudentResult:
-    """Save a student; of one that diverged, the result without weights."""
-    return _write(
-        sweep,
-        student,
-        files,
-        directory,
-        student.averaged.module,
-        lambda saved: saved_loss_check(sweep, student)(saved),
-    )
-
-
-def _save_sharded(sweep: Sweep, student: StudentInTraining, files: TeacherFiles, directory: Path) -> StudentResult:
-    """Gather a student, and save it in the first process."""
-    model = gathered_model(student.averaged.module, sweep.accelerator)
+    """Save a student, after gathering a sharded one in the first process."""
+    averaged = student.averaged.module
+    model = gathered_model(averaged, sweep.accelerator) if sweep.is_sharded else averaged
     # The held-out loss of a student that diverged is not finite.
     check = None if student.diverged_at else saved_loss_check(sweep, student)
-    with fail_together(sweep.accelerator):
+    with fail_together(sweep.accelerator) if sweep.is_sharded else nullcontext():
         if model is not None:
             return _write(sweep, student, files, directory, model, check)
     return _result(sweep, student, files.warnings)
@@ -138,7 +127,7 @@ def _write(
     model: nn.Module,
     check: Callable[[Path], None] | None,
 ) -> StudentResult:
-    """Write the files of a student, whose averaged weights a plain model has."""
+    """Write the files of a student, whose averaged weights a plain model has; of one that diverged, the result."""
     if directory.exists():  # saved before an error interrupted saving the students
         return StudentResult.load(directory)
     result = _result(sweep, student, files.warnings)

@@ -1,6 +1,7 @@
 """Save an interrupted sweep, and load it to resume the training."""
 
 import dataclasses
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,7 @@ def save_sweep(sweep: Sweep, path: Path) -> None:
     whatever the number of processes.
     """
     states = {student.spec.directory: student.state_dict() for student in sweep.students}
-    if not sweep.is_sharded:
-        save_checkpoint(path, KIND, states, sweep_identity(sweep), sweep.step)
-        return
-    with fail_together(sweep.accelerator):
+    with fail_together(sweep.accelerator) if sweep.is_sharded else nullcontext():
         if sweep.accelerator.is_main_process:
             save_checkpoint(path, KIND, states, sweep_identity(sweep), sweep.step)
 

@@ -106,8 +106,8 @@ def read_text_split(
         train_ids, heldout_ids = _split_sequences(stream, config)
     else:
         heldout_stream = open_token_stream(teacher, heldout, stream.context_size, SEQUENCES_PER_READ)
-        train_ids = _read(stream, config.n_tokens)
-        heldout_ids = _read(heldout_stream, config.n_heldout_tokens)
+        train_ids = stream.read_sequences(config.n_tokens)
+        heldout_ids = heldout_stream.read_sequences(config.n_heldout_tokens)
         if heldout_ids.shape[1:] != train_ids.shape[1:] or not len(heldout_ids):
             raise InputError(
                 f"the held-out text has no sequence of {train_ids.shape[1]} tokens; give more text with --heldout"
@@ -140,22 +140,11 @@ def separator_ids(model: HookedModel) -> list[int]:
     return [int(number) for number in ids if number is not None][:1]
 
 
-def _read(stream: TokenStream, n_tokens: int) -> Int[Tensor, "sequence position"]:
-    """Return sequences of at least `n_tokens` tokens in total, or all."""
-    return stream.read_sequences(_n_sequences(stream, n_tokens) * stream.context_size)
-
-
-def _n_sequences(stream: TokenStream, n_tokens: int) -> int:
-    """Return the number of sequences that have at least `n_tokens` tokens in total."""
-    return -(-n_tokens // stream.context_size)
-
-
 def _split_sequences(
     stream: TokenStream, config: DistillConfig
 ) -> tuple[Int[Tensor, "train position"], Int[Tensor, "heldout position"]]:
     """Return (training sequences, held-out sequences) of one text."""
-    n_train = _n_sequences(stream, config.n_tokens)
+    n_train, wanted = (-(-n // stream.context_size) for n in (config.n_tokens, config.n_heldout_tokens))
     sequences = stream.read_sequences((round(n_train / (1 - HELDOUT_SHARE)) + 1) * stream.context_size)
-    wanted = _n_sequences(stream, config.n_heldout_tokens)
     n_heldout = min(wanted, max(1, int(len(sequences) * HELDOUT_SHARE)))
     return sequences[:-n_heldout], sequences[-n_heldout:]
