@@ -131,7 +131,7 @@ def test_nan_loss_names_step_and_learning_rate_and_keeps_the_checkpoint(
     ("objective", "advice"),
     [
         (Objective(cross_entropy=0.5), "the text holds tokens of probability 0"),
-        (Objective("reverse-kl"), "use --divergence forward-kl"),
+        (Objective("reverse-kl"), "set the divergence to forward-kl"),
     ],
 )
 def test_infinite_loss_is_not_blamed_on_the_learning_rate(

@@ -81,8 +81,8 @@ def test_sweep_learns_nothing_from_a_batch_of_special_tokens(
     ("objective", "value", "advice"),
     [
         (Objective(), torch.nan, "set learning_rate to 0.0033"),
-        (Objective("reverse-kl"), torch.inf, r'use Objective\("forward-kl"\)'),
-        (Objective(cross_entropy=0.5), torch.inf, "set cross_entropy to 0"),
+        (Objective("reverse-kl"), torch.inf, "set the divergence to forward-kl"),
+        (Objective(cross_entropy=0.5), torch.inf, "set cross-entropy to 0"),
     ],
 )
 def test_trainer_stops_before_a_loss_that_is_not_finite_changes_weights(

@@ -20,7 +20,7 @@ from transformers import (
 from tests.helpers.models import VOCABULARY
 from tl_distill_floor.distilling.training.config import DistillConfig
 from tl_distill_floor.distilling.training.distill import distill
-from tl_distill_floor.distilling.training.forward import Backbone
+from tl_distill_floor.distilling.training.student_module import Backbone
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.measuring.logit_map import LogitMap, check_same_logits, measure_logit_map
 

@@ -37,7 +37,6 @@ from tl_distill_floor.distilling.hf_trainer.trainer_checks import (
     check_student,
     check_tokenizers,
     checked_logit_map,
-    divergence_advice,
 )
 from tl_distill_floor.distilling.hf_trainer.trainer_rows import LOSS_MASKS, padding_of
 from tl_distill_floor.distilling.hf_trainer.unembedding_loss import UnembeddingLoss, loss_at_unembedding
@@ -244,9 +243,11 @@ class DistillationTrainer(Trainer):  # type: ignore[misc]
         """
         loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
         if not loss.isfinite():  # the Trainer would log a loss of 0
+            advice = self.objective.advice_on_infinity() if loss.isinf() else None
+            advice = advice or f"set learning_rate to {self.args.learning_rate / 3:.2g}"
             raise InputError(
                 f"training diverged at step {self.state.global_step + 1} (loss {float(loss)}, learning rate"
-                f" {self._get_learning_rate():.3g}); {divergence_advice(self.objective, float(loss), self.args)}"
+                f" {self._get_learning_rate():.3g}); {advice}"
             )
         return loss
 

@@ -19,7 +19,7 @@ from tl_distill_floor.distilling.students.build import build_student
 from tl_distill_floor.distilling.students.layers import RESIDUAL_BEFORE_LAYER, is_residual, layer_of
 from tl_distill_floor.distilling.students.plain_student import check_merged
 from tl_distill_floor.distilling.students.teacher_files import teacher_files
-from tl_distill_floor.distilling.training.forward import Backbone
+from tl_distill_floor.distilling.training.student_module import Backbone
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.measuring.causality import check_causal, check_decoder_only
 from tl_distill_floor.measuring.hooks import eval_mode, forward_hooks

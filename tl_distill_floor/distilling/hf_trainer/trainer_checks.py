@@ -1,6 +1,5 @@
 """Checks of what a `DistillationTrainer` is given."""
 
-import math
 from typing import Any
 
 from jaxtyping import Float, Int
@@ -10,7 +9,6 @@ from transformers import PreTrainedModel, TrainingArguments
 from tl_distill_floor.distilling.hf_trainer.frozen_teacher import FrozenTeacher, published_tokenizer
 from tl_distill_floor.distilling.students.layers import capture_residual_stream, layers_of
 from tl_distill_floor.distilling.students.plain_student import check_merged, check_plain_student
-from tl_distill_floor.distilling.training.losses import Objective
 from tl_distill_floor.distilling.training.matching import Match
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.measuring.causality import check_causal, check_decoder_only
@@ -168,18 +166,3 @@ def _ordinary_tokens(tokenizer: Any) -> dict[int, str]:
         return {}
     added = set(tokenizer.get_added_vocab().values())
     return {number: token for token, number in tokenizer.get_vocab().items() if number not in added}
-
-
-def divergence_advice(objective: Objective, loss: float, args: TrainingArguments) -> str:
-    """Return what to do after a training loss that is not finite.
-
-    Args:
-        objective: the training loss.
-        loss: its value.
-        args: the Trainer's arguments.
-    """
-    if math.isinf(loss) and objective.divergence == "reverse-kl":
-        return 'the teacher gives tokens probability 0 that the student does not; use Objective("forward-kl")'
-    if math.isinf(loss) and objective.cross_entropy:
-        return "the data set holds tokens of probability 0 (logits of -inf); set cross_entropy to 0, or give other data"
-    return f"set learning_rate to {args.learning_rate / 3:.2g}"

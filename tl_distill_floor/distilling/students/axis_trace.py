@@ -97,11 +97,22 @@ class AxisTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
                     for axis in range(-tensor.ndim, 0):
                         self.join(tensor, axis, result, axis)
 
-    def cut(self, tensor: Tensor, axis: int, part: Tensor, positions: Sequence[int]) -> None:
-        """Record that the same axis of a part of a tensor has some positions of the tensor's axis."""
-        self.pieces.append(Piece(self.axes_of(tensor)[axis], positions, self.axes_of(part)[axis]))
-        if positions == range(tensor.shape[axis]):
-            self.join(tensor, axis, part, axis)
+    def cut(self, tensor: Tensor, dim: int, part: Tensor, positions: Sequence[int] | None) -> None:
+        """Join the axes of a tensor with those of a part of it, which has some positions of one axis.
+
+        Args:
+            tensor: the tensor.
+            dim: the axis that is cut.
+            part: a tensor with as many axes.
+            positions: the positions of that axis; None if they are not known.
+        """
+        for axis in range(tensor.ndim):
+            if axis != dim % tensor.ndim:
+                self.join(tensor, axis, part, axis)
+            elif positions is not None:
+                self.pieces.append(Piece(self.axes_of(tensor)[axis], positions, self.axes_of(part)[axis]))
+                if positions == range(tensor.shape[axis]):
+                    self.join(tensor, axis, part, axis)
 
     def pick(self, tensor: Tensor, axis: int, position: int) -> None:
         """Record that one position of an axis is used alone."""
@@ -156,12 +167,7 @@ def _permute(trace: AxisTrace, args: Sequence[Any], outputs: Sequence[Tensor]) -
 def _slice(trace: AxisTrace, args: Sequence[Any], outputs: Sequence[Tensor]) -> None:
     tensor, dim = args[0], args[1] if len(args) > 1 else 0
     start, end, step = (args[i] if len(args) > i else None for i in (2, 3, 4))
-    for axis in range(tensor.ndim):
-        if axis == dim % tensor.ndim:
-            positions = range(*slice(start, end, step).indices(tensor.shape[axis]))
-            trace.cut(tensor, axis, outputs[0], positions)
-        else:
-            trace.join(tensor, axis, outputs[0], axis)
+    trace.cut(tensor, dim, outputs[0], range(*slice(start, end, step).indices(tensor.shape[dim])))
 
 
 def _select(trace: AxisTrace, args: Sequence[Any], outputs: Sequence[Tensor]) -> None:
@@ -175,10 +181,7 @@ def _select(trace: AxisTrace, args: Sequence[Any], outputs: Sequence[Tensor]) ->
 
 
 def _index_select(trace: AxisTrace, args: Sequence[Any], outputs: Sequence[Tensor]) -> None:
-    tensor, dim = args[0], args[1] % args[0].ndim
-    for axis in range(tensor.ndim):
-        if axis != dim:
-            trace.join(tensor, axis, outputs[0], axis)
+    trace.cut(args[0], args[1], outputs[0], None)
 
 
 def _index(trace: AxisTrace, args: Sequence[Any], outputs: Sequence[Tensor]) -> None:
@@ -188,37 +191,25 @@ def _index(trace: AxisTrace, args: Sequence[Any], outputs: Sequence[Tensor]) -> 
     if len(lists) != 1 or lists[0][1].ndim != 1 or lists[0][1].dtype == torch.bool:
         trace.elementwise([tensor], outputs)
         return
-    for axis in range(tensor.ndim):
-        if axis == lists[0][0]:
-            trace.cut(tensor, axis, outputs[0], tuple(int(i) % tensor.shape[axis] for i in lists[0][1]))
-        else:
-            trace.join(tensor, axis, outputs[0], axis)
+    ((axis, positions),) = lists
+    trace.cut(tensor, axis, outputs[0], tuple(int(i) % tensor.shape[axis] for i in positions))
 
 
 def _split(trace: AxisTrace, args: Sequence[Any], outputs: Sequence[Tensor]) -> None:
-    tensor, dim = args[0], args[2] if len(args) > 2 else 0
-    start = 0
-    for part in outputs:
-        for axis in range(tensor.ndim):
-            if axis == dim % tensor.ndim:
-                trace.cut(tensor, axis, part, range(start, start + part.shape[axis]))
-                start += part.shape[axis]
-            else:
-                trace.join(tensor, axis, part, axis)
+    _cut_in_order(trace, args[0], args[2] if len(args) > 2 else 0, outputs)
 
 
 def _cat(trace: AxisTrace, args: Sequence[Any], outputs: Sequence[Tensor]) -> None:
-    result, dim = outputs[0], args[1] if len(args) > 1 else 0
+    parts = [part for part in args[0] if part.ndim == outputs[0].ndim]  # others are empty tensors of one axis
+    _cut_in_order(trace, outputs[0], args[1] if len(args) > 1 else 0, parts)
+
+
+def _cut_in_order(trace: AxisTrace, full: Tensor, dim: int, parts: Sequence[Tensor]) -> None:
+    """Record that an axis consists of those of some parts, one after the other."""
     start = 0
-    for part in args[0]:
-        if part.ndim != result.ndim:  # legacy empty tensors
-            continue
-        for axis in range(result.ndim):
-            if axis == dim % result.ndim:
-                trace.cut(result, axis, part, range(start, start + part.shape[axis]))
-                start += part.shape[axis]
-            else:
-                trace.join(result, axis, part, axis)
+    for part in parts:
+        trace.cut(full, dim, part, range(start, start + part.shape[dim]))
+        start += part.shape[dim]
 
 
 def _stack(trace: AxisTrace, args: Sequence[Any], outputs: Sequence[Tensor]) -> None:

@@ -105,11 +105,6 @@ def _tensors(value: object, seen: set[int]) -> Iterator[Tensor]:
     if isinstance(value, Tensor):
         yield value
         return
-    if isinstance(value, dict):
-        parts = list(value.values())
-    elif isinstance(value, list | tuple):
-        parts = list(value)
-    else:
-        parts = list(getattr(value, "__dict__", {}).values())
-    for part in parts:
+    named = value if isinstance(value, dict) else getattr(value, "__dict__", {})
+    for part in value if isinstance(value, list | tuple) else list(named.values()):
         yield from _tensors(part, seen)

@@ -8,7 +8,7 @@
 - `sharding`: teacher and students sharded over processes by FSDP.
 - `sweep`: students that are trained together.
 - `student_state`: one student with its optimizers, running average and learning curve.
-- `student_module`: the module that is trained.
+- `student_module`: students without their unembedding, and the module that is trained.
 - `training_loop`: the training loop.
 - `training_step`: losses, gradients and updates for one batch.
 - `evaluation`: held-out losses of the averaged weights.
@@ -19,5 +19,4 @@
 - `optimization`: optimizers, and the running average of the weights.
 - `losses`: `Objective`, and losses computed in chunks of tokens.
 - `matching`: `Match` and hook matching.
-- `forward`: students without their unembedding.
 """

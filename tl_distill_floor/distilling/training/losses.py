@@ -63,6 +63,14 @@ class Objective:
         """Whether the loss is KL(teacher ‖ student) at temperature 1 and nothing else."""
         return self.divergence == "forward-kl" and self.temperature == 1.0 and self.cross_entropy == 0.0
 
+    def advice_on_infinity(self) -> str | None:
+        """Return what to do after a loss of infinity that no learning rate causes; None if there is no such cause."""
+        if self.divergence == "reverse-kl":
+            return "the teacher gives tokens probability 0 that the student does not; set the divergence to forward-kl"
+        if self.cross_entropy:
+            return "the text holds tokens of probability 0 (logits of -inf); set cross-entropy to 0, or give other text"
+        return None
+
     @torch.no_grad()
     def teacher_distribution(self, teacher_logits: Float[Tensor, "token vocabulary"]) -> TeacherDistribution:
         """Return the teacher's distribution, which is the same for every student.
@@ -146,15 +154,20 @@ def chunked_losses(
         hidden states and unembedding.
     """
     inputs = [(student.hidden, *_trained_weights(student)) for student in students]
-    accumulators = [_GradientAccumulator(of_student) for of_student in inputs]
+    losses = [torch.zeros((), device=student.hidden.device) for student in students]
+    gradients = [[torch.zeros_like(tensor, dtype=torch.float32) for tensor in of_student] for of_student in inputs]
     for rows in _chunks(teacher):
         with torch.no_grad():
             distribution = objective.teacher_distribution(teacher.compute(rows))
-        for student, accumulator in zip(students, accumulators, strict=True):
-            accumulator.add(student, rows, distribution, labels[rows], objective)
+        for i, student in enumerate(students):
+            loss, of_hidden, *of_weights = _loss_of_chunk(student, rows, distribution, labels[rows], objective)
+            losses[i] += loss
+            gradients[i][0][rows] = of_hidden
+            for total, gradient in zip(gradients[i][1:], of_weights, strict=True):
+                total += gradient
     return [
-        _LossWithKnownGradients.apply(accumulator.loss, accumulator.gradients, *of_student)  # type: ignore[no-untyped-call]
-        for accumulator, of_student in zip(accumulators, inputs, strict=True)
+        _LossWithKnownGradients.apply(loss, of_inputs, *of_student)  # type: ignore[no-untyped-call]
+        for loss, of_inputs, of_student in zip(losses, gradients, inputs, strict=True)
     ]
 
 
@@ -176,11 +189,9 @@ def summed_forward_kl(teacher: LazyLogits, students: Sequence[LazyLogits]) -> Fl
 def _chunks(teacher: LazyLogits) -> list[slice]:
     """Return slices of the tokens whose logits fit a chunk."""
     n_tokens = len(teacher.hidden)
-    vocabulary = max(
-        (len(weight) if weight.ndim == 1 else max(weight.shape)) for weight in teacher.unembed.parameters()
-    )
+    vocabulary = max(max(weight.shape) for weight in teacher.unembed.parameters())
     size = tokens_per_chunk(vocabulary, teacher.hidden.device)
-    return [slice(first, min(first + size, n_tokens)) for first in range(0, n_tokens, size)]
+    return [slice(first, first + size) for first in range(0, n_tokens, size)]
 
 
 def _trained_weights(student: LazyLogits) -> tuple[nn.Parameter, ...]:
@@ -188,36 +199,15 @@ def _trained_weights(student: LazyLogits) -> tuple[nn.Parameter, ...]:
     return tuple(weight for weight in student.unembed.parameters() if weight.requires_grad)
 
 
-class _GradientAccumulator:
-    """A student's loss and its gradients, added up over chunks of tokens.
-
-    Args:
-        inputs: the last hidden states, and the weights of the unembedding that are trained.
-    """
-
-    def __init__(self, inputs: tuple[Tensor, ...]) -> None:
-        self.loss = torch.zeros((), device=inputs[0].device)
-        self.gradients = [torch.zeros_like(tensor, dtype=torch.float32) for tensor in inputs]
-
-    def add(
-        self,
-        student: LazyLogits,
-        rows: slice,
-        teacher: TeacherDistribution,
-        labels: Int[Tensor, " token"],
-        objective: Objective,
-    ) -> None:
-        """Add the loss and the gradients of one chunk."""
-        weights = _trained_weights(student)
-        with torch.enable_grad():
-            hidden = student.hidden[rows].detach().requires_grad_()
-            logits = student.logits_of(hidden)
-            loss, logits_gradient = objective.with_gradient(teacher, logits, labels)
-        hidden_gradient, *weight_gradients = torch.autograd.grad(logits, (hidden, *weights), logits_gradient)
-        self.loss += loss
-        self.gradients[0][rows] = hidden_gradient
-        for total, gradient in zip(self.gradients[1:], weight_gradients, strict=True):
-            total += gradient
+def _loss_of_chunk(
+    student: LazyLogits, rows: slice, teacher: TeacherDistribution, labels: Int[Tensor, " token"], objective: Objective
+) -> tuple[Tensor, ...]:
+    """Return the loss of some tokens, and its gradients: of their last hidden states, and of the trained weights."""
+    with torch.enable_grad():
+        hidden = student.hidden[rows].detach().requires_grad_()
+        logits = student.logits_of(hidden)
+        loss, logits_gradient = objective.with_gradient(teacher, logits, labels)
+    return loss, *torch.autograd.grad(logits, (hidden, *_trained_weights(student)), logits_gradient)
 
 
 class _LossWithKnownGradients(torch.autograd.Function):

@@ -1,4 +1,7 @@
-"""`StudentModule`: the module that is trained, which distributed training wraps."""
+"""Modules of a student: `Backbone`, the student without its unembedding, and `StudentModule`, which is trained.
+
+Logits are computed later, in chunks of tokens.
+"""
 
 from typing import TypeAlias
 
@@ -6,9 +9,19 @@ import torch
 from jaxtyping import Bool, Float, Int, Int64
 from torch import Tensor, nn
 
+from tl_distill_floor.distilling.students.layers import capture_residual_stream, layers_of
 from tl_distill_floor.distilling.training.config import StudentSpec
-from tl_distill_floor.distilling.training.forward import Backbone
 from tl_distill_floor.distilling.training.matching import ActivationMatcher
+from tl_distill_floor.errors import InputError
+from tl_distill_floor.measuring.hooks import eval_mode
+from tl_distill_floor.measuring.logit_map import (
+    LazyLogits,
+    LogitMap,
+    check_same_logits,
+    ids_to_check,
+    measure_logit_map,
+)
+from tl_distill_floor.measuring.teacher_backbone import BackboneOutput, ReachedUnembeddingError, capture_input
 from tl_distill_floor.sources.devices import copy_to_device
 
 TokenPositions: TypeAlias = tuple[Int64[Tensor, " token"], Int64[Tensor, " token"]]
@@ -26,8 +39,70 @@ def counted_positions(counted: Bool[Tensor, "batch position"], device: torch.dev
     return copy_to_device(row, device), copy_to_device(position, device)
 
 
+class Backbone(nn.Module):
+    """A `transformers` causal language model without its unembedding.
+
+    Args:
+        model: the language model.
+        layer: layer whose residual stream is returned too; None for no layer.
+        ids: sequences of a real text, which the map from last hidden states to logits is verified on; random tokens
+            if None.
+
+    Raises:
+        InputError: the model has no such layer, or changes its logits after the unembedding in an unknown way.
+    """
+
+    def __init__(
+        self, model: nn.Module, layer: int | None = None, ids: Int[Tensor, "sequence position"] | None = None
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self._layer = layer
+        if layer is not None and not 0 <= layer < (n_layers := len(layers_of(model))):
+            raise InputError(f"the student has layers 0 to {n_layers - 1}, got layer {layer} to match")
+        with eval_mode(model):  # dropout would change the logits from one forward pass to the next
+            self.logit_map = self._verified_logit_map(ids)
+
+    @property
+    def unembed(self) -> nn.Module:
+        """The unembedding, from last hidden states to logits."""
+        unembed: nn.Module = self.model.get_output_embeddings()  # type: ignore[operator]
+        return unembed
+
+    def forward(self, ids: Int[Tensor, "batch position"]) -> BackboneOutput:
+        """Return the last hidden states, and the residual stream after the layer that is matched."""
+        last: list[Tensor] = []
+        matched: list[Tensor] = []
+        with capture_input(self.unembed, last), capture_residual_stream(self.model, self._layer, matched):
+            try:
+                self.model(ids, use_cache=False)
+            except ReachedUnembeddingError:
+                return BackboneOutput(last[0], matched[0] if matched else None)
+        raise InputError(f"the forward pass of {type(self.model).__name__} did not reach its unembedding")
+
+    def logits(self, last_hidden: Float[Tensor, "token width"]) -> LazyLogits:
+        """Return the logits of some tokens, computed when they are needed.
+
+        Args:
+            last_hidden: last hidden states of the tokens.
+        """
+        return LazyLogits(last_hidden, self.unembed, self.logit_map)
+
+    @torch.no_grad()
+    def _verified_logit_map(self, ids: Int[Tensor, "sequence position"] | None) -> LogitMap:
+        ids = ids_to_check(self.model, ids, int(self.model.config.get_text_config().vocab_size))  # type: ignore[union-attr,operator]
+
+        def full_logits(some_ids: Int[Tensor, "sequence position"]) -> Float[Tensor, "..."]:
+            logits: Tensor = self.model(some_ids, use_cache=False).logits
+            return logits
+
+        logit_map = measure_logit_map(self.model, self.unembed, full_logits, ids)
+        check_same_logits(self.model, logit_map(self.unembed(self(ids).last_hidden)), full_logits(ids))
+        return logit_map
+
+
 class StudentModule(nn.Module):
-    """A student without its unembedding, and the projection that hook matching learns.
+    """What is trained, and distributed training wraps: a backbone, and the projection that hook matching learns.
 
     Args:
         student: the student, a `transformers` causal language model.

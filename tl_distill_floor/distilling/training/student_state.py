@@ -9,7 +9,6 @@ from torch import Tensor
 from tl_distill_floor.annotations import HookedModel, StudentStatus
 from tl_distill_floor.distilling.students.build import build_student
 from tl_distill_floor.distilling.training.config import DistillConfig, StudentSpec
-from tl_distill_floor.distilling.training.forward import Backbone
 from tl_distill_floor.distilling.training.optimization import create_optimizers, running_average
 from tl_distill_floor.distilling.training.sharding import (
     build_in_first_process,
@@ -19,7 +18,7 @@ from tl_distill_floor.distilling.training.sharding import (
     load_weights,
     shard,
 )
-from tl_distill_floor.distilling.training.student_module import StudentModule
+from tl_distill_floor.distilling.training.student_module import Backbone, StudentModule
 
 
 class StudentInTraining:

@@ -6,7 +6,6 @@ from pathlib import Path
 
 from tl_distill_floor.annotations import ProgressMessageCallback
 from tl_distill_floor.distilling.training.agreement import of_first_process
-from tl_distill_floor.distilling.training.config import DistillConfig
 from tl_distill_floor.distilling.training.evaluation import add_curve_points
 from tl_distill_floor.distilling.training.sweep import Sweep
 from tl_distill_floor.distilling.training.sweep_checkpoint import save_sweep
@@ -81,16 +80,8 @@ def _check_any_left(sweep: Sweep, checkpoint: Path | None) -> None:
         return
     where = ", ".join(f"{student.spec.directory} {student.diverged_at}" for student in sweep.students)
     kept = f"; the last checkpoint is in {checkpoint}" if checkpoint and checkpoint.exists() else ""
-    raise InputError(f"training diverged: {where}{kept}; {_advice(sweep.config, 'loss inf' in where)}")
-
-
-def _advice(config: DistillConfig, is_infinite: bool) -> str:
-    """Return the advice for a training that diverged, to a loss of infinity or of NaN."""
-    if is_infinite and config.objective.divergence == "reverse-kl":
-        return "the teacher gives tokens probability 0 that the student does not; use --divergence forward-kl"
-    if is_infinite and config.objective.cross_entropy:
-        return "the text holds tokens of probability 0 (logits of -inf); set --cross-entropy 0, or give other text"
-    return f"try --lr {config.lr / 3:.2g}"
+    advice = sweep.config.objective.advice_on_infinity() if "loss inf" in where else None
+    raise InputError(f"training diverged: {where}{kept}; {advice or f'try --lr {sweep.config.lr / 3:.2g}'}")
 
 
 def _report_progress(sweep: Sweep, progress: ProgressMessageCallback, tokens_per_second: float) -> None:
