@@ -209,11 +209,15 @@ def test_accepts_a_number_of_neurons_that_is_rounded_up_to_a_large_multiple() ->
 
 
 def test_selects_the_settings_of_the_layers_that_are_used() -> None:
-    """Layers 0, 2 and 5 of six; a list of numbers is renumbered, and a list of flags is not one of numbers."""
+    """Layers 0, 2 and 5 of six; a list of numbers is renumbered, and a list of flags is not one of numbers.
+
+    Six ids of tokens that end a text have nothing to do with six layers.
+    """
     config = transformers.LlamaConfig(num_hidden_layers=6)
     fields: dict[str, Any] = {
         "moe_layers": [0, 1, 2, 3, 4, 5], "attn_layer_indices": [2, 3, 5], "no_rope_layers": [1, 1, 0, 1, 1, 0],
         "first_k_dense_replace": 3, "num_kv_shared_layers": 2, "layer_settings": {"2": "a", "4": "b"},
+        "eos_token_id": [7, 8, 9, 10, 11, 12],
     }  # fmt: skip
     for name, value in fields.items():
         setattr(config, name, value)
@@ -222,6 +226,7 @@ def test_selects_the_settings_of_the_layers_that_are_used() -> None:
     assert {name: getattr(config, name) for name in fields} == {
         "moe_layers": [0, 1, 2], "attn_layer_indices": [1, 2], "no_rope_layers": [1, 0, 0],
         "first_k_dense_replace": 2, "num_kv_shared_layers": 1, "layer_settings": {1: "a"},
+        "eos_token_id": [7, 8, 9, 10, 11, 12],
     }  # fmt: skip
 
 

@@ -55,7 +55,7 @@ def _selected(name: str, value: object, layers: list[int], n_layers: int) -> obj
         layers: numbers of the layers that are used, ascending.
         n_layers: number of layers of the teacher.
     """
-    if isinstance(value, list):
+    if isinstance(value, list) and "token" not in name:  # there can be as many ids of tokens as layers
         if re.search(LAYER_NUMBERS_FIELD, name) and _are_layer_numbers(value, n_layers):
             return [i for i, layer in enumerate(layers) if layer in value]
         # One setting per layer, such as layer_types.
