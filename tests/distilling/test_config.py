@@ -47,6 +47,13 @@ def test_whole_numbers_of_any_type_are_integers() -> None:
             StudentSpec(8.5)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("name", ["a/b", "../width8", "/tmp/width8", ".width8", ".."])
+def test_names_of_students_are_those_of_directories_that_are_found_again(name: str) -> None:
+    with pytest.raises(InputError, match="a student's name is that of a directory, without"):
+        StudentSpec(8, name=name)
+    assert StudentSpec(8, name="width8-wide.v2").directory == "width8-wide.v2"
+
+
 def test_an_infinite_clip_means_no_clipping() -> None:
     assert DistillConfig(clip=float("inf")).clip == float("inf")
 

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from tl_distill_floor.annotations import Dtype, OptimizerName, ScheduleName, StudentStart
 from tl_distill_floor.distilling.training.losses import Objective
@@ -17,7 +18,7 @@ class StudentSpec:
     """A student to train.
 
     Raises:
-        InputError: `start` is none of the choices, or a number is not an integer.
+        InputError: `start` is none of the choices, a number is not an integer, or `name` is not that of a directory.
 
     Example:
         >>> StudentSpec(64, start="random", seed=1).directory
@@ -41,6 +42,10 @@ class StudentSpec:
 
     def __post_init__(self) -> None:
         check_choice("start", self.start, StudentStart)
+        if self.name.startswith(".") or Path(self.name).name != self.name:
+            raise InputError(
+                f"a student's name is that of a directory, without . at its start and /, got {self.name!r}"
+            )
         set_integers(self, {"width": None, "depth": None, "seed": None})
 
     @property
