@@ -12,6 +12,7 @@ from tests.helpers.models import WIDTH
 from tests.helpers.records import made_head_floor, stats_of
 from tests.helpers.type_checks import without_type_checks
 from tl_distill_floor.distilling.planning.calibrate import calibrate
+from tl_distill_floor.distilling.planning.pilots import choose_pilots
 from tl_distill_floor.distilling.planning.plan import plan
 from tl_distill_floor.distilling.students import family_checks
 from tl_distill_floor.distilling.students.student_config import student_config
@@ -76,6 +77,19 @@ def test_a_plan_is_calibrated_by_the_students_that_it_uses(bridge: Any, losses: 
 def test_rejects_no_limit_and_limits_out_of_range(floor: FloorPrediction, limits: Any, message: str) -> None:
     with without_type_checks(), pytest.raises(InputError, match=message):
         plan(floor, "no-teacher", **limits)
+
+
+def test_the_teacher_must_have_the_width_that_was_measured(floor: FloorPrediction, bridge: Any) -> None:
+    """Otherwise the sizes of one teacher's students would be listed with the losses of another's."""
+    head = made_head_floor(model_name="other")
+    message = "the prediction is for other, which has 64 dimensions, and the teacher has 24; give the teacher that was"
+    with pytest.raises(InputError, match=message):
+        plan(head, bridge, max_width=16)
+    with pytest.raises(InputError, match=message):
+        choose_pilots(head, bridge, width=16)
+    stats = dataclasses.replace(floor.with_features().stats, teacher_width=64)
+    with pytest.raises(InputError, match="which has 64 dimensions, and the teacher has 24"):
+        plan(floor_from_stats(stats, widths=[4, 8]), bridge, max_width=16)
 
 
 def test_a_plan_with_limits_such_as_2e9_can_be_loaded(floor: FloorPrediction, tmp_path: Path) -> None:

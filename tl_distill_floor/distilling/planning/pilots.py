@@ -5,7 +5,7 @@ from pathlib import Path
 
 from tl_distill_floor.annotations import ProgressMessageCallback, TeacherLike, TextLike
 from tl_distill_floor.distilling.planning.calibrate import calibrate
-from tl_distill_floor.distilling.planning.plan import least_width
+from tl_distill_floor.distilling.planning.plan import least_width, load_planned_teacher
 from tl_distill_floor.distilling.students.build import count_parameters
 from tl_distill_floor.distilling.students.widths import family_widths, spaced_widths
 from tl_distill_floor.distilling.training.config import DistillConfig, StudentSpec
@@ -45,14 +45,15 @@ def choose_pilots(floor: FloorPrediction | HeadFloor, teacher: TeacherLike | Non
         width: width of the student, dimensions.
 
     Raises:
-        InputError: no loss is expected of a trained student, or too few narrower students can be built.
+        InputError: no loss is expected of a trained student, too few narrower students can be built, or the teacher has
+            another width than the measured one.
 
     Example:
         >>> choose_pilots(floor, width=96).widths  # doctest: +SKIP
     """
     floor = FloorPrediction.from_head(floor) if isinstance(floor, HeadFloor) else floor
     before = floor.expected_at(width, LEVEL)
-    model, least = load_teacher(floor.model_name if teacher is None else teacher).model, least_width(floor)
+    model, least = load_planned_teacher(floor, teacher), least_width(floor)
     narrow = [candidate for candidate in family_widths(model) if least <= candidate <= WIDEST_SHARE * width]
     candidates = spaced_widths(narrow, N_CANDIDATES)
     if len(candidates) < N_PILOTS:

@@ -71,7 +71,8 @@ def plan(
         other students within the limits.
 
     Raises:
-        InputError: no limit is set, a limit is out of range, or no student of the teacher's family is within all.
+        InputError: no limit is set, a limit is out of range, no student of the teacher's family is within all, or the
+            teacher has another width than the measured one.
 
     Example:
         >>> chosen = plan(floor, max_loss=0.2, max_memory=2_000_000_000)  # doctest: +SKIP
@@ -87,7 +88,7 @@ def plan(
             "the losses of the calibration's students do not fall where the predicted floor falls (C is"
             f" {calibration.slope:.3g}); train the wider students longer and run tl-floor calibrate again"
         )
-    model = load_teacher(floor.model_name if teacher is None else teacher).model
+    model = load_planned_teacher(floor, teacher)
     depth = student_depth(depth, _teacher_depth(model))
     other_depth = _other_depth(floor, depth)
     if other_depth is not None:
@@ -99,6 +100,26 @@ def plan(
     choice = choose_student(family, limits, widths, partial(expected_loss, floor))
     chosen = _plan_of(floor, family, limits, choice)
     return chosen if other_depth is None else dataclasses.replace(chosen, known=(*chosen.known, other_depth))
+
+
+def load_planned_teacher(floor: FloorPrediction, teacher: TeacherLike | None) -> HookedModel:
+    """Load the teacher of a prediction.
+
+    Args:
+        floor: the prediction.
+        teacher: see `load_teacher`; if None, the teacher is loaded by the name in `floor`.
+
+    Raises:
+        InputError: the teacher cannot be loaded, or has another width than the measured one.
+    """
+    model = load_teacher(floor.model_name if teacher is None else teacher).model
+    measured = floor.with_features().stats.teacher_width if floor.head is None else floor.head.d_model
+    if measured not in (None, teacher_width(model)):  # older files do not tell
+        raise InputError(
+            f"the prediction is for {floor.model_name}, which has {measured:,} dimensions, and the teacher has"
+            f" {teacher_width(model):,}; give the teacher that was measured"
+        )
+    return model
 
 
 def _other_depth(floor: FloorPrediction, depth: int) -> str | None:
