@@ -25,7 +25,7 @@ def concept_examples(label: np.ndarray, document: np.ndarray) -> ConceptExamples
     task = TaskExamples(
         "made", "text", "mean", ("other", "yes"), indices, indices, label.astype(np.int64), document.astype(np.int64)
     )
-    return ConceptExamples("made", "yes", 0, indices, task)
+    return ConceptExamples("made", 0, indices, task)
 
 
 def planted_codes(

@@ -27,7 +27,7 @@ def test_each_class_of_several_is_a_concept() -> None:
 
 def test_two_classes_are_one_concept() -> None:
     (concept,) = concepts_of(task(("bad", "good"), np.arange(10) % 2), 0, per_class=100, seed=0)
-    assert (concept.name, concept.positive) == ("made: good", "good")
+    assert concept.name == "made: good"
     assert concept.rows.tolist() == list(range(10))
     assert concept.examples.label.tolist() == [0, 1] * 5
 
@@ -35,3 +35,9 @@ def test_two_classes_are_one_concept() -> None:
 def test_a_class_that_only_affirms_is_not_named() -> None:
     for classes in (("no", "yes"), ("0", "1"), ("False", "True"), ("false", "true")):
         assert concepts_of(task(classes, np.arange(10) % 2), 0, 100, 0)[0].name == "made"
+
+
+def test_class_1_of_several_is_named() -> None:
+    concepts = concepts_of(task(("0", "1", "2"), np.arange(12) % 3), 0, 100, 0)
+    assert [concept.name for concept in concepts] == ["made: 0", "made: 1", "made: 2"]
+    assert concepts_of(task(("1", "true"), np.arange(10) % 2), 0, 100, 0)[0].name == "made: true"

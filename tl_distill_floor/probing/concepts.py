@@ -7,8 +7,8 @@ from jaxtyping import Int64
 
 from tl_distill_floor.probing.examples import TaskExamples
 
-AFFIRMATIVE = ("1", "true", "True", "yes")
-"""Classes that say that a text or a word has what the label is named after."""
+NO_AND_YES = (("0", "1"), ("false", "true"), ("False", "True"), ("no", "yes"))
+"""Classes of labels that only say whether a text or a word has what the label is named after."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -17,8 +17,6 @@ class ConceptExamples:
 
     name: str
     """Name of the label, followed by the class unless that only affirms it."""
-    positive: str
-    """The class."""
     task: int
     """Index of the label among the tasks."""
     rows: Int64[np.ndarray, " example"]
@@ -58,6 +56,6 @@ def concepts_of(task: TaskExamples, number: int, per_class: int, seed: int) -> l
             label=(task.label[rows] == index).astype(np.int64),
             document=task.document[rows],
         )
-        full_name = task.task if name in AFFIRMATIVE else f"{task.task}: {name}"
-        concepts.append(ConceptExamples(full_name, name, number, rows, examples))
+        full_name = task.task if task.classes in NO_AND_YES else f"{task.task}: {name}"
+        concepts.append(ConceptExamples(full_name, number, rows, examples))
     return concepts
