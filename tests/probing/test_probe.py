@@ -10,11 +10,12 @@ import torch
 from tests.helpers.models import HOOK
 from tests.helpers.probes import labelled_rows
 from tests.helpers.type_checks import without_type_checks
-from tl_distill_floor import ProbeConfig, Probes, probe
+from tl_distill_floor import FloorPrediction, ProbeConfig, Probes, probe, probe_run
 from tl_distill_floor.display.html import to_html
 from tl_distill_floor.display.views import table_of
 from tl_distill_floor.distilling.students.layers import is_residual, student_layer
 from tl_distill_floor.errors import InputError
+from tl_distill_floor.probing.activations import collect_activations
 
 
 def test_probe_returns_scores_with_an_interval(bridge: Any) -> None:
@@ -93,6 +94,8 @@ def test_rejects_a_layer_that_does_not_exist(bridge: Any) -> None:
         ({"per_class": 1}, "per_class must be at least 2"),
         ({"n_splits": 0}, "n_splits must be at least 1"),
         ({"batch_size": 0}, "batch_size must be at least 1"),
+        ({"seed": -1}, "seed must be at least 0"),
+        ({"seed": 1.5}, "seed must be an integer, got 1.5"),
         ({"n_feature_tokens": -1}, "n_feature_tokens must be at least 0"),
         ({"bottleneck_steps": 1}, "the steps must be 0 or at least 2, got 1"),
         ({"bottleneck_steps": -1}, "the steps must be 0 or at least 2, got -1"),
@@ -101,6 +104,29 @@ def test_rejects_a_layer_that_does_not_exist(bridge: Any) -> None:
 def test_config_rejects_values_out_of_range(options: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message), without_type_checks():
         ProbeConfig(**options)
+
+
+def test_reads_one_text_at_a_time_if_the_sae_has_very_many_features(
+    measured: tuple[Path, Path, Path], bridge: Any, sae: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch_sizes: list[int] = []
+
+    def collect_and_record(*args: Any, batch_size: int) -> Any:
+        batch_sizes.append(batch_size)
+        return collect_activations(*args, batch_size=batch_size)
+
+    monkeypatch.setattr("tl_distill_floor.probing.probe_run.collect_activations", collect_and_record)
+    config = ProbeConfig(n_splits=1, bottleneck_steps=0, n_feature_tokens=0)
+    floor = FloorPrediction.load(measured[0])
+
+    def accuracies() -> list[float]:
+        probes = probe_run(floor, bridge, sae, labelled_rows(), labels=["half"], widths=[8], config=config)
+        return [result.mean_accuracy for result in probes.results]
+
+    all_at_once = accuracies()
+    monkeypatch.setattr("tl_distill_floor.probing.run_inputs.MAX_CODES", 1)
+    assert accuracies() == all_at_once
+    assert batch_sizes == [16, 1]
 
 
 def test_probe_leaves_the_model_unchanged(bridge: Any) -> None:

@@ -10,7 +10,7 @@ import torch
 from tests.helpers.models import HOOK
 from tests.helpers.probes import labelled_rows
 from tl_distill_floor import FloorPrediction, SparseProbeConfig
-from tl_distill_floor.probing import sparse_codes
+from tl_distill_floor.probing import run_inputs
 from tl_distill_floor.probing.run_inputs import RunInputs, load_run_inputs
 from tl_distill_floor.probing.sparse_codes import collect_codes
 
@@ -49,7 +49,8 @@ def test_codes_are_those_of_the_sae_times_the_decoder_norm(
             np.testing.assert_allclose(codes[[row]].toarray()[0], expected.numpy(), atol=1e-5)
     assert set(collected.dense) == {"activation", "kept 8", "kept 16"}
     # With little memory, one text is read at a time.
-    monkeypatch.setattr(sparse_codes, "MAX_CODES", 1)
+    monkeypatch.setattr(run_inputs, "MAX_CODES", 1)
+    assert inputs.texts_per_pass(5) == 1
     again = collect_codes(inputs, {}, batch_size=5)
     np.testing.assert_allclose(again.codes[1].toarray(), collected.codes[1].toarray(), atol=1e-5)
     np.testing.assert_allclose(again.dense["kept 8"][0], collected.dense["kept 8"][0], atol=1e-4)

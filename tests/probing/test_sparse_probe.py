@@ -89,7 +89,8 @@ def test_students_are_probed_at_every_width(distilled: Path, floor: Any, bridge:
         ({"k": 97}, "a probe cannot read 97 features, since only 96 are alive; set --sparse to at most 96"),
         ({"labelled": [{"text": f"a {i}", "label": "x"} for i in range(9)]}, "needs two classes that occur in"),
         ({"labelled": [{"text": f"a {i}", "label": i % 2} for i in range(8)]}, "needs two classes that occur in"),
-        ({"widths": [0]}, "a width must be at least 1 dimension, got 0"),
+        ({"widths": [0]}, "widths must be integers above 0, in dimensions, got"),
+        ({"widths": [8.5]}, "widths must be integers above 0, in dimensions, got"),
     ],
 )
 def test_rejects_bad_input(floor: Any, bridge: Any, sae: Any, options: dict[str, Any], message: str) -> None:

@@ -5,6 +5,9 @@ from dataclasses import dataclass
 from tl_distill_floor.annotations import FeatureSelection, Pooling
 from tl_distill_floor.errors import InputError, check_choice, set_integers
 
+LEAST = {"per_class": 2, "n_splits": 1, "batch_size": 1, "bottleneck_steps": None, "seed": 0}
+"""Least values of the options that both kinds of probes have; None for any integer."""
+
 
 @dataclass(frozen=True)
 class ProbeConfig:
@@ -36,9 +39,7 @@ class ProbeConfig:
 
     def __post_init__(self) -> None:
         check_choice("pool", self.pool, Pooling)
-        set_integers(
-            self, {"per_class": 2, "n_splits": 1, "batch_size": 1, "n_feature_tokens": 0, "bottleneck_steps": None}
-        )
+        set_integers(self, LEAST | {"n_feature_tokens": 0})
         _check_bottleneck_steps(self.bottleneck_steps)
 
 
@@ -79,9 +80,7 @@ class SparseProbeConfig:
     def __post_init__(self) -> None:
         check_choice("pool", self.pool, Pooling)
         check_choice("selection", self.selection, FeatureSelection)
-        set_integers(
-            self, {"k": 1, "n_controls": 1, "per_class": 2, "n_splits": 1, "batch_size": 1, "bottleneck_steps": None}
-        )
+        set_integers(self, LEAST | {"k": 1, "n_controls": 1})
         _check_bottleneck_steps(self.bottleneck_steps)
 
     @property

@@ -72,7 +72,8 @@ def probe_run(
 
     Raises:
         InputError: the prediction has no features, something cannot be loaded, the teacher or the SAE is not the
-            one that was measured, a student has another teacher, a width is below 1, or the labels cannot be probed.
+            one that was measured, a student has another teacher, a width is not an integer above 0, or the labels
+            cannot be probed.
 
     Example:
         >>> from tl_distill_floor import FloorPrediction, probe_run
@@ -151,8 +152,9 @@ def _probe_teacher(run: _ProbedRun, steps: MessageCounter) -> list[ProbeResult]:
         hidden = bottleneck_states(inputs.floor, inputs.widths, run.config.bottleneck_steps, inputs.device)
         steps.advance("bottlenecks")
     views = teacher_views(inputs.floor, inputs.teacher, inputs.source.sae, inputs.widths, hidden)
+    texts_per_pass = inputs.texts_per_pass(run.config.batch_size)
     activations = collect_activations(
-        inputs.teacher.model, inputs.hook_name, inputs.examples, views, batch_size=run.config.batch_size
+        inputs.teacher.model, inputs.hook_name, inputs.examples, views, batch_size=texts_per_pass
     )
     teacher, hook_name = inputs.teacher.name, inputs.hook_name
     results = _fit_tasks(run, activations.pop("activation"), teacher, "teacher", None, hook_name, steps)

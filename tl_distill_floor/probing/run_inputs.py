@@ -12,8 +12,8 @@ from tl_distill_floor.annotations import (
 )
 from tl_distill_floor.distilling.planning.calibrate import check_students_teacher
 from tl_distill_floor.distilling.students.layers import is_residual, student_hook
-from tl_distill_floor.errors import InputError
 from tl_distill_floor.measuring.reloading import load_measured_sae, load_measured_teacher
+from tl_distill_floor.predicting.checks import integer_widths
 from tl_distill_floor.probing.config import ProbeConfig, SparseProbeConfig
 from tl_distill_floor.probing.examples import TokenizedExamples, tokenize_examples
 from tl_distill_floor.results.floor_prediction import FeatureFloorPrediction
@@ -23,6 +23,9 @@ from tl_distill_floor.sources.labels import load_labels
 from tl_distill_floor.sources.saes import SaeSource
 from tl_distill_floor.sources.teacher import Teacher
 from tl_distill_floor.sources.teachers import choose_context_size, tokenizer_of
+
+MAX_CODES = 2**26
+"""Largest number of codes, tokens times features, that are computed at once: 256 MiB in fp32."""
 
 
 class RunInputs(NamedTuple):
@@ -50,6 +53,11 @@ class RunInputs(NamedTuple):
     def device(self) -> str:
         """Torch device of the teacher."""
         return str(device_of(self.teacher.model))
+
+    def texts_per_pass(self, batch_size: int) -> int:
+        """Return how many texts are encoded at once: `batch_size`, or fewer if the SAE has very many features."""
+        longest = max(len(ids) for ids in self.examples.ids)
+        return max(1, min(batch_size, MAX_CODES // (longest * len(self.floor.stats.decoder_norm))))
 
     def student_hook(self, student: StudentResult) -> str:
         """Return the student's residual stream at the same relative depth as the teacher's hook point."""
@@ -85,7 +93,7 @@ def load_run_inputs(
 
     Raises:
         InputError: something cannot be loaded, the teacher or the SAE is not the one that was measured, a student has
-            another teacher, a width is below 1, or the labels cannot be probed.
+            another teacher, a width is not an integer above 0, or the labels cannot be probed.
     """
     check_students_teacher(floor, students)
     stats = floor.stats
@@ -120,10 +128,9 @@ def _forecast_widths(
     floor: FeatureFloorPrediction, students: Sequence[StudentResult], widths: WidthsLike | None
 ) -> list[int]:
     """Return the widths of the forecasts in rising order, each once."""
-    given = [] if widths is None else [int(width) for width in widths]
-    chosen = sorted(set(given or [student.width for student in students] or floor.widths.tolist()))
-    if chosen[0] < 1:
-        raise InputError(f"a width must be at least 1 dimension, got {chosen[0]}")
+    chosen: list[int] = integer_widths(
+        ([student.width for student in students] or floor.widths) if widths is None else widths
+    ).tolist()
     return chosen
 
 

@@ -13,9 +13,6 @@ from tl_distill_floor.probing.activations import ActivationViews, pooled_batches
 from tl_distill_floor.probing.forecasts import teacher_views
 from tl_distill_floor.probing.run_inputs import RunInputs
 
-MAX_CODES = 2**26
-"""Largest number of codes, tokens times features, that a forward pass computes: 256 MiB in fp32."""
-
 
 class TeacherExamples(NamedTuple):
     """The teacher's codes and dense activations of labelled examples, for each task."""
@@ -41,11 +38,10 @@ def collect_codes(inputs: RunInputs, hidden: Mapping[int, HiddenStates], batch_s
     views = _with_codes(
         teacher_views(inputs.floor, inputs.teacher, inputs.source.sae, inputs.widths, hidden), stats.d_model
     )
-    longest = max(len(ids) for ids in inputs.examples.ids)
-    texts_per_pass = max(1, min(batch_size, MAX_CODES // (longest * len(stats.decoder_norm))))
     dense: dict[str, list[np.ndarray]] = {}
     codes: list[list[csr_array]] = [[] for _ in tasks]
     rows: list[list[np.ndarray]] = [[] for _ in tasks]
+    texts_per_pass = inputs.texts_per_pass(batch_size)
     for batch in pooled_batches(
         inputs.teacher.model, inputs.hook_name, inputs.examples, views, batch_size=texts_per_pass
     ):

@@ -10,6 +10,7 @@ from jaxtyping import Float32
 from tl_distill_floor.annotations import LabelsLike, ProgressMessageCallback, SaeLike, TeacherLike, WidthsLike
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.predicting.bottleneck_task import HiddenStates
+from tl_distill_floor.predicting.checks import integer_widths
 from tl_distill_floor.probing.activations import collect_activations
 from tl_distill_floor.probing.concept_features import FeatureFates, concept_features
 from tl_distill_floor.probing.concepts import ConceptExamples, concepts_of
@@ -77,7 +78,7 @@ def sparse_probe(
     Raises:
         InputError: the prediction has no features, something cannot be loaded, the teacher or the SAE is not the
             one that was measured, a student has another teacher, K is above the number of alive features, a width is
-            below 1, or the labels cannot be probed.
+            not an integer above 0, or the labels cannot be probed.
 
     Example:
         >>> from tl_distill_floor import FloorPrediction, SparseProbeConfig, sparse_probe
@@ -98,7 +99,7 @@ def sparse_probe(
         labelled,
         labels,
         students=students,
-        widths=None if widths is None else [*map(int, widths), *(student.width for student in students)],
+        widths=None if widths is None else [*integer_widths(widths), *(student.width for student in students)],
         config=config,
         device=device,
     )
