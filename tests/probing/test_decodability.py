@@ -34,6 +34,18 @@ def test_scores_match_the_best_linear_decoder() -> None:
     assert explained[0] == pytest.approx(0.368, abs=0.04)
 
 
+@pytest.mark.parametrize("constant", [0.1, 1000.3])
+def test_a_dimension_that_is_constant_changes_nothing(constant: float) -> None:
+    random = np.random.default_rng(0)
+    x = random.normal(size=(2000, 4)).astype(np.float32)
+    codes, part = csc_array(np.maximum(x[:, :1] - 1, 0)), np.arange(2000) % 5
+    with_constant = np.concatenate([x, np.full((2000, 1), constant, np.float32)], axis=1)
+    for expected, scores in zip(
+        decode_features(x, codes, part), decode_features(with_constant, codes, part), strict=True
+    ):
+        np.testing.assert_allclose(scores, expected, atol=1e-6)
+
+
 def test_features_that_fire_on_every_token_are_not_decoded() -> None:
     codes = csr_array(np.stack([np.ones(500), np.arange(500) % 2, np.arange(500) % 3 == 0], axis=1))
     encoded = EncodedText(torch.zeros((0, 0), dtype=torch.long), np.zeros((0, 0), bool), codes, np.arange(500))
@@ -62,6 +74,12 @@ def test_reads_text_and_positions_as_in_the_training_of_the_sae(
     # Ten of the fifty sequences are the test part. Each has 31 tokens after the first, or the 16 from position 4 on.
     assert n_test_tokens == [10 * (CONTEXT - 1), 10 * 16]
     assert packings == [Packing(), Packing(separator="none")]
+    # Encoding a few tokens at a time gives the same codes.
+    expected = decodability(floor, teacher, load_sae(sae), [], text, n_tokens=50 * CONTEXT)
+    monkeypatch.setattr(module, "tokens_at_once", lambda _n_features, _device: 7)
+    (again,) = decodability(floor, teacher, load_sae(sae), [], text, n_tokens=50 * CONTEXT)
+    assert again.feature == expected[0].feature
+    np.testing.assert_allclose(again.explained, expected[0].explained, atol=1e-4)
     with pytest.raises(InputError, match="the text holds token id 99999, the teacher's vocabulary ends at"):
         decodability(floor, teacher, load_sae(sae), [], torch.full((9, CONTEXT), 99_999))
 

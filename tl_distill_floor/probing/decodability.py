@@ -17,6 +17,7 @@ from torch import Tensor
 from tl_distill_floor.annotations import HookedModel, TextLike
 from tl_distill_floor.distilling.students.layers import student_hook
 from tl_distill_floor.errors import InputError
+from tl_distill_floor.measuring.batch_sums import tokens_at_once
 from tl_distill_floor.measuring.encoding import encode_tokens
 from tl_distill_floor.measuring.hooks import activation_reader
 from tl_distill_floor.measuring.token_stream import TokenStream, model_input
@@ -145,11 +146,11 @@ def decode_features(
     Returns:
         (AUROC of whether the feature fires, share of the variance of its activation that is explained), each [feature].
     """
+    from sklearn.preprocessing import StandardScaler
+
     train, validation, test = part > VALIDATION_PART, part == VALIDATION_PART, part == TEST_PART
-    mean, scale = x[train].mean(0), x[train].std(0) + 1e-6
-    x_train, x_validation, x_test = (
-        ((x[rows] - mean) / scale).astype(np.float64) for rows in (train, validation, test)
-    )
+    scaler = StandardScaler().fit(x[train])
+    x_train, x_validation, x_test = (scaler.transform(x[rows].astype(np.float64)) for rows in (train, validation, test))
     y_train, y_validation, y_test = (codes[np.flatnonzero(rows)] for rows in (train, validation, test))
     offset = np.asarray(y_train.mean(0)).ravel()
     # In the eigenvectors of the covariance a penalty only changes each direction's divisor.
@@ -180,12 +181,13 @@ def _encode_text(stream: TokenStream, source: SaeSource, hook_name: str, n_token
             f" {text.name}; set --feature-tokens higher, or give more --text"
         )
     counted = stream.counted(ids)
+    size = tokens_at_once(len(source.sae.W_dec), source.sae.W_dec.device)
     codes: list[csr_array] = []
     with activation_reader(model, [hook_name]) as read:
         for batch, mask in zip(torch.split(ids, batch_size), torch.split(counted, batch_size), strict=True):
             (activation,) = read(model_input(batch).to(device_of(model)))
-            batch_codes = encode_tokens(source.sae, activation[mask.to(activation.device)], int(model.cfg.n_heads))
-            codes.append(csr_array(batch_codes.cpu().numpy()))
+            for tokens in torch.split(activation[mask.to(activation.device)], size):
+                codes += [csr_array(encode_tokens(source.sae, tokens, int(model.cfg.n_heads)).cpu().numpy())]
     return EncodedText(ids, counted.numpy(), vstack(codes, format="csr"), counted.nonzero()[:, 0].numpy())
 
 
