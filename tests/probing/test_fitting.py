@@ -10,9 +10,8 @@ from scipy.stats import norm
 from sklearn.metrics import roc_auc_score
 
 from tl_distill_floor.errors import InputError
-from tl_distill_floor.probing.auroc import column_auroc
 from tl_distill_floor.probing.examples import TaskExamples
-from tl_distill_floor.probing.fitting import fit_probes, mean_class_auroc, split_documents
+from tl_distill_floor.probing.fitting import column_auroc, fit_probes, mean_class_auroc, split_documents
 
 
 def examples(label: np.ndarray, document: np.ndarray | None = None) -> TaskExamples:

@@ -27,7 +27,7 @@ def inputs(measured: tuple[Path, Path, Path], bridge: Any, sae: Any) -> RunInput
         ["half", "length"],
         students=(),
         widths=[16, 8],
-        config=SparseProbeConfig(),
+        config=SparseProbeConfig(batch_size=5),
         device="cpu",
     )
 
@@ -36,7 +36,7 @@ def test_codes_are_those_of_the_sae_times_the_decoder_norm(
     inputs: RunInputs, bridge: Any, sae: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert inputs.widths == (8, 16)
-    collected = collect_codes(inputs, {}, batch_size=5)
+    collected = collect_codes(inputs, {})
     halves, lengths = inputs.examples.tasks
     for task, codes in zip((halves, lengths), collected.codes, strict=True):
         for row in range(0, len(task), 5):
@@ -50,8 +50,8 @@ def test_codes_are_those_of_the_sae_times_the_decoder_norm(
     assert set(collected.dense) == {"activation", "kept 8", "kept 16"}
     # With little memory, one text is read at a time.
     monkeypatch.setattr(run_inputs, "MAX_CODES", 1)
-    assert inputs.texts_per_pass(5) == 1
-    again = collect_codes(inputs, {}, batch_size=5)
+    assert inputs.texts_per_pass == 1
+    again = collect_codes(inputs, {})
     np.testing.assert_allclose(again.codes[1].toarray(), collected.codes[1].toarray(), atol=1e-5)
     np.testing.assert_allclose(again.dense["kept 8"][0], collected.dense["kept 8"][0], atol=1e-4)
     assert inputs.hook_name == HOOK

@@ -8,14 +8,11 @@
 - `examples`: labelled examples, tokenized.
 - `duplicates`: documents that share a text.
 - `activations`: the activations of labelled examples.
-- `fitting`: logistic regression on splits by document.
+- `fitting`: logistic regression on splits by document, and the area under the ROC curve.
 - `forecasts`: what a student of some width is expected to represent.
 - `decodability`: ridge regression from a model's activation to the teacher's features.
-- `concepts`: one class of a label against all others.
+- `concepts`: one class of a label against all others, and the features that its probes read.
 - `sparse_codes`: the SAE's codes of labelled examples, as sparse matrices.
 - `sparse_selection`: features that are selected on training documents, or at random.
-- `sparse_fitting`: logistic regression for one concept on a split.
-- `sparse_scores`: the k-sparse probes of one concept on all splits, with their controls.
-- `concept_features`: the features that these probes read, and the widths that keep them.
-- `auroc`: area under the ROC curve.
+- `sparse_fitting`: the k-sparse probes of one concept on all splits, with their controls.
 """

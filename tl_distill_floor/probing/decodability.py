@@ -21,7 +21,7 @@ from tl_distill_floor.measuring.batch_sums import tokens_at_once
 from tl_distill_floor.measuring.encoding import encode_tokens
 from tl_distill_floor.measuring.hooks import activation_reader
 from tl_distill_floor.measuring.token_stream import TokenStream, model_input
-from tl_distill_floor.probing.auroc import column_auroc
+from tl_distill_floor.probing.fitting import column_auroc
 from tl_distill_floor.results.floor_prediction import FeatureFloorPrediction
 from tl_distill_floor.results.probes import Decodability
 from tl_distill_floor.results.student import StudentResult

@@ -1,9 +1,9 @@
 """Labelled examples for probes: which token of which text carries which label."""
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -210,10 +210,14 @@ def _select_examples(
         per_class: largest number of examples per class.
         random: source of the sample.
     """
-    classes, rare = _frequent_and_rare_classes(task.name, candidates, documents)
-    notes = [_rare_classes_warning(task.name, rare, len(classes) + len(rare))] if rare else []
-    by_class = [[candidate for candidate in candidates if candidate.label == label] for label in classes]
-    sampled = [_sample(rows, per_class, random) for rows in by_class]
+    rows_of: dict[str, list[_LabelledToken]] = {}
+    for candidate in candidates:
+        rows_of.setdefault(candidate.label, []).append(candidate)
+    n_documents = {label: len({documents[row.text] for row in rows_of[label]}) for label in sorted(rows_of)}
+    classes = _frequent_classes(task.name, n_documents)
+    rare = [label for label, n in n_documents.items() if n < MIN_DOCUMENTS_PER_CLASS]
+    notes = [_rare_classes_warning(task.name, rare, len(n_documents))] if rare else []
+    sampled = [_sample(rows_of[label], per_class, random) for label in classes]
     rows = [row for class_rows in sampled for row in class_rows]
     examples = TaskExamples(
         task=task.name,
@@ -228,26 +232,21 @@ def _select_examples(
     return examples, notes
 
 
-def _frequent_and_rare_classes(
-    task: str, candidates: list[_LabelledToken], documents: tuple[int, ...]
-) -> tuple[tuple[str, ...], list[str]]:
-    """Return the classes that occur in enough documents, and the others, both in alphabetical order.
+def _frequent_classes(task: str, n_documents: Mapping[str, int]) -> tuple[str, ...]:
+    """Return the classes that occur in enough documents.
 
     Raises:
-        InputError: fewer than two classes occur in enough documents.
+        InputError: fewer than two do.
     """
-    documents_of: dict[str, set[int]] = {}
-    for candidate in candidates:
-        documents_of.setdefault(candidate.label, set()).add(documents[candidate.text])
-    classes = tuple(sorted(label for label, numbers in documents_of.items() if len(numbers) >= MIN_DOCUMENTS_PER_CLASS))
+    classes = tuple(label for label, n in n_documents.items() if n >= MIN_DOCUMENTS_PER_CLASS)
     if len(classes) < 2:
-        counts = [f"{label!r} in {len(numbers)}" for label, numbers in sorted(documents_of.items())[:6]]
+        counts = [f"{label!r} in {n}" for label, n in islice(n_documents.items(), 6)]
         raise InputError(
             f"probing {task!r} needs two classes that occur in at least {MIN_DOCUMENTS_PER_CLASS} documents, got"
             f" {', '.join(counts) or 'none'} (documents that share a text count as one); give more labelled text, or"
             " name another label with --label"
         )
-    return classes, sorted(set(documents_of) - set(classes))
+    return classes
 
 
 def _rare_classes_warning(task: str, rare: list[str], n_classes: int) -> str:

@@ -8,11 +8,11 @@ import warnings
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float, Float64, Int64
+from scipy.stats import rankdata
 
 from tl_distill_floor.annotations import ProbedActivation
 from tl_distill_floor.errors import InputError
-from tl_distill_floor.probing.auroc import column_auroc
 from tl_distill_floor.probing.examples import MIN_DOCUMENTS_PER_CLASS, TaskExamples
 from tl_distill_floor.results.probes import ProbeResult
 
@@ -164,3 +164,30 @@ def mean_class_auroc(probability: Float[np.ndarray, "example class"], label: Int
     auroc = column_auroc(probability, is_class)
     defined = ~np.isnan(auroc)
     return float(auroc[defined].mean()) if defined.any() else 0.5
+
+
+def column_auroc(
+    score: Float[np.ndarray, "example column"], positive: Bool[np.ndarray, "example column"]
+) -> Float64[np.ndarray, " column"]:
+    """Return the AUROC of each column: the probability that a positive example is scored above a negative one.
+
+    It equals `sklearn.metrics.roc_auc_score` of each column, computed from ranks (the Mann-Whitney U statistic), which
+    takes about a quarter of the time for thousands of columns. Ties count one half.
+
+    Args:
+        score: scores [example, column].
+        positive: which examples are positive in each column.
+
+    Returns:
+        AUROC [column], between 0 and 1; NaN where all examples or none are positive.
+
+    Example:
+        >>> column_auroc(np.array([[0.1], [0.4], [0.8]]), np.array([[False], [True], [True]]))
+        array([1.])
+    """
+    n_positive = positive.sum(0)
+    n_pairs = n_positive * (len(positive) - n_positive)
+    rank_sum = np.array([rankdata(score[:, i])[positive[:, i]].sum() for i in range(score.shape[1])])
+    u = rank_sum - n_positive * (n_positive + 1) / 2
+    auroc: np.ndarray = np.divide(u, n_pairs, out=np.full(len(u), np.nan), where=n_pairs > 0)
+    return auroc

@@ -1,6 +1,6 @@
 """Forecast what a student of some width still represents, as activations that can be probed."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -12,8 +12,7 @@ from tl_distill_floor.measuring.encoding import encode_tokens
 from tl_distill_floor.predicting.bottleneck_task import HiddenStates
 from tl_distill_floor.predicting.simulation import train_bottlenecks
 from tl_distill_floor.probing.activations import ActivationViews
-from tl_distill_floor.results.floor_prediction import FeatureFloorPrediction
-from tl_distill_floor.sources.teacher import Teacher
+from tl_distill_floor.probing.run_inputs import RunInputs
 
 
 def forecast_views(
@@ -49,28 +48,25 @@ def forecast_views(
     return ActivationViews(append_codes, split_views)
 
 
-def bottleneck_states(
-    floor: FeatureFloorPrediction, widths: Sequence[int], steps: int, device: str
-) -> dict[int, HiddenStates]:
+def bottleneck_states(inputs: RunInputs) -> dict[int, HiddenStates]:
     """Train a bottleneck student of each width; return its function from SAE codes to the hidden state.
 
-    Args:
-        floor: the prediction, whose statistics hold the codes.
-        widths: widths in dimensions.
-        steps: training steps.
-        device: torch device.
+    Returns:
+        The function of each width; empty if no bottleneck students are trained.
 
     Raises:
         InputError: see `train_bottlenecks`.
     """
+    if not inputs.trains_bottlenecks:
+        return {}
+    floor, widths, steps = inputs.floor, inputs.widths, inputs.config.bottleneck_steps
     sizes = np.array(widths, dtype=np.int64)
-    trained = train_bottlenecks(floor.stats, sizes, steps=steps, min_count=floor.min_count, device=device)
+    trained = train_bottlenecks(floor.stats, sizes, steps=steps, min_count=floor.min_count, device=inputs.device)
     return dict(zip(widths, trained.hidden_states(), strict=True))
 
 
-def teacher_views(
-    floor: FeatureFloorPrediction, teacher: Teacher, sae: SAE, widths: Sequence[int], hidden: Mapping[int, HiddenStates]
-) -> ActivationViews:
-    """Return the teacher's activation with the forecasts for some widths; see `forecast_views`."""
-    kept = {width: torch.from_numpy(floor.kept(width)) for width in widths}
-    return forecast_views(sae, floor.stats.d_model, int(teacher.model.cfg.n_heads), kept, hidden)
+def teacher_views(inputs: RunInputs, hidden: Mapping[int, HiddenStates]) -> ActivationViews:
+    """Return the teacher's activation with the forecasts for each width; see `forecast_views`."""
+    kept = {width: torch.from_numpy(inputs.floor.kept(width)) for width in inputs.widths}
+    n_heads = int(inputs.teacher.model.cfg.n_heads)
+    return forecast_views(inputs.source.sae, inputs.floor.stats.d_model, n_heads, kept, hidden)

@@ -3,7 +3,6 @@
 import dataclasses
 from collections.abc import Sequence
 from itertools import product
-from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float32
@@ -17,7 +16,6 @@ from tl_distill_floor.annotations import (
     TextLike,
     WidthsLike,
 )
-from tl_distill_floor.predicting.bottleneck_task import HiddenStates
 from tl_distill_floor.probing.activations import collect_activations
 from tl_distill_floor.probing.config import ProbeConfig
 from tl_distill_floor.probing.decodability import decodability
@@ -27,7 +25,6 @@ from tl_distill_floor.probing.run_inputs import MessageCounter, RunInputs, load_
 from tl_distill_floor.results.floor_prediction import FloorPrediction
 from tl_distill_floor.results.probes import Decodability, ProbeResult, Probes
 from tl_distill_floor.results.student import StudentResult
-from tl_distill_floor.sources.teachers import load_teacher
 from tl_distill_floor.sources.torch_state import neutral_torch_state
 
 
@@ -92,8 +89,7 @@ def probe_run(
         config=config,
         device=device,
     )
-    run = _ProbedRun(inputs, config)
-    steps = MessageCounter(progress, _count_steps(run))
+    steps = MessageCounter(progress, _count_steps(inputs, config))
     # Features come first: probes take longer, and the text may turn out to be too short.
     features: list[Decodability] = []
     if config.n_feature_tokens:
@@ -108,9 +104,10 @@ def probe_run(
             batch_size=config.batch_size,
             on_model_done=steps.advance,
         )
-    results = _probe_teacher(run, steps)
+    results = _probe_teacher(inputs, steps)
     for student in inputs.students:
-        results += _probe_student(run, student, steps)
+        activations, hook_name = inputs.student_activations(student), inputs.student_hook(student)
+        results += _fit_tasks(inputs, activations, student.name, "student", student.width, hook_name, steps)
     return Probes(
         teacher=inputs.teacher.name,
         hook_name=inputs.hook_name,
@@ -123,60 +120,38 @@ def probe_run(
     )
 
 
-class _ProbedRun(NamedTuple):
-    """What all probes of a run share, and how they are fitted."""
-
-    inputs: RunInputs
-    config: ProbeConfig
-
-    @property
-    def trains_bottlenecks(self) -> bool:
-        """Whether bottleneck students are trained."""
-        return self.inputs.floor.stats.codes is not None and self.config.bottleneck_steps > 0
-
-
-def _count_steps(run: _ProbedRun) -> int:
+def _count_steps(inputs: RunInputs, config: ProbeConfig) -> int:
     """Return the number of steps that `MessageCounter` will count."""
-    n_students = len(run.inputs.students)
-    n_forecasts = len(run.inputs.widths) * (2 if run.trains_bottlenecks else 1)
-    n_probes = len(run.inputs.examples.tasks) * (1 + n_students + n_forecasts)
-    n_decoded_models = 1 + n_students if run.config.n_feature_tokens else 0
-    return n_probes + int(run.trains_bottlenecks) + n_decoded_models
+    n_students = len(inputs.students)
+    n_forecasts = len(inputs.widths) * (2 if inputs.trains_bottlenecks else 1)
+    n_probes = len(inputs.examples.tasks) * (1 + n_students + n_forecasts)
+    n_decoded_models = 1 + n_students if config.n_feature_tokens else 0
+    return n_probes + int(inputs.trains_bottlenecks) + n_decoded_models
 
 
-def _probe_teacher(run: _ProbedRun, steps: MessageCounter) -> list[ProbeResult]:
+def _probe_teacher(inputs: RunInputs, steps: MessageCounter) -> list[ProbeResult]:
     """Probe the teacher's activation and the forecasts for each width."""
-    inputs = run.inputs
-    hidden: dict[int, HiddenStates] = {}
-    if run.trains_bottlenecks:
-        hidden = bottleneck_states(inputs.floor, inputs.widths, run.config.bottleneck_steps, inputs.device)
+    hidden = bottleneck_states(inputs)
+    if hidden:
         steps.advance("bottlenecks")
-    views = teacher_views(inputs.floor, inputs.teacher, inputs.source.sae, inputs.widths, hidden)
-    texts_per_pass = inputs.texts_per_pass(run.config.batch_size)
     activations = collect_activations(
-        inputs.teacher.model, inputs.hook_name, inputs.examples, views, batch_size=texts_per_pass
+        inputs.teacher.model,
+        inputs.hook_name,
+        inputs.examples,
+        teacher_views(inputs, hidden),
+        batch_size=inputs.texts_per_pass,
     )
     teacher, hook_name = inputs.teacher.name, inputs.hook_name
-    results = _fit_tasks(run, activations.pop("activation"), teacher, "teacher", None, hook_name, steps)
+    results = _fit_tasks(inputs, activations.pop("activation"), teacher, "teacher", None, hook_name, steps)
     kinds: tuple[ProbedActivation, ...] = ("kept", "bottleneck") if hidden else ("kept",)
     for kind, width in product(kinds, inputs.widths):
         forecast = activations[f"{kind} {width}"]
-        results += _fit_tasks(run, forecast, f"{kind} at {width}", kind, width, hook_name, steps)
+        results += _fit_tasks(inputs, forecast, f"{kind} at {width}", kind, width, hook_name, steps)
     return results
 
 
-def _probe_student(run: _ProbedRun, student: StudentResult, steps: MessageCounter) -> list[ProbeResult]:
-    """Probe a student's residual stream."""
-    assert student.path is not None
-    inputs = run.inputs
-    model = load_teacher(student.path, device=inputs.device).model
-    hook_name = inputs.student_hook(student)
-    activations = collect_activations(model, hook_name, inputs.examples, batch_size=run.config.batch_size)["activation"]
-    return _fit_tasks(run, activations, student.name, "student", student.width, hook_name, steps)
-
-
 def _fit_tasks(
-    run: _ProbedRun,
+    inputs: RunInputs,
     activations: Sequence[Float32[np.ndarray, "_ view"]],
     subject: str,
     kind: ProbedActivation,
@@ -186,8 +161,8 @@ def _fit_tasks(
 ) -> list[ProbeResult]:
     """Fit the probes of every task to one kind of activation."""
     results = []
-    for x, task in zip(activations, run.inputs.examples.tasks, strict=True):
-        scores = fit_probes(x, task, n_splits=run.config.n_splits, seed=run.config.seed)
+    for x, task in zip(activations, inputs.examples.tasks, strict=True):
+        scores = fit_probes(x, task, n_splits=inputs.config.n_splits, seed=inputs.config.seed)
         results.append(probe_result(task, scores, subject, kind, width, hook_name))
         steps.advance(f"{task.task} in {subject}")
     return results

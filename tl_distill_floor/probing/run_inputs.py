@@ -3,6 +3,9 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
+from jaxtyping import Float32
+
 from tl_distill_floor.annotations import (
     LabelsLike,
     ProgressMessageCallback,
@@ -14,6 +17,7 @@ from tl_distill_floor.distilling.planning.calibrate import check_students_teache
 from tl_distill_floor.distilling.students.layers import is_residual, student_hook
 from tl_distill_floor.measuring.reloading import load_measured_sae, load_measured_teacher
 from tl_distill_floor.predicting.checks import integer_widths
+from tl_distill_floor.probing.activations import collect_activations
 from tl_distill_floor.probing.config import ProbeConfig, SparseProbeConfig
 from tl_distill_floor.probing.examples import TokenizedExamples, tokenize_examples
 from tl_distill_floor.results.floor_prediction import FeatureFloorPrediction
@@ -22,7 +26,7 @@ from tl_distill_floor.sources.devices import device_of
 from tl_distill_floor.sources.labels import load_labels
 from tl_distill_floor.sources.saes import SaeSource
 from tl_distill_floor.sources.teacher import Teacher
-from tl_distill_floor.sources.teachers import choose_context_size, tokenizer_of
+from tl_distill_floor.sources.teachers import choose_context_size, load_teacher, tokenizer_of
 
 MAX_CODES = 2**26
 """Largest number of codes, tokens times features, that are computed at once: 256 MiB in fp32."""
@@ -42,6 +46,8 @@ class RunInputs(NamedTuple):
     """Saved students that did not diverge."""
     widths: tuple[int, ...]
     """Widths of the forecasts in rising order, each once."""
+    config: ProbeConfig | SparseProbeConfig
+    """How probes are fitted."""
     warnings: tuple[str, ...]
 
     @property
@@ -54,14 +60,27 @@ class RunInputs(NamedTuple):
         """Torch device of the teacher."""
         return str(device_of(self.teacher.model))
 
-    def texts_per_pass(self, batch_size: int) -> int:
-        """Return how many texts are encoded at once: `batch_size`, or fewer if the SAE has very many features."""
+    @property
+    def texts_per_pass(self) -> int:
+        """Texts that are encoded at once: those of a forward pass, or fewer if the SAE has very many features."""
         longest = max(len(ids) for ids in self.examples.ids)
-        return max(1, min(batch_size, MAX_CODES // (longest * len(self.floor.stats.decoder_norm))))
+        return max(1, min(self.config.batch_size, MAX_CODES // (longest * len(self.floor.stats.decoder_norm))))
+
+    @property
+    def trains_bottlenecks(self) -> bool:
+        """Whether bottleneck students are trained, as one of the forecasts."""
+        return self.floor.stats.codes is not None and self.config.bottleneck_steps > 0
 
     def student_hook(self, student: StudentResult) -> str:
         """Return the student's residual stream at the same relative depth as the teacher's hook point."""
         return student_hook(self.hook_name, int(self.teacher.model.cfg.n_layers), student.depth)
+
+    def student_activations(self, student: StudentResult) -> list[Float32[np.ndarray, "_ _"]]:
+        """Return a student's residual stream at the labelled examples [task][example, dimension]."""
+        assert student.path is not None
+        model = load_teacher(student.path, device=self.device).model
+        hook_name, batch_size = self.student_hook(student), self.config.batch_size
+        return collect_activations(model, hook_name, self.examples, batch_size=batch_size)["activation"]
 
 
 class MessageCounter:
@@ -120,6 +139,7 @@ def load_run_inputs(
         labelled=labelled_text.name,
         students=tuple(saved_students),
         widths=tuple(forecast_widths),
+        config=config,
         warnings=warnings,
     )
 

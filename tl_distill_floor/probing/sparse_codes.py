@@ -23,7 +23,7 @@ class TeacherExamples(NamedTuple):
     """[view][task] arrays [example, dimension]; for the views see `forecast_views`."""
 
 
-def collect_codes(inputs: RunInputs, hidden: Mapping[int, HiddenStates], batch_size: int) -> TeacherExamples:
+def collect_codes(inputs: RunInputs, hidden: Mapping[int, HiddenStates]) -> TeacherExamples:
     """Collect the teacher's codes, its activation, and the forecasts for each width.
 
     The codes of a text are their mean over tokens. A code is multiplied by the norm of the feature's decoder row, so
@@ -32,18 +32,14 @@ def collect_codes(inputs: RunInputs, hidden: Mapping[int, HiddenStates], batch_s
     Args:
         inputs: the teacher, the SAE, the examples and the widths.
         hidden: for each width, the function from codes to the bottleneck student's hidden state.
-        batch_size: largest number of texts per forward pass.
     """
     tasks, stats = inputs.examples.tasks, inputs.floor.stats
-    views = _with_codes(
-        teacher_views(inputs.floor, inputs.teacher, inputs.source.sae, inputs.widths, hidden), stats.d_model
-    )
+    views = _with_codes(teacher_views(inputs, hidden), stats.d_model)
     dense: dict[str, list[np.ndarray]] = {}
     codes: list[list[csr_array]] = [[] for _ in tasks]
     rows: list[list[np.ndarray]] = [[] for _ in tasks]
-    texts_per_pass = inputs.texts_per_pass(batch_size)
     for batch in pooled_batches(
-        inputs.teacher.model, inputs.hook_name, inputs.examples, views, batch_size=texts_per_pass
+        inputs.teacher.model, inputs.hook_name, inputs.examples, views, batch_size=inputs.texts_per_pass
     ):
         for name, view in batch.views.items():
             values = view.float().cpu().numpy()

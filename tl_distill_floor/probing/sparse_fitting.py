@@ -1,17 +1,26 @@
-"""Fit a logistic regression that separates a concept from the rest, and score it on test documents."""
+"""Fit the k-sparse probes of one concept, and their controls, on every split of the documents."""
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
+from scipy.sparse import csc_array, csr_array
 
 from tl_distill_floor.errors import InputError
-from tl_distill_floor.probing.auroc import column_auroc
+from tl_distill_floor.probing.concepts import ConceptExamples
+from tl_distill_floor.probing.config import SparseProbeConfig
 from tl_distill_floor.probing.examples import TaskExamples
-from tl_distill_floor.probing.fitting import MAX_ITERATIONS, PENALTIES, DocumentSplit, split_documents
-from tl_distill_floor.results.sparse_probes import ConceptScores
+from tl_distill_floor.probing.fitting import MAX_ITERATIONS, PENALTIES, DocumentSplit, column_auroc, split_documents
+from tl_distill_floor.probing.sparse_selection import (
+    RankedFeatures,
+    random_features,
+    rank_features,
+    shuffle_labels,
+    training_codes,
+)
+from tl_distill_floor.results.sparse_probes import ConceptScores, ScoresAtK
 
 MAX_NEWTON_COLUMNS = 64
 """Largest number of columns for Newton's method, whose steps need the matrix of second derivatives."""
@@ -27,6 +36,19 @@ class ProbeScores(NamedTuple):
     f1: float
     precision: float
     recall: float
+
+
+class SparseFits(NamedTuple):
+    """The k-sparse probes of one concept."""
+
+    columns: csc_array
+    """Codes of the concept's examples [example, feature]."""
+    positive: Bool[np.ndarray, " example"]
+    """Which examples have the concept."""
+    splits: Sequence[DocumentSplit]
+    ranked: list[RankedFeatures]
+    """[split] selected features."""
+    at: tuple[ScoresAtK, ...]
 
 
 def split_concept(examples: TaskExamples, n_splits: int, seed: int) -> list[DocumentSplit]:
@@ -48,6 +70,72 @@ def split_concept(examples: TaskExamples, n_splits: int, seed: int) -> list[Docu
             " without it among the training, the validation and the test documents; give more labelled text"
         )
     return splits
+
+
+def fit_sparse(
+    codes: csr_array,
+    concept: ConceptExamples,
+    splits: Sequence[DocumentSplit],
+    alive: Bool[np.ndarray, " feature"],
+    config: SparseProbeConfig,
+) -> SparseFits:
+    """Fit the probes of every number of features on every split, with shuffled labels and with random features.
+
+    Nothing is learned before the split: features are selected, codes are standardised and probes are fitted on training
+    documents, and the penalty is selected on validation documents. Shuffled labels stay in their part of the split.
+
+    Args:
+        codes: codes of the concept's examples [example, feature].
+        concept: the examples.
+        splits: splits of the documents, both classes in each part.
+        alive: which features can be selected.
+        config: options.
+
+    Raises:
+        InputError: fewer than `config.k` features fire on the training documents of a split.
+    """
+    positive, document = concept.examples.label == 1, concept.examples.document
+    columns = codes.tocsc()
+    names = ("selected", "shuffled", "random")
+    scores: dict[str, dict[int, list[ProbeScores]]] = {name: {k: [] for k in config.ks} for name in names}
+
+    def fit_ks(
+        name: str, features: Int64[np.ndarray, " k"], labels: Bool[np.ndarray, " example"], split: DocumentSplit
+    ) -> None:
+        x = columns[:, features].toarray().astype(np.float64)
+        for k in config.ks:
+            scores[name][k].append(fit_concept(x[:, :k], labels, split))
+
+    ranked = []
+    for number, split in enumerate(splits):
+        random = np.random.default_rng([config.seed, number])
+        training = training_codes(codes[split.train], alive, config.k)
+        ranked.append(rank_features(training, positive[split.train], config.k, config.selection))
+        fit_ks("selected", ranked[-1].feature, positive, split)
+        for _ in range(config.n_controls):
+            shuffled = np.empty_like(positive)
+            for part in split:
+                shuffled[part] = shuffle_labels(positive[part], document[part], random)
+            features, _ = rank_features(training, shuffled[split.train], config.k, config.selection)
+            fit_ks("shuffled", features, shuffled, split)
+            fit_ks("random", random_features(training, config.k, random), positive, split)
+    at = tuple(ScoresAtK(k, *(joined_scores(scores[name][k]) for name in names)) for k in config.ks)
+    return SparseFits(columns, positive, splits, ranked, at)
+
+
+def fit_remaining(fits: SparseFits, k: int, lost: Sequence[int]) -> ConceptScores:
+    """Fit the probes of the `k` selected features again, without those that a student loses.
+
+    Args:
+        fits: the probes of the concept.
+        k: number of features before some are left out.
+        lost: the features that the student loses.
+    """
+    scores = []
+    for split, ranked in zip(fits.splits, fits.ranked, strict=True):
+        features = ranked.feature[:k][~np.isin(ranked.feature[:k], lost)]
+        scores.append(fit_concept(fits.columns[:, features].toarray().astype(np.float64), fits.positive, split))
+    return joined_scores(scores)
 
 
 def fit_concept(

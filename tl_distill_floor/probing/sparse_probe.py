@@ -9,18 +9,20 @@ from jaxtyping import Float32
 
 from tl_distill_floor.annotations import LabelsLike, ProgressMessageCallback, SaeLike, TeacherLike, WidthsLike
 from tl_distill_floor.errors import InputError
-from tl_distill_floor.predicting.bottleneck_task import HiddenStates
 from tl_distill_floor.predicting.checks import integer_widths
-from tl_distill_floor.probing.activations import collect_activations
-from tl_distill_floor.probing.concept_features import FeatureFates, concept_features
-from tl_distill_floor.probing.concepts import ConceptExamples, concepts_of
+from tl_distill_floor.probing.concepts import ConceptExamples, FeatureFates, concept_features, concepts_of
 from tl_distill_floor.probing.config import SparseProbeConfig
 from tl_distill_floor.probing.fitting import DocumentSplit
 from tl_distill_floor.probing.forecasts import bottleneck_states
 from tl_distill_floor.probing.run_inputs import MessageCounter, RunInputs, load_run_inputs
 from tl_distill_floor.probing.sparse_codes import TeacherExamples, collect_codes
-from tl_distill_floor.probing.sparse_fitting import fit_concept, joined_scores, split_concept
-from tl_distill_floor.probing.sparse_scores import fit_remaining, fit_sparse
+from tl_distill_floor.probing.sparse_fitting import (
+    fit_concept,
+    fit_remaining,
+    fit_sparse,
+    joined_scores,
+    split_concept,
+)
 from tl_distill_floor.results.floor_prediction import FloorPrediction
 from tl_distill_floor.results.sparse_probes import (
     Concept,
@@ -31,7 +33,6 @@ from tl_distill_floor.results.sparse_probes import (
     enough_features,
 )
 from tl_distill_floor.results.student import StudentResult
-from tl_distill_floor.sources.teachers import load_teacher
 from tl_distill_floor.sources.torch_state import neutral_torch_state
 
 
@@ -104,10 +105,9 @@ def sparse_probe(
         device=device,
     )
     concepts, notes = _split_concepts(inputs, config)
-    trains_bottlenecks = floor.stats.codes is not None and config.bottleneck_steps > 0
-    n_steps = int(trains_bottlenecks) + 1 + len(inputs.students) + len(concepts)
+    n_steps = int(inputs.trains_bottlenecks) + 1 + len(inputs.students) + len(concepts)
     steps = MessageCounter(progress, n_steps)
-    activations = _collect(inputs, config, trains_bottlenecks, steps)
+    activations = _collect(inputs, steps)
     fates = FeatureFates(floor, inputs.widths)
     records = []
     for concept, splits in concepts:
@@ -155,22 +155,16 @@ def _split_concepts(
     return concepts, refused
 
 
-def _collect(
-    inputs: RunInputs, config: SparseProbeConfig, trains_bottlenecks: bool, steps: MessageCounter
-) -> _Activations:
+def _collect(inputs: RunInputs, steps: MessageCounter) -> _Activations:
     """Collect the codes and activations of the teacher, the forecasts and the students."""
-    hidden: dict[int, HiddenStates] = {}
-    if trains_bottlenecks:
-        hidden = bottleneck_states(inputs.floor, inputs.widths, config.bottleneck_steps, inputs.device)
+    hidden = bottleneck_states(inputs)
+    if hidden:
         steps.advance("bottlenecks")
-    teacher = collect_codes(inputs, hidden, config.batch_size)
+    teacher = collect_codes(inputs, hidden)
     steps.advance(inputs.teacher.name)
     students = []
     for student in inputs.students:
-        assert student.path is not None
-        model = load_teacher(student.path, device=inputs.device).model
-        views = collect_activations(model, inputs.student_hook(student), inputs.examples, batch_size=config.batch_size)
-        students.append((student, views["activation"]))
+        students.append((student, inputs.student_activations(student)))
         steps.advance(student.name)
     return _Activations(teacher, students)
 

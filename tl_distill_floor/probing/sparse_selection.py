@@ -21,6 +21,15 @@ class TrainingCodes(NamedTuple):
     """Standard deviation of each feature over the training examples."""
 
 
+class RankedFeatures(NamedTuple):
+    """The features that were selected on the training documents of one split."""
+
+    feature: Int64[np.ndarray, " k"]
+    """Indices in the SAE, the best first."""
+    score: Float64[np.ndarray, " k"]
+    """Difference between the classes; positive if the feature's mean is higher with the concept."""
+
+
 def training_codes(codes: csr_array, alive: Bool[np.ndarray, " feature"], k: int) -> TrainingCodes:
     """Find the features that can be selected, without looking at the labels.
 
@@ -45,7 +54,7 @@ def training_codes(codes: csr_array, alive: Bool[np.ndarray, " feature"], k: int
 
 def rank_features(
     training: TrainingCodes, positive: Bool[np.ndarray, " example"], k: int, selection: FeatureSelection
-) -> tuple[Int64[np.ndarray, " k"], Float64[np.ndarray, " k"]]:
+) -> RankedFeatures:
     """Rank features by how much their mean differs between the two classes of the training examples.
 
     Args:
@@ -55,17 +64,17 @@ def rank_features(
         selection: "mean-difference", or "correlation" to divide the difference by the standard deviation.
 
     Returns:
-        (features in falling order of the absolute score, the smaller index first among equal ones; their scores).
+        RankedFeatures: in falling order of the absolute score, the smaller index first among equal ones.
 
     Example:
-        >>> features, scores = rank_features(training, positive, 8, "mean-difference")  # doctest: +SKIP
+        >>> feature, score = rank_features(training, positive, 8, "mean-difference")  # doctest: +SKIP
     """
     contrast = np.where(positive, 1.0 / positive.sum(), -1.0 / (~positive).sum())
     score = (training.codes.T @ contrast)[training.candidates]
     if selection == "correlation":
         score = score / training.deviation[training.candidates]
     order = np.argsort(-np.abs(score), kind="stable")[:k]
-    return training.candidates[order], score[order]
+    return RankedFeatures(training.candidates[order], score[order])
 
 
 def random_features(training: TrainingCodes, k: int, random: np.random.Generator) -> Int64[np.ndarray, " k"]:

@@ -11,8 +11,7 @@ from tests.helpers.concepts import PlantedCodes, concept_examples, planted_codes
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.probing.config import SparseProbeConfig
 from tl_distill_floor.probing.fitting import DocumentSplit
-from tl_distill_floor.probing.sparse_fitting import fit_concept, split_concept
-from tl_distill_floor.probing.sparse_scores import SparseFits, fit_remaining, fit_sparse
+from tl_distill_floor.probing.sparse_fitting import SparseFits, fit_concept, fit_remaining, fit_sparse, split_concept
 from tl_distill_floor.results.sparse_probes import enough_features
 
 
