@@ -1,5 +1,6 @@
 """Figures of predictions, students and probes: what they contain, and that they can be saved."""
 
+import dataclasses
 import os
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import pytest
 
 from tests.helpers.records import stats_of
 from tl_distill_floor import Calibration, FloorPrediction, Probes, StudentResult, floor_from_stats, save_figure
-from tl_distill_floor.display.figure_style import log_spaced_ranks
+from tl_distill_floor.display.figure_style import error_bars, log_spaced_ranks
 from tl_distill_floor.display.figures import (
     capacities_figure,
     compared_floors_figure,
@@ -45,6 +46,32 @@ def test_floor_figure_shows_interval_and_critical_width(floor: FloorPrediction) 
     assert list(figure.data[1].y) == floor.theorem.tolist()
     assert f"d* = {floor.critical_width:.0f}" in figure.layout.annotations[0].text
     assert figure.layout.yaxis.title.text.startswith("squared error per token")
+
+
+def test_the_logarithmic_axis_shows_students_that_lose_more_than_predicted() -> None:
+    floor = floor_from_stats(stats_of(COST / 10, rate=0.02, cost_unit="nats"), [1, 2, 4])
+    losses = (1.0, 0.7, 0.4)
+    fit = fit_line(floor.independent, np.array(losses))
+    calibration = Calibration(
+        "made",
+        "",
+        "nats",
+        (1, 2, 4),
+        losses,
+        ("given",) * 3,
+        "independent",
+        {"independent": fit},
+        {"1/width": 0.1},
+        0.1,
+    )
+    figure = dataclasses.replace(floor, calibration=calibration).plot()
+    assert floor.independent.max() < 0.3
+    assert 10 ** figure.layout.yaxis.range[1] > max(losses)
+
+
+def test_error_bars_end_at_the_value_if_the_interval_does_not_hold_it() -> None:
+    bars = error_bars(np.array([2.0, 2.0, 2.0]), np.array([1.0, 2.5, np.nan]), np.array([4.0, 3.0, 1.5]))
+    assert bars == {"array": [2.0, 1.0, 0.0], "arrayminus": [1.0, 0.0, 0.0]}
 
 
 def test_costs_figure_shows_the_power_law(floor: FloorPrediction) -> None:

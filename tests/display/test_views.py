@@ -27,6 +27,7 @@ from tl_distill_floor import (
     toy,
 )
 from tl_distill_floor.display.as_json import comparison_json, floor_json
+from tl_distill_floor.display.comparison import comparison_table
 from tl_distill_floor.display.html import to_html
 from tl_distill_floor.display.student_tables import students_table
 from tl_distill_floor.display.views import FIGURES, TABLES, figure_of, table_of
@@ -179,6 +180,30 @@ def test_comparison_json_names_the_largest_floor(floor: FloorPrediction) -> None
     assert loaded["largest"] == [1, 1]
     curves = [each["feature_floor"] for each in loaded["predictions"]]
     assert curves == [floor.feature_floor.tolist(), larger.feature_floor.tolist()]
+
+
+def conclusion(costs: list[np.ndarray], hooks: list[str], unit: str = "nats") -> str:
+    """Return the sentences below the comparison of predictions for one width."""
+    floors = [
+        floor_from_stats(stats_of(cost, rate=0.05, cost_unit=unit, hook_name=hook), [1])
+        for cost, hook in zip(costs, hooks, strict=True)
+    ]
+    console = Console(width=1000, file=io.StringIO())
+    console.print(comparison_table(floors))
+    return console.file.getvalue()
+
+
+def test_comparison_says_what_the_differences_are_due_to() -> None:
+    costs = [COST, 2 * COST, 3 * COST]
+    assert "floors differ by a factor of up to 3. The order of the SAEs by floor is the same" in conclusion(
+        costs, ["blocks.1.hook_out"] * 3
+    )
+    layers = ["blocks.0.hook_out", "blocks.1.hook_out", "blocks.2.hook_out"]
+    assert "A student loses at least the largest floor of the layers" in conclusion(costs, layers)
+    assert "Squared errors at different layers cannot be compared" in conclusion(costs, layers, "mse")
+    mixed = conclusion(costs, [layers[0], layers[0], layers[1]])
+    assert "due to the SAEs and to their hook points; compare one SAE of each" in mixed
+    assert "is the same at every width" not in mixed
 
 
 def test_tables_and_text_become_html() -> None:

@@ -185,7 +185,7 @@ def test_is_shown_and_planned(floor: FloorPrediction) -> None:
     assert "expected" in [column.header for column in table.columns]  # type: ignore[attr-defined]
     assert "students of 9 teachers;" in str(explanation)
     assert floor_json(floor)["expected"] == floor.expected.tolist()  # type: ignore[union-attr]
-    assert "expected of a trained student (80 %)" in [trace.name for trace in floor.plot().data]
+    assert "expected, 80 %" in [trace.name for trace in floor.plot().data]
     assert expected_loss(floor, 8) == floor.expected_at(8, 0.8)
 
 

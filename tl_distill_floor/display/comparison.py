@@ -116,20 +116,25 @@ def _conclusion(floors: Sequence[FeatureFloorPrediction]) -> str:
     critical_widths = [floor.critical_width for floor in floors]
     curves = np.stack([floor.feature_floor for floor in floors])
     low, high = curves.min(0), curves.max(0)
-    positive = low > 0
-    factor = float((high[positive] / low[positive]).max()) if positive.any() else 1.0
-    ranges = (
-        f"d* is {min(critical_widths):.1f} to {max(critical_widths):.1f} dimensions; floors differ by a factor of up to"
-        f" {factor:.2g}."
-    )
-    if len({floor.stats.hook_name for floor in floors}) == len(floors):
-        if floors[0].unit == "mse":
-            advice = (
-                "Squared errors at different layers cannot be compared; use --cost fisher to find the layer that binds."
-            )
-        else:
-            advice = "A student loses at least the largest floor of the layers at its width: that layer binds."
-        return f"{ranges} {advice}"
-    orders = {tuple(np.argsort(-curves[:, i], kind="stable").tolist()) for i in range(curves.shape[1])}
-    same = "the same" if len(orders) == 1 else "not the same"
-    return f"{ranges} The order of the SAEs by floor is {same} at every width. These differences are due to the SAEs."
+    ranges = f"d* is {min(critical_widths):.1f} to {max(critical_widths):.1f} dimensions"
+    if (low > 0).any():
+        ranges += f"; floors differ by a factor of up to {(high[low > 0] / low[low > 0]).max():.2g}"
+        ranges += "" if (low > 0).all() else " where none is 0"
+    return f"{ranges}. {_reason_of_differences(floors)}"
+
+
+def _reason_of_differences(floors: Sequence[FeatureFloorPrediction]) -> str:
+    """Return what the differences between predictions are due to: their hook points, or the SAEs of one."""
+    n_hooks = len({floor.stats.hook_name for floor in floors})
+    if n_hooks == 1:
+        order = np.argsort([-floor.feature_floor for floor in floors], axis=0, kind="stable")
+        same = "the same" if (order == order[:, :1]).all() else "not the same"
+        return f"The order of the SAEs by floor is {same} at every width. These differences are due to the SAEs."
+    if floors[0].unit == "mse":
+        return "Squared errors at different layers cannot be compared; use --cost fisher to find the layer that binds."
+    if n_hooks < len(floors):
+        return (
+            "These differences are due to the SAEs and to their hook points; compare one SAE of each hook point to find"
+            " the layer that binds."
+        )
+    return "A student loses at least the largest floor of the layers at its width: that layer binds."

@@ -53,10 +53,13 @@ def log_spaced_ranks(n: int, n_points: int = MAX_POINTS) -> Int64[np.ndarray, " 
 
 
 def error_bars(values: np.ndarray, low: np.ndarray, high: np.ndarray) -> dict[str, list[float]]:
-    """Return plotly error bars from `low` to `high` around `values`; none where a bound is NaN."""
+    """Return plotly error bars from `low` to `high` around `values`.
+
+    There is none towards an end that is NaN or on the other side of its value.
+    """
     return {
-        "array": np.nan_to_num(np.abs(high - values)).tolist(),
-        "arrayminus": np.nan_to_num(np.abs(values - low)).tolist(),
+        "array": np.nan_to_num(np.maximum(high - values, 0.0)).tolist(),
+        "arrayminus": np.nan_to_num(np.maximum(values - low, 0.0)).tolist(),
     }
 
 
@@ -90,17 +93,17 @@ def add_band(
     )
 
 
-def add_loss_axis_switch(figure: go.Figure, lowest: float, highest: float) -> go.Figure:
+def add_loss_axis_switch(figure: go.Figure, lowest: float) -> go.Figure:
     """Make the vertical axis logarithmic, and add buttons that switch between a logarithmic and a linear axis.
 
     Args:
-        figure: the figure, which is changed.
+        figure: the figure with all of its curves, which is changed.
         lowest: smallest loss that the logarithmic axis shows, above 0.
-        highest: largest loss that it shows.
 
     Returns:
         The figure.
     """
+    highest = max(lowest, *(loss for curve in figure.data for loss in curve.y))
     bounds = [math.log10(lowest), math.log10(1.5 * highest)]
     logarithmic = {"yaxis.type": "log", "yaxis.range": bounds, "yaxis.autorange": False, "yaxis.dtick": 1}
     linear = {"yaxis.type": "linear", "yaxis.autorange": True, "yaxis.dtick": None}

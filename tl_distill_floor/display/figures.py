@@ -51,14 +51,15 @@ def save_figure(figure: go.Figure, path: str | Path) -> Path:
         >>> save_figure(FloorPrediction.load("runs/tiny-prose").plot(), "floor.svg")  # doctest: +SKIP
     """
     file = Path(path)
-    if file.suffix not in SUFFIXES:
+    suffix = file.suffix.lower()
+    if suffix not in SUFFIXES:
         raise InputError(f"a figure can be saved as {', '.join(SUFFIXES)}, got {file.name}")
     try:
-        if file.suffix == ".html":
+        if suffix == ".html":
             content = figure.to_html().encode()
         else:
             without_buttons = go.Figure(figure).update_layout(updatemenus=[])
-            content = without_buttons.to_image(file.suffix.removeprefix("."), width=800, height=500, scale=2)
+            content = without_buttons.to_image(suffix.removeprefix("."), width=800, height=500, scale=2)
     except Exception as error:  # kaleido and its browser raise errors of many types
         reason = reason_of(error).rstrip(" ,.:")
         raise InputError(
@@ -74,14 +75,13 @@ def floor_figure(floor: FeatureFloorPrediction) -> go.Figure:
     axis is logarithmic; buttons switch it.
     """
     figure = go.Figure()
-    highest = float(max(floor.independent.max(), floor.feature_floor.max(), floor.theorem.max(), 1e-300))
-    lowest = SMALLEST_SHOWN_SHARE * highest
+    largest = float(max(floor.independent.max(), floor.feature_floor.max(), floor.theorem.max(), 1e-300))
+    lowest = SMALLEST_SHOWN_SHARE * largest
     _add_feature_floors(figure, floor, lowest)
     if floor.expected is not None:
         narrower = [width for width in floor.widths.tolist() if width < floor.d_model]
         expected = [floor.expected_at(width, SHOWN_LEVEL) for width in narrower]
         add_expected(figure, narrower, expected)
-        highest = max([highest, *(loss.high for loss in expected)])
     if floor.unit == "nats":
         _add_bound_and_students(figure, floor)
     figure.add_vline(
@@ -93,7 +93,7 @@ def floor_figure(floor: FeatureFloorPrediction) -> go.Figure:
     figure.add_vline(floor.d_model, line_dash="dot", annotation_text="teacher", annotation_position="top left")
     title = f"Predicted loss of students of {escape_markup(floor.stats.model_name)}"
     apply_style(figure, title, "student width (dimensions)", loss_with_unit(floor.unit))
-    return add_loss_axis_switch(figure, lowest, highest)
+    return add_loss_axis_switch(figure, lowest)
 
 
 def _add_feature_floors(figure: go.Figure, floor: FeatureFloorPrediction, lowest: float) -> None:

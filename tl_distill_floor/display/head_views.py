@@ -10,6 +10,7 @@ from rich.text import Text
 from tl_distill_floor.display.figure_style import (
     BAND,
     COLOURS,
+    add_band,
     add_loss_axis_switch,
     apply_style,
     error_bars,
@@ -127,7 +128,7 @@ def prediction_figure(floor: FloorPrediction) -> go.Figure:
     apply_style(figure, title, "student width (dimensions)", loss_with_unit("nats"))
     if not widths:
         return figure
-    return add_loss_axis_switch(figure, 0.5 * float(bound.min()), max(loss.high for loss in expected))
+    return add_loss_axis_switch(figure, 0.5 * float(bound.min()))
 
 
 def add_expected(figure: go.Figure, widths: Sequence[int], expected: Sequence[PredictedLoss]) -> None:
@@ -138,15 +139,14 @@ def add_expected(figure: go.Figure, widths: Sequence[int], expected: Sequence[Pr
         widths: student widths, dimensions.
         expected: expected loss and 80 % interval at each width.
     """
-    edge = {"mode": "lines", "line": {"width": 0}, "showlegend": False, "hoverinfo": "skip"}
-    figure.add_scatter(x=list(widths), y=[loss.low for loss in expected], **edge)
-    figure.add_scatter(x=list(widths), y=[loss.high for loss in expected], fill="tonexty", fillcolor=BAND, **edge)
+    low, high = [loss.low for loss in expected], [loss.high for loss in expected]
+    add_band(figure, widths, low, high, BAND, "expected, 80 %")
     figure.add_scatter(
         x=list(widths),
         y=[loss.value for loss in expected],
         mode="lines+markers",
         line={"color": COLOURS["expected"], "width": 3},
-        name="expected of a trained student (80 %)",
+        name="expected of a trained student",
     )
 
 
