@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from tl_distill_floor import capacity, critical_width
-from tl_distill_floor.display.toy_figures import capacity_figure, predicted_against_reached_figure, toy_floor_figure
+from tl_distill_floor.display.toy_views import capacity_figure, predicted_against_reached_figure, toy_floor_figure
 
 
 def main() -> None:

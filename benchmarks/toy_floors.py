@@ -18,7 +18,7 @@ import torch
 from rich.console import Console
 
 from tl_distill_floor import critical_width, toy
-from tl_distill_floor.display.toy_tables import score_table
+from tl_distill_floor.display.toy_views import score_table
 from tl_distill_floor.storage.atomic import write_atomically
 
 MULTIPLES_OF_CRITICAL_WIDTH = np.array([0.25, 0.5, 0.8, 1.0, 1.2, 1.6, 2.2])

@@ -13,7 +13,7 @@ from rich.console import Console
 from tests.helpers.cli import refused, run
 from tests.helpers.probes import labelled_rows
 from tl_distill_floor import Probes, SparseProbes
-from tl_distill_floor.display.probe_tables import probes_table
+from tl_distill_floor.display.probe_views import probes_table
 
 FAST = ("--splits", 2, "--steps", 20, "--feature-tokens", 1280)
 

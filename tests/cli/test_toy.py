@@ -9,7 +9,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from tl_distill_floor.cli.app import app
-from tl_distill_floor.display.toy_tables import r2, score_table
+from tl_distill_floor.display.toy_views import r2, score_table
 from tl_distill_floor.predicting.toy_experiments import (
     ToyConfiguration,
     paper_configurations,

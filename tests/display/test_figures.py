@@ -18,9 +18,9 @@ from tl_distill_floor.display.figures import (
     critical_widths_figure,
     growth_figure,
 )
-from tl_distill_floor.display.probe_figures import decodability_figure, retention_figure
-from tl_distill_floor.display.student_figures import calibration_figure, learning_figure
-from tl_distill_floor.display.toy_figures import capacity_figure, predicted_against_reached_figure, toy_floor_figure
+from tl_distill_floor.display.probe_views import decodability_figure, retention_figure
+from tl_distill_floor.display.student_views import calibration_figure, learning_figure
+from tl_distill_floor.display.toy_views import capacity_figure, predicted_against_reached_figure, toy_floor_figure
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.theory.regression import fit_line
 
@@ -142,7 +142,7 @@ def test_probe_figures_show_retention_and_decodability(probes: Probes) -> None:
     students, kept = figure.data
     assert (list(students.x), list(students.y)) == ([8], [50.0])  # (0.7 - 0.5) / (0.9 - 0.5)
     assert (list(kept.x), list(kept.y)) == ([4, 8], [25.0, 65.0])
-    assert "solid: students, dot: features kept" in figure.layout.title.text
+    assert "solid: student, dot: features kept" in figure.layout.title.text
     boxes = decodability_figure(probes.features).data
     assert [(box.name, list(box.x), list(box.median)) for box in boxes] == [
         ("kept", ["width8"], [0.9]),

@@ -29,7 +29,7 @@ from tl_distill_floor import (
 from tl_distill_floor.display.as_json import comparison_json, floor_json
 from tl_distill_floor.display.comparison import comparison_table
 from tl_distill_floor.display.html import to_html
-from tl_distill_floor.display.student_tables import students_table
+from tl_distill_floor.display.student_views import students_table
 from tl_distill_floor.display.views import FIGURES, TABLES, figure_of, table_of
 from tl_distill_floor.predicting.lost_features import lost_features, one_feature
 from tl_distill_floor.results.record_files import Displayable

@@ -17,7 +17,7 @@ def calibrate(
 ) -> None:
     """Compare the prediction with distilled students, and fit the students' loss as a linear function of it."""
     from tl_distill_floor.cli.run_directory import load_prediction
-    from tl_distill_floor.display.student_tables import calibration_table
+    from tl_distill_floor.display.student_views import calibration_table
     from tl_distill_floor.distilling.planning.calibrate import calibrate as fit_students
     from tl_distill_floor.results.student import load_students
     from tl_distill_floor.storage.io_errors import COPY_ADVICE

@@ -247,7 +247,7 @@ def distill(
     if as_json:
         print_json([dataclasses.asdict(student) for student in students])
         return
-    from tl_distill_floor.display.student_tables import students_table
+    from tl_distill_floor.display.student_views import students_table
 
     note = f"Saved in {directory / 'students'}. Next: tl-floor calibrate {directory}"
     print_result(students_table(students), note)

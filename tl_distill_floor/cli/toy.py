@@ -42,7 +42,7 @@ def toy(
     debug: DebugOption = False,  # noqa: ARG001
 ) -> None:
     """Train toy models of superposition and compare the floors that they reach with every prediction."""
-    from tl_distill_floor.display.toy_tables import score_table, toy_table
+    from tl_distill_floor.display.toy_views import score_table, toy_table
     from tl_distill_floor.predicting.toy_experiments import (
         ToyConfiguration,
         paper_configurations,

@@ -7,7 +7,6 @@ import numpy as np
 import plotly.graph_objects as go
 
 from tl_distill_floor.annotations import WidthsLike
-from tl_distill_floor.display.feature_figures import sorted_costs_figure
 from tl_distill_floor.display.figure_style import (
     COLOURS,
     CYCLE,
@@ -20,6 +19,7 @@ from tl_distill_floor.display.figure_style import (
     log_spaced_ranks,
 )
 from tl_distill_floor.display.head_views import SHOWN_LEVEL, add_expected, add_students
+from tl_distill_floor.display.measurement_views import sorted_costs_figure
 from tl_distill_floor.display.units import loss_with_unit
 from tl_distill_floor.errors import InputError, reason_of
 from tl_distill_floor.results.floor_prediction import FeatureFloorPrediction

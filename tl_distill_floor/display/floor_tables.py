@@ -9,7 +9,7 @@ from rich.text import Text
 
 from tl_distill_floor.annotations import CostUnit
 from tl_distill_floor.display.head_views import SHOWN_LEVEL, calibration_sentences, expected_sentence
-from tl_distill_floor.display.measurement_tables import format_l0
+from tl_distill_floor.display.measurement_views import format_l0
 from tl_distill_floor.display.tables import key_value_table, plain_table, warning_lines
 from tl_distill_floor.display.units import LONG_UNIT, SHORT_UNIT, STUDENT_LOSS
 from tl_distill_floor.results.expected_loss import LossPredictor

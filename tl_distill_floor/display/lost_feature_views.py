@@ -1,8 +1,9 @@
-"""The features that a student loses, and one feature over several widths, as rich tables and as JSON values."""
+"""The features that a student loses, and one feature over several widths, as rich tables, figures and JSON values."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+import plotly.graph_objects as go
 from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, Group, RenderableType
 from rich.measure import Measurement
@@ -11,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tl_distill_floor.display.escaping import escape_control
+from tl_distill_floor.display.figure_style import COLOURS, apply_style, escape_markup
 from tl_distill_floor.display.tables import key_value_table, plain_table
 from tl_distill_floor.display.units import LONG_UNIT
 from tl_distill_floor.results.lost_features import FeatureAtWidth, FeatureContext, LostFeatures, OneFeature
@@ -76,6 +78,45 @@ def feature_table(one_feature: OneFeature) -> RenderableType:
     note = promoted_note(one_feature.at)
     notes = [] if note is None else [Text(note, style="dim")]
     return Group(properties, Text(), _width_table(one_feature), Text(), contexts, *notes)
+
+
+def lost_features_figure(lost_features: LostFeatures) -> go.Figure:
+    """Return the cost of each of the most costly lost features as a bar, and the part of it that is lost."""
+    shown = lost_features.shown
+    names = [f"feature {feature.feature}" for feature in shown]
+    figure = go.Figure()
+    figure.add_bar(x=names, y=[feature.cost for feature in shown], marker={"color": COLOURS["simulated"]}, name="cost")
+    lost_cost = [feature.cost * feature.lost_share for feature in shown]
+    figure.add_bar(x=names, y=lost_cost, marker={"color": COLOURS["theorem"]}, name="lost")
+    figure.update_layout(barmode="overlay")
+    title = (
+        f"Features that a student of {escape_markup(lost_features.model_name)} of width {lost_features.width:,} loses"
+    )
+    return apply_style(figure, title, "", f"cost ({LONG_UNIT[lost_features.unit]})")
+
+
+def one_feature_figure(one_feature: OneFeature) -> go.Figure:
+    """Return the capacity of one feature and the part of its cost that is lost, against the student width."""
+    widths = list(one_feature.widths)
+    figure = go.Figure()
+    figure.add_scatter(
+        x=widths,
+        y=[at.capacity for at in one_feature.at],
+        mode="lines+markers",
+        line={"color": COLOURS["simulated"]},
+        name="capacity (dimensions)",
+    )
+    figure.add_scatter(
+        x=widths,
+        y=[at.lost_share for at in one_feature.at],
+        mode="lines+markers",
+        line={"color": COLOURS["theorem"]},
+        name="share of its cost that is lost",
+    )
+    if one_feature.survives_from is not None:
+        figure.add_vline(one_feature.survives_from, line_dash="dash", annotation_text="survives from here")
+    title = f"Feature {one_feature.at[0].feature} of {escape_markup(one_feature.sae_name)}"
+    return apply_style(figure, title, "student width (dimensions)", "capacity, share lost")
 
 
 def lost_json(lost_features: LostFeatures) -> dict[str, Any]:
@@ -211,8 +252,8 @@ def _join_tokens(tokens: tuple[str, ...]) -> str:
 
 
 def _percent(share: float) -> str:
-    """Return a share in percent with three significant digits, or one for very small shares."""
-    return f"{100 * share:.3g}%" if share >= 1e-5 else f"{100 * share:.0e}%"
+    """Return a share in percent with three significant digits."""
+    return f"{100 * share:.3g}%"
 
 
 def _share_of(cost: float, total: float) -> str:

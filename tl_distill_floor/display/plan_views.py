@@ -7,17 +7,14 @@ import plotly.graph_objects as go
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from tl_distill_floor.annotations import CostUnit
 from tl_distill_floor.display.figure_style import COLOURS, CYCLE, apply_style, escape_markup
 from tl_distill_floor.display.tables import key_value_table, plain_table, warning_lines
-from tl_distill_floor.display.units import LONG_UNIT, SHORT_UNIT, STUDENT_LOSS
+from tl_distill_floor.display.units import AXIS_UNIT, SHORT_UNIT, STUDENT_LOSS
 from tl_distill_floor.results.byte_sizes import format_bytes
 from tl_distill_floor.results.pilots import Pilots
 from tl_distill_floor.results.plan import Candidate, Plan
 from tl_distill_floor.theory.regression import PredictedLoss
 
-AXIS_UNIT: dict[CostUnit, str] = {"nats": LONG_UNIT["nats"], "mse": "squared error per token"}
-"""Unit of the losses of a plan, which may be of several hook points."""
 TASK_SCORES = "A distillation loss alone does not predict task scores: test the trained student on your own tasks."
 
 

@@ -20,8 +20,7 @@ from tl_distill_floor.display.figures import (
 from tl_distill_floor.display.floor_tables import measured_table, widths_table
 from tl_distill_floor.display.head_views import SHOWN_LEVEL, prediction_figure, prediction_table
 from tl_distill_floor.display.lost_feature_views import lost_summary, promoted_note
-from tl_distill_floor.display.probe_figures import decodability_figure, retention_figure, sparse_probes_figure
-from tl_distill_floor.display.probe_tables import probes_table
+from tl_distill_floor.display.probe_views import decodability_figure, probes_table, retention_figure
 from tl_distill_floor.display.report_page import (
     PageFeature,
     Section,
@@ -30,9 +29,13 @@ from tl_distill_floor.display.report_page import (
     render_page,
 )
 from tl_distill_floor.display.run_parts import RunParts
-from tl_distill_floor.display.sparse_probe_tables import sparse_probes_table
-from tl_distill_floor.display.student_figures import calibration_figure, learning_figure
-from tl_distill_floor.display.student_tables import calibration_table, students_table
+from tl_distill_floor.display.sparse_probe_views import sparse_probes_figure, sparse_probes_table
+from tl_distill_floor.display.student_views import (
+    calibration_figure,
+    calibration_table,
+    learning_figure,
+    students_table,
+)
 from tl_distill_floor.display.tables import warning_lines
 from tl_distill_floor.display.units import LONG_UNIT
 from tl_distill_floor.errors import InputError

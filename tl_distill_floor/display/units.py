@@ -9,6 +9,8 @@ LONG_UNIT: dict[CostUnit, str] = {
     "mse": "squared error per token, summed over the dimensions of the hook point",
 }
 """For sentences and axes."""
+AXIS_UNIT: dict[CostUnit, str] = {"nats": LONG_UNIT["nats"], "mse": "squared error per token"}
+"""For axes with losses of several hook points."""
 STUDENT_LOSS = "KL(teacher ‖ student)"
 """Loss of a student, with its direction."""
 

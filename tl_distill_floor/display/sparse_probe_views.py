@@ -1,18 +1,23 @@
-"""k-sparse probes as rich tables: scores over K with their controls, and a sentence for each concept."""
+"""k-sparse probes as rich tables, a figure, and a sentence for each concept."""
 
 import math
 from collections.abc import Sequence
 
 import numpy as np
+import plotly.graph_objects as go
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from tl_distill_floor.display.figure_style import CYCLE, apply_style, escape_markup
 from tl_distill_floor.display.tables import format_number, plain_table, warning_lines
 from tl_distill_floor.results.sparse_probes import Concept, ConceptAtWidth, ConceptFeature, ConceptScores, SparseProbes
 
 MAX_NAMED = 8
 """Number of features that a sentence names at most."""
+
+DENSE = "dense"
+"""Place of the dense probe next to the numbers of features."""
 
 
 def sparse_probes_table(probes: SparseProbes) -> RenderableType:
@@ -32,6 +37,35 @@ def sparse_probes_table(probes: SparseProbes) -> RenderableType:
         Text(_forecast_errors(probes)),
         warning_lines(probes.warnings),
     )
+
+
+def sparse_probes_figure(probes: SparseProbes) -> go.Figure:
+    """Return the AUROC of each concept over the number of features, with its controls and its dense probe."""
+    figure = go.Figure()
+    for number, concept in enumerate(probes.concepts):
+        name, colour = escape_markup(concept.name), CYCLE[number % len(CYCLE)]
+        ks = [str(at.k) for at in concept.at]
+        curves = {
+            "solid": [*(at.selected.mean_auroc for at in concept.at), concept.dense.mean_auroc],
+            "dash": [at.random.mean_auroc for at in concept.at],
+            "dot": [at.shuffled.mean_auroc for at in concept.at],
+        }
+        for dash, auroc in curves.items():
+            is_selected = dash == "solid"
+            figure.add_scatter(
+                x=[*ks, DENSE] if is_selected else ks,
+                y=[round(value, 4) for value in auroc],
+                mode="lines+markers",
+                line={"color": colour, "dash": dash, "width": 2 if is_selected else 1.2},
+                marker={"size": 7 if is_selected else 4},
+                legendgroup=name,
+                showlegend=is_selected,
+                name=name,
+            )
+    figure.add_hline(0.5, line_dash="dot", line_color="grey")
+    figure.update_xaxes(type="category")
+    title = "k-sparse probes (solid: selected features, dash: random features, dot: shuffled labels)"
+    return apply_style(figure, title, "number of features K", "AUROC")
 
 
 def concept_sentence(concept: Concept) -> str:

@@ -10,10 +10,9 @@ from rich.console import Console
 from tests.helpers.probes import concept_scores, sparse_probes
 from tests.helpers.records import stats_of
 from tl_distill_floor import floor_from_stats
-from tl_distill_floor.display.probe_figures import sparse_probes_figure
 from tl_distill_floor.display.report_sections import report_html
 from tl_distill_floor.display.run_parts import load_run_parts
-from tl_distill_floor.display.sparse_probe_tables import concept_sentence, sparse_probes_table
+from tl_distill_floor.display.sparse_probe_views import concept_sentence, sparse_probes_figure, sparse_probes_table
 
 COLD, KEPT = sparse_probes().concepts
 
