@@ -13,6 +13,7 @@ from tests.helpers.cli import refused, run
 from tl_distill_floor import InputError, __version__
 from tl_distill_floor.cli.app import app
 from tl_distill_floor.cli.layers import parse_layers, sae_of_each_layer
+from tl_distill_floor.cli.options import default_run_directory
 from tl_distill_floor.cli.output import print_json, print_result
 from tl_distill_floor.cli.processes import is_first_process, local_device
 from tl_distill_floor.cli.progress import Bar, StagedProgress, progress_bar
@@ -43,6 +44,14 @@ def test_every_option_is_explained_in_80_columns(command: str, monkeypatch: pyte
     assert max(map(len, result.stdout.splitlines())) <= 80
     parameters = typer.main.get_group(app).commands[command].params
     assert [parameter.name for parameter in parameters if not parameter.help] == []
+
+
+def test_a_run_is_named_after_its_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my-model" / "logs").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "my-model" / "logs")
+    names = [default_run_directory(model).name for model in ("owner/name", "../tiny.gguf", "..", "./", "/")]
+    assert names == ["name", "tiny", "my-model", "logs", "model"]
+    assert default_run_directory("gpt2", 4) == Path("runs/gpt2-layer4")
 
 
 @pytest.mark.parametrize(

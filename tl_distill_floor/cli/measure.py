@@ -128,10 +128,15 @@ def measure(
     loading = LoadConfig(context_size=context_size, batch_size=batch_size, device=device, dtype=dtype)
     predicting = PredictConfig(steps=steps, head=head, min_count=min_count, seed=seed)
     if no_sae:
-        if sae is not None or layer is not None or sae_format is not None:
-            raise InputError("--no-sae measures no layer; leave out --sae, --sae-format and --layer")
-        if cost != "fisher":
-            raise InputError(f"--no-sae measures losses in nats and no feature; leave out --cost {cost}")
+        no_effect = {
+            "--layer": layer is not None, "--sae": sae is not None, "--sae-format": sae_format is not None,
+            f"--cost {cost}": cost != "fisher", "--cost-tokens": cost_tokens != COST_TOKENS, "--samples": samples != 1,
+            "--min-count": min_count != 1, "--no-head": not head,
+        }  # fmt: skip
+        if given := [option for option, is_given in no_effect.items() if is_given]:
+            raise InputError(
+                f"--no-sae measures no feature, and predicts from the head floor alone; leave out {', '.join(given)}"
+            )
         measure_without_sae(
             out or default_run_directory(model, None),
             model,

@@ -1,5 +1,6 @@
 """Arguments and options that several commands share."""
 
+import os
 import re
 from pathlib import Path
 from typing import Annotated, Literal, TypeAlias
@@ -135,8 +136,8 @@ def with_format(sae: str | None, sae_format: str | None) -> str | FormattedSae |
 
 
 def short_name(model: str) -> str:
-    """Return the last part of a model's name or path, without `.gguf`."""
-    return Path(model).name.removesuffix(".gguf") or "model"
+    """Return the last part of a model's name or path, without `.gguf`; of "." the directory's name."""
+    return Path(os.path.abspath(model)).name.removesuffix(".gguf") or "model"
 
 
 def default_run_directory(model: str, layer: int | None = None) -> Path:

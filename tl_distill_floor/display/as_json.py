@@ -15,22 +15,9 @@ from tl_distill_floor.theory.power_law import PowerLaw
 FEATURE_CURVES = ("theorem", "independent", "simulated", "feature_floor", "additive", "structure_gain")
 """Losses at each width that depend on features."""
 FEATURE_KEYS = (
-    *(
-        "hook",
-        "sae",
-        "n_cost_tokens",
-        "n_features",
-        "alpha",
-        "capacity",
-        "critical_width",
-        "teacher_floor",
-        "l0",
-        "expected_l0",
-        "fvu",
-    ),
-    *FEATURE_CURVES,
-    *("power_law", "tail_loss", "growth"),
-)
+    "hook", "sae", "n_cost_tokens", "n_features", "alpha", "capacity", "critical_width", "teacher_floor", "l0",
+    "expected_l0", "fvu", *FEATURE_CURVES, "power_law", "tail_loss", "growth",
+)  # fmt: skip
 """Keys that are null if the teacher was measured without an SAE."""
 SAMPLING_INTERVALS = ("n_features_interval", "alpha_interval", "critical_width_interval")
 """Fields of a prediction with an interval; the keys of the JSON object lack the suffix."""
