@@ -73,6 +73,7 @@ def test_a_run_without_students_gets_forecasts(
         (("--sae", "missing"), "missing"),
         (("--widths", "eight"), "widths must be positive integers"),
         (("--steps", "1"), "the steps must be 0 or at least 2"),
+        (("--students", "nowhere"), "nowhere holds no students; distil some with tl-floor distill --out nowhere"),
         (("--feature-tokens", "40"), "set --feature-tokens higher"),
         (("--text", "missing.txt"), "no text file at missing.txt"),
     ],

@@ -148,6 +148,10 @@ def test_page_names_a_missing_part_and_shows_the_rest(
     assert ("Learning curves" in page) == (part != "students")
 
 
+def test_a_named_directory_without_students_is_refused(complete: Path) -> None:
+    assert "nowhere holds no students" in refused(run("report", complete, "--students", "nowhere"))
+
+
 def test_page_names_damaged_parts(complete: Path, probes: Probes, tmp_path: Path) -> None:
     shutil.copytree(with_probes(complete, probes), tmp_path / "run")
     (tmp_path / "run" / "probes.json").write_text("{")

@@ -1,4 +1,4 @@
-"""Tables on narrow consoles."""
+"""Tables on narrow consoles, and formatted numbers."""
 
 import io
 
@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tl_distill_floor.cli.output import print_result
-from tl_distill_floor.display.tables import plain_table, shrink_widths
+from tl_distill_floor.display.tables import format_share, plain_table, shrink_widths
 
 
 def table_of_losses() -> Table:
@@ -73,3 +73,7 @@ def test_only_names_of_columns_that_may_be_folded_are_broken_within_words() -> N
         "blocks.1.hook_re     104.3 (103.5 to",
         "sid_post                      105.0)",
     ]
+
+
+def test_a_small_share_is_not_rounded_to_0() -> None:
+    assert [format_share(share) for share in (0.0, 0.12345, 3e-6, 1.0)] == ["0%", "12.3%", "0.0003%", "100%"]

@@ -108,6 +108,15 @@ def test_rejects_students_of_another_teacher(function: Any, floor: Any, bridge: 
         function(floor, bridge, sae, labelled_rows(), labels=["half"], students=[student])
 
 
+def test_students_that_were_not_saved_are_named(floor: Any, bridge: Any, sae: Any) -> None:
+    student = StudentResult("width8", floor.model_name, 8, 2, 100, (10,), (0.5,), 0.5, (0.0, 0.5), "under-trained", 50)
+    probes = sparse_probe(
+        floor, bridge, sae, labelled_rows(), labels=["half"], students=[student], widths=[8], config=QUICK
+    )
+    assert "not saved, and not probed: width8 (distil with out=DIRECTORY)" in probes.warnings
+    assert probes.concepts[0].widths[0].students == ()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -5,7 +5,6 @@ import dataclasses
 from tl_distill_floor.cli.errors import report_errors
 from tl_distill_floor.cli.options import DebugOption, JsonOption, RunArgument, StudentsOption
 from tl_distill_floor.cli.output import print_json, print_result
-from tl_distill_floor.errors import InputError
 
 
 @report_errors
@@ -24,11 +23,7 @@ def calibrate(
     from tl_distill_floor.storage.locks import lock_directory
 
     with lock_directory(run, COPY_ADVICE):
-        floor, results = load_prediction(run), load_students(students or run)
-        if not results:
-            directory = students or run
-            raise InputError(f"{directory} holds no students; distil some with tl-floor distill --out {directory}")
-        calibration = fit_students(floor, results)
+        calibration = fit_students(load_prediction(run), load_students(students or run, required=True))
         calibration.save(run)
     if as_json:
         print_json(dataclasses.asdict(calibration))

@@ -159,7 +159,8 @@ def probe(
         from tl_distill_floor.probing.sparse_probe import sparse_probe
 
         floor, source = load_floor(run), with_format(sae, sae_format)
-        forecast_widths, trained = parse_widths(widths), load_students(students or run)
+        forecast_widths = parse_widths(widths)
+        trained = load_students(students or run, required=students is not None)
         probes: Probes | SparseProbes
         if sparse is None:
             probes = probe_run(

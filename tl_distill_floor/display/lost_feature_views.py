@@ -13,7 +13,7 @@ from rich.text import Text
 
 from tl_distill_floor.display.escaping import escape_control
 from tl_distill_floor.display.figure_style import COLOURS, apply_style, escape_markup
-from tl_distill_floor.display.tables import key_value_table, plain_table
+from tl_distill_floor.display.tables import format_share, key_value_table, plain_table
 from tl_distill_floor.display.units import LONG_UNIT
 from tl_distill_floor.results.lost_features import FeatureAtWidth, FeatureContext, LostFeatures, OneFeature
 
@@ -61,6 +61,11 @@ def promoted_note(features: Sequence[FeatureAtWidth]) -> str | None:
     return f"The promoted tokens of {subject} were not computed; add --promoted (in Python, call add_promoted_tokens)."
 
 
+def join_tokens(tokens: Sequence[str]) -> str:
+    """Return tokens in one line, with control characters escaped."""
+    return " · ".join(escape_control(token.strip() or token) for token in tokens)
+
+
 def feature_table(one_feature: OneFeature) -> RenderableType:
     """Return everything that is known about one feature."""
     first = one_feature.at[0]
@@ -68,9 +73,9 @@ def feature_table(one_feature: OneFeature) -> RenderableType:
         ("feature", f"{first.feature:,} of {one_feature.sae_name}"),
         ("rank", f"{first.rank:,} of {one_feature.n_features:,} alive features by cost"),
         ("cost", f"{first.cost:.4g} ({LONG_UNIT[one_feature.unit]}){_share_of(first.cost, one_feature.total_cost)}"),
-        ("fires on", f"{_percent(first.firing_rate)} of the tokens"),
+        ("fires on", f"{format_share(first.firing_rate)} of the tokens"),
         ("survives", _survival(one_feature)),
-        ("promotes", _join_tokens(first.promoted or ())),
+        ("promotes", join_tokens(first.promoted or ())),
         ("address", first.neuronpedia or ""),
     ]
     contexts = _context_table(first) if first.contexts else NO_CONTEXTS
@@ -151,7 +156,7 @@ class ContextCell(NamedTuple):
         if self.context is not None:
             yield _cut_context(self.context, options.max_width)
         if self.promoted:
-            line = _cut_end(f"→ {_join_tokens(self.promoted)}", options.max_width)
+            line = _cut_end(f"→ {join_tokens(self.promoted)}", options.max_width)
             yield Text(line, style="dim", no_wrap=True)
 
     def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
@@ -171,7 +176,7 @@ def _feature_rows(features: tuple[FeatureAtWidth, ...]) -> Table:
             f"{feature.rank:,}",
             Text(str(feature.feature), style=Style(link=feature.neuronpedia)),
             f"{feature.cost:.3g}",
-            _percent(feature.firing_rate),
+            format_share(feature.firing_rate),
             f"{feature.capacity:.2f}",
             f"{feature.lost_share:.0%}",
         )
@@ -247,17 +252,8 @@ def _cut_start(text: str, n_cells: int) -> str:
     return _cut_end(text[::-1], n_cells)[::-1]
 
 
-def _join_tokens(tokens: tuple[str, ...]) -> str:
-    return " · ".join(escape_control(token.strip() or token) for token in tokens)
-
-
-def _percent(share: float) -> str:
-    """Return a share in percent with three significant digits."""
-    return f"{100 * share:.3g}%"
-
-
 def _share_of(cost: float, total: float) -> str:
-    return f", {_percent(cost / total)} of all" if total > 0 else ""
+    return f", {format_share(cost / total)} of all" if total > 0 else ""
 
 
 def _measurement_json(record: LostFeatures | OneFeature) -> dict[str, Any]:

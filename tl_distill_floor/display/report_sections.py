@@ -1,6 +1,7 @@
 """The sections and figures of a report."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 import plotly.graph_objects as go
@@ -19,7 +20,7 @@ from tl_distill_floor.display.figures import (
 )
 from tl_distill_floor.display.floor_tables import measured_table, widths_table
 from tl_distill_floor.display.head_views import SHOWN_LEVEL, prediction_figure, prediction_table
-from tl_distill_floor.display.lost_feature_views import lost_summary, promoted_note
+from tl_distill_floor.display.lost_feature_views import join_tokens, lost_summary, promoted_note
 from tl_distill_floor.display.probe_views import decodability_figure, probes_table, retention_figure
 from tl_distill_floor.display.report_page import (
     PageFeature,
@@ -36,7 +37,7 @@ from tl_distill_floor.display.student_views import (
     learning_figure,
     students_table,
 )
-from tl_distill_floor.display.tables import warning_lines
+from tl_distill_floor.display.tables import format_share, warning_lines
 from tl_distill_floor.display.units import LONG_UNIT
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.results.floor_prediction import FeatureFloorPrediction
@@ -147,7 +148,7 @@ def report_summary(parts: RunParts) -> str:
     stats, middle = floor.stats, len(floor.widths) // 2
     width = int(floor.widths[middle])
     low, high = floor.sampling_interval[middle]
-    interval = f" (sampling, 95 %: {low:.3g} to {high:.3g})" if high == high else ""
+    interval = f" (sampling, 95 %: {low:.3g} to {high:.3g})" if not math.isnan(high) else ""
     expected = f"loses about {floor.feature_floor[middle]:.3g}{interval} {LONG_UNIT[floor.unit]} by its features"
     if floor.expected is not None:
         loss = floor.expected_at(width, SHOWN_LEVEL)
@@ -249,15 +250,14 @@ def _run_section(number: int, label: str, floor: FeatureFloorPrediction) -> Sect
 
 def _page_feature(at: FeatureAtWidth, unit: CostUnit) -> PageFeature:
     numbers = (
-        f"rank {at.rank:,} by cost ({at.cost:.3g} {LONG_UNIT[unit]}), fires on {at.firing_rate:.3%} of the tokens,"
-        f" {at.lost_share:.0%} of its cost lost"
+        f"rank {at.rank:,} by cost ({at.cost:.3g} {LONG_UNIT[unit]}), fires on {format_share(at.firing_rate)} of the"
+        f" tokens, {at.lost_share:.0%} of its cost lost"
     )
     contexts = tuple(
         (escape_control(context.before), escape_control(context.peak), escape_control(context.after))
         for context in at.contexts
     )
-    promoted = " · ".join(escape_control(token) for token in at.promoted or ())
-    return PageFeature(at.feature, at.neuronpedia, numbers, contexts, promoted)
+    return PageFeature(at.feature, at.neuronpedia, numbers, contexts, join_tokens(at.promoted or ()))
 
 
 def _teacher_name(parts: RunParts) -> str:

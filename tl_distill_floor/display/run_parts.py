@@ -55,7 +55,7 @@ def load_run_parts(
         top: number of lost features with details.
 
     Raises:
-        InputError: the directory holds no part of a run, or `width` or `top` is below 1.
+        InputError: the directory holds no part of a run, `students` holds none, or `width` or `top` is below 1.
     """
     unreadable: list[str] = []
 
@@ -73,7 +73,8 @@ def load_run_parts(
         floor = floor.calibrated_by(calibration)
         if floor.calibration is None:
             unreadable.append(f"{directory / CALIBRATION_FILE} is of another prediction; run tl-floor calibrate again")
-    loaded = [load_part(StudentResult.load, file) for file in student_files(students or directory)]
+    files = student_files(students or directory, required=students is not None)
+    loaded = [load_part(StudentResult.load, file) for file in files]
     results = sorted((r for r in loaded if r is not None), key=lambda result: (result.width, result.name))
 
     def load_probes(load: Callable[[Path], AnyProbes], file: Path, command: str) -> AnyProbes | None:

@@ -111,6 +111,11 @@ def warning_lines(warnings: Iterable[str]) -> Group:
     return Group(*(Text(f"! {warning}", style="yellow") for warning in warnings))
 
 
+def format_share(share: float) -> str:
+    """Return a share in percent with three significant digits."""
+    return f"{100 * share:.3g}%"
+
+
 def format_number(value: float, spec: str) -> str:
     """Format a number; an empty string for NaN."""
     return "" if math.isnan(value) else f"{value:{spec}}"

@@ -157,6 +157,9 @@ def _forecast_widths(
 def _warnings(students: Sequence[StudentResult], hook_name: str, positions: tuple[int | None, ...] | None) -> list[str]:
     diverged = [student.name for student in students if student.status == "diverged"]
     warnings = [f"diverged, and not probed: {', '.join(diverged)}"] if diverged else []
+    in_memory = [student.name for student in students if student.path is None and student.status != "diverged"]
+    if in_memory:
+        warnings.append(f"not saved, and not probed: {', '.join(in_memory)} (distil with out=DIRECTORY)")
     if students and not is_residual(hook_name):
         warnings.append(f"students are probed at their residual stream, the teacher at {hook_name}")
     if positions is not None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from tl_distill_floor.annotations import StudentStatus
-from tl_distill_floor.errors import check_choice
+from tl_distill_floor.errors import InputError, check_choice
 from tl_distill_floor.results.record_files import JsonRecord
 from tl_distill_floor.sources.model_names import same_model
 from tl_distill_floor.storage.versioned import load_record, resolve_file, save_record
@@ -119,37 +119,45 @@ class StudentResult(JsonRecord):
         )
 
 
-def student_files(directory: str | Path) -> list[Path]:
+def student_files(directory: str | Path, *, required: bool = False) -> list[Path]:
     """Return the paths of the `student.json` files of a run.
 
     Args:
         directory: the run directory.
+        required: whether there must be a student.
 
     Returns:
         Paths in alphabetical order. Students that are still being saved are left out.
 
+    Raises:
+        InputError: there is no student, and `required` is True.
+
     Example:
         >>> student_files("runs/tiny")  # doctest: +SKIP
     """
-    return sorted(Path(directory).glob(f"students/[!.]*/{STUDENT_FILE}"))
+    files = sorted(Path(directory).glob(f"students/[!.]*/{STUDENT_FILE}"))
+    if required and not files:
+        raise InputError(f"{directory} holds no students; distil some with tl-floor distill --out {directory}")
+    return files
 
 
-def load_students(directory: str | Path) -> list[StudentResult]:
+def load_students(directory: str | Path, *, required: bool = False) -> list[StudentResult]:
     """Load the results of all students of a run.
 
     Args:
         directory: the run directory.
+        required: whether there must be a student.
 
     Returns:
         The results, ordered by width and name.
 
     Raises:
-        InputError: a file is damaged.
+        InputError: a file is damaged, or there is no student, and `required` is True.
 
     Example:
         >>> students = load_students("runs/tiny")  # doctest: +SKIP
     """
-    students = [StudentResult.load(file) for file in student_files(directory)]
+    students = [StudentResult.load(file) for file in student_files(directory, required=required)]
     return sorted(students, key=lambda student: (student.width, student.name))
 
 
