@@ -35,7 +35,9 @@ def test_json_is_one_array() -> None:
     assert printed["predicted"]["one per dimension"][0] == pytest.approx(0.04833, rel=1e-3)
 
 
-@pytest.mark.parametrize(("option", "value"), [("--alpha", "1.5"), ("--widths", "0"), ("--widths", "x")])
+@pytest.mark.parametrize(
+    ("option", "value"), [("--alpha", "1.5"), ("--widths", "0"), ("--widths", "x"), ("--out", "toy.json")]
+)
 def test_rejects_invalid_options(option: str, value: str) -> None:
     result = CliRunner().invoke(app, ["toy", *QUICK, option, value])
     assert result.exit_code == 2

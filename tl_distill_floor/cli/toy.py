@@ -9,6 +9,9 @@ from tl_distill_floor.cli.errors import report_errors
 from tl_distill_floor.cli.options import OUTPUT, DebugOption, JsonOption, SeedOption, parse_widths
 from tl_distill_floor.cli.output import print_json, print_result
 from tl_distill_floor.cli.progress import progress_bar
+from tl_distill_floor.errors import InputError
+
+PAPER_FILE = Path("runs/toy-paper.json")
 
 
 @report_errors
@@ -31,12 +34,13 @@ def toy(
         bool, typer.Option("--paper", help="Run the paper's 48 configurations with 20 seeds each instead.")
     ] = False,
     out: Annotated[
-        Path,
+        Path | None,
         typer.Option(
             help="File for the results of --paper; configurations that it holds are not trained again.",
+            show_default=str(PAPER_FILE),
             rich_help_panel=OUTPUT,
         ),
-    ] = Path("runs/toy-paper.json"),
+    ] = None,
     as_json: JsonOption = False,
     seed: SeedOption = 0,
     debug: DebugOption = False,  # noqa: ARG001
@@ -51,10 +55,13 @@ def toy(
     )
     from tl_distill_floor.storage.locks import lock_directory
 
+    if out is not None and not paper:
+        raise InputError("--out is the file of --paper; leave it out, and save what --json prints")
+    file = out or PAPER_FILE
     with progress_bar("configurations" if paper else "steps", "training", quiet=as_json) as progress:
         if paper:
-            with lock_directory(out.parent):
-                results = train_configurations(paper_configurations(seed), out, progress)
+            with lock_directory(file.parent):
+                results = train_configurations(paper_configurations(seed), file, progress)
         else:
             configuration = ToyConfiguration(
                 n_features=features,
