@@ -22,7 +22,7 @@ from tl_distill_floor.results.calibration import Calibration
 from tl_distill_floor.results.floor_prediction import FloorPrediction
 from tl_distill_floor.results.student import StudentResult
 from tl_distill_floor.results.student_loss import StudentLoss
-from tl_distill_floor.theory.learning_curve import tokens_by_rate
+from tl_distill_floor.theory.rate_schedule import tokens_by_rate
 from tl_distill_floor.theory.regression import fit_line, leave_one_out_error
 
 

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.helpers.learning_curves import POINTS, Kind, simulated_curve
-from tl_distill_floor.theory.learning_curve import fit_learning_curve, has_diverged, tokens_by_rate, with_misfit
+from tl_distill_floor.theory.learning_curve import fit_learning_curve, has_diverged, with_misfit
+from tl_distill_floor.theory.rate_schedule import tokens_by_rate
 
 N_TOKENS = np.geomspace(2e4, 1e6, 24)
 

@@ -8,6 +8,7 @@
 - `predictors`: predictors of the floor that are compared on toy models.
 - `power_law`: the power law of the sorted costs, and its cliff.
 - `learning_curve`: extrapolation of a learning curve to the loss at saturation.
+- `rate_schedule`: learning rates in the fit of a learning curve.
 - `remaining_loss`: how much of a loss more tokens would remove.
 - `regression`: linear fits with prediction intervals and leave-one-width-out errors.
 - `random_effects`: linear fits over several teachers, and predictions for one that was not seen.

@@ -11,6 +11,15 @@ from jaxtyping import Float64
 from scipy.stats import f as f_distribution
 from scipy.stats import norm
 
+from tl_distill_floor.theory.rate_schedule import (
+    DECAY_START,
+    SHIFTS,
+    SMALLEST_CHANGE,
+    WARM_UP_SHARE,
+    is_constant_until_decay,
+    tokens_by_rate,
+)
+
 Status: TypeAlias = Literal["saturated", "under-trained", "diverged"]
 MIN_POINTS, MIN_SPAN = 8, 10.0
 """Fewest points for a fit of four parameters, and the smallest ratio of the last to the first number of tokens."""
@@ -18,17 +27,6 @@ EXPONENTS = np.geomspace(0.05, 3.0, 100)
 """Exponents b that are tried first. The best one is then refined to about one part in a million."""
 N_REFINEMENTS, REFINED_EXPONENTS = 3, 41
 """How often exponents close to the best one are tried, and how many each time."""
-SHIFTS = np.linspace(-0.01, 0.02, 7)
-"""Shifts s that are tried, as shares of the tokens. Tokens of the warm-up count for less; a start from the teacher's
-weights is worth some tokens."""
-SMALLEST_RATE = 1e-3
-"""Smallest learning rate, as a share of the highest, by which tokens are weighted."""
-SMALLEST_CHANGE = 0.05
-"""Learning rates that differ by less than this share of the highest are taken as constant."""
-WARM_UP_SHARE = 0.1
-"""Points before this share of the tokens are left out as warm-up."""
-DECAY_START = 0.8
-"""Points after this share of the tokens may be lower because the learning rate is decaying."""
 MIN_POINTS_BEFORE_DECAY = 6
 """Fewest points before the decay for a fit without the points of the decay."""
 NOISE_FLOOR = 1e-3
@@ -143,8 +141,8 @@ def with_misfit(interval: tuple[float, float], floor: float, last: float) -> tup
         last: the last loss.
 
     Example:
-        >>> with_misfit((0.68, 0.72), 0.7, 1.0)
-        (0.1, 0.9)
+        >>> [round(end, 2) for end in with_misfit((0.68, 0.72), 0.7, 1.0)]
+        [0.1, 0.9]
     """
     left = max(last - floor, 0.0)
     low, high = last - REMAINING_FACTOR * left, last - left / REMAINING_FACTOR
@@ -176,57 +174,6 @@ def has_diverged(loss: npt.ArrayLike) -> bool:
         if means[-1] - means.min() > max(math.log(DIVERGED_ABOVE), DIVERGED_ERRORS * noise / math.sqrt(n)):
             return True
     return False
-
-
-def tokens_by_rate(n_tokens: npt.ArrayLike, rates: npt.ArrayLike) -> Float64[np.ndarray, " point"]:
-    """Return the tokens at each point, each weighted by its learning rate as a share of the highest.
-
-    A training at a low learning rate advances less per token, so that a curve that flattens because of its schedule is
-    not taken for one that is at its end. Loss curves are power laws of the sum of the learning rates (Luo et al. 2025,
-    "A Multi-Power Law for Loss Curve Prediction Across Learning Rate Schedules", arXiv 2503.12811).
-
-    Args:
-        n_tokens: [point] tokens trained on, rising.
-        rates: [point] learning rates, in any unit.
-
-    Returns:
-        [point] weighted tokens; the tokens themselves if all rates are 0.
-
-    Example:
-        >>> tokens_by_rate([100.0, 200.0], [1.0, 0.0]).tolist()
-        [100.0, 150.0]
-    """
-    n, lr = (np.asarray(values, dtype=np.float64) for values in (n_tokens, rates))
-    if not lr.max() > 0:
-        return n
-    shares = lr / lr.max()
-    means = (shares + np.append(shares[:1], shares[:-1])) / 2
-    weighted: np.ndarray = np.cumsum(np.maximum(means, SMALLEST_RATE) * np.diff(n, prepend=0.0))
-    return weighted
-
-
-def is_constant_until_decay(n_tokens: npt.ArrayLike, rates: npt.ArrayLike) -> bool:
-    """Return whether a learning rate is constant from a short warm-up to a decay in the last fifth of the tokens.
-
-    Then the tokens and the sum of the learning rates differ by a shift that the fits of learning curves try.
-
-    Args:
-        n_tokens: [point] tokens trained on, rising.
-        rates: [point] learning rates, in any unit.
-
-    Example:
-        >>> is_constant_until_decay([10, 50, 80, 100], [1.0, 1.0, 1.0, 0.0])
-        True
-        >>> is_constant_until_decay([10, 50, 80, 100], [1.0, 0.5, 0.2, 0.0])
-        False
-    """
-    n, lr = (np.asarray(values, dtype=np.float64) for values in (n_tokens, rates))
-    before_decay = n <= DECAY_START * n[-1]
-    between = lr[before_decay & (n >= WARM_UP_SHARE * n[-1])]
-    if len(between) and np.ptp(between) > SMALLEST_CHANGE * lr.max():
-        return False
-    missing = (n - tokens_by_rate(n, lr))[before_decay]
-    return bool((missing <= SHIFTS[-1] * n[-1]).all())
 
 
 def log_error(floor: float, interval: tuple[float, float]) -> float:

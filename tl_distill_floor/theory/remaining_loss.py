@@ -9,14 +9,14 @@ from jaxtyping import Float64
 from scipy.special import log_ndtr
 from scipy.stats import t as student_t
 
-from tl_distill_floor.theory.learning_curve import DECAY_START, SMALLEST_CHANGE, WARM_UP_SHARE
+from tl_distill_floor.theory.rate_schedule import DECAY_START, SMALLEST_CHANGE, WARM_UP_SHARE
 
 EXPONENTS = np.geomspace(0.08, 2.0, 60)
 """Exponents b of the slower of the two power laws."""
 RATIOS = {1.0: 0.6, 2.0: 0.2, 4.0: 0.2}
 """Ratios r of the exponents of the two power laws, each with its probability before the curve is seen."""
 SHIFTS = (-0.01, 0.0, 0.01, 0.02)
-"""Shifts s, as shares of the tokens; see `learning_curve.SHIFTS`."""
+"""Shifts s, as shares of the tokens; see `rate_schedule.SHIFTS`."""
 TYPICAL_EXPONENT, LOG_SPREAD = 0.5, 0.6
 """Median of b · √r before the curve is seen, and the standard deviation of its logarithm."""
 MISFIT = 0.005

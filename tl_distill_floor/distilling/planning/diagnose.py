@@ -16,7 +16,8 @@ from tl_distill_floor.results.head_floor import HeadFloor
 from tl_distill_floor.results.student import StudentResult, other_teachers
 from tl_distill_floor.results.student_loss import falls_with_width
 from tl_distill_floor.sources.learning_curves import LearningCurve, load_learning_curve
-from tl_distill_floor.theory.learning_curve import ROUNDING, has_diverged, tokens_by_rate, with_misfit
+from tl_distill_floor.theory.learning_curve import ROUNDING, has_diverged, with_misfit
+from tl_distill_floor.theory.rate_schedule import tokens_by_rate
 from tl_distill_floor.theory.regression import PredictedLoss
 from tl_distill_floor.theory.remaining_loss import (
     MIN_POINTS,

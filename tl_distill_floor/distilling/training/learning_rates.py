@@ -8,7 +8,8 @@ import numpy as np
 from tl_distill_floor.distilling.training.config import DistillConfig
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.results.student import StudentResult
-from tl_distill_floor.theory.learning_curve import LearningCurveFit, fit_learning_curve, is_constant_until_decay
+from tl_distill_floor.theory.learning_curve import LearningCurveFit, fit_learning_curve
+from tl_distill_floor.theory.rate_schedule import is_constant_until_decay
 
 N_STEPS = 10_000
 """Steps by which a training is resolved; the learning rate depends on the share of the steps."""
