@@ -9,7 +9,6 @@ from torch.nn.functional import relu
 
 from tests.helpers.records import stats_of
 from tl_distill_floor import InputError, floor_from_stats
-from tl_distill_floor.measuring.sparse_rows import quiet_sparse
 from tl_distill_floor.predicting import bottleneck, bottleneck_task, simulation
 from tl_distill_floor.predicting.bottleneck import Bottleneck
 from tl_distill_floor.predicting.bottleneck_task import BottleneckTask, CodesLoss, effective_number
@@ -18,6 +17,7 @@ from tl_distill_floor.predicting.sparse_batches import SparseBatch, TrainingBatc
 from tl_distill_floor.results.codes import Codes
 from tl_distill_floor.results.feature_stats import FeatureStats
 from tl_distill_floor.results.simulation import Simulation
+from tl_distill_floor.sources.torch_state import quiet_sparse
 
 N, WIDTH = 6, 2
 

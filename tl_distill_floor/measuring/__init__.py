@@ -25,5 +25,4 @@
 - `fingerprints`: whether a teacher computes what the measured one does.
 - `reloading`: the teacher and the SAE of a measurement, loaded again.
 - `processes`: several processes that read one text.
-- `sparse_rows`: torch's compressed sparse rows.
 """

@@ -19,9 +19,9 @@ from tl_distill_floor.measuring.job import AttachedSae, MeasurementJob
 from tl_distill_floor.measuring.kl import forward_kl_in_chunks
 from tl_distill_floor.measuring.passes import BatchReader, forward_pass, gradient_pass, rerun_pass
 from tl_distill_floor.measuring.rerun import ALL_POSITIONS, Positions
-from tl_distill_floor.measuring.sparse_rows import quiet_sparse
 from tl_distill_floor.measuring.token_stream import holds_token
 from tl_distill_floor.sources.devices import copy_to_device
+from tl_distill_floor.sources.torch_state import quiet_sparse
 
 
 class CostMethodSpec(NamedTuple):

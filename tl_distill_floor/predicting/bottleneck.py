@@ -24,12 +24,12 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
-from tl_distill_floor.measuring.sparse_rows import quiet_sparse
 from tl_distill_floor.predicting.processor import product_dtype, threads_for
 from tl_distill_floor.predicting.progress import StepCounter
 from tl_distill_floor.predicting.sparse_batches import SparseBatch, TrainingBatch, training_batches
 from tl_distill_floor.predicting.toy import INITIAL_SCALE
 from tl_distill_floor.results.codes import Codes
+from tl_distill_floor.sources.torch_state import quiet_sparse
 
 W_LEARNING_RATE, BIAS_LEARNING_RATE = 0.05, 0.03
 """Learning rate of W, times width^-½, and of the biases, in units of a feature's amplitude."""

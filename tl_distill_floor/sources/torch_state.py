@@ -1,5 +1,6 @@
 """One state of torch and NumPy in which everything is computed, whatever the caller has set."""
 
+import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
@@ -63,6 +64,14 @@ def _full_matmul_precision() -> Iterator[None]:
         torch.set_float32_matmul_precision(precision)
         for matmul, of_matmul, of_backend in of_backends:
             matmul.fp32_precision = "none" if of_matmul == of_backend else of_matmul  # "none": that of the backend
+
+
+@contextmanager
+def quiet_sparse() -> Iterator[None]:
+    """Suppress torch's warning that compressed sparse rows are in beta; the tests compare them with dense tensors."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Sparse", category=UserWarning)
+        yield
 
 
 def _accelerators() -> list[str]:

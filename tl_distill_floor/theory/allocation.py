@@ -156,7 +156,7 @@ def _keep_largest_costs(
     features_per_dimension = capacity(1.0 - float(rate.mean()))
     n_kept = n_features_held(width, features_per_dimension, len(cost))
     kept = np.zeros(len(cost), dtype=bool)
-    kept[rank_by_cost(cost, ~kept)[:n_kept]] = True
+    kept[np.argsort(-cost, kind="stable")[:n_kept]] = True
     return FilledCapacity(np.where(kept, 1.0 / features_per_dimension, 0.0), kept, np.where(kept, 0.0, cost))
 
 
