@@ -44,9 +44,8 @@ class SaeFile:
     location: PurePosixPath
     """Path, or owner, repository and path on the Hub; some formats name the layer or the model in it."""
     tensors: dict[str, Tensor]
-    """Floating-point tensors and scalars by name, without prefixes such as `module.`."""
-    dropped: tuple[str, ...]
-    """Names of tensors of integers, such as counters, which are not in `tensors`."""
+    """Floating-point tensors and scalars by name, without prefixes such as `module.`; tensors of integers, such as
+    counters, are left out."""
     wrapper: str
     """Key of the checkpoint under which the weights are; empty at the top level."""
     stored: dict[str, Any]
@@ -85,7 +84,6 @@ def read_sae_file(path: Path, name: str) -> SaeFile:
     content = read_state_file(path)
     wrapper, tensors = _find_tensors(content, name)
     squeezed = {key: tensor.squeeze() for key, tensor in tensors.items()}
-    kept = {key: tensor for key, tensor in squeezed.items() if tensor.is_floating_point() or tensor.ndim == 0}
     # A configuration that is named after the weights says more of them than one of the folder.
     configs = _read_configs(path.parent, (*own_configs(path.name), *CONFIG_FILES))
     on_hub = not Path(name).expanduser().exists() and ":" in name
@@ -93,8 +91,11 @@ def read_sae_file(path: Path, name: str) -> SaeFile:
         path=path,
         name=name,
         location=PurePosixPath(name.replace(":", "/", 1)) if on_hub else PurePosixPath(path.absolute().as_posix()),
-        tensors={key: tensor.float() if tensor.ndim == 0 else tensor for key, tensor in kept.items()},
-        dropped=tuple(key for key in squeezed if key not in kept),
+        tensors={
+            key: tensor.float() if tensor.ndim == 0 else tensor
+            for key, tensor in squeezed.items()
+            if tensor.is_floating_point() or tensor.ndim == 0
+        },
         wrapper=wrapper,
         stored={key: value for key, value in content.items() if not isinstance(value, Tensor)},
         configs=configs or _configs_of_checkpoints(path.parent),

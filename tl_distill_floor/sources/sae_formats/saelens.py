@@ -39,20 +39,20 @@ _MARKS = {
 """Fields of which a configuration of SAELens has at least one."""
 
 
-def check_config(config: Mapping[str, Any], name: str, weights: Path | None = None) -> None:
+def check_config(config: Mapping[str, Any], name: str, weights: Path) -> None:
     """Refuse a SAELens configuration with a field that SAELens 6 would drop and that changes codes.
 
     Args:
         config: content of `cfg.json`.
         name: name of the SAE, for error messages.
-        weights: the file of the weights, if there is one.
+        weights: the file of the weights.
 
     Raises:
         InputError: there is such a field, or the SAE is a transcoder.
     """
     refuse_transcoder_config(name, config)
     _check_activation(config, name)
-    if config.get("finetuning_scaling_factor") and (weights is None or not _scales_are_one(weights)):
+    if config.get("finetuning_scaling_factor") and not _scales_are_one(weights):
         raise InputError(
             f"{name} has a finetuning_scaling_factor, which SAELens no longer applies; multiply its codes into W_dec,"
             " set the field to false and save it again"
