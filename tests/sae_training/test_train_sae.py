@@ -12,7 +12,7 @@ import torch
 
 from tests.helpers.models import VOCABULARY, WIDTH
 from tests.helpers.type_checks import without_type_checks
-from tl_distill_floor import InputError, SaeTrainingConfig, load_teacher
+from tl_distill_floor import InputError, SaeTrainingConfig, load_sae, load_teacher
 from tl_distill_floor.measuring.hooks import activation_reader, get_hook_point
 from tl_distill_floor.measuring.token_stream import TokenStream, open_token_stream
 from tl_distill_floor.sae_training import activations
@@ -98,6 +98,17 @@ def test_numbers_of_numpy_are_numbers(teacher_dir: Path, prose_file: Path, tmp_p
     with without_type_checks():
         of_numpy = {"layer": np.int64(1), "lr": np.float32(2**-10), "n_tokens": np.float64(8192), "k": np.int32(4)}
         assert trained(teacher_dir, prose_file, tmp_path / "sae", **of_numpy) == expected
+
+
+def test_metadata_say_whether_sequences_begin_with_bos(
+    bridge: Any, ids: torch.Tensor, prose_file: Path, tmp_path: Path
+) -> None:
+    """Text gets a beginning-of-sequence token, token ids have it or not."""
+    without = ids.clone()
+    without[3, 0] = 5
+    for name, text, begins in (("text", prose_file, True), ("ids", ids, True), ("without", without, False)):
+        trained(bridge, text, tmp_path / name, n_tokens=8192)
+        assert load_sae(tmp_path / name).prepend_bos is begins
 
 
 def test_saves_nothing_if_the_loss_is_not_finite(teacher_dir: Path, prose_file: Path, tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from tl_distill_floor.sae_training.config import MIN_TOKENS, TOKENS_PER_STEP, Sa
 from tl_distill_floor.sae_training.sae_trainer import CHECKPOINT_KIND, SaeTraining
 from tl_distill_floor.sources.devices import check_device
 from tl_distill_floor.sources.teacher import Teacher
-from tl_distill_floor.sources.teachers import check_context, load_teacher, weights_digest
+from tl_distill_floor.sources.teachers import check_context, load_teacher, tokenizer_of, weights_digest
 from tl_distill_floor.sources.torch_state import neutral_torch_state
 from tl_distill_floor.storage.atomic import atomic_directory, remove_file, remove_unfinished
 from tl_distill_floor.storage.checkpoints import CHECKPOINT_SECONDS, load_checkpoint
@@ -165,7 +165,7 @@ def _train(
     d_model = int(teacher.model.cfg.d_model)
     config = replace(config, d_sae=config.d_sae or 8 * d_model)
     stream, rows = _open_text(teacher, text, config)
-    sae = initial_sae(config, d_model, _metadata(stream, hook_name)).to(device)
+    sae = initial_sae(config, d_model, _metadata(stream, hook_name, rows)).to(device)
     digests = {"teacher": weights_digest(teacher.model), "text": _rows_digest(rows)}
     training = SaeTraining(sae, config, _options_identity(layer, config) | digests, device=device)
     if file.exists():
@@ -221,10 +221,12 @@ def _rows_digest(rows: Int[Tensor, "sequence position"]) -> str:
     return f"{tuple(rows.shape)} {hashlib.sha256(rows.numpy().tobytes()).hexdigest()}"
 
 
-def _metadata(stream: TokenStream, hook_name: str) -> Any:
+def _metadata(stream: TokenStream, hook_name: str, rows: Int[Tensor, "sequence position"]) -> Any:
     """Return SAELens's metadata of an SAE: the activations that it reads."""
     from sae_lens.saes.sae import SAEMetadata
 
+    # Token ids that the user gives begin with this token or not, whatever the tokenizer does.
+    bos_id = tokenizer_of(stream.teacher.model).bos_token_id if stream.prepend_bos else None
     return SAEMetadata(
         model_name=stream.teacher.name,
         model_class_name=type(stream.teacher.model).__name__,
@@ -234,7 +236,7 @@ def _metadata(stream: TokenStream, hook_name: str) -> Any:
         dataset_path="",
         context_size=stream.context_size,
         seqpos_slice=(None,),
-        prepend_bos=stream.prepend_bos,
+        prepend_bos=bos_id is not None and bool((rows[:, 0] == bos_id).all()),
         sequence_separator_token="bos",  # noqa: S106 - not a password
         disable_concat_sequences=False,
         exclude_special_tokens=True,
