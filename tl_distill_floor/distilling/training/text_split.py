@@ -1,6 +1,7 @@
 """`TextSplit`: the sequences that students are trained on, and the held-out sequences."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -53,10 +54,9 @@ class TextSplit:
             step: the step, counted from 0.
             config: its `batch_size` and `seed` are used.
         """
-        first = step * config.batch_size
-        positions = [divmod(position, len(self.train)) for position in range(first, first + config.batch_size)]
-        orders = {epoch: self._order(epoch, config.seed) for epoch in {epoch for epoch, _ in positions}}
-        return self.train[torch.stack([orders[epoch][index] for epoch, index in positions])]
+        first, n_sequences = step * config.batch_size, len(self.train)
+        positions = [divmod(position, n_sequences) for position in range(first, first + config.batch_size)]
+        return self.train[[int(_order(n_sequences, config.seed, epoch)[index]) for epoch, index in positions]]
 
     def labels(self, ids: Int[Tensor, "sequence position"]) -> Int[Tensor, "sequence position"]:
         """Return the token that follows each token.
@@ -74,11 +74,6 @@ class TextSplit:
     def n_steps(self, config: DistillConfig) -> int:
         """Return the number of steps of a training."""
         return max(1, round(config.n_tokens / (config.batch_size * self.context_size)))
-
-    def _order(self, epoch: int, seed: int) -> Int[Tensor, " sequence"]:
-        """Return the order of the sequences in one pass over the text."""
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-        return torch.randperm(len(self.train), generator=generator)
 
 
 def read_text_split(
@@ -148,3 +143,9 @@ def _split_sequences(
     sequences = stream.read_sequences((round(n_train / (1 - HELDOUT_SHARE)) + 1) * stream.context_size)
     n_heldout = min(wanted, max(1, int(len(sequences) * HELDOUT_SHARE)))
     return sequences[:-n_heldout], sequences[-n_heldout:]
+
+
+@lru_cache(maxsize=2)
+def _order(n_sequences: int, seed: int, epoch: int) -> Int[Tensor, " sequence"]:
+    """Return the order of the training sequences in one pass over the text."""
+    return torch.randperm(n_sequences, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
