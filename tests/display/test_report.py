@@ -73,6 +73,7 @@ def test_page_contains_every_part(complete: Path, probes: Probes) -> None:
         "Features decoded from each model", "Cost of each feature", "Capacity of each feature",
         "Alive features against tokens", "nats per token), fires on", "Intervals are 95 %",
         "unexplained", "arXiv:2604.04037", "https://www.neuronpedia.org/a/b/",
+        f"represents every feature, is {FloorPrediction.load(complete).critical_width:,.1f} dimensions.",
     ):  # fmt: skip
         assert words in page, words
     assert SCRIPT not in page

@@ -27,7 +27,7 @@ from tl_distill_floor import (
     toy,
 )
 from tl_distill_floor.display.as_json import comparison_json, floor_json
-from tl_distill_floor.display.comparison import comparison_table
+from tl_distill_floor.display.comparison import comparison_table, run_comparison_table
 from tl_distill_floor.display.html import to_html
 from tl_distill_floor.display.student_views import students_table
 from tl_distill_floor.display.views import FIGURES, TABLES, figure_of, table_of
@@ -204,6 +204,18 @@ def test_comparison_says_what_the_differences_are_due_to() -> None:
     mixed = conclusion(costs, [layers[0], layers[0], layers[1]])
     assert "due to the SAEs and to their hook points; compare one SAE of each" in mixed
     assert "is the same at every width" not in mixed
+
+
+def test_comparison_of_runs_marks_widths_that_a_run_did_not_predict(floor: FloorPrediction) -> None:
+    other = floor_from_stats(stats_of(COST, rate=0.05), [2, 4])
+    *_, table, note = run_comparison_table([floor, other], ["a", "b"]).renderables
+    cells = [list(column.cells) for column in table.columns]
+    assert cells[0] == ["1", "2", "4"]
+    assert [cell.startswith("~") for cell in cells[1]] == [False, False, True]
+    assert [cell.startswith("~") for cell in cells[2]] == [True, False, False]
+    assert cells[2][0] == f"~{other.floor_at(1):.4g}"
+    assert "extrapolated" in str(note)
+    assert len(run_comparison_table([floor, floor], ["a", "b"]).renderables) == 2
 
 
 def test_tables_and_text_become_html() -> None:

@@ -41,7 +41,7 @@ def unfinished_comparison(floors: Sequence[FeatureFloorPrediction]) -> Renderabl
     return Group(_measured(floors, prediction_labels(floors)), Text(STILL_COMPUTED[floors[0].unit]), Text())
 
 
-def run_comparison_table(floors: Sequence[FeatureFloorPrediction], labels: Sequence[str]) -> RenderableType:
+def run_comparison_table(floors: Sequence[FeatureFloorPrediction], labels: Sequence[str]) -> Group:
     """Return a table of predictions that may differ in teacher, unit and widths.
 
     Args:
@@ -53,9 +53,15 @@ def run_comparison_table(floors: Sequence[FeatureFloorPrediction], labels: Seque
     table.add_column("width", justify="right")
     for floor, label in zip(floors, labels, strict=True):
         table.add_column(Text(f"{label} ({SHORT_UNIT[floor.unit]})"), justify="right")
-    for width in sorted({int(width) for floor in floors for width in floor.widths}):
-        table.add_row(f"{width:,}", *(f"{floor.floor_at(width):.4g}" for floor in floors))
-    return Group(_measured(floors, labels), table)
+    widths = sorted({int(width) for floor in floors for width in floor.widths})
+    for width in widths:
+        marks = ["" if width in floor.widths else "~" for floor in floors]
+        cells = (f"{mark}{floor.floor_at(width):.4g}" for mark, floor in zip(marks, floors, strict=True))
+        table.add_row(f"{width:,}", *cells)
+    if all(len(floor.widths) == len(widths) for floor in floors):
+        return Group(_measured(floors, labels), table)
+    note = Text("~: not a width of this run; interpolated between its widths, or extrapolated beyond them.")
+    return Group(_measured(floors, labels), table, note)
 
 
 def prediction_labels(floors: Sequence[FeatureFloorPrediction]) -> list[str]:

@@ -106,7 +106,7 @@ def comparison_html(runs: Sequence[RunParts]) -> str:
         page_figures(comparison_figures(runs)),
     )
     sections = [_run_section(number, label, floor) for number, (label, floor) in enumerate(compared)]
-    critical_widths = ", ".join(f"{label} {floor.critical_width:,.0f}" for label, floor in compared)
+    critical_widths = ", ".join(f"{label} {floor.critical_width:,.1f}" for label, floor in compared)
     summary = f"By Theorem 1 the features need, in dimensions: {critical_widths}."
     return render_page(f"{' and '.join(labels)} compared", summary, [overview, *sections, _citation_section()])
 
@@ -156,7 +156,7 @@ def report_summary(parts: RunParts) -> str:
     sentences = [
         f"A student of {stats.model_name} that is {width:,} of {floor.d_model:,} dimensions wide {expected}, and"
         f" {len(floor.lost(width)):,} of {floor.n_features:,} features.",
-        f"The critical width, which by Theorem 1 represents every feature, is {floor.critical_width:,.0f} dimensions.",
+        f"The critical width, which by Theorem 1 represents every feature, is {floor.critical_width:,.1f} dimensions.",
     ]
     calibration = floor.calibration
     if calibration is None:
