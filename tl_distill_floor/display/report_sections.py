@@ -57,6 +57,9 @@ SECTION_FIGURES = {
 }
 """Names of the figures in each section."""
 NO_PREDICTION = "This run has no prediction; make one with tl-floor measure."
+NO_STUDENTS = "This run has no students; train some with tl-floor distill."
+NOT_FITTED = "The prediction was not fitted to them; run tl-floor calibrate."
+NO_PROBES = "This run has no probes; fit some with tl-floor probe."
 NEEDS_FEATURES = "This needs a prediction from an SAE's features; make one with tl-floor measure."
 
 
@@ -198,15 +201,9 @@ def _floors_section(parts: RunParts) -> Section:
 
 def _students_section(parts: RunParts) -> Section:
     if not parts.students:
-        return Section(
-            "students", "Students", page_views("This run has no students; train some with tl-floor distill.")
-        )
+        return Section("students", "Students", page_views(NO_STUDENTS))
     calibration = None if parts.floor is None else parts.floor.calibration
-    fit = (
-        "The prediction was not fitted to them; run tl-floor calibrate."
-        if calibration is None
-        else (calibration_table(calibration))
-    )
+    fit = NOT_FITTED if calibration is None else calibration_table(calibration)
     return Section("students", "Students", page_views(students_table(parts.students), fit))
 
 
@@ -214,9 +211,7 @@ def _probes_section(parts: RunParts) -> Section:
     views = [] if parts.probes is None else [probes_table(parts.probes)]
     if parts.sparse_probes is not None:
         views.append(sparse_probes_table(parts.sparse_probes))
-    return Section(
-        "probes", "Probes", page_views(*(views or ["This run has no probes; fit some with tl-floor probe."]))
-    )
+    return Section("probes", "Probes", page_views(*(views or [NO_PROBES])))
 
 
 def _lost_section(parts: RunParts) -> Section:

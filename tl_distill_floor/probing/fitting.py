@@ -78,7 +78,7 @@ def split_documents(examples: TaskExamples, seed: int) -> DocumentSplit:
 
 
 def fit_probes(
-    x: Float[np.ndarray, "example view"], examples: TaskExamples, *, n_splits: int = 5, seed: int = 0
+    x: Float[np.ndarray, "example view"], examples: TaskExamples, *, n_splits: int, seed: int = 0
 ) -> SplitScores:
     """Fit one probe per split and score it on the split's test documents.
 
@@ -89,10 +89,8 @@ def fit_probes(
         seed: seed of the first split; each further split adds 1.
 
     Raises:
-        InputError: `n_splits` is below 1, or the documents cannot be split; see `split_documents`.
+        InputError: the documents cannot be split; see `split_documents`.
     """
-    if n_splits < 1:
-        raise InputError(f"n_splits must be at least 1, got {n_splits}")
     scores = SplitScores([], [], [], [])
     for number in range(n_splits):
         split = split_documents(examples, seed + number)
