@@ -27,11 +27,11 @@ from timing import time_in_turn
 from tl_distill_floor.measuring.activation_batch import ActiveCodes
 from tl_distill_floor.measuring.config import LoadConfig, MeasureConfig
 from tl_distill_floor.measuring.costs import ablate_features, row_dot_products, sum_by_index
-from tl_distill_floor.measuring.hooks import differentiable_forward
 from tl_distill_floor.measuring.job import MeasurementJob, prepare_job
 from tl_distill_floor.measuring.measurement import measure_job
 from tl_distill_floor.measuring.passes import gradient_pass, rerun_pass
 from tl_distill_floor.measuring.removal import measure_tail_loss
+from tl_distill_floor.measuring.replacement import differentiable_forward
 from tl_distill_floor.results.feature_stats import FeatureStats
 from tl_distill_floor.results.tail_loss import rank_grid, ratio_standard_error
 from tl_distill_floor.storage.atomic import write_atomically

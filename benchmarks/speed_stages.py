@@ -24,7 +24,8 @@ from tl_distill_floor.distilling.training.text_split import read_text_split
 from tl_distill_floor.distilling.training.training_step import train_step
 from tl_distill_floor.measuring.batch_sums import tokens_at_once
 from tl_distill_floor.measuring.direct_logits import LOGITS_AT_ONCE, find_promoted_tokens
-from tl_distill_floor.measuring.hooks import differentiable_forward, get_hook_point
+from tl_distill_floor.measuring.hooks import get_hook_point
+from tl_distill_floor.measuring.replacement import differentiable_forward
 from tl_distill_floor.measuring.teacher_backbone import teacher_backbone
 from tl_distill_floor.predicting import bottleneck
 from tl_distill_floor.predicting.progress import StepCounter

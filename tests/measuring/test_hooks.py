@@ -9,12 +9,8 @@ import torch
 
 from tests.helpers.models import CONTEXT, HOOK, VOCABULARY, save_family
 from tl_distill_floor import InputError, load_teacher
-from tl_distill_floor.measuring.hooks import (
-    activation_reader,
-    differentiable_forward,
-    get_hook_point,
-    resolve_hook_name,
-)
+from tl_distill_floor.measuring.hooks import activation_reader, get_hook_point, resolve_hook_name
+from tl_distill_floor.measuring.replacement import differentiable_forward
 from tl_distill_floor.measuring.rerun import rerunner
 
 

@@ -10,7 +10,8 @@ from transformers import BatchEncoding
 
 from tests.helpers.models import CONTEXT, HOOK, VOCABULARY, WIDTH, save_family
 from tl_distill_floor import InputError, head_floor, load_teacher, load_text, measure, predict_floor, train_sae
-from tl_distill_floor.measuring.hooks import activation_reader, differentiable_forward
+from tl_distill_floor.measuring.hooks import activation_reader
+from tl_distill_floor.measuring.replacement import differentiable_forward
 from tl_distill_floor.measuring.sampling import score_gradient
 from tl_distill_floor.measuring.token_stream import open_token_stream
 

@@ -13,7 +13,8 @@
 - `batch_sums`: sums over one batch.
 - `module_outputs`: the hook point that holds what a module of a `transformers` model returns.
 - `causality`: whether a model predicts each token from those before it.
-- `hooks`: activations and gradients at hook points.
+- `hooks`: names of hook points, and activations there.
+- `replacement`: other activations at hook points, and gradients with respect to activations.
 - `rerun`: a second run of a teacher with another activation at a hook point.
 - `removal`: losses when features are removed or replaced.
 - `logit_map`: what a model does to its logits after the unembedding.

@@ -1,13 +1,13 @@
-"""Read activations and gradients at hook points.
+"""Names of hook points, and functions that are called there: to read activations, among others.
 
-Every function restores the model: hooks are removed, and modes and `requires_grad` are set back.
+Every function restores the model: hooks are removed, and modes are set back.
 """
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from tl_distill_floor.annotations import HookedModel
 from tl_distill_floor.errors import InputError
-from tl_distill_floor.measuring.logit_map import ids_to_check
 from tl_distill_floor.sources.teacher_checks import check_head, forward_errors
 
 # HookedTransformer's and TransformerBridge's name of the same point within a block.
@@ -28,14 +27,10 @@ ALIASES = {
 }
 # The output that a block adds to the residual stream, in models that normalise it once more (Gemma 2 and later).
 POST_NORM = {"hook_mlp_out": "ln2_post.hook_out", "hook_attn_out": "ln1_post.hook_out"}
-START, MIDDLE, END = "hook_resid_pre", "hook_resid_mid", "hook_resid_post"
-"""Points of the residual stream within a block."""
 FLAGS = dict.fromkeys(("hook_q_input", "hook_k_input", "hook_v_input"), "use_split_qkv_input") | {
     "hook_mlp_in": "use_hook_mlp_in", "hook_attn_in": "use_attn_in", "hook_result": "use_attn_result"
 }  # fmt: skip
 """Flags of a model without which TransformerLens leaves out hook points, by the end of their names."""
-MAX_ROUNDING = 0.05
-"""Largest error of a block's output, as a share of the change in its middle, that may be rounding in half precision."""
 OTHER_NAME = ALIASES | {bridge: hooked for hooked, bridge in ALIASES.items()}
 """The other name of a point within a block, in either direction."""
 
@@ -77,7 +72,7 @@ def resolve_hook_name(model: HookedModel, hook_name: str) -> str:
     """
     if getattr(model, "acts_to_saes", None) or getattr(model, "_acts_to_saes", None):
         raise InputError("an SAE is attached to the model, which changes its activations; call model.reset_saes()")
-    prefix, point = _split(hook_name)
+    prefix, point = split_name(hook_name)
     for name in (hook_name, prefix + POST_NORM.get(point, point), prefix + OTHER_NAME.get(point, point)):
         if name in model.hook_dict:
             return name
@@ -128,51 +123,6 @@ def activation_reader(
 
     with eval_mode(model), forward_hooks(model, hook_names, capture):
         yield read
-        captured.clear()
-
-
-class DifferentiableOutput(NamedTuple):
-    """Output of a forward pass whose autograd graph begins at the earliest of the hook points."""
-
-    logits: Float[Tensor, "batch position vocabulary"]
-    activations: list[Float[Tensor, "batch position *d_model"]]
-    """One for each hook point. The logits can be differentiated with respect to them."""
-
-
-@contextmanager
-def differentiable_forward(
-    model: HookedModel, hook_names: Sequence[str]
-) -> Iterator[Callable[[Int[Tensor, "batch position"]], DifferentiableOutput]]:
-    """Yield a function that runs a forward pass which can be differentiated with respect to activations.
-
-    No gradient with respect to the model's weights is computed.
-
-    Args:
-        model: a HookedTransformer or a TransformerBridge.
-        hook_names: hook points whose activations are returned, each once.
-
-    Yields:
-        A function from token ids to the logits and the activations.
-
-    Raises:
-        InputError: see `activation_reader`; also if the model returns no logits.
-    """
-    captured: dict[str, Tensor] = {}
-
-    def capture(name: str, output: Tensor) -> Tensor:
-        captured[name] = output if output.requires_grad else output.detach().requires_grad_()
-        return captured[name]
-
-    def run(tokens: Tensor) -> DifferentiableOutput:
-        captured.clear()
-        with torch.enable_grad():
-            logits = forward_logits(model, tokens)
-        if len(captured) < len(set(hook_names)):
-            raise not_reached(hook_names, captured)
-        return DifferentiableOutput(logits, [captured.pop(name) for name in dict.fromkeys(hook_names)])
-
-    with eval_mode(model), frozen_weights(model), replacing_hooks(model, hook_names, capture, differentiable=True):
-        yield run
         captured.clear()
 
 
@@ -232,83 +182,6 @@ def forward_hooks(
         yield
 
 
-@contextmanager
-def replacing_hooks(
-    model: HookedModel, hook_names: Sequence[str], function: HookFunction, *, differentiable: bool = False
-) -> Iterator[None]:
-    """Call a function that replaces outputs at each hook point during the context; see `forward_hooks`.
-
-    In the middle of a block a bridge has the residual stream only where it enters the MLP. There a change is added to
-    the output of the block as well, as the residual stream itself would carry it.
-
-    Raises:
-        InputError: see `get_hook_point`; or it is not known how a block carries a change in its middle.
-    """
-    ends = {name: end for name in hook_names if (end := _end_of_skipped_part(model, name))}
-    changes: dict[str, Tensor] = {}
-
-    def replace(name: str, output: Tensor) -> Tensor | None:
-        if name not in ends:
-            return function(name, output)
-        # A clone, since the output itself may be in the residual stream, or a copy of what is in it.
-        replaced = function(name, output.clone())
-        changes.pop(ends[name], None)
-        if replaced is not None:
-            changes[ends[name]] = replaced - output
-        return replaced
-
-    def carry(name: str, output: Tensor) -> Tensor | None:
-        return output + changes.pop(name).to(output.device).view_as(output) if name in changes else None
-
-    with (
-        forward_hooks(model, list(ends.values()), carry, differentiable=differentiable),
-        forward_hooks(model, hook_names, replace, differentiable=differentiable),
-    ):
-        yield
-
-
-@torch.no_grad()
-def _end_of_skipped_part(model: HookedModel, hook_name: str) -> str | None:
-    """Return the end of the block if a change at a hook point in its middle reaches the MLP only; None otherwise.
-
-    The input of the block is changed, and with it the residual stream from there on. Then only the middle is replaced
-    by its changed value. The outputs of the block in both runs differ by the part of the change that is not carried.
-    """
-    prefix, point = _split(hook_name)
-    if point != MIDDLE:
-        return None
-    get_hook_point(model, hook_name)
-    start, end = prefix + START, prefix + END
-    ids = ids_to_check(model, None, int(model.cfg.d_vocab))
-    random = torch.Generator().manual_seed(0)
-
-    def run(changed: str, change: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-        seen: dict[str, Tensor] = {}
-
-        def hook(name: str, output: Tensor) -> Tensor:
-            seen[name] = change(output) if name == changed else output
-            return seen[name]
-
-        with forward_hooks(model, [start, hook_name, end], hook), forward_errors(model):
-            model(ids)
-        if len(seen) < 3:
-            raise not_reached([start, hook_name, end], seen)
-        return seen[hook_name], seen[end]
-
-    middle, _ = run(start, lambda stream: stream)
-    other, expected = run(start, lambda stream: stream * torch.randn(stream.shape, generator=random).to(stream))
-    _, output = run(hook_name, lambda _: other)
-    check_finite(expected, end)
-    change = (other - middle).view_as(expected)
-    for carried, result in ((0, None), (change, end)):
-        if float((output + carried - expected).norm()) <= MAX_ROUNDING * float(change.norm()):
-            return result
-    raise InputError(
-        f"a change at {hook_name} does not reach the residual stream of this model, so no loss in nats can be measured;"
-        " use --cost energy, or an SAE of another hook point"
-    )
-
-
 def _call_hook(function: HookFunction, name: str, output: Tensor, *, hook: object) -> Tensor | None:  # noqa: ARG001
     """Call a function as TransformerLens calls a hook."""
     return function(name, output)
@@ -330,19 +203,6 @@ def _remove_hook(point: nn.Module, handle: Any) -> None:
     handle.hook.remove()
     for name in ("fwd_hooks", "bwd_hooks"):
         setattr(point, name, [other for other in getattr(point, name) if other is not handle])
-
-
-@contextmanager
-def frozen_weights(model: HookedModel | nn.Module) -> Iterator[None]:
-    """Set `requires_grad` to False for every weight during the context, so that autograd keeps no graph for them."""
-    trainable = [weight for weight in model.parameters() if weight.requires_grad]
-    for weight in trainable:
-        weight.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for weight in trainable:
-            weight.requires_grad_(True)
 
 
 @contextmanager
@@ -370,11 +230,11 @@ def eval_mode(model: HookedModel | nn.Module) -> Iterator[None]:
 
 def canonical_name(hook_name: str) -> str:
     """Return one name for a hook point that has two."""
-    prefix, point = _split(hook_name)
+    prefix, point = split_name(hook_name)
     return prefix + ALIASES.get(point, point)
 
 
-def _split(hook_name: str) -> tuple[str, str]:
+def split_name(hook_name: str) -> tuple[str, str]:
     """Split "blocks.3.attn.hook_z" into ("blocks.3.", "attn.hook_z"); outside a block the prefix is empty."""
     match = re.fullmatch(r"(blocks\.\d+\.)(.+)", hook_name)
     return (match[1], match[2]) if match else ("", hook_name)

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.measuring.activation_batch import ActivationBatch, counted_batch, select_tokens
-from tl_distill_floor.measuring.hooks import activation_reader, differentiable_forward
+from tl_distill_floor.measuring.hooks import activation_reader
 from tl_distill_floor.measuring.job import AttachedSae, MeasurementJob
+from tl_distill_floor.measuring.replacement import differentiable_forward
 from tl_distill_floor.measuring.rerun import rerunner
 from tl_distill_floor.measuring.sampling import one_of_each_group, score_gradient
 from tl_distill_floor.measuring.token_stream import holds_token, model_input

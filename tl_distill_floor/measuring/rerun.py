@@ -10,7 +10,8 @@ from jaxtyping import Float, Int, Int64
 from torch import Tensor, nn
 
 from tl_distill_floor.annotations import HookedModel
-from tl_distill_floor.measuring.hooks import eval_mode, forward_logits, get_hook_point, not_reached, replacing_hooks
+from tl_distill_floor.measuring.hooks import eval_mode, forward_logits, get_hook_point, not_reached
+from tl_distill_floor.measuring.replacement import replacing_hooks
 
 Positions: TypeAlias = slice | Int64[Tensor, " some_position"]
 """Some positions of every sequence."""
