@@ -11,7 +11,13 @@ from torch import Tensor
 
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.sources.documents import COLUMNS
-from tl_distill_floor.sources.tables import SAVED_DATASET, is_saved_dataset, load_saved_dataset, report_damaged_dataset
+from tl_distill_floor.sources.tables import (
+    SAVED_DATASET,
+    is_saved_dataset,
+    load_saved_dataset,
+    report_damaged_dataset,
+    select_columns,
+)
 
 CachedSequence = tuple[Int[Tensor, " position"] | None, Float[Tensor, "position *d_model"]]
 """Token ids, if they were saved, and activations of one sequence."""
@@ -74,7 +80,7 @@ def open_cached_activations(path: Path) -> CachedActivations:
                 f"{path} caches {', '.join(hook_names)}, not {hook_name}; give another directory with --text"
             )
         with report_damaged_dataset(path):
-            for row in dataset:
+            for row in select_columns(dataset, (hook_name, TOKEN_COLUMN)):
                 activation, ids = row[hook_name], row.get(TOKEN_COLUMN)
                 if not activation.is_floating_point() or activation.ndim < 2 or len(activation) != context_size:
                     raise ValueError(f"a sequence of it has the shape {tuple(activation.shape)}")
@@ -88,9 +94,9 @@ def open_cached_activations(path: Path) -> CachedActivations:
 
 def _first_token(dataset: Any) -> int | None:
     """Return the token id that begins every sequence, of at least two; None if they begin differently."""
-    rows = dataset.select_columns([TOKEN_COLUMN])
-    first = {int(row[TOKEN_COLUMN][0]) for row in rows}
-    return first.pop() if len(first) == 1 and len(rows) > 1 else None
+    tokens = (int(row[TOKEN_COLUMN][0]) for row in dataset.select_columns([TOKEN_COLUMN]))
+    first = next(tokens)
+    return first if len(dataset) > 1 and all(token == first for token in tokens) else None
 
 
 def _is_activation(feature: object, n_axes: int = 0) -> bool:
