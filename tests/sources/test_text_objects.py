@@ -17,6 +17,7 @@ from tests.helpers.models import CONTEXT, PROSE
 from tl_distill_floor import InputError, load_text
 from tl_distill_floor.sources.items import items_digest
 from tl_distill_floor.sources.packing import Packing
+from tl_distill_floor.sources.tables import open_table_file
 
 DOCUMENTS = [PROSE, "Whales are large. " * 9, PROSE[40:], "The ship sailed on the sea, and the captain was glad. " * 4]
 BOS = 0
@@ -126,6 +127,14 @@ def test_token_ids_that_are_saved_with_log_probabilities_are_no_cache_of_activat
     ids = [[5, 6, 7]] * 4
     Dataset.from_dict({"input_ids": ids, "logprobs": [[[-0.5, -1.5]] * 3] * 4}).save_to_disk(tmp_path)
     assert torch.stack(list(load_text(tmp_path, None).read())).tolist() == ids
+
+
+def test_only_the_columns_of_interest_of_a_parquet_file_are_read(tmp_path: Path) -> None:
+    """Others, such as embeddings, take much longer than texts. Without any of interest, the error names them all."""
+    table = open_table_file(save_table(".parquet", tmp_path))
+    assert table is not None
+    assert [row for _, row in table.read(("messages", "text"))] == [{"text": document} for document in DOCUMENTS]
+    assert next(table.read(("messages",)))[1] == {"id": 0, "text": DOCUMENTS[0]}
 
 
 def test_a_string_is_a_text_unless_such_a_file_exists(tmp_path: Path, tokenizer: Any) -> None:

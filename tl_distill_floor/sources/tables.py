@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -55,10 +56,12 @@ class Table:
 def open_table_file(path: Path) -> Table | None:
     """Open a file of rows; None if its suffix is not that of a table."""
     readers = {
-        ".jsonl": jsonl_rows, ".json": _json_rows, ".csv": _csv_rows, ".tsv": _csv_rows, ".parquet": _parquet_rows,
-        ".arrow": _arrow_rows,
+        ".jsonl": jsonl_rows, ".json": _json_rows, ".csv": _csv_rows, ".tsv": _csv_rows, ".arrow": _arrow_rows
     }  # fmt: skip
-    reader = readers.get(text_suffix(path))
+    suffix = text_suffix(path)
+    if suffix == ".parquet":
+        return Table(path.name, file_fingerprint(path), partial(_parquet_rows, path))
+    reader = readers.get(suffix)
     return None if reader is None else Table(path.name, file_fingerprint(path), lambda _columns: reader(path))
 
 
@@ -264,11 +267,14 @@ def _check_separator(columns: Sequence[str], separator: str, path: Path) -> None
         )
 
 
-def _parquet_rows(path: Path) -> Iterator[LocatedRow]:
+def _parquet_rows(path: Path, columns: Sequence[str]) -> Iterator[LocatedRow]:
     import pyarrow.parquet as pq
 
     with report_read_errors(path), _report_bad_table(path), pq.ParquetFile(path) as file:
-        yield from _located(path, file.iter_batches(ROWS_AT_ONCE), columns_of_schema(file.schema_arrow.metadata))
+        schema = file.schema_arrow
+        wanted = [name for name in columns if name in schema.names]
+        batches = file.iter_batches(ROWS_AT_ONCE, columns=wanted or None)
+        yield from _located(path, batches, columns_of_schema(schema.metadata))
 
 
 def _arrow_rows(path: Path) -> Iterator[LocatedRow]:
