@@ -1,7 +1,7 @@
 """Check the options of a prediction, and write its warnings."""
 
 import numpy as np
-from jaxtyping import Bool, Float64, Int64
+from jaxtyping import Bool, Int64
 
 from tl_distill_floor.annotations import WidthsLike
 from tl_distill_floor.errors import InputError, as_integer
@@ -128,12 +128,12 @@ def simulation_warnings(
             " trained long enough; raise the steps, or measure more tokens"
         )
     held_out, on_training_text = simulation.reached.mean(1), simulation.on_training_text.mean(1)
-    overfitted = on_training_text < (1.0 - MIN_TRAINING_GAIN) * held_out
+    ratio = np.divide(on_training_text, held_out, out=np.ones_like(held_out), where=held_out > 0)
+    overfitted = ratio < 1.0 - MIN_TRAINING_GAIN
     if overfitted.any():
         warnings.append(
             f"simulated students of width {_join(simulation.widths[overfitted])} lost less on their training text"
-            f" (down to {_smallest_ratio(on_training_text, held_out):.0%} of the held-out loss): more tokens would"
-            " lower simulated there"
+            f" (down to {ratio.min():.0%} of the held-out loss): more tokens would lower simulated there"
         )
     if simulation.held_out_sequences < MIN_HELD_OUT_SEQUENCES:
         warnings.append(
@@ -147,8 +147,3 @@ def simulation_warnings(
 def _join(widths: Int64[np.ndarray, " width"]) -> str:
     """Join widths with commas."""
     return ", ".join(str(width) for width in widths)
-
-
-def _smallest_ratio(values: Float64[np.ndarray, " width"], references: Float64[np.ndarray, " width"]) -> float:
-    """Return the smallest ratio of values to references."""
-    return float((values / np.maximum(references, 1e-300)).min())

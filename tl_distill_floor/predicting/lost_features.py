@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Int
 
 from tl_distill_floor.errors import InputError, as_integer
+from tl_distill_floor.results.expected_loss import narrowest
 from tl_distill_floor.results.feature_stats import FeatureStats
 from tl_distill_floor.results.floor_prediction import FeatureFloorPrediction, FloorPrediction
 from tl_distill_floor.results.lost_features import FeatureAtWidth, FeatureContext, LostFeatures, OneFeature
@@ -118,7 +119,7 @@ def survives_from(floor: FeatureFloorPrediction, feature: int, widest: int) -> i
         if not floor.kept(width)[feature]:
             if narrowest_keeping is None:
                 return None
-            return _bisect(floor, feature, losing=width, keeping=narrowest_keeping)
+            return narrowest(width + 1, narrowest_keeping, lambda wider: bool(floor.kept(wider)[feature]))
         narrowest_keeping = width
     return narrowest_keeping
 
@@ -174,14 +175,6 @@ def promoted_by(floor: FeatureFloorPrediction, feature: int) -> tuple[str, ...] 
     if contexts is not None and (tokens := contexts.promoted_tokens(feature)):
         return tuple(tokens)
     return None if floor.promoted is None else floor.promoted.tokens.get(feature)
-
-
-def _bisect(floor: FeatureFloorPrediction, feature: int, losing: int, keeping: int) -> int:
-    """Return a width that keeps the feature while the next narrower one loses it."""
-    while keeping - losing > 1:
-        middle = (losing + keeping) // 2
-        losing, keeping = (losing, middle) if floor.kept(middle)[feature] else (middle, keeping)
-    return keeping
 
 
 def _contexts(stats: FeatureStats, feature: int) -> tuple[FeatureContext, ...]:

@@ -40,10 +40,6 @@ class BlockSums:
         counts, costs = sums.firing_count.astype(np.int32), sums.sum_cost.astype(np.float32)
         return cls(np.array([sums.n_tokens]), np.array([sums.n_cost_tokens]), counts[None], costs[None])
 
-    def merge(self, other: "BlockSums") -> "BlockSums":
-        """Return the blocks of `self` and `other`; while there are more than `MAX_BLOCKS`, neighbours are joined."""
-        return BlockSums.concatenate([self, other])
-
     @classmethod
     def concatenate(cls, parts: Sequence["BlockSums"]) -> "BlockSums":
         """Return the blocks of all parts; while there are more than `MAX_BLOCKS`, neighbours are joined.

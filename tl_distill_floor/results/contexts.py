@@ -274,20 +274,6 @@ class UnfinishedContexts(Protocol):
         ...
 
 
-def merge_contexts(one: UnfinishedContexts | None, other: UnfinishedContexts | None) -> UnfinishedContexts | None:
-    """Merge contexts, or return None if either is None; see `FeatureContexts.merge`.
-
-    Args:
-        one: contexts of the first stretch of text.
-        other: contexts of the second.
-
-    Example:
-        >>> merge_contexts(contexts, None) is None  # doctest: +SKIP
-        True
-    """
-    return None if one is None or other is None else one.merge(other)
-
-
 def _renumbered_sequences(one: FeatureContexts, other: FeatureContexts) -> Int64[np.ndarray, "feature context"]:
     """Return the sequence indices of `other`, shifted beyond those of `one` if they do not follow them."""
     last = int(one.sequence.max(initial=NO_TOKEN))

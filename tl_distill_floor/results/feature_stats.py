@@ -250,7 +250,7 @@ class FeatureStats(Displayable):
         sums = self.sums.merge(dataclasses.replace(other.sums, codes=_codes_to_append(self, other)))
         return dataclasses.replace(
             self,
-            **_sum_fields(sums, self.blocks.merge(other.blocks)),
+            **_sum_fields(sums, BlockSums.concatenate([self.blocks, other.blocks])),
             text_name=" + ".join(dict.fromkeys([self.text_name, other.text_name])),
             warnings=tuple(dict.fromkeys([*self.warnings, *other.warnings])),
         )

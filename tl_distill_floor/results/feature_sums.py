@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float64, Int64
 
 from tl_distill_floor.results.codes import Codes
-from tl_distill_floor.results.contexts import FeatureContexts, UnfinishedContexts, merge_contexts
+from tl_distill_floor.results.contexts import FeatureContexts, UnfinishedContexts
 
 PER_FEATURE = ("firing_count", "sum_act", "sum_act_sq", "sum_cost")
 """Sums with one number for each feature."""
@@ -82,7 +82,7 @@ class FeatureSums:
         return FeatureSums(
             **sums,
             codes=self.codes + other.codes if self.codes and other.codes else (),
-            contexts=merge_contexts(self.contexts, other.contexts),
+            contexts=None if self.contexts is None or other.contexts is None else self.contexts.merge(other.contexts),
         )
 
     def joined_codes(self) -> Codes | None:
