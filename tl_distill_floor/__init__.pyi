@@ -41,7 +41,7 @@ from .results.floor_prediction import FloorPrediction as FloorPrediction
 from .results.head_floor import HeadFloor as HeadFloor
 from .results.lost_features import LostFeatures as LostFeatures
 from .results.lost_features import OneFeature as OneFeature
-from .results.pilots import Pilots as Pilots
+from .results.plan import Pilots as Pilots
 from .results.plan import Plan as Plan
 from .results.probes import ProbeResult as ProbeResult
 from .results.probes import Probes as Probes

@@ -10,8 +10,7 @@ from tl_distill_floor.cli.progress import progress_bar
 from tl_distill_floor.distilling.planning.pilots import LEVEL, choose_pilots, train_pilots
 from tl_distill_floor.distilling.training.config import DistillConfig
 from tl_distill_floor.results.floor_prediction import FloorPrediction
-from tl_distill_floor.results.pilots import Pilots
-from tl_distill_floor.results.plan import Plan
+from tl_distill_floor.results.plan import Pilots, Plan
 from tl_distill_floor.sources.teacher import Teacher
 from tl_distill_floor.storage.io_errors import COPY_ADVICE
 from tl_distill_floor.storage.locks import lock_directory

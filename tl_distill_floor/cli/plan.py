@@ -16,8 +16,7 @@ from tl_distill_floor.errors import InputError
 from tl_distill_floor.results.byte_sizes import parse_bytes
 
 if TYPE_CHECKING:
-    from tl_distill_floor.results.pilots import Pilots
-    from tl_distill_floor.results.plan import Plan
+    from tl_distill_floor.results.plan import Pilots, Plan
 
 LIMITS, PILOTS, EXPORT = "Limits", "Pilots", "Export"
 """Panels of the help text."""

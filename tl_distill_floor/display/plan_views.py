@@ -11,8 +11,7 @@ from tl_distill_floor.display.figure_style import COLOURS, CYCLE, apply_style, e
 from tl_distill_floor.display.tables import key_value_table, plain_table, warning_lines
 from tl_distill_floor.display.units import AXIS_UNIT, SHORT_UNIT, STUDENT_LOSS
 from tl_distill_floor.results.byte_sizes import format_bytes
-from tl_distill_floor.results.pilots import Pilots
-from tl_distill_floor.results.plan import Candidate, Plan
+from tl_distill_floor.results.plan import Candidate, Pilots, Plan
 from tl_distill_floor.theory.regression import PredictedLoss
 
 TASK_SCORES = "A distillation loss alone does not predict task scores: test the trained student on your own tasks."

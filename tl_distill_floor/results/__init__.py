@@ -20,10 +20,9 @@
 - `student_loss`: `StudentLoss`, the loss of a trained student with its error.
 - `student`: `StudentResult`, one distilled student.
 - `calibration`: `Calibration`, a fit of student losses to predictions.
-- `plan`: `Plan`, the student to train.
+- `plan`: `Plan`, the student to train, and `Pilots`, narrow students to train before it.
 - `byte_sizes`: numbers of bytes as text.
 - `diagnosis`: `Diagnosis`, what limits the loss of a student.
-- `pilots`: `Pilots`, narrow students to train before it.
 - `probes`: `ProbeResult`, `Probes` and `Decodability`, the results of linear probes.
 - `sparse_probes`: `SparseProbes`, the features that concepts rest on.
 - `toy`: `ToyResult`, the floors of trained toy models.

@@ -1,4 +1,7 @@
-"""`Plan`: a student to train, its expected loss, what that depends on, and other students within the limits."""
+"""`Plan`: a student to train, its expected loss, what that depends on, and other students within the limits.
+
+`Pilots`: narrow students to train before it.
+"""
 
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -6,6 +9,7 @@ from typing import ClassVar
 from tl_distill_floor.annotations import CostUnit, MemoryDtype, PlanRule
 from tl_distill_floor.errors import set_integers
 from tl_distill_floor.results.record_files import JsonRecord
+from tl_distill_floor.theory.regression import PredictedLoss
 
 PLAN_FILE = "plan.json"
 
@@ -131,3 +135,17 @@ class Plan(JsonRecord):
             f"Plan({self.teacher}: width {self.width:,}, {self.depth} of {self.teacher_depth} layers,"
             f" expected loss {self.loss:.4g} {self.unit})"
         )
+
+
+@dataclass(frozen=True)
+class Pilots:
+    """Narrow students to train before a wide one."""
+
+    widths: tuple[int, ...]
+    """Widths of the pilots, dimensions."""
+    cost: float
+    """Parameters of all pilots divided by those of the student; on the same tokens, about the share of its training."""
+    before: PredictedLoss
+    """Expected loss of the student and its 80 % interval, nats per token."""
+    after: PredictedLoss
+    """The same once the pilots are trained, if they lose what is expected of them."""

@@ -16,7 +16,7 @@ from tl_distill_floor.measuring.reloading import check_measured_teacher
 from tl_distill_floor.results.feature_stats import FeatureStats
 from tl_distill_floor.results.floor_prediction import FloorPrediction
 from tl_distill_floor.results.head_floor import HeadFloor
-from tl_distill_floor.results.pilots import Pilots
+from tl_distill_floor.results.plan import Pilots
 from tl_distill_floor.results.student import StudentResult, load_students
 from tl_distill_floor.results.student_loss import StudentLoss
 from tl_distill_floor.sources.documents import EMBEDDED_TEXT
