@@ -4,6 +4,7 @@ import copy
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -16,6 +17,7 @@ from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_h
 
 from tl_distill_floor.annotations import Dtype, HookedModel, StudentStart, TeacherLike, Tokenizer
 from tl_distill_floor.distilling.students.build import build_student
+from tl_distill_floor.distilling.students.family_models import full_logits
 from tl_distill_floor.distilling.students.layers import RESIDUAL_BEFORE_LAYER, is_residual, layer_of
 from tl_distill_floor.distilling.students.plain_student import check_merged
 from tl_distill_floor.distilling.students.teacher_files import teacher_files
@@ -90,12 +92,8 @@ class FrozenTeacher:
                 with eval_mode(self.model), self._hooks():
                     self._backbone.verify_logits(None)
             with eval_mode(self.model):
-                check_causal(self.model, "teacher", self.vocabulary, self._full_logits)
-
-    def _full_logits(self, ids: Int[Tensor, "batch position"]) -> Float[Tensor, "batch position vocabulary"]:
-        """Return the logits of the full model."""
-        logits: Tensor = self.model(ids) if self._hooked is not None else self.model(ids, use_cache=False).logits
-        return logits
+                logits_of = partial(full_logits, self.model) if self._hooked is None else self.model
+                check_causal(self.model, "teacher", self.vocabulary, logits_of)
 
     @property
     def vocabulary(self) -> int:
@@ -189,8 +187,7 @@ class _PlainTeacher(nn.Module):
 
     def forward(self, ids: Int[Tensor, "batch position"]) -> Float[Tensor, "batch position vocabulary"]:
         """Return the logits."""
-        logits: Tensor = self.original_model(ids, use_cache=False).logits
-        return logits
+        return full_logits(self.original_model, ids)
 
 
 @contextmanager

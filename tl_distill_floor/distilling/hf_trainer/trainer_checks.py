@@ -1,12 +1,12 @@
 """Checks of what a `DistillationTrainer` is given."""
 
+from functools import partial
 from typing import Any
 
-from jaxtyping import Float, Int
-from torch import Tensor
 from transformers import PreTrainedModel, TrainingArguments
 
 from tl_distill_floor.distilling.hf_trainer.frozen_teacher import FrozenTeacher, published_tokenizer
+from tl_distill_floor.distilling.students.family_models import full_logits
 from tl_distill_floor.distilling.students.layers import capture_residual_stream, layers_of
 from tl_distill_floor.distilling.students.plain_student import check_merged, check_plain_student
 from tl_distill_floor.distilling.training.matching import Match
@@ -123,12 +123,7 @@ def checked_logit_map(student: PreTrainedModel, vocabulary: int, match: Match | 
         InputError: the layer has no residual stream, the student is not causal, or `from_pretrained` would load another
             model from its configuration and weights.
     """
-    ids = ids_to_check(student, None, vocabulary)
-
-    def logits_of(some_ids: Int[Tensor, "batch position"]) -> Float[Tensor, "batch position vocabulary"]:
-        logits: Tensor = student(some_ids, use_cache=False).logits
-        return logits
-
+    ids, logits_of = ids_to_check(student, None, vocabulary), partial(full_logits, student)
     with eval_mode(student), capture_residual_stream(student, None if match is None else match.layer, []):
         logit_map = measure_logit_map(student, student.get_output_embeddings(), logits_of, ids)
         check_causal(student, "student", vocabulary, logits_of)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from tl_distill_floor.annotations import HookedModel, ProgressMessageCallback
-from tl_distill_floor.distilling.students.family_models import create_model, refuse_failures
+from tl_distill_floor.distilling.students.family_models import create_model, full_logits, refuse_failures
 from tl_distill_floor.distilling.students.student_config import hugging_face_config, student_config
 from tl_distill_floor.distilling.students.widths import teacher_width
 from tl_distill_floor.sources.devices import device_of
@@ -101,5 +101,5 @@ def _seconds(model: nn.Module, ids: Tensor) -> float:
     """Return the time of one forward pass."""
     started = time.perf_counter()
     with refuse_failures(model.config, "cannot be timed"):  # type: ignore[arg-type]
-        float(model(ids, use_cache=False).logits[0, 0, 0])  # waits for the device
+        float(full_logits(model, ids)[0, 0, 0])  # waits for the device
     return time.perf_counter() - started

@@ -10,6 +10,7 @@ from tl_distill_floor.distilling.students.family_models import (
     create_model,
     create_shell,
     create_zero_model,
+    full_logits,
     refuse_failures,
     sample_ids,
 )
@@ -125,7 +126,7 @@ def _check_forward_pass(student: nn.Module, config: PreTrainedConfig) -> None:
     """
     ids = sample_ids(config)
     with refuse_failures(config, "cannot be run"):
-        logits = student(ids, use_cache=False).logits
+        logits = full_logits(student, ids)
     if logits.shape != (*ids.shape, config.vocab_size) or not logits.isfinite().any():
         raise InputError(
             f"a {type(student).__name__} of width {config.hidden_size} gives logits of shape {tuple(logits.shape)} that"

@@ -76,6 +76,12 @@ def sample_ids(config: PreTrainedConfig) -> Int[Tensor, "sequence position"]:
     return torch.randint(lowest, highest, (n_sequences, n_positions), generator=generator)
 
 
+def full_logits(model: nn.Module, ids: Int[Tensor, "batch position"]) -> Float[Tensor, "batch position vocabulary"]:
+    """Return the logits of a plain `transformers` model."""
+    logits: Tensor = model(ids, use_cache=False).logits
+    return logits
+
+
 def logit_difference(
     logits: Float[Tensor, "*position vocabulary"], expected: Float[Tensor, "*position vocabulary"], dtype: torch.dtype
 ) -> float | None:

@@ -12,6 +12,7 @@ from tl_distill_floor.annotations import HookedModel, StudentStart
 from tl_distill_floor.distilling.students.axis_maps import WeightAxes, weight_axes
 from tl_distill_floor.distilling.students.family_models import (
     create_shell,
+    full_logits,
     logit_difference,
     refuse_failures,
     sample_ids,
@@ -148,7 +149,7 @@ def check_teacher(teacher: HookedModel, start: StudentStart) -> None:
         device, dtype = next((weight.device, weight.dtype) for weight in shell.parameters())
         ids = sample_ids(config).to(device)
         expected = _teacher_logits(teacher, ids)
-        logits = shell.to(device)(ids, use_cache=False).logits.float()
+        logits = full_logits(shell.to(device), ids).float()
     difference = logit_difference(logits, expected, dtype)
     if difference is not None:
         raise InputError(

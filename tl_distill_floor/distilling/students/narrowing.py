@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from tl_distill_floor.distilling.students.axis_maps import WeightAxes
-from tl_distill_floor.distilling.students.family_models import refuse_failures, sample_ids
+from tl_distill_floor.distilling.students.family_models import full_logits, refuse_failures, sample_ids
 from tl_distill_floor.errors import InputError
 
 N_REFLECTIONS = 4
@@ -97,7 +97,7 @@ def check_rotation(student: nn.Module, axes: Mapping[str, WeightAxes]) -> None:
             weight.fill_(float(weight.mean()))
     ids = sample_ids(config)
     with refuse_failures(config, "cannot be run"):  # such as experts whose rows are not aligned for their kernel
-        before = student(ids, use_cache=False).logits
+        before = full_logits(student, ids)
     for _ in range(N_REFLECTIONS):
         normal = torch.randn(width, generator=generator)
         normal = nn.functional.normalize(normal - normal.mean(), dim=0)
@@ -106,7 +106,7 @@ def check_rotation(student: nn.Module, axes: Mapping[str, WeightAxes]) -> None:
                 if not axes[name].is_scale:
                     rows = weight.movedim(axis, -1)
                     rows -= 2 * (rows @ normal)[..., None] * normal
-    after = student(ids, use_cache=False).logits
+    after = full_logits(student, ids)
     if not torch.allclose(before, after, rtol=0, atol=SAME_ROTATED_LOGITS * float(before.abs().max())):
         raise InputError(
             f"the residual stream of {type(student).__name__} cannot be rotated without a change of its logits, which"

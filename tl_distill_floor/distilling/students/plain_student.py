@@ -8,7 +8,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from tl_distill_floor.distilling.students.family_models import logit_difference
+from tl_distill_floor.distilling.students.family_models import full_logits, logit_difference
 from tl_distill_floor.errors import InputError
 
 ADVICE = (
@@ -44,9 +44,9 @@ def check_plain_student(student: PreTrainedModel, ids: Int[Tensor, "sequence pos
             f"the student has no weight {missing} of its own, which a {type(student).__name__} of its configuration"
             f" has, so a saved student would be loaded with a random one; {ADVICE}"
         )
-    expected = student(input_ids=ids, use_cache=False).logits.float()
+    expected = full_logits(student, ids).float()
     shell.load_state_dict(student.state_dict(), strict=False, assign=True)
-    logits = shell.to(ids.device)(input_ids=ids, use_cache=False).logits.float()
+    logits = full_logits(shell.to(ids.device), ids).float()
     difference = logit_difference(logits, expected, student.dtype)
     if difference is not None:
         raise InputError(

@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from tl_distill_floor.distilling.students.family_models import full_logits
 from tl_distill_floor.distilling.training.losses import summed_forward_kl
 from tl_distill_floor.distilling.training.sharding import release
 from tl_distill_floor.distilling.training.student_state import StudentInTraining
@@ -102,6 +103,6 @@ def _loss_of_saved(
     saved = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).to(ids.device).eval()
     summed = 0.0
     for sequence, mask, logits in zip(torch.split(ids, 1), torch.split(counted, 1), teacher_logits, strict=True):
-        kl = forward_kl_in_chunks(logits, saved(sequence, use_cache=False).logits)
+        kl = forward_kl_in_chunks(logits, full_logits(saved, sequence))
         summed += float(kl[mask].double().sum())
     return summed / int(counted.sum())

@@ -3,12 +3,14 @@
 Logits are computed later, in chunks of tokens.
 """
 
+from functools import partial
 from typing import TypeAlias
 
 import torch
 from jaxtyping import Bool, Float, Int, Int64
 from torch import Tensor, nn
 
+from tl_distill_floor.distilling.students.family_models import full_logits
 from tl_distill_floor.distilling.students.layers import capture_residual_stream, layers_of
 from tl_distill_floor.distilling.training.config import StudentSpec
 from tl_distill_floor.distilling.training.matching import ActivationMatcher
@@ -91,13 +93,9 @@ class Backbone(nn.Module):
     @torch.no_grad()
     def _verified_logit_map(self, ids: Int[Tensor, "sequence position"] | None) -> LogitMap:
         ids = ids_to_check(self.model, ids, int(self.model.config.get_text_config().vocab_size))  # type: ignore[union-attr,operator]
-
-        def full_logits(some_ids: Int[Tensor, "sequence position"]) -> Float[Tensor, "..."]:
-            logits: Tensor = self.model(some_ids, use_cache=False).logits
-            return logits
-
-        logit_map = measure_logit_map(self.model, self.unembed, full_logits, ids)
-        check_same_logits(self.model, logit_map(self.unembed(self(ids).last_hidden)), full_logits(ids))
+        logits_of = partial(full_logits, self.model)
+        logit_map = measure_logit_map(self.model, self.unembed, logits_of, ids)
+        check_same_logits(self.model, logit_map(self.unembed(self(ids).last_hidden)), logits_of(ids))
         return logit_map
 
 
