@@ -18,8 +18,7 @@ from tl_distill_floor.distilling.training.config import StudentSpec
 from tl_distill_floor.distilling.training.distill import distill, distill_students
 from tl_distill_floor.distilling.training.losses import Objective
 from tl_distill_floor.distilling.training.matching import Match
-from tl_distill_floor.distilling.training.sweep import Sweep
-from tl_distill_floor.distilling.training.sweep_checkpoint import SWEEP_CHECKPOINT_FILE
+from tl_distill_floor.distilling.training.sweep import SWEEP_CHECKPOINT_FILE, Sweep
 from tl_distill_floor.distilling.training.text_split import read_text_split
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.measuring.kl import forward_kl

@@ -84,7 +84,7 @@ def test_trains_what_is_missing_and_calibrates(
 def test_an_interrupted_training_is_continued_with_all_its_students(
     floor: FloorPrediction, pilots: Pilots, training: RecordedTraining, teacher_dir: Path, tmp_path: Path
 ) -> None:
-    from tl_distill_floor.distilling.training.sweep_checkpoint import SWEEP_CHECKPOINT_FILE
+    from tl_distill_floor.distilling.training.sweep import SWEEP_CHECKPOINT_FILE
 
     save_student(tmp_path, str(teacher_dir), 4)
     (tmp_path / "students" / SWEEP_CHECKPOINT_FILE).touch()

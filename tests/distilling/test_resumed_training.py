@@ -16,7 +16,7 @@ from tl_distill_floor.distilling.training import student_results
 from tl_distill_floor.distilling.training.config import StudentSpec
 from tl_distill_floor.distilling.training.distill import distill, distill_students
 from tl_distill_floor.distilling.training.matching import KeptReconstruction, Match
-from tl_distill_floor.distilling.training.sweep_checkpoint import SWEEP_CHECKPOINT_FILE
+from tl_distill_floor.distilling.training.sweep import SWEEP_CHECKPOINT_FILE
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.results.student import StudentResult, load_students
 from tl_distill_floor.storage.locks import LOCK_FILE
@@ -163,7 +163,7 @@ torch.set_num_threads(1)
 from pathlib import Path
 from tl_distill_floor.distilling.training.distill import distill_students
 from tl_distill_floor.distilling.training.config import StudentSpec, DistillConfig
-from tl_distill_floor.distilling.training.sweep_checkpoint import SWEEP_CHECKPOINT_FILE
+from tl_distill_floor.distilling.training.sweep import SWEEP_CHECKPOINT_FILE
 teacher, ids, directory = sys.argv[1], torch.load(sys.argv[2], weights_only=True), Path(sys.argv[3])
 config = DistillConfig(n_tokens=32 * 8 * 60, batch_size=8, n_evaluations=3, n_heldout_tokens=128, early_stop=False)
 

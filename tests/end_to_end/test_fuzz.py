@@ -32,7 +32,6 @@ from tl_distill_floor.display.report_sections import report_html
 from tl_distill_floor.display.run_parts import load_run_parts
 from tl_distill_floor.distilling.training.config import DistillConfig, StudentSpec
 from tl_distill_floor.distilling.training.sweep import Sweep
-from tl_distill_floor.distilling.training.sweep_checkpoint import load_sweep, save_sweep
 from tl_distill_floor.distilling.training.text_split import read_text_split
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.predicting.lost_features import lost_features
@@ -123,7 +122,7 @@ def update_digest(file: Path) -> Path:
 
 def load_student_checkpoint(directory: Path) -> None:
     """Load the checkpoint of a student's training."""
-    load_sweep(make_sweep(), update_digest(directory / "training.safetensors"))
+    make_sweep().load(update_digest(directory / "training.safetensors"))
 
 
 def load_sae_checkpoint(directory: Path) -> None:
@@ -240,7 +239,7 @@ def intact(distilled: Path, sae_dir: Path, teacher_dir: Path, tmp_path_factory: 
     save_file(weights, directory / "loose.safetensors")
     torch.save(weights, directory / "loose.pt")
     write_sae_files(directory, weights)
-    save_sweep(make_sweep(), directory / "training.safetensors")
+    make_sweep().save(directory / "training.safetensors")
     make_sae_training().save(directory / "sae.safetensors")
     hook, acts = "blocks.1.hook_resid_post", np.ones((4, 8, 24), dtype=np.float32)
     shapes = Features({hook: Array2D((8, 24), "float32"), "token_ids": Sequence(Value("int32"), 8)})

@@ -10,7 +10,7 @@ from tl_distill_floor.distilling.students.build import count_parameters
 from tl_distill_floor.distilling.students.widths import family_widths, spaced_widths
 from tl_distill_floor.distilling.training.config import DistillConfig, StudentSpec
 from tl_distill_floor.distilling.training.distill import distill_students
-from tl_distill_floor.distilling.training.sweep_checkpoint import SWEEP_CHECKPOINT_FILE
+from tl_distill_floor.distilling.training.sweep import SWEEP_CHECKPOINT_FILE
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.measuring.reloading import check_measured_teacher
 from tl_distill_floor.results.feature_stats import FeatureStats

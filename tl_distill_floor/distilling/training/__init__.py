@@ -6,13 +6,12 @@
 - `overlap`: held-out text that is part of the training text.
 - `agreement`: processes that compare their inputs and end together.
 - `sharding`: teacher and students sharded over processes by FSDP.
-- `sweep`: students that are trained together.
+- `sweep`: students that are trained together, and their checkpoint.
 - `student_state`: one student with its optimizers, running average and learning curve.
 - `student_module`: students without their unembedding, and the module that is trained.
 - `training_loop`: the training loop.
 - `training_step`: losses, gradients and updates for one batch.
 - `evaluation`: held-out losses of the averaged weights.
-- `sweep_checkpoint`: interrupted sweeps.
 - `learning_rates`: a student's learning rates, and the fit of its learning curve with them.
 - `student_results`: results of a sweep.
 - `saved_loss`: the loss of a saved student.

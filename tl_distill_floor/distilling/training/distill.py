@@ -25,8 +25,7 @@ from tl_distill_floor.distilling.training.agreement import check_same_inputs, fa
 from tl_distill_floor.distilling.training.config import DistillConfig, StudentSpec
 from tl_distill_floor.distilling.training.sharding import launched_with_fsdp, load_to_shard
 from tl_distill_floor.distilling.training.student_results import save_results, student_results
-from tl_distill_floor.distilling.training.sweep import Sweep, check_specs
-from tl_distill_floor.distilling.training.sweep_checkpoint import SWEEP_CHECKPOINT_FILE, load_sweep
+from tl_distill_floor.distilling.training.sweep import SWEEP_CHECKPOINT_FILE, Sweep, check_specs
 from tl_distill_floor.distilling.training.text_split import read_text_split
 from tl_distill_floor.distilling.training.training_loop import train
 from tl_distill_floor.errors import InputError, check_choice
@@ -181,7 +180,7 @@ def distill_students(
         sweep = Sweep(loaded, specs, split, config, accelerator, sharded=shard)
         with fail_together(accelerator):
             if checkpoint is not None and resume:
-                load_sweep(sweep, checkpoint)
+                sweep.load(checkpoint)
         with teacher_backbone(loaded.model, sweep.teacher_hook, split.heldout, runs_to_end=shard) as backbone:
             train(sweep, backbone, checkpoint, checkpoint_seconds, progress)
         saves = directory is not None and (shard or writes)

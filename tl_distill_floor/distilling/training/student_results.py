@@ -15,8 +15,7 @@ from tl_distill_floor.distilling.training.learning_rates import fit_student
 from tl_distill_floor.distilling.training.saved_loss import saved_loss_check
 from tl_distill_floor.distilling.training.sharding import gathered_model
 from tl_distill_floor.distilling.training.student_state import StudentInTraining
-from tl_distill_floor.distilling.training.sweep import Sweep
-from tl_distill_floor.distilling.training.sweep_checkpoint import SWEEP_CHECKPOINT_FILE
+from tl_distill_floor.distilling.training.sweep import SWEEP_CHECKPOINT_FILE, Sweep
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.results.student import StudentResult
 from tl_distill_floor.storage.atomic import atomic_directory, remove_file

@@ -1,11 +1,15 @@
-"""`Sweep`: students that are trained together, and the number of steps done."""
+"""`Sweep`: students that are trained together, the number of steps done, and the checkpoint of both."""
 
+import dataclasses
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import cached_property
+from pathlib import Path
+from typing import Any
 
 from accelerate import Accelerator
 
-from tl_distill_floor.distilling.training.agreement import of_first_process
+from tl_distill_floor.distilling.training.agreement import fail_together, of_first_process
 from tl_distill_floor.distilling.training.config import DistillConfig, StudentSpec
 from tl_distill_floor.distilling.training.sharding import shard_teacher
 from tl_distill_floor.distilling.training.student_state import StudentInTraining
@@ -13,6 +17,12 @@ from tl_distill_floor.distilling.training.text_split import TextSplit
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.sources.teacher import Teacher
 from tl_distill_floor.sources.teachers import weights_digest
+from tl_distill_floor.storage.checkpoints import load_checkpoint, report_damaged_checkpoint, save_checkpoint
+
+SWEEP_CHECKPOINT_FILE = "partial.safetensors"
+"""Checkpoint of an interrupted training, in the directory of the students."""
+KIND = "students-partial"
+"""Name of the format of the file."""
 
 
 class Sweep:
@@ -84,6 +94,49 @@ class Sweep:
         """Learning rate of the current step."""
         return self.config.lr_at(self.step, self.n_steps)
 
+    def save(self, path: Path) -> None:
+        """Write the state of all students, and the settings that must be equal when the training is resumed.
+
+        If the students are sharded, all processes must call this; the first one writes the file. It is the same file
+        whatever the number of processes.
+
+        Args:
+            path: the checkpoint.
+        """
+        states = {student.spec.directory: student.state_dict() for student in self.students}
+        with fail_together(self.accelerator) if self.is_sharded else nullcontext():
+            if self.accelerator.is_main_process:
+                save_checkpoint(path, KIND, states, self._identity(), self.step)
+
+    def load(self, path: Path) -> None:
+        """Restore what `save` of a sweep of the same settings wrote, if the file exists.
+
+        Args:
+            path: the checkpoint.
+
+        Raises:
+            InputError: the file is damaged, or of a training with other settings.
+        """
+        if not path.exists():
+            return
+        states, step = load_checkpoint(path, KIND, self._identity())
+        with report_damaged_checkpoint(path):
+            for student in self.students:
+                student.load_state_dict(states[student.spec.directory])
+            self.step = step
+
+    def _identity(self) -> dict[str, Any]:
+        """Return the settings that must be equal when a training is resumed; the learning rate may change."""
+        settings = dataclasses.asdict(self.config)
+        del settings["lr"]
+        return {
+            "teacher": self.teacher.name,
+            "weights": self.teacher_digest,
+            "text": self.split.fingerprint,
+            "students": [_spec_identity(student.spec) for student in self.students],
+            **settings,
+        }
+
 
 def check_specs(specs: Sequence[StudentSpec]) -> None:
     """Raise an InputError unless the students have different names and match at most one hook point."""
@@ -96,3 +149,8 @@ def check_specs(specs: Sequence[StudentSpec]) -> None:
             f"students that are trained together match one hook point of the teacher, got {', '.join(sorted(hooks))};"
             " train them separately"
         )
+
+
+def _spec_identity(spec: StudentSpec) -> dict[str, Any]:
+    fields = dataclasses.asdict(dataclasses.replace(spec, target=None))
+    return fields | {"target": spec.target.digest if spec.target else None}

@@ -8,7 +8,6 @@ from tl_distill_floor.annotations import ProgressMessageCallback
 from tl_distill_floor.distilling.training.agreement import of_first_process
 from tl_distill_floor.distilling.training.evaluation import add_curve_points
 from tl_distill_floor.distilling.training.sweep import Sweep
-from tl_distill_floor.distilling.training.sweep_checkpoint import save_sweep
 from tl_distill_floor.distilling.training.training_step import set_matching_variance, train_step
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.measuring.teacher_backbone import TeacherBackbone
@@ -46,13 +45,13 @@ def train(
             _check_any_left(sweep, checkpoint)
         now = time.perf_counter()
         if checkpoint and _saves(sweep, now - saved_time >= checkpoint_seconds):
-            save_sweep(sweep, checkpoint)
+            sweep.save(checkpoint)
             saved_time = time.perf_counter()
         if progress:
             rate = (sweep.step - first_step) * sweep.tokens_per_step / (now - start_time)
             _report_progress(sweep, progress, rate)
     if checkpoint and any(student.losses for student in sweep.students) and _saves(sweep, is_due=True):
-        save_sweep(sweep, checkpoint)
+        sweep.save(checkpoint)
 
 
 def _saves(sweep: Sweep, is_due: bool) -> bool:
