@@ -198,6 +198,8 @@ def test_comparison_says_what_the_differences_are_due_to() -> None:
     assert "floors differ by a factor of up to 3. The order of the SAEs by floor is the same" in conclusion(
         costs, ["blocks.1.hook_out"] * 3
     )
+    names_of_one_point = ["blocks.1.hook_out", "blocks.1.hook_resid_post", "blocks.2.hook_resid_pre"]
+    assert "These differences are due to the SAEs" in conclusion(costs, names_of_one_point)
     layers = ["blocks.0.hook_out", "blocks.1.hook_out", "blocks.2.hook_out"]
     assert "A student loses at least the largest floor of the layers" in conclusion(costs, layers)
     assert "Squared errors at different layers cannot be compared" in conclusion(costs, layers, "mse")

@@ -1,5 +1,6 @@
 """Compare several predictions: the layers of a teacher, the SAEs of one layer, or any runs."""
 
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,6 +11,7 @@ from rich.text import Text
 from tl_distill_floor.display.floor_tables import STILL_COMPUTED
 from tl_distill_floor.display.tables import plain_table, warning_lines
 from tl_distill_floor.display.units import LONG_UNIT, SHORT_UNIT, STUDENT_LOSS
+from tl_distill_floor.measuring.hooks import canonical_name, resid_post
 from tl_distill_floor.results.floor_prediction import FeatureFloorPrediction
 
 
@@ -131,16 +133,22 @@ def _conclusion(floors: Sequence[FeatureFloorPrediction]) -> str:
 
 def _reason_of_differences(floors: Sequence[FeatureFloorPrediction]) -> str:
     """Return what the differences between predictions are due to: their hook points, or the SAEs of one."""
-    n_hooks = len({floor.stats.hook_name for floor in floors})
-    if n_hooks == 1:
+    n_points = len({_point(floor.stats.hook_name) for floor in floors})
+    if n_points == 1:
         order = np.argsort([-floor.feature_floor for floor in floors], axis=0, kind="stable")
         same = "the same" if (order == order[:, :1]).all() else "not the same"
         return f"The order of the SAEs by floor is {same} at every width. These differences are due to the SAEs."
     if floors[0].unit == "mse":
         return "Squared errors at different layers cannot be compared; use --cost fisher to find the layer that binds."
-    if n_hooks < len(floors):
+    if n_points < len(floors):
         return (
             "These differences are due to the SAEs and to their hook points; compare one SAE of each hook point to find"
             " the layer that binds."
         )
     return "A student loses at least the largest floor of the layers at its width: that layer binds."
+
+
+def _point(hook_name: str) -> str:
+    """Return one name for a hook point; the residual stream before a layer is that after the previous one."""
+    before = re.fullmatch(r"blocks\.([1-9]\d*)\.(hook_resid_pre|hook_in)", hook_name)
+    return canonical_name(resid_post(int(before[1]) - 1) if before else hook_name)
