@@ -298,6 +298,14 @@ def test_rejects_models_and_options_that_allow_no_cost(bridge: Any, sae: Any, id
         measure(bridge, sae, ids, n_samples=0)
 
 
+@pytest.mark.parametrize("cost", ["fisher", "ablation"])
+def test_a_hook_point_with_several_activations_is_refused(cost: Any, bridge: Any, sae: Any, ids: Tensor) -> None:
+    """The second activation is that of other tokens, as in a model that runs a layer several times."""
+    model = with_changed_logits(bridge, lambda logits: bridge(logits.argmax(-1)))
+    with pytest.raises(InputError, match=r"reaches blocks.1.hook_resid_post several times.*--cost energy"):
+        measure(model, sae, ids[:4], cost=cost)
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_teacher_whose_logits_are_not_finite_is_named(
     value: float, bridge: Any, teacher_dir: Path, sae: Any, ids: Tensor

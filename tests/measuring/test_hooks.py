@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.helpers.measurements import load_as
 from tests.helpers.models import CONTEXT, HOOK, VOCABULARY, save_family
 from tl_distill_floor import InputError, load_teacher
 from tl_distill_floor.measuring.hooks import activation_reader, get_hook_point, resolve_hook_name
@@ -93,6 +94,21 @@ def test_gradients_reach_what_a_block_adds(load: Any, tmp_path: Path, tokenizer:
         gradients.append(gradient.reshape(*tokens.shape, 32))
     torch.testing.assert_close(gradients[0], gradients[1], atol=1e-4, rtol=1e-3)
     assert gradients[0].abs().sum() > 0
+
+
+def test_gradients_of_a_point_that_is_reached_three_times_are_summed(teacher_dir: Path, ids: torch.Tensor) -> None:
+    """A HookedTransformer normalises the input of a block for queries, keys and values. Compare with a difference."""
+    model, name, step = load_as("HookedTransformer", teacher_dir).double(), "blocks.1.ln1.hook_normalized", 1e-4
+    model.cfg.dtype = torch.float64
+    with differentiable_forward(model, [name]) as run:
+        output = run(ids[:3])
+        (gradient,) = torch.autograd.grad(output.logits.log_softmax(-1)[..., 5].sum(), output.activations)
+    direction = torch.randn(gradient.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    with rerunner(model, name) as teacher:
+        activation = teacher.run(ids[:3])
+        up, down = (teacher.rerun(activation + sign * step * direction) for sign in (1, -1))
+    difference = float((up.double().log_softmax(-1) - down.double().log_softmax(-1))[..., 5].sum()) / (2 * step)
+    assert float((gradient * direction).sum()) == pytest.approx(difference, rel=1e-5)
 
 
 def load_gpt2(directory: Path, tokenizer: Any) -> Any:

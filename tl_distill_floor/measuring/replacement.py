@@ -56,12 +56,18 @@ def differentiable_forward(
         A function from token ids to the logits and the activations.
 
     Raises:
-        InputError: see `activation_reader`; also if the model returns no logits.
+        InputError: see `activation_reader`; also if the model returns no logits, or a hook point has several
+            activations in one forward pass.
     """
     captured: dict[str, Tensor] = {}
 
-    def capture(name: str, output: Tensor) -> Tensor:
-        captured[name] = output if output.requires_grad else output.detach().requires_grad_()
+    def capture(name: str, output: Tensor) -> Tensor | None:
+        if not torch.is_grad_enabled():  # a forward pass for something else
+            return None
+        if name in captured:
+            check_same_activation(name, captured[name], output)
+        else:
+            captured[name] = output if output.requires_grad else output.detach().requires_grad_()
         return captured[name]
 
     def run(tokens: Tensor) -> DifferentiableOutput:
@@ -75,6 +81,26 @@ def differentiable_forward(
     with eval_mode(model), frozen_weights(model), replacing_hooks(model, hook_names, capture, differentiable=True):
         yield run
         captured.clear()
+
+
+def check_same_activation(hook_name: str, first: Float[Tensor, "..."], other: Float[Tensor, "..."]) -> None:
+    """Check that a forward pass that reaches a hook point again has the same activation there.
+
+    A HookedTransformer normalises the input of a block three times: for queries, keys and values.
+
+    Args:
+        hook_name: the hook point.
+        first: the activation when it is reached first.
+        other: the activation when it is reached again.
+
+    Raises:
+        InputError: the activations differ.
+    """
+    if not torch.equal(first, other):
+        raise InputError(
+            f"the forward pass reaches {hook_name} several times, with different activations, so no loss in nats can be"
+            " measured; use --cost energy, or an SAE of another hook point"
+        )
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tl_distill_floor.annotations import HookedModel
 from tl_distill_floor.measuring.hooks import eval_mode, forward_logits, get_hook_point, not_reached
-from tl_distill_floor.measuring.replacement import replacing_hooks
+from tl_distill_floor.measuring.replacement import check_same_activation, replacing_hooks
 
 Positions: TypeAlias = slice | Int64[Tensor, " some_position"]
 """Some positions of every sequence."""
@@ -39,7 +39,7 @@ class Rerunner:
         # The blocks up to that of the hook point.
         self._blocks: list[nn.Module] = list(getattr(model, "blocks", ()))[: int(match[1]) + 1] if match else []
         self._may_end_block = match is not None and match[2] in END_OF_BLOCK
-        self._captured: list[Tensor] = []
+        self._activation: Tensor | None = None
         self._outputs: dict[nn.Module, object] = {}
         self._replacement: Tensor | None = None
         self.logits, self._tokens = torch.empty(0), torch.empty(0)
@@ -47,19 +47,20 @@ class Rerunner:
     @property
     def activation(self) -> Float[Tensor, "batch position *d_model"]:
         """Activation at the hook point in the last `run`."""
-        return self._captured[0]
+        assert self._activation is not None
+        return self._activation
 
     @torch.no_grad()
     def run(self, tokens: Int[Tensor, "batch position"]) -> Float[Tensor, "batch position *d_model"]:
         """Run a batch, store its logits in `logits`, and return the activation at the hook point.
 
         Raises:
-            InputError: the model returns no logits, or the forward pass does not reach the hook point.
+            InputError: the model returns no logits, or the forward pass does not reach the hook point, or reaches it
+                with several activations.
         """
-        self._captured.clear()
-        self._tokens = tokens
+        self._activation, self._tokens = None, tokens
         self.logits = forward_logits(self._model, tokens)
-        if not self._captured:
+        if self._activation is None:
             raise not_reached([self._hook_name], {})
         return self.activation
 
@@ -92,12 +93,15 @@ class Rerunner:
         # A model may compute all logits nevertheless.
         return logits[:, positions] if logits.shape[1] == n_positions else logits
 
-    def at_hook_point(self, _name: str, output: Tensor) -> Tensor | None:
+    def at_hook_point(self, name: str, output: Tensor) -> Tensor | None:
         """Capture the activation in a first run, or replace it in a rerun."""
-        if self._replacement is None:
-            self._captured.append(output)
-            return None
-        return self._replacement.to(output.dtype).view_as(output)
+        if self._replacement is not None:
+            return self._replacement.to(output.dtype).view_as(output)
+        if self._activation is None:
+            self._activation = output
+        else:
+            check_same_activation(name, self._activation, output)
+        return None
 
     def _finished_blocks(self, activation: Tensor, rows: slice | Tensor) -> tuple[list[nn.Module], object]:
         """Return the blocks that a rerun does not compute, and the output of the last of them for some sequences."""
@@ -143,7 +147,7 @@ class Rerunner:
         finally:
             for handle in handles:
                 handle.remove()
-            self._captured.clear()
+            self._activation = None
             self._outputs.clear()
 
 
