@@ -60,12 +60,12 @@ def test_folds_decoder_rescaling_into_a_copy(architecture, x):
 
 
 def test_returns_a_plain_sae_in_memory_itself():
-    mine = tiny_sae(dtype="float64").train()
+    mine = tiny_sae().double().train()
     source = load_sae(mine)
     assert source.sae is mine
     assert mine.training
     assert mine.W_dec.requires_grad
-    assert mine.W_dec.dtype == torch.float32
+    assert mine.W_dec.dtype == torch.float64
 
 
 def test_reads_metadata_and_sets_missing_fields_to_none(tmp_path):
@@ -184,6 +184,12 @@ def test_accepts_folded_normalisation():
     sae = tiny_sae(normalize_activations="expected_average_only_in")
     sae.fold_activation_norm_scaling_factor(2.0)
     assert load_sae(sae).sae is sae
+
+
+def test_rejects_weights_that_were_cast_without_the_dtype():
+    assert "call sae.to(torch.float16)" in refusal(tiny_sae().half())
+    assert load_sae(tiny_sae().to(torch.float16)).sae.dtype == torch.float16
+    assert load_sae(tiny_sae().double()).sae.W_dec.dtype == torch.float64
 
 
 def test_rejects_an_sae_of_one_attention_head():

@@ -162,6 +162,9 @@ def _check_settings(sae: SaeModule, metadata: Mapping[str, Any], name: str) -> N
     head = metadata.get("hook_head_index")
     if head is not None:
         raise InputError(f"{name} reads only attention head {head} (hook_head_index); give an SAE of all heads")
+    stored = sae.W_dec.dtype
+    if torch.promote_types(stored, sae.dtype) != stored:  # half() and bfloat16() leave the dtype of the input
+        raise InputError(f"{name} has weights in {stored} and encodes in {sae.dtype}; call sae.to({stored})")
     not_finite = [key for key, tensor in sae.state_dict().items() if not bool(torch.isfinite(tensor).all())]
     if not_finite:
         raise InputError(f"{name} holds NaN or Inf in {', '.join(not_finite)}; give one saved before training diverged")
