@@ -4,7 +4,8 @@
 - `file_names`: names of the files of weights and configurations.
 - `files`: the tensors and settings of a file, with the configuration files next to it.
 - `settings`: what settings say, and settings that change codes but are not understood.
-- `hook_names`: hook points by the names of other libraries, and in the names of folders and files.
+- `hook_names`: hook points by the names of other libraries.
+- `locations`: hook points in the names of folders and files.
 - `formats`: `SaeFormat`, what a format module defines.
 - `registry`: `read_weights`, which chooses the format of a file.
 - `transcoders`: refusal of transcoders and cross-layer transcoders.

@@ -14,13 +14,8 @@ from torch import Tensor
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.sources.sae_formats.files import SaeFile, shapes_of
 from tl_distill_floor.sources.sae_formats.formats import SaeFormat
-from tl_distill_floor.sources.sae_formats.hook_names import (
-    MODULE_NAME,
-    folders_of,
-    hook_name_at,
-    hook_name_in,
-    hook_name_in_path,
-)
+from tl_distill_floor.sources.sae_formats.hook_names import MODULE_NAME, hook_name_at
+from tl_distill_floor.sources.sae_formats.locations import folders_of, hook_name_in, hook_name_in_path
 from tl_distill_floor.sources.sae_formats.settings import require_hook_name
 from tl_distill_floor.sources.sae_formats.weights import SaeWeights, full_precision, make_weights
 

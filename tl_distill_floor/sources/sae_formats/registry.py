@@ -20,8 +20,8 @@ from tl_distill_floor.sources.sae_formats import (
 from tl_distill_floor.sources.sae_formats.bare import read_bare
 from tl_distill_floor.sources.sae_formats.files import SaeFile
 from tl_distill_floor.sources.sae_formats.formats import SaeFormat
-from tl_distill_floor.sources.sae_formats.hook_names import hook_name_in_path
 from tl_distill_floor.sources.sae_formats.key_map import KeyMap, read_mapped
+from tl_distill_floor.sources.sae_formats.locations import hook_name_in_path
 from tl_distill_floor.sources.sae_formats.settings import all_settings, refuse_unknown_effects
 from tl_distill_floor.sources.sae_formats.transcoders import refuse_transcoder_file
 from tl_distill_floor.sources.sae_formats.weights import SaeWeights

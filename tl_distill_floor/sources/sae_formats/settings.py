@@ -9,7 +9,8 @@ from torch import Tensor
 
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.sources.sae_formats.files import MAX_DEPTH, SaeFile
-from tl_distill_floor.sources.sae_formats.hook_names import dotted, folders_of, hook_name_at, hook_name_of
+from tl_distill_floor.sources.sae_formats.hook_names import dotted, hook_name_at, hook_name_of
+from tl_distill_floor.sources.sae_formats.locations import folders_of
 
 _EFFECTS = re.compile(
     r"normali[sz]|(?:^|_)(?:unit_|layer|batch|rms)?norm(?:_|$)|layernorm|whiten|standardi[sz]|(?:^|_)(?:re)?scal(?:e|ing)"

@@ -10,7 +10,7 @@ from typing import Any
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.sources.sae_formats.files import SaeFile, shapes_of
 from tl_distill_floor.sources.sae_formats.formats import SaeFormat
-from tl_distill_floor.sources.sae_formats.hook_names import folders_of
+from tl_distill_floor.sources.sae_formats.locations import folders_of
 from tl_distill_floor.sources.sae_formats.settings import require_hook_name
 from tl_distill_floor.sources.sae_formats.weights import SaeWeights, make_weights
 
