@@ -95,6 +95,37 @@ def test_reads_llama_scope_as_its_authors_do(hub, tmp_path, x):
         assert source.neuronpedia_id == "llama3.1-8b/15-llamascope-res-32k"
 
 
+def test_reads_llama_scope_of_a_distilled_model_as_its_authors_do(hub, tmp_path, x):
+    """SAELens leaves out the norm of the decoder's rows, and names the model that the teacher was trained from."""
+    state, hook = random_state(), "blocks.15.hook_resid_post"
+    config = {
+        "sae_type": "sae", "hook_point_in": hook, "hook_point_out": hook, "d_model": D_IN, "expansion_factor": 4,
+        "act_fn": "jumprelu", "norm_activation": "dataset-wise", "sparsity_include_decoder_norm": True, "top_k": 50,
+    }  # fmt: skip
+    threshold = torch.linspace(0.1, 3.0, D_SAE)
+    tensors = {"log_jumprelu_threshold": threshold.log(), f"dataset_average_activation_norm.{hook}": torch.tensor(9.0)}
+    files = {"config.json": tmp_path / "config.json", "sae_weights.safetensors": tmp_path / "weights.safetensors"}
+    files["config.json"].write_text(json.dumps(config))
+    tensors |= {name: t.contiguous() for name, t in linear_style(state).items()}
+    save_file(tensors, files["sae_weights.safetensors"])
+    folder = "800M-Slimpajama-0-OpenR1-Math-220k/L15R"
+    for repository in ("fnlp/Llama-Scope-R1-Distill", "me/mirror"):
+        add_to_cache(hub, repository, {f"{folder}/{name}": file for name, file in files.items()})
+    scale = D_IN**0.5 / 9
+    pre = scale * x @ state["W_enc"] + state["b_enc"]
+    is_active = pre * state["W_dec"].norm(dim=1) > threshold
+    assert (is_active != (pre > threshold)).float().mean() > 0.05  # as SAELens reads it
+    expected = (pre.relu() * is_active @ state["W_dec"] + state["b_dec"]) / scale
+    release = "llama_scope_r1_distill:l15r_800m_slimpajama"
+    for spec in (release, f"fnlp/Llama-Scope-R1-Distill:{folder}"):
+        source = load_sae(spec)
+        torch.testing.assert_close(source.sae(x), expected)
+        assert (source.name, source.hook_name, source.expected_l0) == (release, hook, None)
+        assert source.model_name == "deepseek-ai/DeepSeek-R1-Distill-Llama-8B"
+    for spec in ("me/mirror", f"me/mirror:{folder}", f"me/mirror:{folder}/sae_weights.safetensors"):
+        torch.testing.assert_close(load_sae(spec).sae(x), expected)
+
+
 # The HTTP client of huggingface_hub: httpx, and from version 2 on httpx2.
 httpx = importlib.import_module(errors.HTTPError.__module__)
 

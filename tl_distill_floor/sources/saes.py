@@ -43,9 +43,10 @@ from tl_distill_floor.sources.sae_source import SaeSource, check_architecture, c
 from tl_distill_floor.sources.torch_state import neutral_torch_state
 
 __all__ = ["SaeDtype", "SaeSource", "load_sae", "sae_digest"]
-OWN_READERS = ("llama_scope",)
+OWN_READERS = ("llama_scope", "llama_scope_r1_distill")
 """Formats of SAELens's directory that SAELens reads in another way than their authors: it compares the pre-activation
-of a Llama Scope SAE with its threshold, not the pre-activation times the norm of the decoder row."""
+of a Llama Scope SAE with its threshold, not the pre-activation times the norm of the decoder row. Of those of
+DeepSeek-R1-Distill-Llama-8B it also names another teacher."""
 CHECKPOINTS = "checkpoints"
 """Folder with earlier weights of the SAE next to it."""
 MAX_FOLDERS = 3
@@ -182,6 +183,7 @@ def _own_reading(source: SaeSource, release: str, lookup: SaeRelease, sae_id: st
     return dataclasses.replace(
         source,
         name=entry.spec,
+        model_name=source.model_name or lookup.model,
         expected_l0=entry.expected_l0 or source.expected_l0,
         neuronpedia_id=entry.neuronpedia_id,
     )
@@ -206,6 +208,9 @@ def _from_repository(repository: str, path: str, options: _LoadOptions) -> SaeSo
         if inside:
             specs = [f"{repository}:{path}" for path in inside]
             location = PurePosixPath(require_single_sae(specs, name, options.layer).partition(":")[2])
+    weights, has_saelens_config = location / WEIGHTS_FILE, str(location / CONFIG_FILE) in files
+    if str(weights) in files and not has_saelens_config and any(is_config_of(file, weights) for file in files):
+        location = weights  # OpenMOSS gives the weights the same name as SAELens
     if location.suffix in STATE_FILE_SUFFIXES:
         for file in files:
             if is_config_of(file, location):
