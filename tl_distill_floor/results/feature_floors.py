@@ -27,7 +27,7 @@ class FeatureFloors(Displayable):
     @property
     def feature_curve(self) -> FloorCurve | None:
         """Floors that the features predict, at any width; None without features."""
-        raise NotImplementedError
+        return None
 
     @property
     def structure_gain(self) -> Float64[np.ndarray, " width"] | None:

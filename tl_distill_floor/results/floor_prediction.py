@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float64, Int64
 
-from tl_distill_floor.annotations import CostUnit
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.results import floor_files
 from tl_distill_floor.results.calibration import CALIBRATION_FILE, Calibration
@@ -97,16 +96,6 @@ class FloorPrediction(StudentFloors):
     def model_name(self) -> str:
         """Name of the teacher."""
         return self.head_floor.model_name if self.stats is None else self.stats.model_name
-
-    @property
-    def d_model(self) -> int:
-        """Width of the teacher, in dimensions."""
-        return self.head_floor.d_model if self.stats is None else self.stats.width
-
-    @property
-    def unit(self) -> CostUnit:
-        """Unit of the losses: "nats" (per token) or "mse" (squared error per token)."""
-        return "nats" if self.stats is None else self.stats.cost_unit
 
     @property
     def digest(self) -> str:
@@ -235,11 +224,6 @@ class FloorPrediction(StudentFloors):
             f"FloorPrediction({self.model_name}: no features, widths {self.widths[0]:,} to {self.widths[-1]:,},"
             f" {self.unit})"
         )
-
-    @property
-    def feature_curve(self) -> FloorCurve | None:
-        """Floors that the features predict, at any width; None without features."""
-        return None
 
     def _was_calibrated(self, calibration: Calibration) -> bool:
         """Return whether a calibration was fitted to this prediction, and not to an earlier one of the same run."""

@@ -30,12 +30,12 @@ class StudentFloors(FeatureFloors):
     @property
     def unit(self) -> CostUnit:
         """Unit of the losses: "nats" (per token) or "mse" (squared error per token)."""
-        raise NotImplementedError
+        return "nats" if self.stats is None else self.stats.cost_unit
 
     @property
     def d_model(self) -> int:
         """Width of the teacher, in dimensions."""
-        raise NotImplementedError
+        return self.head_floor.d_model if self.stats is None else self.stats.width
 
     @property
     def head_floor(self) -> HeadFloor:
@@ -180,7 +180,7 @@ class StudentFloors(FeatureFloors):
         Args:
             max_loss: loss in `unit`, at least 0.
             confidence: probability with which a trained student stays below `max_loss`, inside (0, 1). If None, its
-                expected loss is at most `max_loss`; the feature floor is where `expected` is None.
+                expected loss is compared with `max_loss`; the feature floor is, if `expected` is None.
 
         Returns:
             Width in dimensions: at least 1, and at least the narrowest one of the head floor if a loss is expected.
