@@ -66,8 +66,7 @@ class StudentFloors(FeatureFloors):
 
     @property
     def interval(self) -> Float64[np.ndarray, "width 2"] | None:
-        """95 % prediction interval of `expected` at each width, for a new teacher; None without
-        `expected`."""
+        """95 % prediction interval of `expected` at each width, for a new teacher; None without `expected`."""
         if self.expected is None:
             return None
         return np.array([self.expected_at(int(width))[1:] for width in self.widths])

@@ -72,7 +72,7 @@ def as_student_losses(losses: Mapping[int, StudentLoss | float]) -> dict[int, St
 def refuse_impossible(
     losses: Mapping[int, StudentLoss], least_at: Callable[[int], float], vocab_size: int | None
 ) -> None:
-    """Raise an InputError if students lose less than their width allows, more than ignorance, or more if wider.
+    """Raise an InputError if losses are below what the width allows, above equal probabilities, or rise with the width.
 
     Args:
         losses: losses of students of one teacher.
@@ -128,4 +128,5 @@ def mean_loss(students: Sequence[StudentLoss]) -> StudentLoss:
 
 
 def _listed(losses: Mapping[int, StudentLoss]) -> str:
+    """Return losses and widths as one line."""
     return ", ".join(f"{student.loss:.4g} at {width}" for width, student in losses.items())
