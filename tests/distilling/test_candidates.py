@@ -246,6 +246,13 @@ def test_says_that_sizes_that_do_not_grow_with_the_width_are_too_large() -> None
         choose_student(UnevenFamily([104]), limits, WIDTHS, loss_at)
 
 
+def test_no_confidence_is_stated_where_no_interval_is_known() -> None:
+    """The feature floor has none if the text is one block."""
+    limits = Limits(max_loss=0.1, max_width=40)
+    with pytest.raises(InputError, match=r"the closest is width 40, which is expected to lose 0\.2$"):
+        choose_student(GivenFamily(), limits, WIDTHS, lambda width: PredictedLoss(8 / width, math.nan, math.nan))
+
+
 def olmoe(directory: Path, tokenizer: Any) -> str:
     """Save a teacher with experts, and return its directory."""
     options = {"num_attention_heads": 2, "num_experts": 4, "num_experts_per_tok": 2}

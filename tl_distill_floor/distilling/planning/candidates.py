@@ -168,11 +168,6 @@ def choose_student(
     return _with_candidates(family, limits, within, chosen, "narrowest")
 
 
-def upper_end(loss: PredictedLoss) -> float:
-    """Return the upper bound of a loss; the loss itself if no interval is known."""
-    return loss.value if math.isnan(loss.high) else loss.high
-
-
 def _size_limits(limits: Limits) -> dict[SizeOption, int | None]:
     """Return the limits on the size, by the names of their options."""
     return {"--max-width": limits.max_width, "--max-params": limits.max_params, "--max-memory": limits.max_memory}
@@ -237,7 +232,9 @@ def _narrowest(
     """Return the narrowest width whose loss is at most the largest one."""
     assert limits.max_loss is not None
     losses = {width: loss_at(width) for width in widths}
-    wide_enough = [width for width, loss in losses.items() if upper_end(loss) <= limits.max_loss]
+    # The loss itself is compared if no interval is known.
+    at_most = {width: loss.value if math.isnan(loss.high) else loss.high for width, loss in losses.items()}
+    wide_enough = [width for width, most in at_most.items() if most <= limits.max_loss]
     needed = next((width for width in wide_enough if not family.refusal(width)), None)
     if needed is not None:
         return needed
@@ -247,10 +244,10 @@ def _narrowest(
             " --max-loss, or use another teacher"
         )
     width, loss = min(losses.items(), key=lambda item: item[1].value)
-    at_most = "" if math.isnan(loss.high) else f", at most {loss.high:.4g}"
+    bound = "" if math.isnan(loss.high) else f", at most {loss.high:.4g}"
     raise InputError(
         f"no student of up to {widths[-1]:,} dimensions stays below {limits.max_loss:g} with 90 % confidence: at width"
-        f" {width:,} {loss.value:.4g} is expected{at_most}; raise --max-loss"
+        f" {width:,} {loss.value:.4g} is expected{bound}; raise --max-loss"
     )
 
 
@@ -342,8 +339,8 @@ def _too_narrow(
         f"{_with_value(option, limits)} allows at most width {width:,}" for option, width in allowed.items()
     )
     allows = allows or "the limits on its size do not allow that"
+    at_most = "" if math.isnan(loss.high) else f", and at most {loss.high:.4g} with 90 % confidence"
     return (
         f"no student is within all limits: --max-loss {limits.max_loss:g} needs width {needed:,}, and {allows}; the"
-        f" closest is width {closest:,}, which is expected to lose {loss.value:.4g}, and at most"
-        f" {upper_end(loss):.4g} with 90 % confidence"
+        f" closest is width {closest:,}, which is expected to lose {loss.value:.4g}{at_most}"
     )
