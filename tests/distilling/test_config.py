@@ -8,6 +8,7 @@ import pytest
 from tests.helpers.type_checks import without_type_checks
 from tl_distill_floor.distilling.training.config import DistillConfig, StudentSpec
 from tl_distill_floor.distilling.training.losses import Objective
+from tl_distill_floor.distilling.training.matching import Match
 from tl_distill_floor.errors import InputError
 
 
@@ -42,7 +43,8 @@ def test_whole_numbers_of_any_type_are_integers() -> None:
     with without_type_checks():
         spec = StudentSpec(np.int64(64), depth=2.0, seed=np.int64(1))  # type: ignore[arg-type]
         assert spec == StudentSpec(64, depth=2, seed=1)
-        assert [type(number) for number in (spec.width, spec.depth, spec.seed)] == [int] * 3
+        match = Match("blocks.1.hook_resid_post", layer=np.int64(1))  # type: ignore[arg-type]
+        assert [type(number) for number in (spec.width, spec.depth, spec.seed, match.layer)] == [int] * 4
         with pytest.raises(InputError, match="width must be an integer"):
             StudentSpec(8.5)  # type: ignore[arg-type]
 

@@ -12,6 +12,7 @@ import pytest
 
 from tests.helpers.learning_curves import POINTS, Kind, made_head, simulated_curve
 from tests.helpers.records import made_head_floor
+from tests.helpers.type_checks import without_type_checks
 from tl_distill_floor import (
     Calibration,
     Diagnosis,
@@ -145,6 +146,13 @@ def test_a_sum_over_positions_is_refused() -> None:
     """A uniform guess over 4,096 tokens loses at most ln 4096 = 8.32 nats per token."""
     with pytest.raises(InputError, match=r"the last loss of the curve, 51.2, is above 8.32 nats per token"):
         diagnose(falling_to(50.0, 51.2), HEAD)
+
+
+def test_a_width_of_any_integer_type_can_be_stored() -> None:
+    curve = dataclasses.replace(falling_to(0.2, 0.3), width=None)
+    with without_type_checks():
+        diagnosis = diagnose(curve, HEAD, width=np.int64(64))  # type: ignore[arg-type]
+    assert json.loads(json.dumps(dataclasses.asdict(diagnosis)))["width"] == 64
 
 
 def test_widths_that_are_unknown_or_impossible_are_refused() -> None:

@@ -9,7 +9,7 @@ from jaxtyping import Float64
 
 from tl_distill_floor.annotations import Verdict
 from tl_distill_floor.distilling.training.learning_rates import rates_of_student
-from tl_distill_floor.errors import InputError
+from tl_distill_floor.errors import InputError, as_integer
 from tl_distill_floor.results.diagnosis import Diagnosis
 from tl_distill_floor.results.floor_prediction import FloorPrediction
 from tl_distill_floor.results.head_floor import HeadFloor
@@ -181,8 +181,9 @@ def _checked_width(curve: LearningCurve, head: HeadFloor, width: int | None) -> 
     """Return the width of the student.
 
     Raises:
-        InputError: it is not known, contradicts that of the curve, or is out of range.
+        InputError: it is not known, no integer, or out of range, or contradicts that of the curve.
     """
+    width = None if width is None else as_integer("width", width)
     is_of_teacher = bool(curve.width_file) and curve.width == head.d_model
     if width is None and is_of_teacher:
         raise InputError(

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Float64
 from torch import Tensor, nn
 
 from tl_distill_floor.annotations import SaeModule
-from tl_distill_floor.errors import InputError
+from tl_distill_floor.errors import InputError, set_integers
 from tl_distill_floor.measuring.encoding import encode_tokens
 from tl_distill_floor.results.floor_prediction import FloorPrediction
 from tl_distill_floor.sources.saes import sae_digest
@@ -38,6 +38,7 @@ class Match:
     """Share of the steps over which the weight falls linearly to 0."""
 
     def __post_init__(self) -> None:
+        set_integers(self, {"layer": None})
         if not 0 < self.weight < math.inf or not 0 < self.until <= 1:
             raise InputError(
                 "hook matching needs a finite weight above 0, and until above 0 and at most 1, got"
