@@ -9,10 +9,13 @@ import pytest
 import torch
 
 from tl_distill_floor.annotations import StudentStart
+from tl_distill_floor.distilling.planning.candidates import StudentFamily
+from tl_distill_floor.distilling.students import student_config as student_config_module
 from tl_distill_floor.distilling.students.axis_maps import weight_axes
 from tl_distill_floor.distilling.students.build import build_student, count_parameters
 from tl_distill_floor.distilling.students.narrowing import narrow
 from tl_distill_floor.distilling.students.student_config import hugging_face_config, student_config
+from tl_distill_floor.distilling.students.widths import family_widths
 from tl_distill_floor.errors import InputError
 
 
@@ -256,6 +259,24 @@ def test_student_of_a_hooked_transformer_has_the_family_it_was_loaded_by(teacher
     assert (result.width, result.depth) == (16, 3)
     with pytest.raises(InputError, match="use --start random, or load the teacher as a TransformerBridge"):
         build_student(teacher, 16, start="svd")
+
+
+def test_configurations_by_name_are_read_once_for_all_widths(
+    teacher_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each time, transformers may ask the Hub whether there is a newer one."""
+    named = torch.nn.Linear(2, 2)
+    named.hook_dict, named.cfg, named.tokenizer = {}, SimpleNamespace(model_name=str(teacher_dir), n_ctx=64), None
+    reads: list[str] = []
+    read = student_config_module._config_by_name
+    monkeypatch.setattr(student_config_module, "_config_by_name", lambda name: reads.append(name) or read(name))
+    assert len(family_widths(named)) > 5
+    family = StudentFamily(named)
+    n_reads = len(reads)
+    assert n_reads <= 4
+    assert [family.refusal(width) for width in (8, 16)] == ["", ""]
+    assert family.size(8).n_parameters < family.size(16).n_parameters
+    assert len(reads) == n_reads
 
 
 def test_rejects_models_without_hook_points_or_configuration() -> None:

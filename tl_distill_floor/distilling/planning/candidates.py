@@ -48,6 +48,7 @@ class StudentFamily:
         progress: ProgressMessageCallback | None = None,
     ) -> None:
         self.model, self.depth, self.memory_dtype = model, depth, memory_dtype
+        self._config = hugging_face_config(model)  # read once: that of a HookedTransformer is looked up by its name
         self.context = choose_cache_context(model, context)
         self.timer = SpeedTimer(model, depth, progress)
         self._sizes: dict[int, ModelSize] = {}
@@ -60,7 +61,7 @@ class StudentFamily:
             InputError: the student cannot be built.
         """
         if width not in self._sizes:
-            config = student_config(hugging_face_config(self.model), width, self.depth)
+            config = student_config(self._config, width, self.depth)
             self._sizes[width] = model_size(config, self.memory_dtype, self.context)
         return self._sizes[width]
 
@@ -78,7 +79,7 @@ class StudentFamily:
         """Return why a student of a width cannot be built and run; empty if it can."""
         if width not in self._refusals:
             try:
-                check_student_runs(hugging_face_config(self.model), width, self.depth)
+                check_student_runs(self._config, width, self.depth)
                 self._refusals[width] = ""
             except InputError as error:
                 self._refusals[width] = str(error)

@@ -9,7 +9,7 @@ import numpy as np
 from tl_distill_floor.annotations import HookedModel, MemoryDtype, ProgressMessageCallback, TeacherLike
 from tl_distill_floor.distilling.planning.candidates import Choice, StudentFamily, choose_student
 from tl_distill_floor.distilling.students.build import count_parameters
-from tl_distill_floor.distilling.students.student_config import hugging_face_config, student_depth
+from tl_distill_floor.distilling.students.student_config import checked_depth, hugging_face_config
 from tl_distill_floor.distilling.students.widths import family_widths, teacher_width
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.results.expected_loss import LossPredictor, expected_loss_fit
@@ -89,7 +89,7 @@ def plan(
             f" {calibration.slope:.3g}); train the wider students longer and run tl-floor calibrate again"
         )
     model = load_planned_teacher(floor, teacher)
-    depth = student_depth(depth, _teacher_depth(model))
+    depth = checked_depth(depth, _teacher_depth(model))
     other_depth = _other_depth(floor, depth)
     if other_depth is not None:
         floor = dataclasses.replace(floor, calibration=None)

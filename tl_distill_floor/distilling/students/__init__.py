@@ -12,7 +12,7 @@
 - `inherited_weights`: initial weights from the teacher.
 - `save`: students as Hugging Face checkpoints.
 - `teacher_files`: the teacher's tokenizer and generation settings.
-- `plain_student`: whether its student can be saved and loaded.
+- `plain_student`: whether a student can be saved and loaded.
 - `layers`: corresponding layers of teacher and student.
 - `model_size`: parameters and memory of a model.
 - `export`: `export_student`, an untrained student as Hugging Face files.

@@ -54,7 +54,7 @@ def hugging_face_config(model: HookedModel) -> PreTrainedConfig:
     return config
 
 
-def student_depth(depth: int | None, n_layers: int) -> int:
+def checked_depth(depth: int | None, n_layers: int) -> int:
     """Return the number of layers of a student of a teacher with `n_layers` layers: as many if `depth` is None.
 
     Raises:
@@ -79,7 +79,7 @@ def student_config(teacher: PreTrainedConfig, width: int, depth: int | None = No
         InputError: see `build_student`.
     """
     n_layers, teacher_width = int(teacher.num_hidden_layers), int(teacher.hidden_size)
-    width, depth = as_integer("width", width), student_depth(depth, n_layers)
+    width, depth = as_integer("width", width), checked_depth(depth, n_layers)
     if not 1 <= width <= teacher_width:
         raise InputError(f"a student's width must be from 1 to its teacher's {teacher_width}, got {width}")
     config = copy.deepcopy(teacher)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
+from transformers import PreTrainedConfig
 
 from tl_distill_floor.annotations import HookedModel
 from tl_distill_floor.distilling.students.student_config import hugging_face_config, student_config
@@ -19,8 +20,8 @@ def family_widths(model: HookedModel, divisor: int | None = None) -> list[int]:
         model: the teacher's model.
         divisor: the widths are multiples of this; if None, of 8 for a wide teacher.
     """
-    step = width_step(model, divisor)
-    return [width for width in range(step, teacher_width(model) + 1, step) if _has_config(model, width)]
+    config, step = hugging_face_config(model), width_step(model, divisor)
+    return [width for width in range(step, int(config.hidden_size) + 1, step) if _has_config(config, width)]
 
 
 def width_step(model: HookedModel, divisor: int | None = None) -> int:
@@ -45,10 +46,10 @@ def spaced_widths(widths: Sequence[int], n_widths: int) -> list[int]:
     return sorted({min(widths, key=lambda width: abs(width - wanted)) for wanted in spaced})
 
 
-def _has_config(model: HookedModel, width: int) -> bool:
+def _has_config(teacher: PreTrainedConfig, width: int) -> bool:
     """Return whether the teacher's family has a configuration of a width."""
     try:
-        student_config(hugging_face_config(model), width)
+        student_config(teacher, width)
     except InputError:
         return False
     return True
