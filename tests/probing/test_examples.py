@@ -38,15 +38,20 @@ def test_words_end_at_their_last_byte_and_share_no_token() -> None:
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token="<s>")
     words = ["日本", "café", "a", ".", '"', "b"]
     # The number at the end makes the texts different: documents that share a text count as one.
-    rows = [{"text": f'日本 café a." b {row}', "words": words, "label": [str(i) for i in range(6)]} for row in range(6)]
+    rows = [
+        {"text": f'日本 café a." b {row}', "words": words, "label": [str(i) for i in range(6)], "kind": str(row % 2)}
+        for row in range(12)
+    ]
     examples = tokenize_examples(load_labels(rows), tokenizer)
-    (ids,) = {tuple(text_ids.tolist()[:-2]) for text_ids in examples.ids}
+    (ids,) = {tuple(text_ids.tolist()[:18]) for text_ids in examples.ids}
     # <s>, 2 · 3 bytes, a space and 5 bytes, a space and "a", '."', a space and "b".
     assert len(ids) == 1 + 6 + 6 + 2 + 1 + 2
     (task,) = examples.tasks
     assert task.classes == ("0", "1", "2", "4", "5")
     assert sorted(set(task.position.tolist())) == [6, 12, 14, 15, 17]
-    assert examples.warnings == ("words left out because no token ends with them alone: 6",)
+    assert examples.warnings == ("words left out because no token ends with them alone: 12",)
+    # Where texts are labelled, no word is left out.
+    assert tokenize_examples(load_labels(rows, ["kind"]), tokenizer).warnings == ()
 
 
 def test_a_word_that_the_tokenizer_removes_gives_its_label_to_no_other() -> None:

@@ -96,7 +96,10 @@ def tokenize_examples(
     bos_id = tokenizer.bos_token_id if prepend_bos else None
     prefix = [] if bos_id is None else [int(bos_id)]
     tokenized = _tokenize_texts(labelled, tokenizer, prefix, context_size)
-    ids, warnings = tokenized.ids, [*labelled.warnings, *_tokenization_warnings(tokenized, context_size)]
+    ids, warnings = (
+        tokenized.ids,
+        [*labelled.warnings, *_tokenization_warnings(labelled.tasks, tokenized, context_size)],
+    )
     groups = group_documents(labelled.texts, ids, labelled.documents)
     if groups.n_shared:
         warnings.append(
@@ -142,15 +145,25 @@ def _tokenize_texts(
     return _TokenizedTexts(ids, last_tokens, n_truncated)
 
 
-def _tokenization_warnings(tokenized: _TokenizedTexts, context_size: int) -> list[str]:
+def _tokenization_warnings(tasks: Sequence[LabelTask], tokenized: _TokenizedTexts, context_size: int) -> list[str]:
     """Return what was left out because of how the texts were tokenized."""
     warnings = []
     if tokenized.n_truncated:
         warnings.append(f"texts truncated to {context_size} tokens: {tokenized.n_truncated:,}")
-    n_shared = sum(of_text.count(None) for of_text in tokenized.last_tokens)
+    n_shared = sum(
+        last_token is None and any(_has_label(task, text, word) for task in tasks)
+        for text, of_text in enumerate(tokenized.last_tokens)
+        for word, last_token in enumerate(of_text)
+    )
     if n_shared:
         warnings.append(f"words left out because no token ends with them alone: {n_shared:,}")
     return warnings
+
+
+def _has_label(task: LabelTask, text: int, word: int) -> bool:
+    """Return whether a task has a label for a word."""
+    labels = None if task.of_words is None else task.of_words[text]
+    return labels is not None and labels[word] is not None
 
 
 def _last_token_of_words(offsets: Sequence[tuple[int, int]], word_ends: tuple[int, ...], text: str) -> list[int | None]:
