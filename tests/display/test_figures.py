@@ -20,7 +20,7 @@ from tl_distill_floor.display.figures import (
 )
 from tl_distill_floor.display.probe_views import decodability_figure, retention_figure
 from tl_distill_floor.display.student_views import calibration_figure, learning_figure
-from tl_distill_floor.display.toy_views import capacity_figure, predicted_against_reached_figure, toy_floor_figure
+from tl_distill_floor.display.toy_views import toy_floor_figure
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.theory.regression import fit_line
 
@@ -94,9 +94,9 @@ def test_costs_figure_marks_the_cliff() -> None:
 
 
 def test_capacities_sum_to_the_width(floor: FloorPrediction) -> None:
-    figure = capacities_figure(floor, [2, 4])
-    assert [trace.name for trace in figure.data] == ["width 2", "width 4"]
-    for trace, width in zip(figure.data, (2, 4), strict=True):
+    figure = capacities_figure(floor)
+    assert [trace.name for trace in figure.data] == ["width 1", "width 2", "width 4"]
+    for trace, width in zip(figure.data, (1, 2, 4), strict=True):
         # Each point is a mean over a bin of ranks; the sum of mean times count is the width.
         assert len(trace.x) <= 60
         starts = log_spaced_ranks(40, 60) - 1
@@ -150,7 +150,7 @@ def test_probe_figures_show_retention_and_decodability(probes: Probes) -> None:
     ]
 
 
-def test_toy_figures_show_reached_and_predicted_floors() -> None:
+def test_toy_figure_shows_reached_and_predicted_floors() -> None:
     result = {
         "n_features": 4, "alpha": 0.9, "widths": [1, 2], "reached": [0.4, 0.1], "standard_error": [0.01, 0.02],
         "predicted": {"theorem": [0.3, 0.0], "independent": [0.41, 0.11]}, "teacher_width": 3,
@@ -159,15 +159,6 @@ def test_toy_figures_show_reached_and_predicted_floors() -> None:
     assert [trace.name for trace in against_width.data] == ["theorem", "independent", "reached"]
     assert "distilled from width 3" in against_width.layout.title.text
     assert against_width.data[-1].error_y.array == pytest.approx([0.0196, 0.0392])
-    scatter = predicted_against_reached_figure([result, result])
-    assert list(scatter.data[0].y) == [0.3, 0.3]  # zeros have no logarithm
-    assert list(scatter.data[1].x) == [0.4, 0.1, 0.4, 0.1]
-
-
-def test_capacity_figure_has_two_axes() -> None:
-    figure = capacity_figure([0.9, 0.99], [4.34, 21.7], [9.2, 1.84], 40)
-    assert [trace.yaxis for trace in figure.data] == [None, "y2"]
-    assert list(figure.data[1].y) == [9.2, 1.84]
 
 
 def test_save_figure_writes_the_file_or_names_what_is_missing(

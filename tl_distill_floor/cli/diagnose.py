@@ -16,7 +16,6 @@ from tl_distill_floor.cli.progress import progress_bar
 from tl_distill_floor.errors import InputError
 
 if TYPE_CHECKING:
-    from tl_distill_floor.results.diagnosis import Diagnosis
     from tl_distill_floor.results.floor_prediction import FloorPrediction
     from tl_distill_floor.results.student import StudentResult
     from tl_distill_floor.sources.learning_curves import LearningCurve
@@ -109,8 +108,15 @@ def diagnose(
 
     A run directory with several students gives one verdict for each.
     """
-    from tl_distill_floor.display.diagnosis_views import diagnoses_table, diagnosis_json, diagnosis_table
+    from tl_distill_floor.display.diagnosis_views import (
+        diagnoses_table,
+        diagnosis_figure,
+        diagnosis_json,
+        diagnosis_table,
+    )
+    from tl_distill_floor.display.figures import save_figure
     from tl_distill_floor.distilling.planning.diagnose import diagnose as diagnose_curve
+    from tl_distill_floor.sources.learning_curves import load_learning_curve
 
     if teacher is not None and run is not None:
         raise InputError("RUN and --teacher name the same thing; leave one of them out")
@@ -125,14 +131,14 @@ def diagnose(
         raise InputError(f"{curve} has {len(students)} students; save the figure of one: {curve}/students/NAME")
     curves: Sequence[LearningCurve | StudentResult] = students
     if not students:
-        curves = [_load_curve(curve, loss, tokens, tokens_per_step, unit)]
+        curves = [load_learning_curve(curve, loss=loss, tokens=tokens, tokens_per_step=tokens_per_step, unit=unit)]
     if teacher is None:
         floor = _load_run(curve, run, has_students=bool(students))
     else:
         floor = _measure_head(teacher, text, [_width_of(item, width) for item in curves], device, quiet=as_json)
     diagnoses = [diagnose_curve(item, floor, width) for item in curves]
     if figure is not None:
-        _save_figure(diagnoses[0], figure)
+        save_figure(diagnosis_figure(diagnoses[0]), figure)
     if as_json:
         objects = [diagnosis_json(diagnosis) for diagnosis in diagnoses]
         print_json(objects if _holds_students(curve) else objects[0])
@@ -166,15 +172,6 @@ def _load_students(path: Path) -> "tuple[list[StudentResult], list[str]]":
     if not with_curve:
         raise InputError(f"no student in {path} has a learning curve; distil some with tl-floor distill --out {path}")
     return with_curve, notes
-
-
-def _load_curve(
-    path: Path, loss: str | None, tokens: str | None, tokens_per_step: float | None, unit: LossUnit
-) -> "LearningCurve":
-    """Load the learning curve of another trainer; see `load_learning_curve`."""
-    from tl_distill_floor.sources.learning_curves import load_learning_curve
-
-    return load_learning_curve(path, loss=loss, tokens=tokens, tokens_per_step=tokens_per_step, unit=unit)
 
 
 def _load_run(curve: Path, run: Path | None, *, has_students: bool) -> "FloorPrediction":
@@ -215,11 +212,3 @@ def _measure_head(
         bar = partial(progress_bar, quiet=quiet)
         head = head_floor(teacher, text, widths=sorted(set(widths)), device=device, progress_bar=bar)
         return FloorPrediction.from_head(head)
-
-
-def _save_figure(diagnosis: "Diagnosis", file: Path) -> None:
-    """Save the figure of a diagnosis."""
-    from tl_distill_floor.display.diagnosis_views import diagnosis_figure
-    from tl_distill_floor.display.figures import save_figure
-
-    save_figure(diagnosis_figure(diagnosis), file)

@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import plotly.graph_objects as go
 
-from tl_distill_floor.annotations import WidthsLike
 from tl_distill_floor.display.figure_style import (
     COLOURS,
     CYCLE,
@@ -135,22 +134,18 @@ def costs_figure(floor: FeatureFloorPrediction) -> go.Figure:
     return sorted_costs_figure(floor.stats.cost[floor.ranked_features], floor.unit, floor.power_law)
 
 
-def capacities_figure(floor: FeatureFloorPrediction, widths: WidthsLike | None = None) -> go.Figure:
-    """Return the dimensions that water-filling allocates to each feature at some widths.
+def capacities_figure(floor: FeatureFloorPrediction) -> go.Figure:
+    """Return the dimensions that water-filling allocates to each feature at the widths of a prediction.
 
     Each point is a mean over features of neighbouring rank. They have about the same cost but different firing rates,
     so that one feature may get half a dimension and the next one none.
-
-    Args:
-        floor: the prediction.
-        widths: widths in dimensions; those of the prediction if None.
     """
     order = floor.ranked_features
     starts = log_spaced_ranks(len(order), N_BINS) - 1
     counts = np.diff(np.append(starts, len(order)))
     centres = starts + (counts + 1) / 2
     figure = go.Figure()
-    for number, width in enumerate(floor.widths.tolist() if widths is None else widths):
+    for number, width in enumerate(floor.widths.tolist()):
         capacity = np.add.reduceat(floor.capacities(width)[order], starts) / counts
         line = {"color": CYCLE[number % len(CYCLE)]}
         figure.add_scatter(x=centres.tolist(), y=capacity.tolist(), mode="lines", line=line, name=f"width {width:,}")
@@ -168,14 +163,9 @@ def growth_figure(floor: FeatureFloorPrediction) -> go.Figure:
     return apply_style(figure, "Alive features against tokens", "tokens", y_title)
 
 
-def critical_widths_figure(floors: Sequence[FeatureFloorPrediction], labels: Sequence[str] | None = None) -> go.Figure:
-    """Return d* of several layers or SAEs with its interval, and the teacher's width.
-
-    Args:
-        floors: the predictions.
-        labels: their names; the hook points if None.
-    """
-    names = [escape_markup(name) for name in labels or [floor.stats.hook_name for floor in floors]]
+def critical_widths_figure(floors: Sequence[FeatureFloorPrediction], labels: Sequence[str]) -> go.Figure:
+    """Return d* of several predictions with its interval, and the teacher's width."""
+    names = [escape_markup(label) for label in labels]
     critical_widths = np.array([floor.critical_width for floor in floors])
     low, high = np.array([floor.critical_width_interval for floor in floors]).T
     figure = go.Figure()

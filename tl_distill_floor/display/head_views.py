@@ -34,11 +34,6 @@ BOUND = (
 """Explanation below a table of head floors."""
 
 
-def head_table(head: HeadFloor) -> RenderableType:
-    """Return the bound and the expected loss of each width, and what they depend on."""
-    return prediction_table(FloorPrediction.from_head(head))
-
-
 def prediction_table(floor: FloorPrediction) -> RenderableType:
     """Return the bound and the expected loss of each width, of a teacher that was measured without an SAE."""
     head = floor.head_floor
@@ -94,11 +89,6 @@ def calibration_sentences(floor: FloorPrediction) -> list[str]:
     """Return how students of the teacher itself enter the expected loss; nothing if there are none."""
     n_students = 0 if floor.calibration is None else len(floor.calibration.widths)
     return [f"The {n_students} students of the calibration narrow it."] if n_students else []
-
-
-def head_figure(head: HeadFloor) -> go.Figure:
-    """Return the bound and the expected loss against the student width; see `prediction_figure`."""
-    return prediction_figure(FloorPrediction.from_head(head))
 
 
 def prediction_figure(floor: FloorPrediction) -> go.Figure:

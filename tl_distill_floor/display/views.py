@@ -23,6 +23,7 @@ from tl_distill_floor.display import (
     toy_views,
 )
 from tl_distill_floor.display.html import to_html
+from tl_distill_floor.results.floor_prediction import FloorPrediction
 
 TABLES: dict[str, Callable[[Any], RenderableType]] = {
     "Calibration": student_views.calibration_table,
@@ -31,7 +32,7 @@ TABLES: dict[str, Callable[[Any], RenderableType]] = {
     "FeatureStats": measurement_views.stats_table,
     "FeatureFloorPrediction": floor_tables.floor_table,
     "FloorPrediction": head_views.prediction_table,
-    "HeadFloor": head_views.head_table,
+    "HeadFloor": lambda head: head_views.prediction_table(FloorPrediction.from_head(head)),
     "LostFeatures": lost_feature_views.lost_table,
     "OneFeature": lost_feature_views.feature_table,
     "Plan": plan_views.plan_table,
@@ -51,7 +52,7 @@ FIGURES: dict[str, Callable[[Any], go.Figure]] = {
     "FeatureStats": measurement_views.stats_figure,
     "FeatureFloorPrediction": figures.floor_figure,
     "FloorPrediction": head_views.prediction_figure,
-    "HeadFloor": head_views.head_figure,
+    "HeadFloor": lambda head: head_views.prediction_figure(FloorPrediction.from_head(head)),
     "LostFeatures": lost_feature_views.lost_features_figure,
     "OneFeature": lost_feature_views.one_feature_figure,
     "Plan": plan_views.plan_figure,
