@@ -66,28 +66,15 @@ def concepts_of(task: TaskExamples, number: int, per_class: int, seed: int) -> l
     return concepts
 
 
-class FeatureFates:
-    """Which features each width keeps, and from which width on a feature is kept."""
-
-    def __init__(self, floor: FeatureFloorPrediction, widths: Sequence[int]) -> None:
-        self.floor = floor
-        self.kept = {width: floor.kept(width) for width in widths}
-        self._widest = max(floor.stats.d_model, *widths, *floor.widths.tolist())
-        self._survives_from: dict[int, int | None] = {}
-
-    def survives_from(self, feature: int) -> int | None:
-        """Return the least width from which on a feature is kept; see `predicting.lost_features.survives_from`."""
-        if feature not in self._survives_from:
-            self._survives_from[feature] = survives_from(self.floor, feature, self._widest)
-        return self._survives_from[feature]
-
-
-def concept_features(ranked: Sequence[RankedFeatures], fates: FeatureFates, k: int) -> tuple[ConceptFeature, ...]:
+def concept_features(
+    ranked: Sequence[RankedFeatures], floor: FeatureFloorPrediction, widest: int, k: int
+) -> tuple[ConceptFeature, ...]:
     """Return the `k` features with the least mean rank over splits; equal ranks in the order of their index.
 
     Args:
         ranked: [split] the `k` features that were selected.
-        fates: which features each width keeps.
+        floor: the prediction, which says from which width on a feature is kept.
+        widest: largest width up to which that is checked, in dimensions.
         k: number of features; also those of each split.
     """
     rank: dict[int, list[int]] = {}
@@ -105,8 +92,8 @@ def concept_features(ranked: Sequence[RankedFeatures], fates: FeatureFates, k: i
             mean_rank=round(mean_rank[feature], 3),
             n_splits=len(rank[feature]),
             rises=score[feature] > 0,
-            survives_from=fates.survives_from(feature),
-            peak=_peak(fates.floor, feature),
+            survives_from=survives_from(floor, feature, widest),
+            peak=_peak(floor, feature),
         )
         for feature in sorted(mean_rank, key=lambda each: (mean_rank[each], each))[:k]
     )

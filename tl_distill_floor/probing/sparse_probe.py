@@ -1,16 +1,16 @@
 """`sparse_probe`: find the few SAE features that a concept rests on, and the students that lose them."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Bool, Float32
 
 from tl_distill_floor.annotations import LabelsLike, ProgressMessageCallback, SaeLike, TeacherLike, WidthsLike
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.predicting.checks import integer_widths
-from tl_distill_floor.probing.concepts import ConceptExamples, FeatureFates, concept_features, concepts_of
+from tl_distill_floor.probing.concepts import ConceptExamples, concept_features, concepts_of
 from tl_distill_floor.probing.config import SparseProbeConfig
 from tl_distill_floor.probing.fitting import DocumentSplit
 from tl_distill_floor.probing.forecasts import bottleneck_states
@@ -108,10 +108,10 @@ def sparse_probe(
     n_steps = int(inputs.trains_bottlenecks) + 1 + len(inputs.students) + len(concepts)
     steps = MessageCounter(progress, n_steps)
     activations = _collect(inputs, steps)
-    fates = FeatureFates(floor, inputs.widths)
+    kept = {width: floor.kept(width) for width in inputs.widths}
     records = []
     for concept, splits in concepts:
-        records.append(_probe_concept(inputs, activations, fates, concept, splits, config))
+        records.append(_probe_concept(inputs, activations, kept, concept, splits, config))
         steps.advance(concept.name)
     return SparseProbes(
         teacher=inputs.teacher.name,
@@ -172,7 +172,7 @@ def _collect(inputs: RunInputs, steps: MessageCounter) -> _Activations:
 def _probe_concept(
     inputs: RunInputs,
     activations: _Activations,
-    fates: FeatureFates,
+    kept: Mapping[int, Bool[np.ndarray, " feature"]],
     concept: ConceptExamples,
     splits: Sequence[DocumentSplit],
     config: SparseProbeConfig,
@@ -180,7 +180,8 @@ def _probe_concept(
     """Fit all probes of one concept."""
     alive = inputs.floor.stats.alive(inputs.floor.min_count)
     fits = fit_sparse(activations.teacher.codes[concept.task][concept.rows], concept, splits, alive, config)
-    features = concept_features(fits.ranked, fates, config.k)
+    widest = max(inputs.floor.stats.d_model, *inputs.widths, *inputs.floor.widths.tolist())
+    features = concept_features(fits.ranked, inputs.floor, widest, config.k)
     core = [each.feature for each in features[: enough_features(fits.at)]]
 
     def fit_dense(of_tasks: Sequence[Float32[np.ndarray, "_ _"]]) -> ConceptScores:
@@ -190,7 +191,7 @@ def _probe_concept(
     def fit_width(width: int) -> ConceptAtWidth:
         dense = activations.teacher.dense
         bottleneck = dense.get(f"bottleneck {width}")
-        lost = tuple(feature for feature in core if not fates.kept[width][feature])
+        lost = tuple(feature for feature in core if not kept[width][feature])
         return ConceptAtWidth(
             width=width,
             lost=lost,
