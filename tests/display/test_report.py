@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tests.helpers.cli import refused, run
-from tests.helpers.records import stats_of
+from tests.helpers.records import made_head_floor, stats_of
 from tests.helpers.type_checks import without_type_checks
 from tl_distill_floor import (
     FloorPrediction,
@@ -116,6 +116,13 @@ def test_comparison_of_two_runs(complete: Path, measured: tuple[Path, Path, Path
     assert "leave out --compare" in refused(run("report", "--compare", complete))
     assert "add --compare" in refused(run("report", complete, complete))
     assert "there is no run at" in refused(run("report", "--compare", complete, tmp_path / "nowhere"))
+    FloorPrediction.from_head(made_head_floor()).save(tmp_path / "head")
+    assert "needs two runs that were measured with an SAE" in refused(
+        run("report", "--compare", complete, tmp_path / "head", "--out", tmp_path / "both.html")
+    )
+    options = (complete, measured[0], tmp_path / "head", "--out", tmp_path / "both.html")
+    assert "head was measured without an SAE" in " ".join(run("report", "--compare", *options).stdout.split())
+    assert "head was measured without an SAE" in (tmp_path / "both.html").read_text(encoding="utf-8")
     shutil.copytree(complete, tmp_path / "without")
     (tmp_path / "without" / "floor.json").write_text("{")
     assert "without has no prediction to compare (" in refused(

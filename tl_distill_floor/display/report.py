@@ -8,7 +8,13 @@ import plotly.graph_objects as go
 
 from tl_distill_floor.annotations import FigureFormat
 from tl_distill_floor.display.figures import save_figure
-from tl_distill_floor.display.report_sections import comparison_figures, comparison_html, report_figures, report_html
+from tl_distill_floor.display.report_sections import (
+    comparison_figures,
+    comparison_html,
+    left_out,
+    report_figures,
+    report_html,
+)
 from tl_distill_floor.display.run_parts import load_run_parts
 from tl_distill_floor.errors import InputError, check_choice
 from tl_distill_floor.storage.atomic import write_atomically
@@ -26,7 +32,7 @@ class WrittenReport:
     figures: tuple[Path, ...] = ()
     """Files of the figures, if they were asked for."""
     unreadable: tuple[str, ...] = ()
-    """For each part of a run that was left out, one sentence that says why."""
+    """For each part of a run, or run of a comparison, that was left out, one sentence that says why."""
 
     def __fspath__(self) -> str:
         """Return the path of the page."""
@@ -110,8 +116,7 @@ def write_comparison(
             )
     drawn = {} if figures is None else comparison_figures(loaded)
     file = Path(runs[0]) / COMPARISON_FILE if out is None else Path(out)
-    unreadable = tuple(reason for parts in loaded for reason in parts.unreadable)
-    return _write(file, comparison_html(loaded), drawn, figures, unreadable)
+    return _write(file, comparison_html(loaded), drawn, figures, tuple(left_out(loaded)))
 
 
 def _check_format(figures: str | None) -> None:

@@ -105,13 +105,21 @@ def comparison_html(runs: Sequence[RunParts]) -> str:
     overview = Section(
         "compared",
         "Comparison",
-        page_views(run_comparison_table(floors, labels)),
+        page_views(*(f"! Left out: {reason}" for reason in left_out(runs)), run_comparison_table(floors, labels)),
         page_figures(comparison_figures(runs)),
     )
     sections = [_run_section(number, label, floor) for number, (label, floor) in enumerate(compared)]
     critical_widths = ", ".join(f"{label} {floor.critical_width:,.1f}" for label, floor in compared)
     summary = f"By Theorem 1 the features need, in dimensions: {critical_widths}."
     return render_page(f"{' and '.join(labels)} compared", summary, [overview, *sections, _citation_section()])
+
+
+def left_out(runs: Sequence[RunParts]) -> list[str]:
+    """Return a sentence for each run, or part of a run, that a comparison does not show."""
+    return [
+        *(reason for run in runs for reason in run.unreadable),
+        *(f"{run.name} was measured without an SAE" for run in runs if run.features is None),
+    ]
 
 
 def report_figures(parts: RunParts) -> dict[str, go.Figure]:
