@@ -13,11 +13,8 @@ from hypothesis import strategies as st
 
 from tests.helpers.records import stats_of
 from tl_distill_floor import FeatureStats, InputError
-from tl_distill_floor.measuring.strongest_contexts import (
-    RunningContexts,
-    batch_contexts,
-    token_decoder,
-)
+from tl_distill_floor.measuring.activation_batch import ActivationBatch, ActiveCodes
+from tl_distill_floor.measuring.strongest_contexts import RunningContexts, batch_contexts, token_decoder
 from tl_distill_floor.results.contexts import AFTER, BEFORE, N_CONTEXTS, PEAK, WINDOW, FeatureContexts
 
 N_FEATURES, LENGTH = 3, 6
@@ -40,7 +37,11 @@ def running_contexts_of(codes: torch.Tensor, ids: torch.Tensor, first: int = 0) 
     place = torch.ones(counted.shape[:2]).nonzero()
     token, feature = counted.flatten(0, 1).nonzero(as_tuple=True)
     value = counted.flatten(0, 1)[token, feature]
-    return batch_contexts(token, feature, value, place[:, 0] + first, place[:, 1] + 1, ids, first, codes.shape[2])
+    n, place = len(codes), place + torch.tensor([first, 1])
+    batch = ActivationBatch(torch.zeros(len(place), 1), *place.T, first, n_sequences=n, n_masked=n, ids=ids)
+    contexts = batch_contexts(batch, ActiveCodes(token, feature, value.double()), codes.shape[2])
+    assert contexts is not None
+    return contexts
 
 
 def peaks_by_feature(codes: torch.Tensor, ids: torch.Tensor) -> list[list[tuple[float, int, list[int]]]]:

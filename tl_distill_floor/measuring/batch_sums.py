@@ -12,7 +12,7 @@ from tl_distill_floor.measuring.costs import COST_METHODS, sum_by_index
 from tl_distill_floor.measuring.job import AttachedSae
 from tl_distill_floor.measuring.logit_map import OUTPUTS_NOT_FINITE
 from tl_distill_floor.measuring.sampling import uniform_hash
-from tl_distill_floor.measuring.strongest_contexts import RunningContexts, batch_contexts
+from tl_distill_floor.measuring.strongest_contexts import batch_contexts
 from tl_distill_floor.measuring.token_stream import digest_sequences
 from tl_distill_floor.results.codes import Codes
 from tl_distill_floor.results.feature_sums import FeatureSums
@@ -44,10 +44,9 @@ def batch_sums(attached: AttachedSae, batch: ActivationBatch, cost: CostMethod, 
     sae, acts = attached.sae, batch.activation
     n_features = len(attached.decoder_norm)
     sampled_tokens = _sample_tokens(batch).nonzero().squeeze(1)
-    entries, raw_values, sampled_codes = _encode(sae, acts, sampled_tokens, n_features)
+    entries, sampled_codes = _encode(sae, acts, sampled_tokens, n_features)
     sampled = acts[copy_to_device(sampled_tokens, acts.device)].flatten(1).double()
     error = sampled - sae.decode(sampled_codes).flatten(1).to(sampled)
-    contexts = _contexts(batch, entries, raw_values, n_features)
     by_feature = [
         sum_by_index(entries.feature, values, n_features)
         for values in (torch.ones_like(entries.value), entries.value, entries.value.square())
@@ -61,7 +60,7 @@ def batch_sums(attached: AttachedSae, batch: ActivationBatch, cost: CostMethod, 
         raise InputError(OUTPUTS_NOT_FINITE)
     squares = torch.stack([sampled.square().sum(), error.square().sum()])
     of_sample = torch.cat([sampled.sum(0), squares]).cpu().numpy()
-    codes = _keep_codes(batch, entries, raw_values, n_features, share_of_codes)
+    codes = _keep_codes(batch, entries, n_features, share_of_codes)
     return FeatureSums(
         n_tokens=len(acts),
         n_cost_tokens=n_cost_tokens,
@@ -76,7 +75,7 @@ def batch_sums(attached: AttachedSae, batch: ActivationBatch, cost: CostMethod, 
         sampled_error_sq=float(of_sample[-1]),
         ids_digest=0 if batch.ids is None else digest_sequences(batch.ids, batch.first),
         codes=() if codes is None else (codes,),
-        contexts=contexts,
+        contexts=batch_contexts(batch, entries, n_features),
     )
 
 
@@ -116,7 +115,7 @@ def mask_kept_sequences(sequence: Int64[np.ndarray, " token"], share: float) -> 
 
 def _encode(
     sae: SaeModule, acts: Float[Tensor, "token *d_in"], sampled_tokens: Int64[Tensor, " sampled"], n_features: int
-) -> tuple[ActiveCodes, Float[Tensor, " entry"], Float[Tensor, "sampled feature"]]:
+) -> tuple[ActiveCodes, Float[Tensor, "sampled feature"]]:
     """Encode some tokens at a time, since codes are much larger than activations.
 
     Args:
@@ -126,7 +125,7 @@ def _encode(
         n_features: number of features.
 
     Returns:
-        The nonzero codes, their values in the SAE's dtype, and all codes of the sampled tokens.
+        The nonzero codes, and all codes of the sampled tokens.
     """
     size = tokens_at_once(n_features, acts.device)
     indices, values, sampled = [], [], []
@@ -137,9 +136,9 @@ def _encode(
         values.append(value)
         in_chunk = sampled_tokens[(sampled_tokens >= start) & (sampled_tokens < start + size)] - start
         sampled.append(codes[copy_to_device(in_chunk, codes.device)])
-    index, value = torch.cat(indices), torch.cat(values)
+    index = torch.cat(indices)
     token = index // n_features
-    return ActiveCodes(token, index - token * n_features, value.double()), value, torch.cat(sampled)
+    return ActiveCodes(token, index - token * n_features, torch.cat(values).double()), torch.cat(sampled)
 
 
 def _nonzero(codes: Float[Tensor, " code"]) -> tuple[Int64[Tensor, " entry"], Float[Tensor, " entry"]]:
@@ -152,15 +151,13 @@ def _nonzero(codes: Float[Tensor, " code"]) -> tuple[Int64[Tensor, " entry"], Fl
     return places, codes.take(places)
 
 
-def _keep_codes(
-    batch: ActivationBatch, entries: ActiveCodes, raw_values: Float[Tensor, " entry"], n_features: int, share: float
-) -> Codes | None:
+def _keep_codes(batch: ActivationBatch, entries: ActiveCodes, n_features: int, share: float) -> Codes | None:
     """Return the codes of the sequences that are kept; None if none are to be kept."""
     if not share:
         return None
-    device, sequence = raw_values.device, batch.sequence.numpy()
+    device, sequence = entries.value.device, batch.sequence.numpy()
     is_kept = mask_kept_sequences(sequence, share)
-    feature, value = entries.feature, raw_values
+    feature, value = entries.feature, entries.value
     if not is_kept.all():  # selected before the copy from a GPU, which is slow
         places = copy_to_device(torch.from_numpy(is_kept), device)[entries.token].nonzero().squeeze(1)
         feature, value = feature[places], value[places]
@@ -171,17 +168,6 @@ def _keep_codes(
         feature.int().cpu().numpy(),
         value.float().cpu().numpy(),
         sequence[is_kept],
-    )
-
-
-def _contexts(
-    batch: ActivationBatch, entries: ActiveCodes, raw_values: Float[Tensor, " entry"], n_features: int
-) -> RunningContexts | None:
-    """Return the strongest contexts of a batch; None if its token ids are not known."""
-    if batch.ids is None:
-        return None
-    return batch_contexts(
-        entries.token, entries.feature, raw_values, batch.sequence, batch.position, batch.ids, batch.first, n_features
     )
 
 

@@ -17,7 +17,7 @@ from tl_distill_floor.measuring.logit_map import OUTPUTS_NOT_FINITE
 from tl_distill_floor.measuring.passes import rerun_pass
 from tl_distill_floor.measuring.rerun import ALL_POSITIONS, Positions
 from tl_distill_floor.measuring.sampling import NUMBERS_AT_ONCE, one_of_each_group
-from tl_distill_floor.measuring.token_stream import TokenStream, mask_first_position, mask_positions
+from tl_distill_floor.measuring.token_stream import TokenStream, mask_positions
 from tl_distill_floor.results.tail_loss import TailLoss
 
 RestoreCodes = Callable[[Float[Tensor, "token feature"]], Float[Tensor, "token feature"]]
@@ -156,7 +156,7 @@ def _measured_positions(stream: TokenStream) -> Positions:
     counted, all are measured: the loss is largest at those, and one of each four need not hold a quarter of them.
     """
     size = stream.context_size
-    counts_all = torch.equal(mask_positions((1, size), stream.positions), mask_first_position((1, size)))
+    counts_all = torch.equal(mask_positions((1, size), stream.positions), mask_positions((1, size), None))
     if size < MIN_CONTEXT_SIZE or not counts_all:
         return ALL_POSITIONS
     others = torch.arange(POSITIONS_PER_MEASURED, size - 1)

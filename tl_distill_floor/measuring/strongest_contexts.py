@@ -6,11 +6,12 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, Int, Int32, Int64
+from jaxtyping import Float32, Int, Int32, Int64
 from torch import Tensor
 from torch.nn.functional import pad
 
 from tl_distill_floor.annotations import HookedModel
+from tl_distill_floor.measuring.activation_batch import ActivationBatch, ActiveCodes
 from tl_distill_floor.results.contexts import AFTER, BEFORE, N_CONTEXTS, NO_TOKEN, WINDOW, FeatureContexts
 
 LOCATION_BITS = 31
@@ -84,35 +85,24 @@ class RunningContexts:
 
 
 @torch.no_grad()
-def batch_contexts(
-    token: Int64[Tensor, " entry"],
-    feature: Int64[Tensor, " entry"],
-    value: Float[Tensor, " entry"],
-    sequence: Int[Tensor, " token"],
-    position: Int[Tensor, " token"],
-    ids: Int[Tensor, "batch position"],
-    first_sequence: int,
-    n_features: int,
-) -> RunningContexts:
-    """Find the strongest contexts of one batch from its nonzero codes ("entries"), without waiting for a GPU.
+def batch_contexts(batch: ActivationBatch, codes: ActiveCodes, n_features: int) -> RunningContexts | None:
+    """Find the strongest contexts of one batch, without waiting for a GPU; None if its token ids are not known.
 
     Args:
-        token: index of each entry's token among the counted tokens, ascending.
-        feature: feature of each entry.
-        value: code of each entry; its absolute value is the strength.
-        sequence: number of each counted token's sequence in the text.
-        position: position of each counted token in its sequence.
-        ids: token ids of the full sequences, including tokens that are not counted.
-        first_sequence: number of the first sequence of `ids` in the text.
+        batch: the batch.
+        codes: its nonzero codes ("entries"); the strength of a code is its absolute value.
         n_features: number of the SAE's features.
     """
-    device, (n_rows, length) = value.device, ids.shape
-    location = ((sequence - first_sequence) * length + position).to(device)[token]
-    peak, activation = _strongest_locations(location, feature, value.abs().float(), n_rows, length, n_features)
+    if batch.ids is None:
+        return None
+    device, (n_rows, length) = codes.value.device, batch.ids.shape
+    location = (batch.row * length + batch.position).to(device)[codes.token]
+    strength = codes.value.abs().float()
+    peak, activation = _strongest_locations(location, codes.feature, strength, n_rows, length, n_features)
     fired = activation > 0
     row, column = peak // length, peak % length
-    numbers = torch.where(fired, row + first_sequence, NO_TOKEN)
-    windows = torch.where(fired[..., None], _windows(ids.to(device))[row, column], NO_TOKEN)
+    numbers = torch.where(fired, row + batch.first, NO_TOKEN)
+    windows = torch.where(fired[..., None], _windows(batch.ids.to(device))[row, column], NO_TOKEN)
     n_missing = N_CONTEXTS - peak.shape[1]
     return RunningContexts(
         pad(activation, (0, n_missing)),

@@ -281,19 +281,10 @@ def mask_positions(shape: Sequence[int], positions: tuple[int | None, ...] | Non
 
     Args:
         shape: number of sequences, and of positions.
-        positions: arguments of the `slice` of positions; the first one is False anyway.
+        positions: arguments of the `slice` of positions; None for all. The first position is left out in any case.
     """
-    mask = mask_first_position(shape)
-    if positions is not None:
-        selected = torch.zeros(shape[1], dtype=torch.bool)
-        selected[list(range(shape[1])[slice(*positions)])] = True
-        mask &= selected
-    return mask
-
-
-def mask_first_position(shape: Sequence[int]) -> Bool[Tensor, "batch position"]:
-    """Return a mask that is False at the first position of each sequence."""
-    mask = torch.ones(tuple(shape), dtype=torch.bool)
+    mask = torch.zeros(tuple(shape), dtype=torch.bool)
+    mask[:, range(shape[1])[slice(*(positions or (None,)))]] = True
     mask[:, 0] = False
     return mask
 
