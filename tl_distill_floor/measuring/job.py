@@ -218,19 +218,15 @@ def prepare_job(
         for source in sources:
             _check_model(teacher, source)
         if hook_name is None:
-            hooks = [_hook_in_teacher(teacher, *pair) for pair in zip(sources, hooks, strict=True)]
+            hooks = [
+                hook_point_of_module(teacher.model, hook, source.module_name) if source.module_name else hook
+                for source, hook in zip(sources, hooks, strict=True)
+            ]
         stream = _stream_for(teacher, sources, text, loading)
     attached = tuple(
         AttachedSae(source, hook, sae_digest(source.sae)) for source, hook in zip(sources, hooks, strict=True)
     )
     return MeasurementJob(attached, stream, _decisive_settings(stream, loading.batch_size))
-
-
-def _hook_in_teacher(teacher: Teacher, source: SaeSource, hook_name: str) -> str:
-    """Return the hook point that an SAE reads; that of its module, if the SAE names a module of `transformers`."""
-    if source.module_name is None:
-        return hook_name
-    return hook_point_of_module(teacher.model, hook_name, source.module_name)
 
 
 def _decisive_settings(stream: TokenStream | CachedActivationStream, batch_size: int) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float64, Int64
 
 from tl_distill_floor.results.record_files import ArrayRecord
-from tl_distill_floor.theory.predictors import PREDICTORS
+from tl_distill_floor.theory.floors import PREDICTORS
 
 TOY_FILE = "toy.safetensors"
 

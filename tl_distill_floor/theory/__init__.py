@@ -2,10 +2,9 @@
 
 - `capacity`: the capacity function g(α) and the critical width d*.
 - `allocation`: `allocate`, the features that a student of one width keeps.
-- `floors`: the floor at every width, by Theorem 1 and by water-filling.
+- `floors`: the floor at every width, by Theorem 1, by water-filling, and by two rules to compare on toy models.
 - `water_filling`: the best allocation to features that fire independently.
 - `loss_capacity`: the measured loss-capacity curve that water-filling uses.
-- `predictors`: predictors of the floor that are compared on toy models.
 - `power_law`: the power law of the sorted costs, and its cliff.
 - `learning_curve`: extrapolation of a learning curve to the loss at saturation.
 - `rate_schedule`: learning rates in the fit of a learning curve.
