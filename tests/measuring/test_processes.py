@@ -138,6 +138,14 @@ def test_rejects_cached_activations_in_several_processes(bridge: Any, sae: Any, 
         measure_job(job, MeasureConfig(), process_group=ProcessGroup(0, 2))
 
 
+@pytest.mark.parametrize("variables", [{}, {"WORLD_SIZE": "2"}, {"WORLD_SIZE": ""}, {"RANK": "0", "WORLD_SIZE": "1"}])
+def test_one_process_without_a_launcher(variables: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cluster may set WORLD_SIZE for its own purposes."""
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert processes.current_process_group.__wrapped__() == SINGLE_PROCESS
+
+
 def test_error_names_the_process_that_ended() -> None:
     with pytest.raises(InputError, match="process 1 of this run ended"), processes._report_lost_process(1):
         raise RuntimeError("Connection closed by peer")

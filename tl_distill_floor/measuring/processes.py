@@ -83,9 +83,9 @@ SINGLE_PROCESS = ProcessGroup()
 def current_process_group() -> ProcessGroup:
     """Return the process group that the launcher set up; a single process without a launcher.
 
-    torchrun and accelerate set the environment variables RANK and WORLD_SIZE.
+    torchrun and accelerate set the environment variables RANK and WORLD_SIZE; a cluster may set the second one alone.
     """
-    size = int(os.environ.get("WORLD_SIZE", "1"))
+    size = int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
     if size == 1:
         return SINGLE_PROCESS
     if not dist.is_initialized():
