@@ -25,8 +25,11 @@ def test_finds_a_hook_point_by_either_name(bridge: Any) -> None:
     ("name", "message"),
     [
         ("blocks.7.hook_resid_post", "layers 0 to 2, got layer 7"),
-        ("blocks.1.hook_nonsense", "no hook point 'blocks.1.hook_nonsense'; it has blocks.0"),
-        ("nonsense", "no hook point 'nonsense'"),
+        ("blocks.1.hook_resid_mid", r"no hook point 'blocks.1.hook_resid_mid'; .* such as blocks.1.hook_resid_pre, "),
+        (
+            "nonsense",
+            r"no hook point 'nonsense'; .* in model.hook_dict, such as blocks.0.hook_out, blocks.1.hook_out, ",
+        ),
     ],
 )
 def test_rejects_an_unknown_hook_point(bridge: Any, name: str, message: str) -> None:

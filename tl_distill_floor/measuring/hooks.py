@@ -6,6 +6,7 @@ Every function restores the model: hooks are removed, and modes are set back.
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from difflib import get_close_matches
 from functools import partial
 from typing import Any
 
@@ -33,6 +34,8 @@ FLAGS = dict.fromkeys(("hook_q_input", "hook_k_input", "hook_v_input"), "use_spl
 """Flags of a model without which TransformerLens leaves out hook points, by the end of their names."""
 OTHER_NAME = ALIASES | {bridge: hooked for hooked, bridge in ALIASES.items()}
 """The other name of a point within a block, in either direction."""
+N_SIMILAR = 3
+"""Names of hook points that a message lists."""
 
 HookFunction = Callable[[str, Tensor], Tensor | None]
 """Called with a hook point's name and output; a tensor that it returns replaces the output."""
@@ -79,9 +82,10 @@ def resolve_hook_name(model: HookedModel, hook_name: str) -> str:
     layer = prefix.removeprefix("blocks.").removesuffix(".")
     if layer.isdigit() and int(layer) >= model.cfg.n_layers:
         raise InputError(f"the model has layers 0 to {model.cfg.n_layers - 1}, got layer {layer}; set --layer")
+    similar = get_close_matches(hook_name, model.hook_dict, N_SIMILAR) or residual_points(model)[:N_SIMILAR]
     raise InputError(
-        f"the model has no hook point {hook_name!r}; it has {', '.join(residual_points(model))} and"
-        f" {len(model.hook_dict)} others (model.hook_dict lists them)"
+        f"the model has no hook point {hook_name!r}; name one of the {len(model.hook_dict)} in model.hook_dict, such as"
+        f" {', '.join(similar)}"
     )
 
 
