@@ -46,6 +46,17 @@ def test_cached_activations_may_have_the_name_of_a_module(bridge: Any, sae: Any,
     assert stats.n_tokens == len(codes)
 
 
+def test_warns_of_special_tokens_that_are_not_known(bridge: Any, sae: Any, ids: Any, monkeypatch: Any) -> None:
+    """Token 0 is in some sequences again. Without a tokenizer it counts as any other."""
+    warning = "special tokens are not known: only first positions are left out"
+    known = measure(bridge, sae, ids, cost="energy")
+    assert not any(warning in text for text in known.warnings)
+    monkeypatch.setattr(bridge, "tokenizer", None)
+    stats = measure(bridge, sae, ids, cost="energy")
+    assert any(warning in text for text in stats.warnings)
+    assert stats.n_tokens == ids[:, 1:].numel() > known.n_tokens
+
+
 def test_rejects_activations_without_sequences(sae: Any) -> None:
     """Some models flatten the tokens of a batch before a module, whose hook point then has no positions."""
     attached = AttachedSae(load_sae(sae), HOOK, "digest")

@@ -161,6 +161,11 @@ class MeasurementJob:
                 f"sequences of {self.stream.context_size} tokens are longer than the SAE's training context"
                 f" ({source.context_size})"
             )
+        if teacher and tokenizer_of(teacher.model) is None:
+            warnings.append(
+                "the teacher has no tokenizer, so special tokens are not known: only first positions are left out; set"
+                " model.tokenizer if the text has others"
+            )
         if teacher and fingerprint:
             warnings += loading_warnings(teacher, source, attached.hook_name, fingerprint.activation)
         if isinstance(self.stream, CachedActivationStream):
