@@ -62,11 +62,11 @@ def attached_to(sae: Any, expected_l0: float | None) -> AttachedSae:
     [
         (0.3, 2.0, None, None, None),
         (0.6, 2.0, None, None, "variance unexplained is 0.60, which is high"),
-        (1.2, 2.0, None, "variance unexplained is 1.20, and 1 for the mean activation", "is 1.20"),
+        (1.2, 2.0, None, "variance unexplained is 1.20, but the mean activation alone leaves 1", "is 1.20"),
         (0.3, 2.0, 6.0, None, None),
-        (0.3, 2.0, 8.0, "its L0 is 2.0, and 8.0 as stated", "its L0 is 2.0"),
-        (0.3, 8.0, 2.0, "its L0 is 8.0, and 2.0 as stated", "its L0 is 8.0"),
-        (1.2, 8.0, 2.0, "1.20, and 1 for the mean activation; its L0 is 8.0", "does not fit"),
+        (0.3, 2.0, 8.0, "its L0 is 2.0, but 8.0 is stated", "its L0 is 2.0"),
+        (0.3, 8.0, 2.0, "its L0 is 8.0, but 2.0 is stated", "its L0 is 8.0"),
+        (1.2, 8.0, 2.0, "1.20, but the mean activation alone leaves 1; its L0 is 8.0", "does not fit"),
     ],
 )
 def test_refuses_and_warns_at_the_thresholds(
@@ -95,7 +95,7 @@ def test_refuses_and_warns_at_the_thresholds(
 def test_compares_the_l0_with_the_k_of_the_sae(sae: Any) -> None:
     sae = copy.deepcopy(sae)
     sae.cfg.k = 2
-    with pytest.raises(InputError, match=r"its L0 is 8\.0, and 2\.0 as stated"):
+    with pytest.raises(InputError, match=r"its L0 is 8\.0, but 2\.0 is stated"):
         check_plausible(sums_with(0.3, 8.0), AttachedSae(load_sae(sae), HOOK, "digest"))
 
 

@@ -78,8 +78,8 @@ def _refusals(sums: FeatureSums, attached: AttachedSae) -> list[str]:
     reasons = []
     fvu = unbiased_fvu(sums)
     if fvu >= REFUSE_FVU:
-        reasons.append(f"the fraction of variance unexplained is {fvu:.2f}, and 1 for the mean activation")
+        reasons.append(f"the fraction of variance unexplained is {fvu:.2f}, but the mean activation alone leaves 1")
     stated, l0 = attached.source.expected_l0, float(sums.firing_count.sum() / max(sums.n_tokens, 1))
     if stated and sums.n_tokens and not 1 / REFUSE_L0_RATIO < l0 / stated < REFUSE_L0_RATIO:
-        reasons.append(f"its L0 is {l0:.1f}, and {stated:.1f} as stated with it")
+        reasons.append(f"its L0 is {l0:.1f}, but {stated:.1f} is stated for it")
     return reasons
