@@ -51,8 +51,12 @@ def _full_matmul_precision() -> Iterator[None]:
     """Compute products of fp32 matrices in fp32 during the context, then restore the precision of every backend."""
     import torch
 
-    backends = (torch.backends.cuda.matmul, torch.backends.cudnn), (torch.backends.mkldnn.matmul, torch.backends.mkldnn)
+    of_cpus = torch.backends.mkldnn
+    backends = (torch.backends.cuda.matmul, torch.backends.cudnn), (of_cpus.matmul, of_cpus)  # type: ignore[attr-defined]
     of_backends = [(matmul, matmul.fp32_precision, general.fp32_precision) for matmul, general in backends]
+    if all(of_matmul in ("none", "ieee") for _, of_matmul, _ in of_backends):
+        yield
+        return
     try:
         precision = torch.get_float32_matmul_precision()
     except RuntimeError:  # torch has no name for a precision that was set for one backend
