@@ -17,6 +17,8 @@ METADATA_TYPES: dict[str, type | tuple[type, ...]] = {
     "disable_concat_sequences": bool, MODULE_NAME: str,
 }  # fmt: skip
 """Type of each metadata field that is read."""
+LONGEST = 2**40
+"""Tokens of a sequence that is longer than any."""
 
 
 @dataclass(frozen=True)
@@ -48,15 +50,9 @@ class SaeSource:
     module_name: str | None = None
     """Module of a `transformers` model whose output the SAE reads, such as layers.3.mlp, if a file names one; None if
     `hook_name` is stated as such."""
-    seqpos_slice: tuple[int | None, ...] | None = None
-    """Arguments of the `slice` of positions that the SAE was trained on; None for all positions, or if not known."""
-
-    @property
-    def counted_positions(self) -> tuple[int | None, ...] | None:
-        """Arguments of the `slice` of positions whose tokens are counted; None for all positions."""
-        bounds = self.seqpos_slice
-        all_positions = (slice(None), slice(0, None), slice(0, None, 1))
-        return None if bounds is None or slice(*bounds) in all_positions else bounds
+    counted_positions: tuple[int | None, ...] | None = None
+    """Arguments of the `slice` of positions that the SAE was trained on, whose tokens are counted; None for all
+    positions, or if not known."""
 
 
 def checked_source(sae: SaeModule, name: str, entry: SaeEntry | None = None) -> SaeSource:
@@ -92,7 +88,7 @@ def checked_source(sae: SaeModule, name: str, entry: SaeEntry | None = None) -> 
         sequence_separator=_separator(metadata),
         concatenates_documents=None if concatenates is None else not concatenates,
         module_name=module_name,
-        seqpos_slice=_seqpos_slice(metadata),
+        counted_positions=_counted_positions(metadata),
     )
 
 
@@ -127,7 +123,7 @@ def _separator(metadata: Mapping[str, Any]) -> str | None:
     return "none" if token is None else str(token)
 
 
-def _seqpos_slice(metadata: Mapping[str, Any]) -> tuple[int | None, ...] | None:
+def _counted_positions(metadata: Mapping[str, Any]) -> tuple[int | None, ...] | None:
     bounds = metadata.get("seqpos_slice")
     if bounds is None:
         return None
@@ -137,7 +133,7 @@ def _seqpos_slice(metadata: Mapping[str, Any]) -> tuple[int | None, ...] | None:
             f"seqpos_slice in the SAE's configuration is {bounds!r:.80}, which is not of the expected type; correct it,"
             " or give another --sae"
         )
-    return None if all(bound is None for bound in bounds) else tuple(bounds)
+    return None if slice(*bounds).indices(LONGEST) == (0, LONGEST, 1) else tuple(bounds)
 
 
 def check_architecture(architecture: str, name: str) -> None:

@@ -26,7 +26,11 @@ def test_the_metadata_of_saelens_do_not_depend_on_the_name_of_the_weights(file_n
     write_json(tmp_path / "cfg.json", V6)
     source = load_sae(tmp_path / file_name)
     assert source.model_kwargs == {"center_writing_weights": True}
-    assert (source.seqpos_slice, source.sequence_separator, source.concatenates_documents) == ((0, 10), "none", False)
+    assert (source.counted_positions, source.sequence_separator, source.concatenates_documents) == (
+        (0, 10),
+        "none",
+        False,
+    )
     assert (source.hook_name, source.context_size) == ("blocks.1.hook_resid_post", 128)
 
 
@@ -38,7 +42,7 @@ def test_a_runner_configuration_adds_what_the_configuration_lacks(tmp_path, stat
         tmp_path / "runner_cfg.json", {"model_from_pretrained_kwargs": {"fold_ln": True}, "seqpos_slice": [2, 9]}
     )
     source = load_sae(tmp_path / "sae.safetensors")
-    assert (source.model_kwargs, source.seqpos_slice) == ({"fold_ln": True}, (0, 10))
+    assert (source.model_kwargs, source.counted_positions) == ({"fold_ln": True}, (0, 10))
 
 
 @pytest.mark.parametrize("architecture", ["standard", "jumprelu"])

@@ -86,10 +86,10 @@ def test_text_habits_are_read_from_every_file_of_a_directory(tmp_path, state):
     write_json(folder / "runner_cfg.json", {"disable_concat_sequences": True, "sequence_separator_token": "bos"})
     source = load_sae(folder)
     assert (source.sequence_separator, source.concatenates_documents) == ("none", False)
-    assert source.seqpos_slice == (5, -5)
+    assert source.counted_positions == (5, -5)
     metadata = {"sequence_separator_token": "eos", "disable_concat_sequences": False, "seqpos_slice": (None,)}
     source = load_sae(tiny_sae(metadata=metadata))
-    assert (source.sequence_separator, source.concatenates_documents, source.seqpos_slice) == ("eos", True, None)
+    assert (source.sequence_separator, source.concatenates_documents, source.counted_positions) == ("eos", True, None)
     assert "seqpos_slice in the SAE's configuration" in refusal(tiny_sae(metadata={"seqpos_slice": [1.5]}))
 
 
