@@ -159,7 +159,7 @@ def tokens_by_step(log: TrainingLog, tokens: str, step: str | None) -> tuple[np.
 
 def step_column(log: TrainingLog) -> str | None:
     """Return the column of the steps, None if there is none."""
-    return _first_called(log, STEP_NAMES)
+    return next((name for wanted in STEP_NAMES for name in log.columns if _last_part(name) == wanted), None)
 
 
 def check_single_tokens(log: TrainingLog, tokens: str | None) -> None:
@@ -187,7 +187,7 @@ def rate_column(log: TrainingLog) -> str | None:
     Raises:
         InputError: there are several, and they have different schedules.
     """
-    exact = [name for wanted in RATE_NAMES for name in log.columns if _last_part(name) == wanted]
+    exact = [name for name in log.columns if _last_part(name) in RATE_NAMES]
     names = exact or [name for name in log.columns if _may_be_rate(name)]
     check_numbers(log, *names)
     for first, second in combinations(names, 2):
@@ -277,11 +277,6 @@ def _count(rows: Sequence[Row], name: str) -> int:
 def _names_training(name: str) -> bool:
     """Return whether the values of a column name the training that a row is of."""
     return bool(name_words := words(_last_part(name))) and name_words <= TRAINING_WORDS
-
-
-def _first_called(log: TrainingLog, names: Sequence[str]) -> str | None:
-    """Return the first column with the first of some names that a column has; None if there is none."""
-    return next((name for wanted in names for name in log.columns if _last_part(name) == wanted), None)
 
 
 def _run_of(name: str) -> str:

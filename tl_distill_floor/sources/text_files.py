@@ -19,8 +19,7 @@ BYTE_ORDER_MARK = "\ufeff"
 UTF_16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 """Marks at the beginning of a file of UTF-8 as text, and of UTF-16 as bytes."""
 
-Row = Mapping[str, Any]
-LocatedRow = tuple[str, Row]
+LocatedRow = tuple[str, Mapping[str, Any]]
 """Location of a row for error messages, and the row."""
 
 
