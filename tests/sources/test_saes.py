@@ -89,6 +89,12 @@ def test_reads_metadata_and_sets_missing_fields_to_none(tmp_path):
     assert (bare.context_size, bare.prepend_bos, bare.neuronpedia_id) == (None, None, None)
 
 
+@pytest.mark.parametrize(("l0", "expected"), [(3.5, 3.5), (float("nan"), None), (0.0, None), (-1.0, None)])
+def test_an_l0_that_was_not_measured_is_not_expected(l0: float, expected: float | None) -> None:
+    """SAELens stored NaN for an SAE that had not seen an activation."""
+    assert load_sae(tiny_sae(metadata={"l0": l0})).expected_l0 == expected
+
+
 def test_applies_dtype_to_loaded_weights(tmp_path):
     tiny_sae().save_model(tmp_path / "sae")
     assert load_sae(tmp_path / "sae", dtype="bfloat16").sae.W_dec.dtype == torch.bfloat16

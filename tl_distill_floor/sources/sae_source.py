@@ -1,5 +1,6 @@
 """An SAE with what is known of its training, and the checks that every SAE passes before it is measured."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -70,7 +71,7 @@ def checked_source(sae: SaeModule, name: str, entry: SaeEntry | None = None) -> 
     check_architecture(architecture, name)
     refuse_transcoder_config(name, metadata)
     _check_settings(sae, metadata, name)
-    concatenates = metadata.get("disable_concat_sequences")
+    concatenates, l0 = metadata.get("disable_concat_sequences"), metadata.get("l0") or 0.0
     hook_name, module_name = metadata.get("hook_name"), metadata.get(MODULE_NAME)
     if hook_name is not None and (of_module := hook_name_of(hook_name)) not in (None, hook_name):
         hook_name, module_name = of_module, dotted(hook_name)  # SAELens trains on models of transformers too
@@ -83,7 +84,8 @@ def checked_source(sae: SaeModule, name: str, entry: SaeEntry | None = None) -> 
         model_kwargs=dict(metadata.get("model_from_pretrained_kwargs") or {}),
         context_size=metadata.get("context_size"),
         prepend_bos=metadata.get("prepend_bos"),
-        expected_l0=(entry.expected_l0 if entry else None) or metadata.get("l0") or _k_of(sae),
+        # SAELens stored NaN if it did not measure it.
+        expected_l0=(entry.expected_l0 if entry else None) or (l0 if 0 < l0 < math.inf else None) or _k_of(sae),
         neuronpedia_id=metadata.get("neuronpedia_id") or (entry.neuronpedia_id if entry else None),
         sequence_separator=_separator(metadata),
         concatenates_documents=None if concatenates is None else not concatenates,
@@ -127,7 +129,7 @@ def _counted_positions(metadata: Mapping[str, Any]) -> tuple[int | None, ...] | 
     bounds = metadata.get("seqpos_slice")
     if bounds is None:
         return None
-    right = isinstance(bounds, list | tuple) and 1 <= len(bounds) <= 3
+    right = isinstance(bounds, list | tuple) and 1 <= len(bounds) <= 3 and tuple(bounds[2:]) != (0,)
     if not right or not all(bound is None or type(bound) is int for bound in bounds):
         raise InputError(
             f"seqpos_slice in the SAE's configuration is {bounds!r:.80}, which is not of the expected type; correct it,"

@@ -90,7 +90,8 @@ def test_text_habits_are_read_from_every_file_of_a_directory(tmp_path, state):
     metadata = {"sequence_separator_token": "eos", "disable_concat_sequences": False, "seqpos_slice": (None,)}
     source = load_sae(tiny_sae(metadata=metadata))
     assert (source.sequence_separator, source.concatenates_documents, source.counted_positions) == ("eos", True, None)
-    assert "seqpos_slice in the SAE's configuration" in refusal(tiny_sae(metadata={"seqpos_slice": [1.5]}))
+    for wrong in ([1.5], [0, None, 0], 5):
+        assert "seqpos_slice in the SAE's configuration" in refusal(tiny_sae(metadata={"seqpos_slice": wrong}))
 
 
 def test_saelens_6_directories_keep_their_settings(tmp_path, x):
