@@ -303,7 +303,9 @@ def test_names_students_whose_floor_is_not_known(floor: FloorPrediction) -> None
 @pytest.mark.parametrize("width", [0, -4, 17, 640])
 def test_rejects_widths_that_no_student_can_have(floor: FloorPrediction, width: int) -> None:
     expected = (
-        f"must be from 1 to its teacher's 16 dimensions, got {width}; leave" if width > 0 else f"above 0, got {width}"
+        f"must be from 1 to its teacher's 16 dimensions, got {width}; leave"
+        if width > 0
+        else f"at least 1, got {width}"
     )
     with pytest.raises(InputError, match=expected):
         calibrate(floor, {width: 0.5, 2: 0.4, 4: 0.3})

@@ -130,7 +130,7 @@ def test_an_activation_of_another_width_is_not_the_students_width(
     assert floor.teacher_floor == floor.floor_at(2 * WIDTH)
     from_head = FloorPrediction.from_head(floor.head_floor).expected
     np.testing.assert_array_equal(floor.expected, from_head)
-    assert (floors[1].expected[:-1] != from_head[:-1]).all()
+    assert floors[1].interval[-2, 1] > 1.5 * floor.interval[-2, 1]  # at narrower widths both are at the bound
     assert ["has 48 dimensions, and the teacher 24" in "".join(f.warnings) for f in floors] == [True, False]
     floor.save(tmp_path)
     np.testing.assert_array_equal(FloorPrediction.load(tmp_path).expected, from_head)
