@@ -221,6 +221,11 @@ def test_says_why_no_student_can_be_built(limits: dict[str, Any], message: str) 
         choose(WIDTHS, **limits)
 
 
+def test_says_that_no_width_was_measured() -> None:
+    with pytest.raises(InputError, match=r"narrower than its teacher has a predicted loss; measure with smaller --wid"):
+        choose_student(GivenFamily(), Limits(max_loss=0.1), [], loss_at)
+
+
 def test_says_why_no_width_has_a_configuration() -> None:
     """Multiples of 40 below 256 are at most 240."""
     with pytest.raises(InputError, match="as small as that: width 240 has no heads; raise --max-width"):

@@ -3,6 +3,7 @@
 import math
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ from accelerate import Accelerator, DistributedType
 from tests.helpers.models import VOCABULARY, save_family
 from tests.helpers.quick_training import QUICK, diverge_first_student, quick_config, saved_weights
 from tests.helpers.type_checks import without_type_checks
+from tl_distill_floor.annotations import StudentStatus
 from tl_distill_floor.distilling.training import evaluation, student_results
-from tl_distill_floor.distilling.training.config import StudentSpec
+from tl_distill_floor.distilling.training.config import DistillConfig, StudentSpec
 from tl_distill_floor.distilling.training.distill import distill, distill_students
 from tl_distill_floor.distilling.training.losses import Objective
 from tl_distill_floor.distilling.training.matching import Match
@@ -242,6 +244,26 @@ def test_two_processes_give_the_same_students_as_one(teacher_dir: Path, ids: tor
         subprocess.run([str(part) for part in command], check=True, timeout=300)
     for name in ("width8", "width16"):
         assert_same_students([tmp_path / n / "students" / name for n in ("1", "2")], ids)
+
+
+def test_a_student_stops_when_its_curve_has_saturated_and_others_continue(
+    bridge: Any, ids: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fitted: list[float] = []
+
+    def fit(_config: DistillConfig, _tokens: Sequence[int], losses: Sequence[float]) -> LearningCurveFit:
+        """Return a fit by which the first student saturates at its first point, and the other one never does."""
+        fitted.append(losses[-1])
+        status: StudentStatus = "saturated" if len(fitted) == 1 else "under-trained"
+        return LearningCurveFit(losses[-1], (losses[-1], losses[-1]), 0.0, 0.0, status)
+
+    monkeypatch.setattr(evaluation, "fit_student", fit)
+    narrow, wide = distill_students(
+        bridge, [StudentSpec(8), StudentSpec(16)], ids, config=quick_config(early_stop=True)
+    )
+    assert (narrow.status, narrow.tokens) == ("saturated", (256,))
+    assert (wide.status, wide.tokens) == ("under-trained", (256, 1536))
+    assert fitted == [*narrow.losses, *wide.losses]
 
 
 def test_a_process_without_held_out_sequences_runs_none(

@@ -1,6 +1,7 @@
 """Narrow students that are suggested before a wide one."""
 
 import dataclasses
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +9,11 @@ import numpy as np
 import pytest
 
 from tests.helpers.records import narrow_head_floor, stats_of
+from tl_distill_floor.distilling.planning import pilots as pilots_module
 from tl_distill_floor.distilling.planning.pilots import choose_pilots
 from tl_distill_floor.distilling.planning.plan import plan
 from tl_distill_floor.distilling.students.build import count_parameters
+from tl_distill_floor.distilling.students.widths import family_widths
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.predicting.floors import floor_from_stats
 from tl_distill_floor.results.floor_prediction import FloorPrediction
@@ -37,6 +40,24 @@ def test_pilots_narrow_the_interval_for_a_part_of_the_cost(floor: FloorPredictio
     assert pilots.cost == pytest.approx(sum(parameters[:-1]) / parameters[-1])
     seen = {width: floor.expected_at(width).value for width in pilots.widths}
     assert pilots.after == floor.expected_at(16, 0.8, seen)
+
+
+def test_of_pilots_with_half_of_the_parameters_those_with_the_narrowest_interval_are_chosen(
+    floor: FloorPrediction, bridge: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A student of width d has d² parameters, so half of those of 16 are 128: 4² + 5² + 8² = 105 are affordable."""
+    monkeypatch.setattr(pilots_module, "count_parameters", lambda _model, width: width**2)
+    pilots = choose_pilots(floor, bridge, width=16)
+    candidates = [width for width in family_widths(bridge) if width <= 8]
+    losses = {width: floor.expected_at(width).value for width in candidates}
+    ratios = {}
+    for widths in combinations(candidates, 3):
+        after = floor.expected_at(16, 0.8, {width: losses[width] for width in widths})
+        if sum(width**2 for width in widths) <= 128:
+            ratios[widths] = after.high / after.low
+    assert len(ratios) > 0
+    assert pilots.widths == min(ratios, key=lambda widths: ratios[widths])
+    assert pilots.cost == sum(width**2 for width in pilots.widths) / 256
 
 
 def test_rejects_a_width_without_narrower_students(floor: FloorPrediction, bridge: Any) -> None:

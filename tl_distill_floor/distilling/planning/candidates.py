@@ -284,9 +284,8 @@ def _none_built(family: StudentFamily, widths: Sequence[int]) -> str:
         widths: the widths within the limits, ascending.
     """
     refused = [width for width in widths if family.refusal(width)]
-    if not refused:
-        return f"{NO_STUDENT}; raise --max-width or --max-params"
-    return f"{NO_STUDENT}: {_reason(family, refused[-1])}; raise --max-width or --max-params, or use another teacher"
+    reason = f": {_reason(family, refused[-1])}" if refused else ""
+    return f"{NO_STUDENT}{reason}; raise --max-width or --max-params, or use another teacher"
 
 
 def _no_width(family: StudentFamily, limits: Limits) -> str:
@@ -294,12 +293,10 @@ def _no_width(family: StudentFamily, limits: Limits) -> str:
     widest = family.next_narrower(None, limits.divisor)
     if widest and family.refusal(widest):
         return _none_built(family, [widest])
+    is_multiple, advice = "", "measure with smaller --widths"
     if limits.divisor is not None:
-        return (
-            f"no student narrower than its teacher has a predicted loss and a width that is a multiple of"
-            f" {limits.divisor}; set a smaller --divisor"
-        )
-    return f"{NO_STUDENT}; raise --max-width or --max-params"
+        is_multiple, advice = f" and a width that is a multiple of {limits.divisor}", "set a smaller --divisor"
+    return f"no student narrower than its teacher has a predicted loss{is_multiple}; {advice}"
 
 
 def _too_large(family: StudentFamily, limits: Limits, narrowest: int, options: Sequence[SizeOption]) -> str:
