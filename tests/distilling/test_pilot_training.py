@@ -8,7 +8,9 @@ import pytest
 
 from tests.helpers.records import narrow_head_floor
 from tl_distill_floor import FloorPrediction, Pilots, StudentResult, StudentSpec, train_pilots
+from tl_distill_floor.distilling.training.sweep import KIND, SWEEP_CHECKPOINT_FILE
 from tl_distill_floor.errors import InputError
+from tl_distill_floor.storage.checkpoints import save_checkpoint
 from tl_distill_floor.theory.regression import PredictedLoss
 
 LOSSES = {4: 0.9, 6: 0.7, 8: 0.5}
@@ -81,16 +83,33 @@ def test_trains_what_is_missing_and_calibrates(
     assert again.expected_at(16, 0.8) == after
 
 
+@pytest.mark.parametrize(("interrupted", "expected"), [((4, 6, 8), [4, 6, 8]), ((6, 8), [6, 8])])
 def test_an_interrupted_training_is_continued_with_all_its_students(
-    floor: FloorPrediction, pilots: Pilots, training: RecordedTraining, teacher_dir: Path, tmp_path: Path
+    floor: FloorPrediction,
+    pilots: Pilots,
+    training: RecordedTraining,
+    teacher_dir: Path,
+    tmp_path: Path,
+    interrupted: tuple[int, ...],
+    expected: list[int],
 ) -> None:
-    from tl_distill_floor.distilling.training.sweep import SWEEP_CHECKPOINT_FILE
-
+    """The student of width 4 is saved: by that training, or by an earlier one, which is not in the checkpoint."""
     save_student(tmp_path, str(teacher_dir), 4)
-    (tmp_path / "students" / SWEEP_CHECKPOINT_FILE).touch()
+    identity = {"students": [{"width": width, "name": ""} for width in interrupted]}
+    save_checkpoint(tmp_path / "students" / SWEEP_CHECKPOINT_FILE, KIND, {}, identity, 1)
     train_pilots(floor, pilots, tmp_path, text="prose.txt")
-    assert training.widths == [4, 6, 8]
+    assert training.widths == expected
     assert training.options["resume"] is True
+
+
+def test_a_damaged_checkpoint_is_refused(
+    floor: FloorPrediction, pilots: Pilots, training: RecordedTraining, tmp_path: Path
+) -> None:
+    (tmp_path / "students").mkdir()
+    (tmp_path / "students" / SWEEP_CHECKPOINT_FILE).write_bytes(b"damaged")
+    with pytest.raises(InputError, match=r"is not a complete checkpoint .*; delete it"):
+        train_pilots(floor, pilots, tmp_path, text="prose.txt")
+    assert training.widths == []
 
 
 def test_needs_a_training_text_if_the_run_has_another(

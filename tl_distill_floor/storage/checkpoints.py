@@ -56,14 +56,30 @@ def load_checkpoint(path: Path, kind: str, identity: dict[str, Any]) -> tuple[di
 
     with report_damaged_checkpoint(path):
         with safe_open(path, framework="pt") as file:
-            header = json.loads((file.metadata() or {}).get(HEADER, "{}"))
-            check_format(path, kind, header.get("format"), header.get("version"))
+            header = _checked_header(path, kind, file.metadata())
             scalars = header["scalars"]
             _check_identity(path, identity, scalars["identity"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         if header["digest"] != _digest(scalars, tensors):
             raise ValueError("its content was changed")
         return _insert_tensors(scalars["states"], tensors), int(scalars["step"])
+
+
+def checkpoint_identity(path: Path, kind: str) -> dict[str, Any]:
+    """Return the settings that must be equal when the training of a checkpoint is resumed.
+
+    Args:
+        path: the file.
+        kind: what is trained.
+
+    Raises:
+        InputError: the file is damaged, in another format, or of another version.
+    """
+    from safetensors import safe_open
+
+    with report_damaged_checkpoint(path), safe_open(path, framework="pt") as file:
+        identity: dict[str, Any] = _checked_header(path, kind, file.metadata())["scalars"]["identity"]
+        return identity
 
 
 @contextmanager
@@ -79,6 +95,13 @@ def report_damaged_checkpoint(path: Path) -> Iterator[None]:
         OSError, SafetensorError, KeyError, TypeError, ValueError, AttributeError, RuntimeError, IndexError
     ) as error:  # fmt: skip
         raise InputError(f"{path} is not a complete checkpoint ({error}); delete it to start again") from error
+
+
+def _checked_header(path: Path, kind: str, metadata: dict[str, str] | None) -> dict[str, Any]:
+    """Return the header of a checkpoint; raise an InputError if its format or its version is another one."""
+    header: dict[str, Any] = json.loads((metadata or {}).get(HEADER, "{}"))
+    check_format(path, kind, header.get("format"), header.get("version"))
+    return header
 
 
 def _digest(scalars: dict[str, Any], tensors: dict[str, Tensor]) -> str:

@@ -10,7 +10,7 @@ from tl_distill_floor.distilling.students.build import count_parameters
 from tl_distill_floor.distilling.students.widths import family_widths, spaced_widths
 from tl_distill_floor.distilling.training.config import DistillConfig, StudentSpec
 from tl_distill_floor.distilling.training.distill import distill_students
-from tl_distill_floor.distilling.training.sweep import SWEEP_CHECKPOINT_FILE
+from tl_distill_floor.distilling.training.sweep import SWEEP_CHECKPOINT_FILE, interrupted_widths
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.measuring.reloading import check_measured_teacher
 from tl_distill_floor.results.feature_stats import FeatureStats
@@ -115,8 +115,8 @@ def train_pilots(
         check_measured_teacher(floor.stats, loaded, outputs_only=True)
     trained = {student.width for student in _of_full_depth(directory, loaded)}
     # A checkpoint is of all students that were trained together, also of those that were already saved.
-    was_interrupted = (directory / "students" / SWEEP_CHECKPOINT_FILE).exists()
-    specs = [StudentSpec(width) for width in pilots.widths if was_interrupted or width not in trained]
+    interrupted = interrupted_widths(directory / "students" / SWEEP_CHECKPOINT_FILE)
+    specs = [StudentSpec(width) for width in pilots.widths if width in interrupted or width not in trained]
     if specs:
         distill_students(
             loaded,
@@ -125,7 +125,7 @@ def train_pilots(
             out=directory,
             config=config,
             context_size=_measured_on(floor).settings.get("context_size"),
-            resume=was_interrupted,
+            resume=bool(interrupted),
             progress=progress,
         )
     calibration = calibrate(floor, _of_full_depth(directory, loaded))

@@ -17,7 +17,12 @@ from tl_distill_floor.distilling.training.text_split import TextSplit
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.sources.teacher import Teacher
 from tl_distill_floor.sources.teachers import weights_digest
-from tl_distill_floor.storage.checkpoints import load_checkpoint, report_damaged_checkpoint, save_checkpoint
+from tl_distill_floor.storage.checkpoints import (
+    checkpoint_identity,
+    load_checkpoint,
+    report_damaged_checkpoint,
+    save_checkpoint,
+)
 
 SWEEP_CHECKPOINT_FILE = "partial.safetensors"
 """Checkpoint of an interrupted training, in the directory of the students."""
@@ -136,6 +141,21 @@ class Sweep:
             "students": [_spec_identity(student.spec) for student in self.students],
             **settings,
         }
+
+
+def interrupted_widths(path: Path) -> set[int]:
+    """Return the widths of the students whose training was interrupted; none without a checkpoint.
+
+    Args:
+        path: the checkpoint.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    if not path.exists():
+        return set()
+    with report_damaged_checkpoint(path):
+        return {int(student["width"]) for student in checkpoint_identity(path, KIND)["students"]}
 
 
 def check_specs(specs: Sequence[StudentSpec]) -> None:
