@@ -167,12 +167,7 @@ def following_tokens(labels: Int[Tensor, "batch position"]) -> Int[Tensor, "batc
 
 
 def _check_unmasked(ids: Int[Tensor, "batch position"], labels: Int[Tensor, "batch position"]) -> None:
-    """Raise an InputError if a label is not the id of its own token: the token was masked, or the labels are shifted.
-
-    Args:
-        ids: token ids.
-        labels: their labels, or -100.
-    """
+    """Raise an InputError if a label is not its token's own id: the token was masked, or the labels are shifted."""
     differs = (labels != NO_LABEL) & (labels != ids)
     if differs.any():
         raise InputError(

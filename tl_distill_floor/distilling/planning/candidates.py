@@ -98,19 +98,18 @@ class StudentFamily:
         Raises:
             InputError: the limit is on the memory, and the size of the family's KV cache is not known.
         """
-        if option == "--max-width":
-            return limits.max_width is None or width <= limits.max_width
+        limit = _size_limits(limits)[option]
+        if limit is None or option == "--max-width":
+            return limit is None or width <= limit
         size = self._nearest_size(width)
-        if size is None:
-            return True
-        if option == "--max-params":
-            return limits.max_params is None or size.n_parameters <= limits.max_params
+        if size is None or option == "--max-params":
+            return size is None or size.n_parameters <= limit
         if size.cache_bytes is None:
             raise InputError(
                 "the size of the KV cache of the teacher's family is not known, so --max-memory cannot be checked; set"
                 " --max-params"
             )
-        return limits.max_memory is None or size.weight_bytes + size.cache_bytes <= limits.max_memory
+        return size.weight_bytes + size.cache_bytes <= limit
 
     def _nearest_size(self, width: int) -> ModelSize | None:
         for narrower in range(width, 0, -1):
@@ -147,11 +146,14 @@ def choose_student(
     """
     if not widths:
         raise InputError(_no_width(family, limits))
-    given = [option for option, limit in _size_limits(limits).items() if limit is not None]
-    n_within = {option: _n_within(family, limits, widths, option) for option in given}
+    n_within = {
+        option: _n_within(family, limits, widths, option)
+        for option, limit in _size_limits(limits).items()
+        if limit is not None
+    }
     within = widths[: min(n_within.values(), default=len(widths))]
     if not within:
-        raise InputError(_too_large(family, limits, widths[0], [option for option in given if not n_within[option]]))
+        raise InputError(_too_large(family, limits, widths[0], [option for option, n in n_within.items() if not n]))
     if limits.max_loss is None:
         return _with_candidates(family, limits, within, _widest(family, limits, within), "widest")
     needed = _narrowest(family, limits, widths, loss_at)
@@ -223,8 +225,7 @@ def _is_candidate(family: StudentFamily, limits: Limits, width: int) -> bool:
 
     The search by bisection assumes that students grow with the width, which numbers of heads can break.
     """
-    given = [option for option, limit in _size_limits(limits).items() if limit is not None]
-    return not family.refusal(width) and all(family.is_within(option, limits, width) for option in given)
+    return not family.refusal(width) and all(family.is_within(option, limits, width) for option in _size_limits(limits))
 
 
 def _narrowest(
@@ -277,12 +278,7 @@ def _reason(family: StudentFamily, width: int) -> str:
 
 
 def _none_built(family: StudentFamily, widths: Sequence[int]) -> str:
-    """Return the message if no student within the limits can be built.
-
-    Args:
-        family: the students.
-        widths: the widths within the limits, ascending.
-    """
+    """Return the message if no student of some widths, those within the limits, can be built."""
     refused = [width for width in widths if family.refusal(width)]
     reason = f": {_reason(family, refused[-1])}" if refused else ""
     return f"{NO_STUDENT}{reason}; raise --max-width or --max-params, or use another teacher"

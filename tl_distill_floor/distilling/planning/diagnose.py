@@ -133,13 +133,7 @@ class _End(NamedTuple):
 
 
 def _end_of(curve: LearningCurve, losses: Float64[np.ndarray, " point"], bound: float) -> _End | None:
-    """Return where a curve ends; None if its losses rise, are 0, or are too few.
-
-    Args:
-        curve: the curve.
-        losses: its losses, averaged.
-        bound: least loss at which it can end.
-    """
+    """Return where a curve of averaged `losses` ends, at least at `bound`; None if they rise, are 0, or too few."""
     reached = float(losses[-1])
     if reached <= ROUNDING or has_diverged(losses):
         return None

@@ -166,12 +166,6 @@ def expected_loss(floor: FloorPrediction, width: int) -> PredictedLoss:
     return PredictedLoss(value, max(value - margin, 0.0), value + margin)
 
 
-def least_loss(floor: FloorPrediction, width: int) -> float | None:
-    """Return the head floor at a width, nats per token; None if it was not computed."""
-    head = floor.head
-    return None if head is None or width < head.widths[0] else head.floor_at(width)
-
-
 def _check_limits(limits: Limits) -> None:
     """Raise an InputError unless at least one limit is set, and all are above 0."""
     named = {
@@ -224,7 +218,7 @@ def _plan_of(floor: FloorPrediction, family: StudentFamily, limits: Limits, choi
 
 def _candidate(floor: FloorPrediction, family: StudentFamily, width: int) -> Candidate:
     """Return the size, the speed and the losses of one student."""
-    loss, size = expected_loss(floor, width), family.size(width)
+    loss, size, head = expected_loss(floor, width), family.size(width), floor.head
     return Candidate(
         width=width,
         n_parameters=size.n_parameters,
@@ -234,7 +228,7 @@ def _candidate(floor: FloorPrediction, family: StudentFamily, width: int) -> Can
         speed_is_measured=width in family.timer.timed,
         loss=loss.value,
         upper_bound=None if math.isnan(loss.high) else loss.high,
-        least_loss=least_loss(floor, width),
+        least_loss=None if head is None or width < head.widths[0] else head.floor_at(width),
     )
 
 

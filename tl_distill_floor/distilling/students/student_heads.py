@@ -173,13 +173,7 @@ def validate(config: PreTrainedConfig) -> None:
 
 
 def _set_head_size(config: PreTrainedConfig, teacher_size: int, size: int) -> None:
-    """Set what follows the head size.
-
-    Args:
-        config: the student's configuration.
-        teacher_size: head size of the teacher.
-        size: head size of the student.
-    """
+    """Set what follows the head size of a student."""
     if getattr(config, "rotary_dim", None):
         config.rotary_dim = min(int(config.rotary_dim), size - size % 2)
     for rope in _rope_parameters(config):

@@ -61,12 +61,7 @@ def save_results(sweep: Sweep, directory: Path) -> list[StudentResult]:
 
 
 def _joined(failures: list[Exception], saved: list[str]) -> Exception:
-    """Return one error for all students that could not be saved.
-
-    Args:
-        failures: their errors.
-        saved: names of the other students.
-    """
+    """Return one error for all students that could not be saved; `saved` are the names of the others."""
     unexpected = next((error for error in failures if not isinstance(error, InputError)), None)
     if unexpected is not None or not saved:
         return unexpected or failures[0]

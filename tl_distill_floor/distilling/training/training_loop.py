@@ -55,11 +55,9 @@ def train(
 
 
 def _saves(sweep: Sweep, is_due: bool) -> bool:
-    """Return whether this process takes part in saving: the first one, or all if the students are sharded.
+    """Return whether this process takes part in saving, which is due by its own clock.
 
-    Args:
-        sweep: the students.
-        is_due: whether this process would save now, by its own clock.
+    Sharded students are saved by all processes, when the first one finds that it is due, others by the first one.
     """
     if sweep.is_sharded:
         return of_first_process(sweep.accelerator, "due" if is_due else "") == "due"
