@@ -2,12 +2,13 @@
 
 import dataclasses
 import io
+from pathlib import Path
 
 import pytest
 from rich.console import Console, RenderableType
 
 from tl_distill_floor import Pilots, Plan
-from tl_distill_floor.display.plan_views import plan_figure, plan_table, trained_pilots_table
+from tl_distill_floor.display.plan_views import pilots_table, plan_figure, plan_table, trained_pilots_table
 from tl_distill_floor.results.plan import Candidate, Limits
 from tl_distill_floor.theory.regression import PredictedLoss
 
@@ -45,6 +46,17 @@ def test_the_table_names_the_rule_and_the_candidates(plan: Plan) -> None:
         "A distillation loss alone does not predict task scores",
     ):
         assert expected in shown
+
+
+def test_names_with_spaces_are_quoted_in_commands(plan: Plan) -> None:
+    named = dataclasses.replace(plan, teacher="my models/a", features=8, kept=6)
+    shown = text_of(plan_table(named, Path("My Drive/run")))
+    assert "Next: tl-floor distill 'my models/a' --widths 64" in shown
+    assert "tl-floor lost 'My Drive/run' --width 64" in shown
+    losses = PredictedLoss(0.2, 0.1, 0.3)
+    assert "tl-floor calibrate 'My Drive/run'" in text_of(
+        pilots_table(Pilots((8, 16, 32), 0.1, losses, losses), named, Path("My Drive/run"))
+    )
 
 
 def test_an_unknown_cache_is_said_and_not_counted(plan: Plan) -> None:

@@ -1,6 +1,7 @@
 """`tl-floor calibrate`: fit the losses of trained students to the prediction."""
 
 import dataclasses
+from shlex import quote
 
 from tl_distill_floor.cli.errors import report_errors
 from tl_distill_floor.cli.options import DebugOption, JsonOption, RunArgument, StudentsOption
@@ -28,5 +29,5 @@ def calibrate(
     if as_json:
         print_json(dataclasses.asdict(calibration))
     else:
-        note = f"Saved in {run}. Next: tl-floor plan {run} --max-loss 0.2"
+        note = f"Saved in {run}. Next: tl-floor plan {quote(str(run))} --max-loss 0.2"
         print_result(calibration_table(calibration), note)

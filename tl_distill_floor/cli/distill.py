@@ -3,6 +3,7 @@
 import dataclasses
 from contextlib import nullcontext
 from pathlib import Path
+from shlex import quote
 from typing import Annotated
 
 import typer
@@ -249,5 +250,5 @@ def distill(
         return
     from tl_distill_floor.display.student_views import students_table
 
-    note = f"Saved in {directory / 'students'}. Next: tl-floor calibrate {directory}"
+    note = f"Saved in {directory / 'students'}. Next: tl-floor calibrate {quote(str(directory))}"
     print_result(students_table(students), note)

@@ -5,6 +5,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -220,7 +221,8 @@ def measure_without_sae(
     if as_json:
         print_json(floor_json(floor))
     else:
-        print_result(prediction_table(floor), f"Saved in {directory}. Next: tl-floor distill {model} --out {directory}")
+        command = f"tl-floor distill {quote(model)} --out {quote(str(directory))}"
+        print_result(prediction_table(floor), f"Saved in {directory}. Next: {command}")
 
 
 def _stages(measuring: "MeasureConfig", predicting: "PredictConfig") -> dict[str, float]:
@@ -360,4 +362,4 @@ def print_floors(floors: "Sequence[FeatureFloorPrediction]", directories: Sequen
         return
     saved = ", ".join(map(str, directories))
     table = floor_table(floors[0]) if len(floors) == 1 else comparison_table(floors)
-    print_result(table, f"Saved in {saved}. Next: tl-floor lost {directories[0]}")
+    print_result(table, f"Saved in {saved}. Next: tl-floor lost {quote(str(directories[0]))}")

@@ -1,6 +1,7 @@
 """`tl-floor probe`: measure what a student of each width still represents."""
 
 import dataclasses
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -213,7 +214,7 @@ def probe(
     else:
         from tl_distill_floor.display.views import table_of
 
-        print_result(table_of(probes), f"Saved in {run}. Next: tl-floor report {run}")
+        print_result(table_of(probes), f"Saved in {run}. Next: tl-floor report {quote(str(run))}")
 
 
 def _check_options(

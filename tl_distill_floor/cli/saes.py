@@ -1,6 +1,7 @@
 """`tl-floor saes`: list the SAEs that are known for a model."""
 
 import dataclasses
+from shlex import quote
 
 from tl_distill_floor.cli.errors import report_errors
 from tl_distill_floor.cli.options import DebugOption, JsonOption, LayerOption, ModelArgument
@@ -22,6 +23,6 @@ def saes(
     if as_json:
         print_json([dataclasses.asdict(entry) for entry in entries])
     elif entries:
-        print_result(saes_table(model, entries), f"Next: tl-floor measure {model} --sae SAE, with one of these")
+        print_result(saes_table(model, entries), f"Next: tl-floor measure {quote(model)} --sae SAE, with one of these")
     else:
         raise_no_known_sae(model, layer)

@@ -1,6 +1,7 @@
 """`tl-floor train-sae`: train an SAE on a teacher's activations."""
 
 from pathlib import Path
+from shlex import quote
 from typing import Annotated
 
 import typer
@@ -77,4 +78,5 @@ def train_sae(
             resume=resume,
             progress=progress,
         )
-    print_result(f"Saved in {directory}. Next: tl-floor measure {model} --layer {layer} --sae {directory}")
+    command = f"tl-floor measure {quote(model)} --layer {layer} --sae {quote(str(directory))}"
+    print_result(f"Saved in {directory}. Next: {command}")

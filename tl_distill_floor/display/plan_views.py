@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from shlex import quote
 
 import plotly.graph_objects as go
 from rich.console import Group, RenderableType
@@ -51,7 +52,7 @@ def plan_table(plan: Plan, run: Path | None = None) -> RenderableType:
     ]
     title = f"Train a student of width {plan.width:,}"
     depth_option = f" --depth {plan.depth}" if has_fewer_layers else ""
-    command = f"Next: tl-floor distill {plan.teacher} --widths {plan.width}{depth_option} --text YOUR_TEXT"
+    command = f"Next: tl-floor distill {quote(plan.teacher)} --widths {plan.width}{depth_option} --text YOUR_TEXT"
     others = (Text(), _candidates(plan)) if len(plan.candidates) > 1 else ()
     return Group(key_value_table(rows, title), *others, Text(TASK_SCORES), Text(command))
 
@@ -110,10 +111,11 @@ def pilots_table(pilots: Pilots, plan: Plan, run: Path) -> RenderableType:
         ("interval", f"80 %: {pilots.before.low:.3g} to {pilots.before.high:.3g} nats per token now"),
         ("", f"{pilots.after.low:.3g} to {pilots.after.high:.3g} then, if they lose what is expected of them"),
     ]
+    directory = quote(str(run))
     commands = Text(
-        f"Next: tl-floor distill {plan.teacher} --widths {widths} --text YOUR_TEXT --out {run}\n"
-        f"      tl-floor calibrate {run}\n"
-        f"      tl-floor plan {run} --max-width {plan.width}\n"
+        f"Next: tl-floor distill {quote(plan.teacher)} --widths {widths} --text YOUR_TEXT --out {directory}\n"
+        f"      tl-floor calibrate {directory}\n"
+        f"      tl-floor plan {directory} --max-width {plan.width}\n"
         "Or all three: add --train --text YOUR_TEXT to --pilots"
     )
     return Group(Text(), key_value_table(rows, "Pilots: train narrow students first"), commands)
@@ -181,8 +183,8 @@ def _memory(plan: Plan) -> str:
 def _kept(plan: Plan, run: Path | None) -> str:
     """Return how many features are kept, and the command that lists the others."""
     return (
-        f"{plan.kept:,} of {plan.features:,} kept; list the others with tl-floor lost {run or 'RUN'} --width"
-        f" {plan.width}"
+        f"{plan.kept:,} of {plan.features:,} kept; list the others with tl-floor lost {quote(str(run or 'RUN'))}"
+        f" --width {plan.width}"
     )
 
 
