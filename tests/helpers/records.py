@@ -8,7 +8,7 @@ from tl_distill_floor.results.block_sums import BlockSums
 from tl_distill_floor.results.feature_stats import FeatureStats
 from tl_distill_floor.results.head_floor import HeadFloor
 
-QUICK = ("--tokens", 4096, "--lr", 1e-2, "--batch-size", 4, "--context-size", 32, "--start", "random", "--seed", 1)
+QUICK = ("--tokens", 2048, "--lr", 1e-2, "--batch-size", 4, "--context-size", 32, "--start", "random", "--seed", 1)
 """Options of a training that takes seconds. With the teacher's own seed, a random student would be its copy."""
 
 
