@@ -4,7 +4,8 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -63,20 +64,32 @@ def backend_precision(backend: Any, precision: str) -> Iterator[None]:
         backend.fp32_precision = previous
 
 
-STATES: dict[str, Callable[[], AbstractContextManager[Any]]] = {
-    "float64": lambda: default_dtype(torch.float64),
-    "bfloat16": lambda: default_dtype(torch.bfloat16),
-    "autocast": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
-    "inference mode": torch.inference_mode,
-    "no gradients": torch.no_grad,
-    "deterministic algorithms": deterministic_algorithms,
-    "matmul precision": lambda: matmul_precision("medium"),
-    "matmul precision of GPUs": lambda: backend_precision(torch.backends.cuda.matmul, "tf32"),
-    "matmul precision of CPUs": lambda: backend_precision(torch.backends.mkldnn.matmul, "bf16"),
-    "precision of everything": lambda: backend_precision(torch.backends, "bf16"),
-    "default device": lambda: torch.device("meta"),
-    "NumPy errors": lambda: np.errstate(all="raise"),
-}
+STATES: dict[str, list[Callable[[], AbstractContextManager[Any]]]] = {
+    "float64, deterministic, NumPy errors, GPUs": [
+        partial(default_dtype, torch.float64), deterministic_algorithms, partial(np.errstate, all="raise"),
+        partial(backend_precision, torch.backends.cuda.matmul, "tf32"),
+    ],
+    "bfloat16, no gradients, matmul precision": [
+        partial(default_dtype, torch.bfloat16), torch.no_grad, partial(matmul_precision, "medium"),
+    ],
+    "autocast, CPUs": [
+        partial(torch.autocast, "cpu", dtype=torch.bfloat16),
+        partial(backend_precision, torch.backends.mkldnn.matmul, "bf16"),
+    ],
+    "inference mode, default device, all backends": [
+        torch.inference_mode, partial(torch.device, "meta"), partial(backend_precision, torch.backends, "bf16"),
+    ],
+}  # fmt: skip
+"""Settings that are made together."""
+
+
+@contextmanager
+def in_state(state: str) -> Iterator[None]:
+    """Make the settings of a state during the context."""
+    with ExitStack() as stack:
+        for setting in STATES[state]:
+            stack.enter_context(setting())
+        yield
 
 
 def settings() -> tuple[Any, ...]:
@@ -113,7 +126,7 @@ def test_a_prediction_does_not_depend_on_the_state(
     state: str, baseline: list[np.ndarray], bridge: Any, sae: Any, ids: torch.Tensor
 ) -> None:
     outside = settings()
-    with STATES[state]():
+    with in_state(state):
         before = settings()
         numbers = predicted(bridge, sae, ids)
         assert settings() == before
@@ -146,11 +159,11 @@ def baseline_weights(
     return trained_weights(teacher_dir, training_ids, tmp_path_factory.mktemp("trained") / "sae")
 
 
-@pytest.mark.parametrize("state", ["float64", "autocast", "inference mode", "default device"])
+@pytest.mark.parametrize("state", STATES)
 def test_trained_weights_do_not_depend_on_the_state(
     state: str, baseline_weights: list[torch.Tensor], training_ids: torch.Tensor, teacher_dir: Path, tmp_path: Path
 ) -> None:
-    with STATES[state]():
+    with in_state(state):
         weights = trained_weights(teacher_dir, training_ids, tmp_path / "sae")
     assert len(weights) == len(baseline_weights) > 10
     assert all(torch.equal(weight, other) for weight, other in zip(weights, baseline_weights, strict=True))
@@ -202,7 +215,10 @@ def test_a_reader_that_has_gone_ends_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
 def test_a_full_disk_is_reported_once() -> None:
-    code = "from tl_distill_floor.cli.app import app\napp(['saes', 'tiny-prose', '--json'])"
+    code = (
+        "from tl_distill_floor.cli.app import app\nfrom tl_distill_floor.sources import sae_directory\n"
+        "sae_directory.find_saes = lambda *_: []\napp(['saes', 'tiny-prose', '--json'])"
+    )
     with open("/dev/full", "w") as full:
         completed = run_python(code, stdout=full)
     message = (
