@@ -1,9 +1,6 @@
 """The paper's case, `tl-floor measure pythia-410m --layer 12`, with small random files in a Hub cache."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -31,17 +28,12 @@ def hub(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any, sae: Any) -> P
     return cache
 
 
-def tl_floor(*args: str, cwd: Path, hub: Path) -> subprocess.CompletedProcess[str]:
-    """Run `tl-floor` in a new process that reads the Hub only from a cache."""
-    environment = os.environ | {"HF_HUB_CACHE": str(hub), "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-c", "from tl_distill_floor.cli.app import main; main()", *args]
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
-
-
-def test_command_runs_offline(hub: Path, tmp_path: Path) -> None:
-    quick = ("--tokens", "2000", "--steps", "10", "--widths", "8,24", "--no-head")
-    done = tl_floor("measure", "pythia-410m", "--layer", "12", *quick, cwd=tmp_path, hub=hub)
-    assert done.returncode == 0, done.stderr
+def test_command_runs_offline(hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_cache(monkeypatch, hub)
+    monkeypatch.chdir(tmp_path)
+    quick = ("--tokens", 2000, "--steps", 10, "--widths", "8,24", "--no-head")
+    done = run("measure", "pythia-410m", "--layer", 12, *quick)
+    assert done.exit_code == 0, done.output
     assert "pythia-410m, blocks.12.hook_resid_post (24 dimensions)" in done.stdout
     floor = json.loads((tmp_path / "runs" / "pythia-410m-layer12" / "floor.json").read_text())
     assert 0 < floor["n_features"] <= FEATURES
