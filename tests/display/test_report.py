@@ -175,24 +175,17 @@ def test_page_names_damaged_parts(complete: Path, probes: Probes, tmp_path: Path
     assert "Feature floor (nats/token)" in page
     assert "width16" in page
     assert "there is no run at" in refused(run("report", tmp_path / "empty"))
-    assert "the width must be at least 1" in refused(run("report", tmp_path / "run", "--width", 0))
 
 
-def test_page_names_a_calibration_of_another_prediction(complete: Path, tmp_path: Path) -> None:
+def test_page_names_parts_of_another_prediction(complete: Path, probes: Probes, tmp_path: Path) -> None:
     shutil.copytree(complete, tmp_path / "run")
     stored = json.loads((tmp_path / "run" / "calibration.json").read_bytes())
     (tmp_path / "run" / "calibration.json").write_text(json.dumps(stored | {"stats": "another"}))
-    assert run("report", tmp_path / "run").exit_code == 0
-    page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
-    assert "calibration.json is of another prediction" in page
-
-
-def test_page_names_probes_of_another_prediction(complete: Path, probes: Probes, tmp_path: Path) -> None:
-    shutil.copytree(complete, tmp_path / "run")
     probes.save(tmp_path / "run")
     assert run("report", tmp_path / "run").exit_code == 0
     page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
-    assert "probes.json is of another prediction" in page
+    for file in ("calibration.json", "probes.json"):
+        assert f"{file} is of another prediction" in page
     assert "Labels that linear probes still predict" not in page
 
 
