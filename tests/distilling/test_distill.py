@@ -44,11 +44,10 @@ def assert_same_students(students: list[Path], ids: torch.Tensor) -> None:
     torch.testing.assert_close(*logits, atol=5e-3, rtol=1e-3)
 
 
-@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
-def test_accumulated_parts_equal_a_full_batch(bridge: Any, ids: torch.Tensor, tmp_path: Path, optimizer: str) -> None:
+def test_accumulated_parts_equal_a_full_batch(bridge: Any, ids: torch.Tensor, tmp_path: Path) -> None:
     match = Match("blocks.1.hook_resid_post", 1)
     for parts in (1, 4):
-        config = quick_config(accumulate=parts, optimizer=optimizer)
+        config = quick_config(accumulate=parts)
         specs = [StudentSpec(8), StudentSpec(16, match=match)]
         distill_students(bridge, specs, ids, out=tmp_path / str(parts), config=config)
     for name in ("width8", "width16"):
@@ -89,9 +88,9 @@ def test_saved_student_is_a_transformers_model_with_the_reported_loss(
 
 
 def test_training_lowers_the_loss(bridge: Any, ids: torch.Tensor) -> None:
-    result = distill(bridge, 16, ids, heldout=ids, config=quick_config(n_tokens=32 * 8 * 60, lr=1e-2))
+    result = distill(bridge, 16, ids, heldout=ids, config=quick_config(n_tokens=32 * 8 * 30, lr=1e-2))
     assert result.losses[-1] < 0.8 * result.losses[0]
-    assert result.tokens[-1] == 32 * 8 * 60
+    assert result.tokens[-1] == 32 * 8 * 30
 
 
 def test_saves_the_weights_of_a_student_whose_curve_diverged(
