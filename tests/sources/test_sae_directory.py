@@ -9,7 +9,8 @@ import torch
 
 from tests.helpers.hub_cache import add_to_cache
 from tests.helpers.saes import D_IN, PAPER_FILE, linear_style, random_state, refusal, tiny_sae
-from tl_distill_floor.sources.sae_directory import PAPER_REPOSITORIES, find_saes
+from tl_distill_floor.sources.model_names import same_model
+from tl_distill_floor.sources.sae_directory import OTHER_MODELS, PAPER_REPOSITORIES, find_saes, sae_directory
 from tl_distill_floor.sources.saes import load_sae
 
 # SAELens's directory
@@ -90,6 +91,28 @@ def test_loads_an_sae_of_the_directory_from_the_cache(hub, tmp_path, x):
         assert source.name == f"gpt2-small-res-jb:{folder}"
         assert (source.expected_l0, source.neuronpedia_id) == (60.0, "gpt2-small/8-res-jb")
         torch.testing.assert_close(source.sae(x), mine(x))
+
+
+def test_lists_the_saes_of_an_instruct_model_that_the_directory_takes_for_the_base_model():
+    specs = {
+        name: {entry.spec.partition(":")[0] for entry in find_saes(name)} for name in ("gemma-2-9b-it", "gemma-2-9b")
+    }
+    assert "gemma-scope-9b-it-res" in specs["gemma-2-9b-it"] - specs["gemma-2-9b"]
+    assert "gemma-scope-9b-pt-res" in specs["gemma-2-9b"] - specs["gemma-2-9b-it"]
+
+
+@pytest.mark.parametrize("function", ["gemma_2", "qwen_scope", "goodfire", "deepseek_r1"])
+def test_the_directory_names_the_models_that_saelens_reads_from_repositories(function):
+    """An SAE would otherwise be listed for another model than the one that it can be measured with."""
+    from sae_lens.loading.pretrained_sae_loaders import NAMED_PRETRAINED_SAE_CONFIG_GETTERS
+
+    get_config = NAMED_PRETRAINED_SAE_CONFIG_GETTERS[function]
+    releases = {name: release for name, release in sae_directory().items() if release.conversion_func == function}
+    assert releases
+    for name, release in releases.items():
+        path = next(iter(release.saes_map.values()))
+        model = get_config(release.repo_id, path, "cpu")["model_name"]
+        assert same_model(model, OTHER_MODELS.get(name, release.model)), name
 
 
 def test_reports_a_missing_network(hub):

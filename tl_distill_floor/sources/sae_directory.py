@@ -21,6 +21,8 @@ PAPER_LAYERS = 24
 """Layers with an SAE in each of these repositories."""
 EMBEDDED_SAE, EMBEDDED_HOOK = f"{TINY_PROSE}-sae", "blocks.1.hook_resid_post"
 """The SAE that comes with the package, and its hook point."""
+OTHER_MODELS = {"gemma-scope-9b-it-res": "gemma-2-9b-it"}
+"""Model of each release for which SAELens's directory names another one than the files of its SAEs."""
 UNSUPPORTED_ARCHITECTURES = {
     "transcoder": "it reads one hook point and writes another, so its features do not add up to one activation",
     "temporal": "its codes depend on the earlier tokens of a sequence",
@@ -105,7 +107,7 @@ def find_saes(model_name: str, layer: int | None = None) -> list[SaeEntry]:
         entries.append(SaeEntry(EMBEDDED_SAE, layer_from_id(EMBEDDED_HOOK), EMBEDDED_HOOK, None, None))
     # SAELens knows no SAE of the embedded teacher, and reading its directory takes over a second.
     for release, lookup in ({} if is_embedded else sae_directory()).items():
-        if base_name(lookup.model) == name:
+        if base_name(OTHER_MODELS.get(release, lookup.model)) == name:
             entries += [
                 directory_entry(release, lookup, sae_id)
                 for sae_id in lookup.saes_map
