@@ -58,16 +58,16 @@ def exact_fisher(bridge: Any, sae: Any, ids: Tensor) -> np.ndarray:
 def test_fisher_matches_exact_matrix_within_sampling_error(
     bridge: Any, sae: Any, ids: Tensor, exact_fisher: np.ndarray
 ) -> None:
-    """The error falls as 1 / √n_samples: 64 times the samples, an eighth of the error."""
+    """The error falls as 1 / √n_samples: 36 times the samples, a sixth of the error."""
 
     def error(n_samples: int) -> float:
         cost = measure(bridge, sae, ids, cost="fisher", n_samples=n_samples).cost
         costly = exact_fisher > 1e-3 * exact_fisher.max()
         return float(np.sqrt(np.mean((cost[costly] / exact_fisher[costly] - 1) ** 2)))
 
-    few, many = error(4), error(256)
-    assert many < 0.05
-    assert 4 < few / many < 16
+    few, many = error(4), error(144)
+    assert many < 0.07
+    assert 3 < few / many < 12
 
 
 def test_ablation_matches_kl_of_plain_forward_pass(bridge: Any, sae: Any, ids: Tensor) -> None:
@@ -124,13 +124,14 @@ def test_costs_match_across_model_classes(
     ids = ids.clone()
     ids[:, 1:][ids[:, 1:] == 0] = 1
     expected = measure(bridge, sae, ids, cost="fisher")
-    stats = measure(load_as(model_class, teacher_dir), sae, ids, hook_name="blocks.1.hook_out", cost="fisher")
+    model = load_as(model_class, teacher_dir)
+    stats = measure(model, sae, ids, hook_name="blocks.1.hook_out", cost="fisher")
     # Rounding occasionally turns a sampled output into its neighbour, which changes a few features.
     change = np.abs(stats.cost / expected.cost - 1)
     assert np.median(change) < 0.01
     assert change.max() < 0.3
     options: dict[str, Any] = {"hook_name": HOOK, "cost": "ablation"}
-    exact, converted = (measure(m, sae, ids[:3], **options) for m in (bridge, load_as(model_class, teacher_dir)))
+    exact, converted = (measure(m, sae, ids[:3], **options) for m in (bridge, model))
     np.testing.assert_allclose(converted.cost, exact.cost, rtol=1e-2, atol=1e-5 * exact.cost.max())
 
 

@@ -138,8 +138,7 @@ class StopError(Exception):
     """Interrupts a measurement."""
 
 
-@pytest.mark.parametrize("n_batches_before_stop", [1, 5, 9])
-@pytest.mark.parametrize("n_codes", [500, 1280])
+@pytest.mark.parametrize(("n_batches_before_stop", "n_codes"), [(1, 500), (5, 1280), (9, 500)])
 def test_resumed_measurement_is_identical(
     bridge: Any,
     sae: Any,

@@ -100,14 +100,14 @@ def test_costly_tokens_are_sampled_more_often_with_smaller_weights() -> None:
     assert cost[7] > 0.5 * cost.sum()
     batches = training_batches(Codes.from_dense(codes), cost, WEIGHT, 8, 0)
     total_weight = np.zeros(40)
-    for _, batch in zip(range(5000), batches, strict=False):
+    for _, batch in zip(range(2000), batches, strict=False):
         dense = torch.zeros(8, N)
         dense[batch.token, batch.codes.feature] = batch.codes.value
         tokens = [int(np.abs(codes - row).sum(1).argmin()) for row in dense.numpy()]
         np.add.at(total_weight, tokens, batch.codes.token_weight.numpy())
         assert tokens.count(7) >= 2
     filled = codes.any(1)  # tokens without active features are all equal
-    assert total_weight[filled] / 5000 == pytest.approx(np.full(filled.sum(), 1 / 40), rel=0.15)
+    assert total_weight[filled] / 2000 == pytest.approx(np.full(filled.sum(), 1 / 40), rel=0.2)
 
 
 def test_a_few_huge_tokens_do_not_prevent_learning_the_others() -> None:
@@ -215,7 +215,7 @@ def test_shorter_training_matches_a_separate_training_of_half_the_steps() -> Non
 
 def test_students_trained_at_the_same_time_are_those_trained_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     codes, n_threads, floors = Codes.from_dense(some_codes(400)), torch.get_num_threads(), []
-    options = {"steps": 20, "batch_size": 64, "seed": 3}
+    options = {"steps": 6, "batch_size": 64, "seed": 3}
     torch.set_num_threads(2)
     for most in (bottleneck.MAX_PARALLEL_WEIGHTS, 0):
         monkeypatch.setattr(bottleneck, "MAX_PARALLEL_WEIGHTS", most)

@@ -86,7 +86,7 @@ def test_several_layers_of_the_command_line(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     sae = layers_dir / "layer{layer}"
-    given = ("measure", teacher_dir, "--text", prose_file, *QUICK, "--steps", 20)
+    given = ("measure", teacher_dir, "--text", prose_file, *QUICK, "--steps", 20, "--no-head")
     shown = run(*given, "--layer", "0,1", "--sae", sae)
     assert shown.exit_code == 0, shown.output
     for word in ("Feature floor (nats/token)", "largest", "that layer binds", "runs/tiny-neox-layer0"):

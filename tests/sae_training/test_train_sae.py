@@ -57,15 +57,16 @@ def stop_after(step: int) -> Any:
     return progress
 
 
-@pytest.mark.parametrize("architecture", ["batchtopk", "topk"])
+@pytest.mark.parametrize(("architecture", "stops"), [("batchtopk", (1, 3, STEPS)), ("topk", (3,))])
 def test_resumed_training_gives_the_same_files(
-    architecture: str, teacher_dir: Path, prose_file: Path, tmp_path: Path
+    architecture: str, stops: tuple[int, ...], teacher_dir: Path, prose_file: Path, tmp_path: Path
 ) -> None:
     options = {"architecture": architecture}
     uninterrupted = trained(teacher_dir, prose_file, tmp_path / "uninterrupted", **options)
-    for step in (1, 3, STEPS):
+    for step in stops:
+        resume = step != stops[0]
         with pytest.raises(StoppedError):
-            trained(teacher_dir, prose_file, tmp_path / "sae", resume=step > 1, progress=stop_after(step), **options)
+            trained(teacher_dir, prose_file, tmp_path / "sae", resume=resume, progress=stop_after(step), **options)
         assert [path.name for path in tmp_path.iterdir() if "sae" in path.name] == ["sae.partial.safetensors"]
     assert trained(teacher_dir, prose_file, tmp_path / "sae", resume=True, **options) == uninterrupted
     assert not list(tmp_path.glob("*partial*"))

@@ -31,9 +31,9 @@ def test_interval_holds_what_is_left(left: float, exponent: float) -> None:
 
 @pytest.mark.parametrize("noise", [0.01, 0.03, 0.08])
 def test_interval_of_the_end_holds_it_if_the_last_loss_is_noisy(noise: float) -> None:
-    """Of 100 intervals of 95 %, at least 85 hold the end; without the error of the last loss 71 to 83 would."""
+    """Of 60 intervals of 95 %, at least 52 hold the end; without the error of the last loss 43 to 47 would."""
     covered, share = 0, np.arange(1, 101) / 100
-    for seed in range(100):
+    for seed in range(60):
         random = np.random.default_rng(seed)
         left = 10 ** random.uniform(-2, -0.1)
         losses = (1 - left + left * share ** -random.uniform(0.3, 1.2)) * (1 + noise * random.standard_normal(100))
@@ -42,7 +42,7 @@ def test_interval_of_the_end_holds_it_if_the_last_loss_is_noisy(noise: float) ->
         low, high = remaining.end_interval()
         assert low <= 1 - remaining.quantile(0.5) <= high
         covered += losses[-1] * low - 1e-9 <= 1 - left <= losses[-1] * high + 1e-9
-    assert covered >= 85
+    assert covered >= 52
 
 
 def test_without_noise_the_interval_of_the_end_is_that_of_what_is_left() -> None:
