@@ -1,5 +1,6 @@
 """Promoted tokens, compared with a computation by hand."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 import torch
 
 from tests.helpers.models import FEATURES
+from tests.helpers.type_checks import without_type_checks
 from tl_distill_floor.measuring import direct_logits
 from tl_distill_floor.measuring.direct_logits import find_promoted_tokens, promoted_strings
 from tl_distill_floor.measuring.strongest_contexts import token_decoder
@@ -69,6 +71,10 @@ def test_promoted_tokens_are_unknown_outside_the_residual_stream(
 ) -> None:
     assert find_promoted_tokens(hooked_transformer, torch.ones(7, 24)).shape == (7, 0)
     assert find_promoted_tokens(hooked_transformer, torch.ones(7, 2, 8)).shape == (7, 0)
+    for name in ("ln_final", "unembed"):
+        without: Any = SimpleNamespace(cfg=hooked_transformer.cfg, **{name: getattr(hooked_transformer, name)})
+        with without_type_checks():
+            assert find_promoted_tokens(without, torch.ones(7, 16)).shape == (7, 0)
     for point in ("hook_resid_post", "hook_mlp_out"):
         assert [len(tokens) for tokens in promoted_strings(bridge, sae.W_dec, f"blocks.1.{point}")] == [6] * FEATURES
     # The concatenated heads have the width of the residual stream here, but are not added to it.

@@ -281,15 +281,17 @@ def write_llama_scope(folder: Path, state, **config) -> Path:
 @pytest.mark.parametrize("includes_norm", [False, True])
 def test_llama_scope_applies_threshold_norm_and_scale(subtracts, includes_norm, tmp_path, state, x):
     settings = {"sparsity_include_decoder_norm": includes_norm, "apply_decoder_bias_to_pre_encoder": subtracts}
+    norms = {"in": 9.0, "out": 9.0 if subtracts else 6.0}
+    settings["dataset_average_activation_norm"] = norms
     path = write_llama_scope(tmp_path / "Llama3_1-8B-Base-L15R-8x", state, **settings)
-    scale = math.sqrt(D_IN) / 9.0
+    scale, scale_out = (math.sqrt(D_IN) / norms[side] for side in ("in", "out"))
     z = (x * scale - (state["b_dec"] if subtracts else 0)) @ state["W_enc"] + state["b_enc"]
     score = z * state["W_dec"].norm(dim=1) if includes_norm else z
     # OpenMOSS measures the threshold on weights that read activations as they are: (x @ W_enc + b_enc / scale) > 0.5.
     codes = z * (score / scale > 0.5)
     for spec in (path, path.parent.parent):
         source = load_sae(spec)
-        check(source, x, codes, (codes @ state["W_dec"] + state["b_dec"]) / scale)
+        check(source, x, codes, (codes @ state["W_dec"] + state["b_dec"]) / scale_out)
         assert (source.hook_name, source.model_name) == ("blocks.15.hook_resid_post", "meta-llama/Llama-3.1-8B")
         assert source.expected_l0 == 50
 
@@ -324,6 +326,13 @@ def test_open_moss_top_k_ranks_by_codes_times_decoder_norm(tmp_path, state, x):
         ({"hook_point_out": "blocks.15.hook_mlp_out"}, "is a transcoder"),
         ({"norm_activation": "token-wise"}, "norm_activation='token-wise': the scale of a feature then changes"),
         ({"dataset_average_activation_norm": None}, "does not hold it for blocks.15.hook_resid_post"),
+        (
+            {
+                "dataset_average_activation_norm": {"in": 9.0, "out": 6.0},
+                "apply_decoder_bias_to_pre_encoder": True,
+            },
+            "subtracts a bias that is scaled in two ways",
+        ),
         ({"top_k": None}, "no top_k that shows whether it applies to activations with or without normalisation"),
         ({"jump_relu_threshold": None}, "act_fn=jumprelu, but no jump_relu_threshold"),
         ({"sparsity_include_decoder_norm": None}, "does not say whether its threshold includes the decoder's norm"),
