@@ -21,6 +21,7 @@ from tl_distill_floor.measuring.job import prepare_job
 from tl_distill_floor.measuring.removal import _select_sequences, measure_restored_loss, measure_tail_loss
 from tl_distill_floor.measuring.rerun import ALL_POSITIONS, Positions
 from tl_distill_floor.predicting.bottleneck_task import held_out_sequences
+from tl_distill_floor.predicting.simulation import train_if_possible
 from tl_distill_floor.results.tail_loss import TailLoss, rank_grid, ratio_standard_error
 
 SEQUENCES = np.array([1, 4, 5, 30])
@@ -217,6 +218,21 @@ def test_measured_error_is_in_the_unit_of_the_floor(bridge: Any, sae: Any, ids: 
     assert min(of_tail) > 0
     expected = np.hypot(unmeasured.simulation.standard_error * scale, unmeasured.feature_floor * of_tail)
     np.testing.assert_allclose(unmeasured.measured_error(), expected, rtol=1e-6)
+
+
+def test_what_the_second_half_of_the_training_gains_is_subtracted_once_more(bridge: Any, sae: Any, ids: Tensor) -> None:
+    """The gain is measured on one of each four held-out sequences; half of the loss is left at least."""
+    floor = predict_floor(bridge, sae, ids, widths=[2, 8], steps=20, head=False)
+    trained, _ = train_if_possible(floor.stats, np.array([2, 8]), steps=20)
+    assert trained is not None
+    job, sequences = prepare_job(bridge, [sae], ids), held_out_sequences(floor.stats, 0)
+    longer, n_tokens = measure_restored_loss(job, trained.restore_functions(), sequences)
+    shorter, _ = measure_restored_loss(job, trained.restore_functions(after_half=True), sequences[::4])
+    reached = longer.sum(1) / n_tokens.sum()
+    gain = (shorter - longer[:, ::4]).sum(1) / n_tokens[::4].sum()
+    assert (gain > 0.01 * reached).all()
+    np.testing.assert_allclose(floor.simulation.kl_reached[:, 0], reached, rtol=1e-4)
+    np.testing.assert_allclose(floor.simulated, np.maximum(reached - gain, reached / 2), rtol=1e-3)
 
 
 def test_total_cost_is_summed_and_total_loss_is_measured(bridge: Any, sae: Any, ids: Tensor) -> None:
