@@ -74,6 +74,17 @@ def test_below_the_simulated_widths_the_gain_falls_to_that_of_width_0() -> None:
     assert nothing_kept / nothing_kept[3] == pytest.approx(variance / variance[3], rel=1e-4)
 
 
+def test_below_the_simulated_widths_nothing_is_gained_if_training_lost_more_than_independent_features() -> None:
+    """A narrower student loses what independent features lose, but no less than the narrowest simulated one."""
+    one, two = (allocate(COST, 0.3, width).floor for width in (1, 2))
+    lost = [two / 0.9 / 4] * 4
+    floor = floor_from_stats(stats_of(COST, rate=0.3), [1, 2], simulation=simulation([lost], widths=(2,)))
+    assert floor.simulated.tolist() == pytest.approx([one, two / 0.9])
+    floor = floor_from_stats(stats_of(COST, rate=0.3), [1, 2], simulation=simulation([list(COST)], widths=(2,)))
+    assert one < COST.sum()
+    assert floor.simulated.tolist() == pytest.approx([COST.sum()] * 2)
+
+
 def test_interpolates_logarithms_and_never_rises_with_the_width() -> None:
     # Floors 8, 2, 4 and 1 at widths 1, 2, 4 and 8: the 4 counts as 2, since a wider student can do what a narrower can.
     simulated = simulation([[floor / 10] * 10 for floor in (8.0, 2.0, 4.0, 1.0)], widths=(1, 2, 4, 8))
