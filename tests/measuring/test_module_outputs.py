@@ -64,3 +64,25 @@ def test_a_module_whose_output_no_hook_point_holds_is_refused(bridge: Any) -> No
         InputError, match=r"reads layers\.1\.input_layernorm, and no hook point of a GPTNeoX.* holds it"
     ):
         hook_point_of_module(bridge, "blocks.0.hook_mlp_out", "layers.1.input_layernorm")
+
+
+def test_a_hooked_transformer_holds_outputs_after_their_normalisation() -> None:
+    """As Gemma Scope 2 names them, not those of the modules before it."""
+    from transformer_lens import HookedTransformer, HookedTransformerConfig
+
+    sizes = {"n_layers": 2, "d_model": 8, "n_ctx": 4, "d_head": 4, "d_mlp": 16, "d_vocab": 10}
+    config = HookedTransformerConfig(
+        **sizes, act_fn="gelu", normalization_type="RMS", use_normalization_before_and_after=True
+    )
+    model = HookedTransformer(config)
+    norm, hook_name = "model.layers.1.post_feedforward_layernorm.output", "blocks.1.hook_mlp_out"
+    assert hook_point_of_module(model, hook_name, norm) == hook_name
+    values: list[torch.Tensor] = []
+    model.blocks[1].ln2_post.register_forward_hook(lambda _module, _inputs, output: values.append(output))
+    with activation_reader(model, [hook_name]) as read:
+        (activation,) = read(torch.tensor([[1, 2, 3]]))
+    assert torch.equal(activation, values[0])
+    with pytest.raises(
+        InputError, match=r"reads layers\.1\.mlp, whose output has no hook point in a HookedTransformer"
+    ):
+        hook_point_of_module(model, hook_name, "layers.1.mlp")

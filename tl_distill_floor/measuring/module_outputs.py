@@ -67,7 +67,8 @@ def _check_hooked_transformer(model: HookedModel, hook_name: str, module_name: s
     point = hook_name.split(".", 2)[-1]
     family = str(getattr(model.cfg, "original_architecture", ""))
     has_other_output = getattr(model.cfg, "use_normalization_before_and_after", False) or family.startswith("Bloom")
-    if point in POST_NORM and has_other_output:
+    is_norm = "layernorm" in module_name  # such as post_feedforward_layernorm, whose output is the hook point's
+    if point in POST_NORM and has_other_output and not is_norm:
         raise InputError(
             f"the SAE reads {module_name}, whose output has no hook point in a HookedTransformer of {family}; load the"
             " teacher as a TransformerBridge"
