@@ -82,6 +82,17 @@ def test_rejects_a_device_without_float64(teacher_dir: Path, bridge: Any, monkey
             load_teacher(teacher)
 
 
+def test_says_why_a_device_cannot_be_used(teacher_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Imitate a GPU whose memory another process has taken."""
+
+    def empty(*_size: Any, **_options: Any) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB.\nMore")
+
+    monkeypatch.setattr(torch, "empty", empty)
+    with pytest.raises(InputError, match=r"cannot use device 'cuda' on this machine \(CUDA out of memory\. .*\); set"):
+        load_teacher(teacher_dir, device="cuda")
+
+
 def test_loads_a_gguf_file(tmp_path: Path) -> None:
     """Compare with the weights of a tiny Llama that the gguf package wrote."""
     import gguf

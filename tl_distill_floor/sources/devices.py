@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from tl_distill_floor.annotations import HookedModel
-from tl_distill_floor.errors import InputError
+from tl_distill_floor.errors import InputError, reason_of
 
 AUTO_DEVICE = "auto"
 """Spreads the layers of a large teacher over all devices (accelerate's device map)."""
@@ -33,7 +33,9 @@ def check_device(device: str, advice: str = "set --device cpu") -> None:
     except TypeError as error:  # mps
         raise InputError(f"device {device!r} has no float64, which sums need; {advice}") from error
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise InputError(f"torch cannot use device {device!r} on this machine; {advice}") from error
+        raise InputError(
+            f"torch cannot use device {device!r} on this machine ({reason_of(error):.60}); {advice}"
+        ) from error
 
 
 def device_of(model: HookedModel | nn.Module) -> torch.device:
