@@ -189,6 +189,20 @@ def test_loads_the_first_checkpoint(checkpoint: dict[str, Any], monkeypatch: pyt
     assert {name: loaded[name] for name in unset if name in loaded} == checkpoint
 
 
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: not enough memory: you")]
+)
+def test_says_what_to_do_if_a_teacher_does_not_fit_into_memory(
+    error: Exception, teacher_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def boot_transformers(*_args: Any, **_options: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("transformer_lens.model_bridge.TransformerBridge.boot_transformers", boot_transformers)
+    with pytest.raises(InputError, match=r"memory.*\); set --dtype bf16 or another --device, or give a smaller"):
+        load_teacher(teacher_dir)
+
+
 @pytest.mark.parametrize("damage", ["config", "weights"])
 def test_rejects_a_damaged_directory(teacher_dir: Path, tmp_path: Path, damage: str) -> None:
     for file in teacher_dir.iterdir():

@@ -373,4 +373,6 @@ def _report_load_errors(name: str) -> Iterator[None]:
         if len(reason) > MAX_REASON_CHARACTERS:  # such as a list of all architectures
             reason = reason.partition(". ")[0][:MAX_REASON_CHARACTERS]
         advice = f"give {MODEL_CHOICES}" if is_possible_name(name) else suggest_names(name)
+        if isinstance(error, MemoryError | torch.OutOfMemoryError) or "not enough memory" in reason:
+            advice = "set --dtype bf16 or another --device, or give a smaller teacher"
         raise InputError(f"cannot load a teacher from {name!r} ({reason}); {advice}") from error
