@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from tl_distill_floor.errors import InputError
+from tl_distill_floor.errors import InputError, reason_of
 
 MAX_REASON_CHARACTERS = 150
 """Characters of an error of the Hub that a message quotes."""
@@ -69,7 +69,7 @@ def load_error(name: str, error: Exception) -> InputError:
         )
     if isinstance(error, errors.EntryNotFoundError):
         return InputError(f"{name} does not exist on the Hub; give the repository alone to list its SAEs")
-    reason = (str(error).strip().splitlines() or [""])[0][:MAX_REASON_CHARACTERS].rstrip(" .:")
+    reason = reason_of(error)[:MAX_REASON_CHARACTERS].rstrip(" .:")
     return InputError(
         f"{name} could not be loaded as an SAE ({type(error).__name__}: {reason}); download or save it again"
     )

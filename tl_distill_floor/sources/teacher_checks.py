@@ -188,7 +188,7 @@ def forward_errors(model: HookedModel) -> Iterator[None]:
     except (InputError, MemoryError, OSError, torch.OutOfMemoryError):
         raise
     except (RuntimeError, TypeError, ValueError, LookupError, AttributeError, AssertionError, NotImplementedError) as e:
-        reason = (str(e).strip().splitlines() or [""])[0]
+        reason = reason_of(e)
         if "not enough memory" in reason:
             raise
         raise InputError(
