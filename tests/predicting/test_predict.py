@@ -17,6 +17,7 @@ from tests.helpers.type_checks import without_type_checks
 from tl_distill_floor import FloorPrediction, InputError, load_teacher, lost_features, one_feature, predict_floor
 from tl_distill_floor.annotations import ProgressCallback
 from tl_distill_floor.measuring.config import MeasureConfig
+from tl_distill_floor.predicting.checks import integer_widths
 from tl_distill_floor.predicting.config import PredictConfig
 from tl_distill_floor.predicting.floors import floor_from_stats
 from tl_distill_floor.predicting.measured_floors import HALF_PRECISION_WARNING
@@ -39,6 +40,15 @@ from tl_distill_floor.predicting.predict import predict_floors
 def test_rejects_invalid_options_before_loading(options: dict[str, Any], message: str) -> None:
     with without_type_checks(), pytest.raises(InputError, match=message):
         predict_floor("there-is-no-such-model", **options)
+
+
+@pytest.mark.parametrize(
+    "widths",
+    [[8, 2, 8.0], (2, 8), np.array([8, 2]), torch.tensor([2, 8]), torch.tensor([8.0, 2.0], requires_grad=True)],
+)
+def test_widths_may_be_lists_arrays_and_tensors(widths: Any) -> None:
+    with without_type_checks():
+        assert integer_widths(widths).tolist() == [2, 8]
 
 
 @pytest.mark.parametrize("function", [predict_floor, predict_floors])

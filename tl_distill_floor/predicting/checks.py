@@ -50,7 +50,8 @@ def integer_widths(widths: WidthsLike) -> Int64[np.ndarray, " width"]:
         array([16, 64])
     """
     try:
-        sizes = np.unique(np.asarray(widths, dtype=np.float64))
+        # As a list: NumPy does not read tensors of a GPU, or with a gradient.
+        sizes = np.unique(np.asarray(widths.tolist() if hasattr(widths, "tolist") else widths, dtype=np.float64))
     except (TypeError, ValueError) as error:
         raise InputError(f"widths must be integers above 0, in dimensions, got {widths!r:.60}") from error
     if not len(sizes) or not ((sizes >= 1) & (sizes < 2**63) & (sizes == np.floor(sizes))).all():
