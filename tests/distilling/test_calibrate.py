@@ -211,6 +211,18 @@ def test_a_student_that_diverged_under_another_schedule_is_left_out(floor: Floor
     assert (calibration.widths, calibration.warnings) == ((2, 4, 8), ("left out because they diverged: width6",))
 
 
+def test_a_floor_below_what_the_width_allows_is_raised_to_it() -> None:
+    """Width 8 allows 0.2 nats at least, less 0.005 · 1.96 for its error and 0.01 that more training would remove."""
+    floor = FloorPrediction.from_head(made_head_floor())
+    students = [student(4, 0.6), student(8, 0.15, losses=(0.4,), interval=(0.1, 0.2)), student(16, 0.14)]
+    calibration = calibrate(floor, students)
+    assert calibration.losses == pytest.approx((0.6, 0.2 - 0.0098 - 0.01, 0.14), abs=1e-5)
+    assert calibration.warnings == (
+        "their curves are extrapolated to less than their widths allow, so the least loss of these widths is used:"
+        " width8; train longer",
+    )
+
+
 def test_without_features_students_narrower_than_the_measured_widths_are_refused() -> None:
     floor = FloorPrediction.from_head(made_head_floor())
     students = [student(w, 2.0 / w) for w in (2, 4, 8)]

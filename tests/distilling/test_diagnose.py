@@ -232,6 +232,17 @@ def test_a_student_whose_training_diverged_is_not_under_trained() -> None:
     assert diagnose(student_of(falling_to(0.2, 0.3)), HEAD).verdict == "under-trained"
 
 
+def test_other_students_of_an_older_calibration_may_lose_less_than_their_width_allows() -> None:
+    """Their curves were extrapolated to 0.15 nats, and width 8 allows 0.18 at least."""
+    floor = FloorPrediction.from_head(made_head_floor())
+    older = dataclasses.replace(calibrate(floor, {4: 0.6, 8: 0.4, 16: 0.14}), losses=(0.6, 0.15, 0.14))
+    floor = floor.calibrated_by(older)
+    diagnosis = diagnose(student_of(falling_to(0.12, 0.15), width=16), floor)
+    narrower = dataclasses.replace(older, widths=(4, 8), losses=(0.6, 0.15), statuses=older.statuses[:2], log_errors=())
+    expected = dataclasses.replace(floor, calibration=narrower).expected_at(16)
+    assert (diagnosis.expected, *diagnosis.expected_interval) == pytest.approx(tuple(expected))
+
+
 def test_other_students_whose_losses_do_not_fall_with_the_width_are_not_used() -> None:
     """Without the student of width 16 the losses rise. A calibration does not use such losses either."""
     floor = FloorPrediction.from_head(made_head_floor())

@@ -58,7 +58,8 @@ def calibrate(
     Args:
         floor: prediction for the students' teacher.
         students: results of `distill`; or {width: loss in nats per token}, numbers or `StudentLoss`. Of results, those
-            that diverged, lose nothing, or have another depth than most are left out with a warning.
+            that diverged, lose nothing or less than their width allows, or have another depth than most are left out
+            with a warning.
 
     Returns:
         The fit of every predictor, and the errors of the null models. Losses that do not fall with the width are
@@ -168,8 +169,28 @@ def _observed_losses(
     check_students_teacher(floor, students)
     used, warnings = _usable(floor, students)
     _warn_of_settings(used, warnings)
-    observed = [ObservedLoss(s.width, s.floor, s.status, s.n_parameters, log_error(s.floor, s.interval)) for s in used]
+    if too_low := [student.name for student in used if student.floor < _least_loss(floor, student.width)]:
+        warnings.append(
+            "their curves are extrapolated to less than their widths allow, so the least loss of these widths is used:"
+            f" {', '.join(too_low)}; train longer"
+        )
+    observed = [
+        ObservedLoss(
+            width=student.width,
+            loss=max(student.floor, _least_loss(floor, student.width)),
+            status=student.status,
+            n_parameters=student.n_parameters,
+            log_error=log_error(student.floor, student.interval),
+        )
+        for student in used
+    ]
     return observed, warnings
+
+
+def _least_loss(floor: FloorPrediction, width: int) -> float:
+    """Return the least loss of students of a width, nats per token; 0 if no head floor tells."""
+    head = floor.head
+    return 0.0 if head is None or floor.unit != "nats" or width >= head.d_model else head.least_at(width)
 
 
 def _usable(floor: FloorPrediction, students: Sequence[StudentResult]) -> tuple[list[StudentResult], list[str]]:
@@ -196,9 +217,7 @@ def _reason_to_leave_out(floor: FloorPrediction, student: StudentResult, depth: 
         return "they equal their teacher"
     if student.floor <= 0:
         return "their learning curves do not bend yet (train longer)"
-    head = floor.head
-    is_bounded = head is not None and floor.unit == "nats" and student.width < head.d_model
-    if is_bounded and student.loss < floor.head_floor.least_at(student.width):
+    if student.loss < _least_loss(floor, student.width):
         return "they lose less than their width allows (is the held-out text part of their training?)"
     return None
 

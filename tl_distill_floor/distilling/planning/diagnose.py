@@ -1,5 +1,6 @@
 """`diagnose`: tell whether the loss of a student is limited by its width or by its training."""
 
+import dataclasses
 import math
 from pathlib import Path
 from typing import NamedTuple
@@ -10,11 +11,11 @@ from jaxtyping import Float64
 from tl_distill_floor.annotations import Verdict
 from tl_distill_floor.distilling.training.learning_rates import rates_of_student
 from tl_distill_floor.errors import InputError, as_integer
+from tl_distill_floor.results.calibration import Calibration
 from tl_distill_floor.results.diagnosis import Diagnosis
 from tl_distill_floor.results.floor_prediction import FloorPrediction
 from tl_distill_floor.results.head_floor import HeadFloor
 from tl_distill_floor.results.student import StudentResult, other_teachers
-from tl_distill_floor.results.student_loss import falls_with_width
 from tl_distill_floor.sources.learning_curves import LearningCurve, load_learning_curve
 from tl_distill_floor.theory.learning_curve import ROUNDING, has_diverged, with_misfit
 from tl_distill_floor.theory.rate_schedule import tokens_by_rate
@@ -208,13 +209,19 @@ def _check_unit(curve: LearningCurve, reached: float, head: HeadFloor) -> None:
 
 
 def _expected(floor: FloorPrediction, width: int, student: StudentResult | None) -> PredictedLoss:
-    """Return the expected loss; students of the run's calibration narrow its interval, but not the one in question.
+    """Return the expected loss; students of the run's calibration narrow its interval, but not the one in question."""
+    if student is not None and floor.calibration is not None:
+        floor = dataclasses.replace(floor, calibration=_without_width(floor.calibration, width))
+    return floor.expected_at(width, LEVEL)
 
-    As in the calibration, losses that do not fall with the width are not used.
-    """
-    own = width if student is not None else None
-    others = {w: loss for w, loss in floor.student_losses.items() if w != own}
-    return floor.expected_at(width, LEVEL, others if falls_with_width(others) else {})
+
+def _without_width(calibration: Calibration, width: int) -> Calibration:
+    """Return a calibration without its students of one width; its fits stay."""
+    names = ("widths", "losses", "statuses", "log_errors")
+    others = [student for student, other in enumerate(calibration.widths) if other != width]
+    values = {name: getattr(calibration, name) for name in names}
+    kept = {name: tuple(column[i] for i in others) for name, column in values.items() if column}
+    return dataclasses.replace(calibration, **kept)
 
 
 def _below(reached: float, bound: float, width: int) -> tuple[Verdict, str]:
