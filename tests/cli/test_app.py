@@ -132,6 +132,7 @@ def test_stages_share_one_estimate_of_the_time_left(monkeypatch: pytest.MonkeyPa
     now = [100.0]
     monkeypatch.setattr("tl_distill_floor.cli.progress.time.monotonic", lambda: now[0])
     stages = StagedProgress({"measuring": 60.0, "simulating": 120.0}, quiet=True)
+    assert stages.minutes_left("measuring", 0.0) is None
     now[0] += 30.0  # as fast as estimated
     assert stages.minutes_left("measuring", 0.5) == pytest.approx(2.5)
     with stages("tokens", "measuring") as progress:
@@ -139,6 +140,11 @@ def test_stages_share_one_estimate_of_the_time_left(monkeypatch: pytest.MonkeyPa
     now[0] += 90.0  # twice as long as estimated
     assert stages.minutes_left("simulating", 1e-9) == pytest.approx(4.0)
     assert stages.minutes_left("simulating", 1.0) == 0.0
+    # Of a resumed measurement, only what is done since then counts: 6 s for a tenth, so 120 s for the simulation.
+    resumed = StagedProgress({"measuring": 60.0, "simulating": 120.0}, quiet=True)
+    assert resumed.minutes_left("measuring", 0.9) is None
+    now[0] += 6.0
+    assert resumed.minutes_left("measuring", 1.0) == pytest.approx(2.0)
 
 
 def test_a_stage_names_its_number_and_the_time_left(

@@ -103,7 +103,8 @@ class StagedProgress:
 
     def __init__(self, seconds: Mapping[str, float], *, quiet: bool) -> None:
         self._seconds, self._quiet = dict(seconds), quiet
-        self._started, self._finished = time.monotonic(), 0.0
+        self._finished = 0.0
+        self._start: tuple[float, float] | None = None
 
     @contextmanager
     def __call__(self, unit: str, stage: str) -> Iterator["StageBar | None"]:
@@ -120,16 +121,22 @@ class StagedProgress:
             yield None if bar is None else StageBar(bar, self, stage, title)
         self._finished += self._seconds[stage]
 
-    def minutes_left(self, stage: str, share: float) -> float:
-        """Return about how many minutes the full command still takes.
+    def minutes_left(self, stage: str, share: float) -> float | None:
+        """Return about how many minutes the full command still takes; None if nothing was done since the first call.
+
+        What was done before the first call, such as the part of a resumed stage, does not count.
 
         Args:
             stage: the stage that runs.
-            share: share of it that is done, above 0.
+            share: share of it that is done.
         """
-        done = self._finished + share * self._seconds[stage]
+        now, done = time.monotonic(), self._finished + share * self._seconds[stage]
+        self._start = self._start or (now, done)
+        started, done_before = self._start
+        if done <= done_before:
+            return None
         left = sum(self._seconds.values()) - done
-        return (time.monotonic() - self._started) * left / done / 60
+        return (now - started) * left / (done - done_before) / 60
 
 
 class StageBar:
@@ -140,8 +147,9 @@ class StageBar:
 
     def __call__(self, done: int, total: int) -> None:
         """Draw the bar, with the time that is left for the full command."""
-        if not done or not total:
+        minutes = self._stages.minutes_left(self._stage, done / total) if total else None
+        if minutes is None:
             self._bar(done, total)
             return
-        left = f"about {self._stages.minutes_left(self._stage, done / total):.1f} min left in all"
+        left = f"about {minutes:.1f} min left in all"
         self._bar(done, total, f"{self._title}, {left}" if isinstance(self._bar, Bar) else left)
