@@ -12,10 +12,13 @@ import pytest
 from tests.helpers.child_process import run_in_fork
 from tests.helpers.cli import refused, run
 from tl_distill_floor import FeatureStats, FloorPrediction, HeadFloor, InputError
+from tl_distill_floor.cli.measure import DEFAULT_TOKENS, SECONDS, _stages
 from tl_distill_floor.display.as_json import floor_json
 from tl_distill_floor.display.floor_tables import widths_table
 from tl_distill_floor.distilling.planning.plan import expected_loss
 from tl_distill_floor.measuring import measurement
+from tl_distill_floor.measuring.config import MeasureConfig
+from tl_distill_floor.predicting.config import PredictConfig
 
 Command = list[str]
 
@@ -80,6 +83,16 @@ def test_measures_without_an_sae(teacher_dir: Path, prose_file: Path, tmp_path: 
     assert "leave out --cost energy, --samples" in refused(run(*command, "--cost", "energy", "--samples", 2))
     assert "leave out --min-count, --no-head" in refused(run(*command, "--min-count", 2, "--no-head"))
     assert "needs at least 8; raise the steps, got 0" in refused(run(*command[:-1], 0))
+
+
+def test_the_time_of_each_stage_follows_from_the_options() -> None:
+    default = _stages(MeasureConfig(), PredictConfig())
+    assert list(default) == list(SECONDS)  # in the order in which they run
+    short = _stages(MeasureConfig(n_tokens=DEFAULT_TOKENS // 4), PredictConfig(steps=100))
+    assert short["measuring"] == SECONDS["measuring"] / 4
+    assert short["head floor"] == pytest.approx(SECONDS["head floor"] / 10)
+    assert list(_stages(MeasureConfig(), PredictConfig(steps=0))) == ["measuring", "removing features"]
+    assert list(_stages(MeasureConfig(cost="energy"), PredictConfig())) == ["measuring", "simulating"]
 
 
 def test_a_prediction_carries_the_bound(measured: tuple[Path, Path, Path]) -> None:

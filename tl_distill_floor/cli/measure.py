@@ -50,10 +50,13 @@ COST_TOKENS = 50_000
 """Tokens on which costs in nats are measured by default, about."""
 N_CODES = 200_000
 """Tokens whose SAE codes are kept at most, for the simulated floor."""
-READING_SECONDS, STEPS_SECONDS = {"measuring": 18.0}, {"simulating": 25.0, "measuring simulated students": 11.0}
-HEAD_SECONDS = {"reading last hidden states": 10.0, "head floor": 36.0}
-TAIL_SECONDS = {"removing features": 12.0}
+SECONDS = {
+    "measuring": 18.0, "reading last hidden states": 10.0, "head floor": 36.0, "simulating": 25.0,
+    "removing features": 12.0, "measuring simulated students": 11.0,
+}  # fmt: skip
 """Seconds that the stages of the default command take on two cores, which give the time that is left."""
+HEAD_STAGES = ("reading last hidden states", "head floor")
+"""Stages without an SAE."""
 
 
 @report_errors
@@ -215,7 +218,7 @@ def measure_without_sae(
             n_tokens=n_tokens,
             loading=loading,
             predicting=predicting,
-            progress_bar=StagedProgress(HEAD_SECONDS, quiet=as_json),
+            progress_bar=StagedProgress({stage: SECONDS[stage] for stage in HEAD_STAGES}, quiet=as_json),
         )
         floor.save(directory)
     if as_json:
@@ -227,15 +230,19 @@ def measure_without_sae(
 
 def _stages(measuring: "MeasureConfig", predicting: "PredictConfig") -> dict[str, float]:
     """Return the stages of a measurement, with about how many seconds each takes."""
-    reading = {stage: seconds * measuring.n_tokens / DEFAULT_TOKENS for stage, seconds in READING_SECONDS.items()}
-    in_nats = measuring.cost != "energy"
-    return {
-        **reading,
-        **(HEAD_SECONDS if predicting.head and in_nats and predicting.steps else {}),
-        **({"simulating": STEPS_SECONDS["simulating"]} if predicting.steps else {}),
-        **(TAIL_SECONDS if in_nats else {}),
-        **(STEPS_SECONDS if predicting.steps and in_nats else {}),
+    from tl_distill_floor.predicting.config import STEPS
+
+    steps, in_nats = predicting.steps / STEPS, measuring.cost != "energy"
+    with_head = predicting.head and in_nats and steps > 0
+    amount_of_work = {
+        "measuring": measuring.n_tokens / DEFAULT_TOKENS,
+        "reading last hidden states": float(with_head),
+        "head floor": with_head * steps,
+        "simulating": steps,
+        "removing features": float(in_nats),
+        "measuring simulated students": float(in_nats and steps > 0),
     }
+    return {stage: SECONDS[stage] * amount for stage, amount in amount_of_work.items() if amount}
 
 
 def save_and_print_unfinished(
