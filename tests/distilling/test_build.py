@@ -160,7 +160,18 @@ def test_rotation_of_the_residual_stream_keeps_the_teacher_output(llama: Any) ->
 def test_inherits_fewer_dimensions_and_layers(family: str, start: str, request: pytest.FixtureRequest) -> None:
     teacher = request.getfixturevalue(family)
     student = build_student(teacher, 8, depth=1, start=start)
+    assert (student.config.hidden_size, student.config.num_hidden_layers) == (8, 1)
     assert student(torch.arange(20).view(1, 20)).logits.isfinite().all()
+
+
+def test_layers_are_those_of_evenly_spaced_layers_of_the_teacher(llama: Any) -> None:
+    """Two of three layers: the first and the last."""
+    student = build_student(llama, 16, depth=2, start="teacher-slice").model.layers
+    layers = build_student(llama, 32, start="teacher-slice").model.layers
+    for of_student, of_teacher in zip(student, (layers[0], layers[2]), strict=True):
+        torch.testing.assert_close(
+            of_student.mlp.down_proj.weight, of_teacher.mlp.down_proj.weight[:16, :48], rtol=0, atol=0
+        )
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "bridge"])

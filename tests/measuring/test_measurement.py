@@ -75,6 +75,12 @@ def test_fvu_of_all_tokens_matches_plain_pytorch(
     assert stats.fvu == pytest.approx(expected_stats["fvu"], rel=1e-4)
 
 
+def test_one_token_of_each_short_sequence_is_sampled(bridge: Any, sae: Any, ids: torch.Tensor) -> None:
+    """One in 32 is less than a token; all but the first of a sequence are counted."""
+    stats = measure(bridge, sae, ids[:7, :16].clamp(min=1), cost="energy")
+    assert (stats.n_tokens, stats.sampled_tokens) == (7 * 15, 7)
+
+
 def test_energy_cost_matches_its_definition(bridge: Any, sae: Any, ids: torch.Tensor) -> None:
     """The cost of feature i is the squared change of the reconstruction when code i is set to 0."""
     stats = measure(bridge, sae, ids, cost="energy")
