@@ -13,7 +13,7 @@ from tests.helpers.quick_training import QUICK
 from tests.helpers.trainers import arguments
 from tl_distill_floor import DistillationTrainer, distill_students
 from tl_distill_floor.distilling.training.config import StudentSpec
-from tl_distill_floor.distilling.training.matching import KeptReconstruction, Match
+from tl_distill_floor.distilling.training.matching import ActivationMatcher, KeptReconstruction, Match
 from tl_distill_floor.errors import InputError
 
 
@@ -63,3 +63,12 @@ def test_matching_weight_falls_linearly_and_must_be_positive() -> None:
     assert [Match("h", 0, weight=2.0, until=0.5).weight_at(share) for share in (0.0, 0.25, 0.5, 1.0)] == [2, 1, 0, 0]
     with pytest.raises(InputError, match="finite weight above 0"):
         Match("h", 0, weight=0.0)
+
+
+@pytest.mark.parametrize(("targets", "variance"), [([[1.0, 0.0], [3.0, 0.0]], 1.0), ([[1.0, -2.0], [3.0, 2.0]], 5.0)])
+def test_the_distance_is_a_share_of_the_variance_of_the_targets(targets: list[list[float]], variance: float) -> None:
+    """The mean squared distance from the mean, summed over the dimensions: 1 + 0, and 1 + 4."""
+    matcher, target = ActivationMatcher(3, 2, seed=0), torch.tensor(targets)
+    matcher.set_variance(target)
+    squared = (matcher.projection.bias - target).square().sum()  # the projection of a student's zeros
+    assert matcher(torch.zeros(2, 3), target).item() == pytest.approx(squared.item() / variance)
