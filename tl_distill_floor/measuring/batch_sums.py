@@ -44,7 +44,7 @@ def batch_sums(attached: AttachedSae, batch: ActivationBatch, cost: CostMethod, 
     sae, acts = attached.sae, batch.activation
     n_features = len(attached.decoder_norm)
     sampled_tokens = _sample_tokens(batch).nonzero().squeeze(1)
-    entries, sampled_codes = _encode(sae, acts, sampled_tokens, n_features)
+    entries, sampled_codes = encode_active(sae, acts, n_features, sampled_tokens)
     sampled = acts[copy_to_device(sampled_tokens, acts.device)].flatten(1).double()
     error = sampled - sae.decode(sampled_codes).flatten(1).to(sampled)
     by_feature = [
@@ -113,16 +113,16 @@ def mask_kept_sequences(sequence: Int64[np.ndarray, " token"], share: float) -> 
     return kept
 
 
-def _encode(
-    sae: SaeModule, acts: Float[Tensor, "token *d_in"], sampled_tokens: Int64[Tensor, " sampled"], n_features: int
+def encode_active(
+    sae: SaeModule, acts: Float[Tensor, "token *d_in"], n_features: int, sampled_tokens: Int64[Tensor, " sampled"]
 ) -> tuple[ActiveCodes, Float[Tensor, "sampled feature"]]:
     """Encode some tokens at a time, since codes are much larger than activations.
 
     Args:
         sae: the SAE.
         acts: activations of the tokens.
-        sampled_tokens: tokens whose zeros are returned too, ascending, on the CPU.
         n_features: number of features.
+        sampled_tokens: tokens whose zeros are returned too, ascending, on the CPU.
 
     Returns:
         The nonzero codes, and all codes of the sampled tokens.

@@ -11,6 +11,7 @@ from torch import Tensor
 from tl_distill_floor.annotations import ProgressCallback
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.measuring.activation_batch import ActivationBatch
+from tl_distill_floor.measuring.batch_sums import encode_active
 from tl_distill_floor.measuring.costs import kl_after_change
 from tl_distill_floor.measuring.job import MeasurementJob
 from tl_distill_floor.measuring.logit_map import OUTPUTS_NOT_FINITE
@@ -66,16 +67,16 @@ def measure_tail_loss(
     bounds = [*ranks.tolist(), len(order) + 1]
 
     def losses(batch: ActivationBatch, positions: Positions) -> Iterator[Tensor]:
-        codes = job.saes[0].sae.encode(batch.activation).flatten(1)
-        token, feature = codes.nonzero(as_tuple=True)
-        value, rank = codes[token, feature].float(), rank_of_feature[feature]
-        removed = torch.zeros(len(codes), decoder.shape[1], device=decoder.device)
+        codes, _ = encode_active(job.saes[0].sae, batch.activation, len(decoder), torch.zeros(0, dtype=torch.int64))
+        value, rank = codes.value.float(), rank_of_feature[codes.feature]
+        removed = torch.zeros(len(batch.activation), decoder.shape[1], device=decoder.device)
         # From the last rank to the first, so that every feature is removed once.
         for first, last in reversed(list(pairwise(bounds))):
             entries = ((rank >= first) & (rank < last)).nonzero().squeeze(1)
             for chunk in torch.split(entries, max(1, NUMBERS_AT_ONCE // decoder.shape[1])):
-                removed.index_add_(0, token[chunk], value[chunk, None] * decoder[feature[chunk]])
-            yield kl_after_change(batch, torch.arange(len(codes), device=removed.device), -removed, positions=positions)
+                removed.index_add_(0, codes.token[chunk], value[chunk, None] * decoder[codes.feature[chunk]])
+            changed = torch.arange(len(removed), device=removed.device)
+            yield kl_after_change(batch, changed, -removed, positions=positions)
 
     loss, n_tokens = _run_sequences(job, sequences, losses, progress)
     return TailLoss(ranks, additive, loss[::-1].copy(), n_tokens, sequences)
