@@ -64,13 +64,13 @@ def test_tokens_per_step_are_demanded_and_never_guessed(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="tokens per step must be above 0, got 0"):
         load_learning_curve(file, tokens_per_step=0)
     with pytest.raises(InputError, match="counts tokens in 'num_tokens'; leave out --tokens-per-step"):
-        load_learning_curve(write_state(tmp_path, history(num_tokens=9)), tokens_per_step=512)
+        load_learning_curve(write_state(tmp_path, history(num_tokens=90)), tokens_per_step=512)
 
 
 def test_takes_the_last_checkpoint_of_a_directory(tmp_path: Path) -> None:
-    write_state(tmp_path / "checkpoint-9", history(num_tokens=1))
-    write_state(tmp_path / "checkpoint-30", history(num_tokens=2))
-    assert load_learning_curve(tmp_path).tokens == (2, 4, 6)
+    write_state(tmp_path / "checkpoint-9", history(num_tokens=10))
+    write_state(tmp_path / "checkpoint-30", history(num_tokens=20))
+    assert load_learning_curve(tmp_path).tokens == (20, 40, 60)
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=r"holds neither a .* nor students"):
         load_learning_curve(tmp_path / "empty")
@@ -381,6 +381,13 @@ def test_tokens_that_are_not_counted_one_by_one_are_refused(tmp_path: Path, name
     file = write_csv(tmp_path, table(**{name: counts}, loss=LOSSES))
     with pytest.raises(InputError, match="does not count single tokens"):
         load_learning_curve(file, tokens=name)
+
+
+def test_fewer_tokens_than_steps_are_refused(tmp_path: Path) -> None:
+    """Millions of tokens, in a column that does not say so."""
+    file = write_csv(tmp_path, table(step=(1000, 2000, 3000), tokens=(4.1, 8.2, 12.3), loss=LOSSES))
+    with pytest.raises(InputError, match=r"'tokens' of .* does not count single tokens, .* \(such as 4\.1\); multiply"):
+        load_learning_curve(file)
 
 
 @pytest.mark.parametrize("name", ["lr-AdamW", "lr/group_0", "optimizer/lr", "Learning Rate"])

@@ -162,19 +162,22 @@ def step_column(log: TrainingLog) -> str | None:
     return next((name for wanted in STEP_NAMES for name in log.columns if _last_part(name) == wanted), None)
 
 
-def check_single_tokens(log: TrainingLog, tokens: str | None) -> None:
+def check_single_tokens(log: TrainingLog, tokens: str | None, step: str | None) -> None:
     """Raise an InputError if a column counts tokens in thousands, millions or the like.
 
     Args:
         log: the log of one run.
         tokens: column of the tokens; None if there is none.
+        step: column of the steps, which have at least one token each; None if there is none.
     """
-    counts = [row[tokens] for row in log.rows if tokens is not None and tokens in row]
-    fraction = next((count for count in counts if 0 < count < 1), None)
-    if tokens is not None and (fraction is not None or words(_last_part(tokens)) & TOKEN_UNITS):
-        example = f"{max(counts, default=0):g}" if fraction is None else f"{fraction:g}"
+    if tokens is None:
+        return
+    rows = [row for row in log.rows if tokens in row]
+    too_few = next((row[tokens] for row in rows if 0 < row[tokens] < max(1, row.get(step or "", 1))), None)
+    if too_few is not None or words(_last_part(tokens)) & TOKEN_UNITS:
+        example = max((row[tokens] for row in rows), default=0.0) if too_few is None else too_few
         raise InputError(
-            f"{tokens!r} of {log.file} does not count single tokens, by its name or its values (such as {example});"
+            f"{tokens!r} of {log.file} does not count single tokens, by its name or its values (such as {example:g});"
             " multiply it in the file and name it tokens"
         )
 

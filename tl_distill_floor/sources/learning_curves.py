@@ -205,7 +205,7 @@ class _Positions:
         """
         counted, step = token_column(log, tokens, loss_rows), step_column(log)
         check_numbers(log, counted, step)
-        check_single_tokens(log, counted)
+        check_single_tokens(log, counted, step)
         known = (np.array([]), np.array([])) if counted is None else tokens_by_step(log, counted, step)
         if counted is not None and not len(known[0]) and _counts_only_steps(loss_rows, counted, step):
             if tokens_per_step is None:
