@@ -9,8 +9,8 @@ WINDOW = 24
 """Tokens that must be equal for two texts to overlap: long enough not to be equal by chance."""
 LEAST_OVERLAP = 0.01
 """Share of the held-out text from which on an overlap is reported: documents share a few phrases."""
-SEQUENCES_PER_CHUNK = 4096
-"""Training sequences whose windows are in memory at once."""
+TOKENS_PER_CHUNK = 2**20
+"""Training tokens whose windows are in memory at once."""
 MULTIPLIER = np.int64(6_364_136_223_846_793_005)
 """Multiplier of the hash of a window, modulo 2⁶⁴ (Knuth, MMIX)."""
 
@@ -51,7 +51,7 @@ def overlap(train: Int[Tensor, "train position"], heldout: Int[Tensor, "heldout 
     wanted = _hashes(heldout[:, 1:], size)[:, ::size].ravel()
     known = np.unique(wanted)
     seen = np.zeros(len(known), dtype=bool)
-    for chunk in torch.split(train, SEQUENCES_PER_CHUNK):
+    for chunk in torch.split(train, max(1, TOKENS_PER_CHUNK // train.shape[1])):
         hashes = _hashes(chunk, size).ravel()
         index = np.minimum(np.searchsorted(known, hashes), len(known) - 1)
         seen[index[known[index] == hashes]] = True
