@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests.helpers.models import VOCABULARY
 from tests.helpers.trainers import arguments, plain_model
@@ -64,3 +65,11 @@ def test_rejects_students_that_share_modules_with_the_teacher(tmp_path: Path) ->
     student.set_output_embeddings(teacher.get_output_embeddings())
     with pytest.raises(InputError, match="the student has weights of the teacher's own modules; give it copies"):
         DistillationTrainer(student, arguments(tmp_path), teacher=teacher)
+
+
+def test_devices_without_float64_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Apple's GPUs are, on which the Trainer trains by default; on other machines they cannot be used at all."""
+    args = arguments(tmp_path)
+    monkeypatch.setattr(type(args), "device", torch.device("mps"))
+    with pytest.raises(InputError, match=r"device 'mps'.*; set use_cpu of the TrainingArguments to True"):
+        DistillationTrainer(plain_model("Llama", 1), args, teacher=plain_model("Llama"))

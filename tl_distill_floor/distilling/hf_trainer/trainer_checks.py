@@ -14,6 +14,7 @@ from tl_distill_floor.errors import InputError
 from tl_distill_floor.measuring.causality import check_causal, check_decoder_only
 from tl_distill_floor.measuring.hooks import eval_mode
 from tl_distill_floor.measuring.logit_map import LogitMap, ids_to_check, measure_logit_map
+from tl_distill_floor.sources.devices import check_device
 
 
 def check_arguments(args: TrainingArguments, students: list[bool], depth: int | None, width: int | None) -> None:
@@ -26,8 +27,10 @@ def check_arguments(args: TrainingArguments, students: list[bool], depth: int | 
         width: width of a student that is built.
 
     Raises:
-        InputError: there is not one student, or an argument does not work with a distillation loss.
+        InputError: there is not one student, the device has no float64, or an argument does not work with a
+            distillation loss.
     """
+    check_device(str(args.device), "set use_cpu of the TrainingArguments to True")
     if sum(students) != 1:
         raise InputError(
             f"a DistillationTrainer trains one student, got {sum(students)} of model, width and model_init; give one"
