@@ -278,6 +278,17 @@ def test_the_lower_end_falls_with_the_bound_up_to_the_teachers_width() -> None:
     assert head.least_at(64) == 0.0
 
 
+def test_the_error_of_a_width_is_that_of_the_nearest_in_the_logarithm() -> None:
+    """Width 11.5 is nearer to 16 than to 8, since √(8 · 16) = 11.3; the losses there are 0.05 and 0.2."""
+    head = made_head_floor()
+    assert head.least_at(11.5) == pytest.approx(head.floor_at(11.5) * (1 - (1.96 * 0.001 + 0.002) / 0.05))
+    assert head.least_at(11.0) == pytest.approx(head.floor_at(11.0) * (1 - (1.96 * 0.005 + 0.01) / 0.2))
+
+
+def test_a_loss_that_rose_in_the_second_half_of_the_steps_leaves_nothing() -> None:
+    assert made_head_floor(half_steps=(0.41, 0.19, 0.05, 0.011)).training_left == pytest.approx((0.01, 0.0, 0.0, 0.001))
+
+
 def test_above_the_widest_width_the_power_law_of_the_last_two_ends_at_the_teachers_width() -> None:
     """From width 16 to 32 the floor falls by a factor of 5, the encoded loss by one of 4; the teacher has 64."""
     head = made_head_floor()
