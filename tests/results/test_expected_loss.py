@@ -60,6 +60,16 @@ def test_expected_loss_is_a_power_law() -> None:
     assert loss == pytest.approx((1.0, 1.0 / factor, factor))
 
 
+@pytest.mark.parametrize(("log_error", "share"), [(0.2, 0.03 / 0.08), (0.0, 0.03 / 0.04), (None, 0.03 / 0.05)])
+def test_a_student_of_the_teacher_counts_by_the_error_of_its_loss(log_error: float | None, share: float) -> None:
+    """Variances 0.03 of the teacher, 0.01 of a student, and 0.2², 0 or, if the error is not known, 0.1² of its loss."""
+    none = ((0.0, 0.0), (0.0, 0.0))
+    fit = RandomEffectsFit((math.log(2.0), 0.5), none, intercept_variance=0.03, residual_variance=0.01, n_groups=6)
+    seen = [(0.25, StudentLoss(math.exp(0.4), log_error))]  # 0.4 above the expected logarithm, 0
+    loss = ExpectedLossFit(fit, 0.1, 30, ("a",), 64, 300, 200, (0.3, 0.5)).at(0.25, 0.8, seen)
+    assert loss.value == pytest.approx(math.exp(0.4 * share))
+
+
 def test_students_lose_more_of_a_teacher_that_knows_more() -> None:
     none = ((0.0,) * 3,) * 3
     fit = RandomEffectsFit(
