@@ -58,6 +58,15 @@ def test_says_under_trained_and_how_many_tokens_half_of_the_rest_needs() -> None
     assert diagnosis.expected == pytest.approx(0.3, rel=1e-3)
 
 
+def test_the_end_is_not_below_the_bound_if_the_losses_are_noisy() -> None:
+    """The curve tends to 0.505 with 5 % of noise, and no student loses less than 0.5."""
+    share = np.arange(1, 101) / 100
+    losses = (0.505 + 0.05 * share**-0.8) * (1 + 0.05 * np.random.default_rng(0).standard_normal(100))
+    curve = LearningCurve(tuple((share * 1e6).tolist()), tuple(losses.tolist()), width=64)
+    low, high = diagnose(curve, made_head(expected=0.6, bound=0.5)).end_interval
+    assert low == 0.5 < high
+
+
 def test_says_capacity_limited_where_the_width_explains_the_end() -> None:
     curve = falling_to(0.29, 0.3)
     assert "the curve has no learning rate" in diagnose(curve, HEAD).warnings[-1]
