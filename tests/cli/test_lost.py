@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.console import Console
@@ -292,6 +292,7 @@ words = st.text(st.characters(codec="utf-8"), max_size=30)
 
 
 @given(words, words, words, st.integers(3, 60))
+@settings(max_examples=50)
 def test_a_context_fits_on_one_line_with_its_peak(before: str, peak: str, after: str, width: int) -> None:
     console = Console(width=width, file=io.StringIO())
     console.print(ContextCell(FeatureContext(1.0, before, peak, after), ()))
