@@ -11,13 +11,13 @@ from tests.helpers.devices import DEVICE, STATISTICS, TRAINED, assert_close
 from tests.helpers.models import FEATURES
 from tl_distill_floor import FeatureStats, head_floor, measure, predict_floor, toy
 from tl_distill_floor.measuring.logit_map import LogitMap
-from tl_distill_floor.measuring.sparse_rows import quiet_sparse
 from tl_distill_floor.predicting.bottleneck import Bottleneck, loss_gradient
 from tl_distill_floor.predicting.head_contexts import best_logits
 from tl_distill_floor.predicting.head_floor import _free_memory
 from tl_distill_floor.predicting.simulation import train_bottlenecks
 from tl_distill_floor.predicting.sparse_batches import SparseBatch, TrainingBatch
 from tl_distill_floor.results.codes import Codes
+from tl_distill_floor.sources.torch_state import quiet_sparse
 
 
 @pytest.fixture(scope="module")

@@ -331,7 +331,8 @@ def test_a_head_floor_is_saved_loaded_and_displayed(head: HeadFloor, tmp_path: P
     assert HeadFloor.load(head.save(tmp_path)) == head
     assert "widths 4 to 30" in repr(head)
     assert "Least and expected loss of a student" in head._repr_html_()
-    assert list(head.plot().data[0].x) == [4, 8, 16]
+    (bound,) = (trace for trace in head.plot().data if trace.name == "head floor")
+    assert list(bound.x) == [4, 8, 16]
 
 
 def test_progress_counts_the_steps(bridge: Any, ids: Tensor) -> None:

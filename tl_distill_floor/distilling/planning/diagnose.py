@@ -217,11 +217,14 @@ def _expected(floor: FloorPrediction, width: int, student: StudentResult | None)
 
 def _without_width(calibration: Calibration, width: int) -> Calibration:
     """Return a calibration without its students of one width; its fits stay."""
-    names = ("widths", "losses", "statuses", "log_errors")
-    others = [student for student, other in enumerate(calibration.widths) if other != width]
-    values = {name: getattr(calibration, name) for name in names}
-    kept = {name: tuple(column[i] for i in others) for name, column in values.items() if column}
-    return dataclasses.replace(calibration, **kept)
+    others = [i for i, other in enumerate(calibration.widths) if other != width]
+    return dataclasses.replace(
+        calibration,
+        widths=tuple(calibration.widths[i] for i in others),
+        losses=tuple(calibration.losses[i] for i in others),
+        statuses=tuple(calibration.statuses[i] for i in others),
+        log_errors=tuple(calibration.log_errors[i] for i in others) if calibration.log_errors else (),
+    )
 
 
 def _below(reached: float, bound: float, width: int) -> tuple[Verdict, str]:
