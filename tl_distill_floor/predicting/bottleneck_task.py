@@ -24,7 +24,7 @@ HELD_OUT_SHARE, MAX_HELD_OUT_TOKENS, MIN_HELD_OUT_SEQUENCES = 1 / 6, 16_384, 2
 MIN_RANDOM_SEQUENCES = 32
 """Sequences that are chosen at random, if there are so many, where none need be held out from a training."""
 MIN_COMPARED_TOKENS = 1024
-"""Training tokens, if there are so many, that a student's loss is measured on: a few may have no cost at all."""
+"""Fewest training tokens, if there are so many, that a student's loss is measured on: a few may have no cost at all."""
 RARE_COUNT = 8
 """Features that fire less often than this on held-out codes share one estimate of their lost share."""
 OUTPUTS_PER_PART = 2**20
