@@ -41,6 +41,22 @@ def test_padding_does_not_change_a_model_that_attends_to_later_tokens(tmp_path: 
     np.testing.assert_allclose(activations, torch.stack(expected).numpy(), rtol=1e-4, atol=1e-5)
 
 
+def test_special_tokens_are_not_in_the_mean(tokenizer: Any, bridge: Any) -> None:
+    rows = [{"text": f"the cat{tokenizer.eos_token} sat {row}", "label": row % 2} for row in range(12)]
+    only_special = {"text": tokenizer.eos_token * 2, "label": 0}
+    examples = tokenize_examples(load_labels([*rows, only_special]), tokenizer)
+    (activations,) = collect_activations(bridge, HOOK, examples)["activation"]
+    assert 12 not in examples.tasks[0].text
+    ids = examples.ids[0]
+    is_special = ids == tokenizer.eos_token_id
+    assert is_special.tolist()[0]
+    assert int(is_special.sum()) == 2
+    with activation_reader(bridge, [HOOK]) as read:
+        single = read(ids[None])[0][0]
+    (row,) = np.flatnonzero(examples.tasks[0].text == 0)
+    np.testing.assert_allclose(activations[row], single[~is_special].mean(0).numpy(), rtol=1e-4, atol=1e-5)
+
+
 def test_first_position_is_not_in_the_mean(tokenizer: Any, bridge: Any) -> None:
     examples = tokenize_examples(load_labels(labelled_rows(), ["length", "half"]), tokenizer, prepend_bos=False)
     activations = collect_activations(bridge, HOOK, examples)["activation"][1]

@@ -109,7 +109,8 @@ def pooled_batches(
                 (activation,) = read(padded.to(device_of(model)))
                 if not activation.isfinite().all():
                     raise InputError(f"the activation at {hook_name} holds NaN or Inf; load the model in fp32")
-                pooled = _pool(examples, rows, activation.flatten(2).float(), lengths, views)
+                counted = [examples.counted[text] for text in texts]
+                pooled = _pool(examples, rows, activation.flatten(2).float(), lengths, counted, views)
                 batch_views = [views.after_pooling(values) for values in pooled]
             for task, of_task in enumerate(batch_views):
                 yield PooledBatch(task, np.concatenate([text_rows[task] for text_rows in rows]), of_task)
@@ -127,6 +128,7 @@ def _pool(
     rows: list[list[Int64[np.ndarray, " _"]]],
     activation: Float[Tensor, "text position d_model"],
     lengths: list[int],
+    counted: list[Int64[np.ndarray, " _"]],
     views: ActivationViews,
 ) -> list[Float[Tensor, "_ pooled"]]:
     """Return the pooled values of a batch's examples for each task, text after text.
@@ -136,6 +138,7 @@ def _pool(
         rows: [text][task] indices of the examples in each text of the batch.
         activation: activations of the batch.
         lengths: [text] tokens without padding.
+        counted: [text] positions that a mean is taken over.
         views: what is computed from the activation.
     """
     positions = [
@@ -146,10 +149,13 @@ def _pool(
     needed = torch.cat([activation[text, torch.from_numpy(indices)] for text, indices in enumerate(tokens)])
     values = torch.split(views.per_token(needed), [len(indices) for indices in tokens])
 
+    def values_at(text: int, wanted: Int64[np.ndarray, " _"]) -> Tensor:
+        return values[text][torch.from_numpy(np.searchsorted(tokens[text], wanted))]
+
     def pool_text(text: int, wanted: Int64[np.ndarray, " _"]) -> Tensor:
         if (wanted == MEAN_POSITION).any():
-            return values[text].mean(0, keepdim=True).expand(len(wanted), -1)
-        return values[text][torch.from_numpy(np.searchsorted(tokens[text], wanted))]
+            return values_at(text, counted[text]).mean(0, keepdim=True).expand(len(wanted), -1)
+        return values_at(text, wanted)
 
     return [
         torch.cat([pool_text(text, positions[text][task]) for text in range(len(rows))])

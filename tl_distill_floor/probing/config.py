@@ -22,8 +22,8 @@ class ProbeConfig:
     """
 
     pool: Pooling = "mean"
-    """Which activation of a text is probed for labels of texts: the "mean" over its tokens, or that of its "last"
-    token. Words are always probed at their last token."""
+    """Which activation of a text is probed for labels of texts: the "mean" over its tokens, without the first one and
+    special tokens, or that of its "last" token. Words are always probed at their last token."""
     per_class: int = 1000
     """Largest number of examples per class; more are sampled down at random."""
     n_splits: int = 5

@@ -19,7 +19,7 @@ from tl_distill_floor.sources.labels import LabelledText, LabelTask
 MIN_DOCUMENTS_PER_CLASS = 5
 """Documents in which a class must occur: one for each of the five parts that documents are split into."""
 MEAN_POSITION = -1
-"""Position that means: the mean over all tokens of a text except the first."""
+"""Position that means: the mean over all tokens of a text except the first and special tokens."""
 TEXTS_PER_TOKENIZER_CALL = 1000
 """Texts that are tokenized together."""
 
@@ -54,6 +54,8 @@ class TokenizedExamples:
 
     ids: tuple[Tensor, ...]
     """Token ids [text][position]. The first position is never probed, whether or not it is a BOS token."""
+    counted: tuple[Int64[np.ndarray, " _"], ...]
+    """Positions [text] that a mean is taken over: all but the first and special tokens, as in measurements."""
     tasks: tuple[TaskExamples, ...]
     warnings: tuple[str, ...]
 
@@ -79,7 +81,7 @@ def tokenize_examples(
     Args:
         labelled: texts with their labels.
         tokenizer: the teacher's tokenizer; a fast one, which knows the character span of each token.
-        pool: for labels of texts, the "mean" over all tokens or the "last" token.
+        pool: for labels of texts, the "mean" over all tokens that are not special, or the "last" token.
         context_size: tokens per text; longer texts are truncated, with a warning.
         prepend_bos: begin each text with the beginning-of-sequence token, if the tokenizer has one.
         per_class: largest number of examples per class; more are sampled down at random.
@@ -105,17 +107,18 @@ def tokenize_examples(
         warnings.append(
             f"texts that several documents share: {groups.n_shared:,}; these documents are on one side of every split"
         )
+    counted = _counted_positions(ids, tokenizer)
     random = np.random.default_rng(seed)
     tasks = []
     for task in labelled.tasks:
         if task.level == "word":
             candidates = _word_candidates(task, tokenized.last_tokens, ids, len(prefix))
         else:
-            candidates = _text_candidates(task, ids, pool)
+            candidates = _text_candidates(task, ids, counted, pool)
         examples, notes = _select_examples(task, pool, candidates, groups.group, per_class, random)
         tasks.append(examples)
         warnings += notes
-    return TokenizedExamples(tuple(ids), tuple(tasks), tuple(warnings))
+    return TokenizedExamples(tuple(ids), tuple(counted), tuple(tasks), tuple(warnings))
 
 
 class _TokenizedTexts(NamedTuple):
@@ -182,13 +185,27 @@ def _last_token_of_words(offsets: Sequence[tuple[int, int]], word_ends: tuple[in
     return last_tokens
 
 
-def _text_candidates(task: LabelTask, ids: list[Tensor], pool: Pooling) -> list[_LabelledToken]:
-    """Return the labelled texts that have a token after the first."""
+def _counted_positions(ids: list[Tensor], tokenizer: Tokenizer) -> list[Int64[np.ndarray, " _"]]:
+    """Return the positions of each text that a mean is taken over."""
+    from sae_lens.util import get_special_token_ids
+
+    special_ids = get_special_token_ids(tokenizer)
+    return [1 + np.flatnonzero(~np.isin(text_ids[1:].numpy(), special_ids)) for text_ids in ids]
+
+
+def _text_candidates(
+    task: LabelTask, ids: list[Tensor], counted: list[Int64[np.ndarray, " _"]], pool: Pooling
+) -> list[_LabelledToken]:
+    """Return the labelled texts that have a token to probe."""
     assert task.of_text is not None
+    if pool == "mean":
+        positions = [MEAN_POSITION if len(of_text) else None for of_text in counted]
+    else:
+        positions = [len(text_ids) - 1 if len(text_ids) > 1 else None for text_ids in ids]
     return [
-        _LabelledToken(text, MEAN_POSITION if pool == "mean" else len(ids[text]) - 1, label)
-        for text, label in enumerate(task.of_text)
-        if label is not None and len(ids[text]) > 1
+        _LabelledToken(text, position, label)
+        for text, (position, label) in enumerate(zip(positions, task.of_text, strict=True))
+        if position is not None and label is not None
     ]
 
 

@@ -40,8 +40,8 @@ def probe(
         hook_name: hook point, by its HookedTransformer or TransformerBridge name.
         labelled: labelled texts; see `load_labels`. The embedded passages if None.
         label: field that holds the label; "label" if None, or "author" for the embedded passages.
-        pool: which activation of a text is probed: the "mean" over its tokens, or that of its "last" token. Words are
-            probed at their last token.
+        pool: which activation of a text is probed: the "mean" over its tokens, without the first one and special
+            tokens, or that of its "last" token. Words are probed at their last token.
         per_class: largest number of examples per class; more are sampled down at random.
         n_splits: number of random splits of the documents.
         seed: seed of the splits and of the sample of examples.
