@@ -2,10 +2,14 @@
 
 from contextlib import nullcontext
 from threading import Barrier
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
+from tests.helpers.type_checks import without_type_checks
+from tl_distill_floor.predicting.measured_floors import training_device
 from tl_distill_floor.predicting.processor import product_dtype, threads_for
 
 CPU = torch.device("cpu")
@@ -69,3 +73,10 @@ def test_products_on_a_gpu_are_in_half_precision_if_it_has_units_for_it(monkeypa
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, has=has_units: has)
         assert product_dtype(torch.device("cuda:0")) == dtype
     assert product_dtype(torch.device("mps")) == torch.float32
+
+
+def test_students_are_trained_where_the_sae_is_unless_another_device_is_named() -> None:
+    attached: Any = SimpleNamespace(sae=SimpleNamespace(device=torch.device("cuda:1")))
+    with without_type_checks():
+        assert training_device(attached, "cpu") == "cuda:1"
+        assert training_device(attached, "cuda:0") == "cuda:0"

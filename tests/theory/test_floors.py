@@ -69,7 +69,7 @@ def test_dead_features_do_not_change_the_floor() -> None:
     # A dead feature counts neither in α nor in F nor in the floor.
     with_dead = theorem_floor([4.0, 0.0, 1.0], [0.1, 0.0, 0.3], [0.1, 1.0])
     assert with_dead.tolist() == theorem_floor([4.0, 1.0], [0.1, 0.3], [0.1, 1.0]).tolist()
-    # The mean rate of the others is 0.2: g = 3.11, and width 0.6 holds one feature. With the dead one it would hold two.
+    # The mean rate of the others is 0.2: g = 3.11, and width 0.6 holds one feature; with the dead one it would hold two
     held = allocate([4.0, 0.0, 1.0], [0.1, 0.0, 0.3], 0.6, method="top_k")
     assert (held.kept.tolist(), held.floor) == ([True, False, False], 1.0)
     filled = allocate([4.0, 0.0, 1.0], [0.1, 0.0, 0.3], 0.6)
