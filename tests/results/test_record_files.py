@@ -149,3 +149,21 @@ def test_records_describe_themselves_in_one_line(
 def test_separation_is_nan_if_all_features_are_kept() -> None:
     assert np.isnan(separation((0.5, 0.4), (True, True)))
     assert separation((0.9, 0.5, 0.4, 0.2), (True, False, True, False)) == 0.75
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"losses": (0.5,)}, "one loss for each number of tokens"),
+        ({"tokens": (), "losses": ()}, "one loss for each number of tokens"),
+        ({"width": 0}, "must be at least 1"),
+        ({"depth": 0}, "must be at least 1"),
+        ({"n_parameters": 0}, "must be at least 1"),
+        ({"tokens": (0, 20)}, "must be at least 1"),
+        ({"floor": -0.1}, "losses of a student must be at least 0"),
+        ({"losses": (0.5, -0.4)}, "losses of a student must be at least 0"),
+    ],
+)
+def test_impossible_students_are_rejected(student: StudentResult, change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(student, **change)
