@@ -2,9 +2,8 @@
 
 - `teachers`: `load_teacher`, and checks of a loaded teacher.
 - `teacher`: `Teacher`, a model and how it was loaded.
-- `bridges`: `text_bridge`, TransformerLens's loader without what it does for images.
+- `bridges`: TransformerLens's loader without what it does for images, and without the weights of a checkpoint.
 - `teacher_checks`: whether a teacher's logits are those of plain transformers, and its forward pass runs.
-- `teacher_shells`: models of a configuration without the weights of the checkpoint.
 - `context_lengths`: the longest sequence that a model reads.
 - `model_names`: aliases of model names, close matches of unknown names, and the layers of a named model.
 - `devices`: checks of torch devices, and copies between them.

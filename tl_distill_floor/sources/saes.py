@@ -21,7 +21,6 @@ from tl_distill_floor.sources.sae_directory import (
     EMBEDDED_SAE,
     MAX_LISTED,
     PAPER_REPOSITORIES,
-    SaeRelease,
     choose_known_sae,
     directory_entry,
     layer_from_id,
@@ -169,24 +168,16 @@ def _from_release(release: str, sae_id: str, options: _LoadOptions) -> SaeSource
     if reason := refusal_reason(release, lookup, sae_id):
         raise InputError(f"{name} {reason}")
     _refuse_format(name, options.sae_format)
+    entry = directory_entry(release, lookup, sae_id)
     if lookup.conversion_func in OWN_READERS:
-        return _own_reading(_from_repository(lookup.repo_id, lookup.saes_map[sae_id], options), release, lookup, sae_id)
+        source = _from_repository(lookup.repo_id, lookup.saes_map[sae_id], options)
+        model_name, l0 = source.model_name or lookup.model, entry.expected_l0 or source.expected_l0
+        return dataclasses.replace(
+            source, name=name, model_name=model_name, expected_l0=l0, neuronpedia_id=entry.neuronpedia_id
+        )
     import sae_lens
 
-    sae = _load(sae_lens.SAE.from_pretrained, release, sae_id, name=name, options=options)
-    return checked_source(sae, name, directory_entry(release, lookup, sae_id))
-
-
-def _own_reading(source: SaeSource, release: str, lookup: SaeRelease, sae_id: str) -> SaeSource:
-    """Return an SAE of SAELens's directory that was read from its repository, with what the directory says of it."""
-    entry = directory_entry(release, lookup, sae_id)
-    return dataclasses.replace(
-        source,
-        name=entry.spec,
-        model_name=source.model_name or lookup.model,
-        expected_l0=entry.expected_l0 or source.expected_l0,
-        neuronpedia_id=entry.neuronpedia_id,
-    )
+    return checked_source(_load(sae_lens.SAE.from_pretrained, release, sae_id, name=name, options=options), name, entry)
 
 
 def _from_hub(repository: str, path: str, options: _LoadOptions) -> SaeSource:

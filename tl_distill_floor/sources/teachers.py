@@ -16,7 +16,7 @@ import torch
 
 from tl_distill_floor.annotations import Dtype, HookedModel, TeacherLike
 from tl_distill_floor.errors import InputError, check_choice, reason_of
-from tl_distill_floor.sources.bridges import text_bridge
+from tl_distill_floor.sources.bridges import ShellLoader, text_bridge
 from tl_distill_floor.sources.context_lengths import teacher_context
 from tl_distill_floor.sources.devices import AUTO_DEVICE, TORCH_DTYPES, check_device, device_of, main_device
 from tl_distill_floor.sources.hub import MAX_REASON_CHARACTERS
@@ -34,7 +34,6 @@ from tl_distill_floor.sources.packing import DEFAULT_CONTEXT_SIZE
 from tl_distill_floor.sources.process_memory import return_freed_memory
 from tl_distill_floor.sources.teacher import Teacher
 from tl_distill_floor.sources.teacher_checks import PlainModelLoader, check_against_plain
-from tl_distill_floor.sources.teacher_shells import ShellLoader
 from tl_distill_floor.sources.torch_state import neutral_torch_state
 
 PROCESSING_OPTIONS = ("fold_ln", "center_writing_weights", "center_unembed", "fold_value_biases")
