@@ -199,11 +199,11 @@ def test_rejects_ids_beyond_the_vocabulary(bridge: Any, ids: torch.Tensor, tmp_p
     [
         ({"architecture": "gated"}, "architecture must be one of batchtopk, topk, got 'gated'"),
         ({"dtype": "int4"}, "dtype must be one of fp32, bf16, got 'int4'"),
-        ({"k": 0}, "k must be between 1 and the 32 features, got 0; set --k"),
-        ({"k": 33}, "k must be between 1 and the 32 features, got 33; set --k"),
-        ({"k": 0, "d_sae": None}, "k must be between 1 and the number of features, got 0; set --k"),
-        ({"context_size": 1}, "context_size must be at least 2 tokens, got 1; set --context-size"),
-        ({"batch_size": 0}, "batch_size must be at least 1 sequence, got 0; set --batch-size"),
+        ({"k": 0}, "k must be at least 1, got 0"),
+        ({"k": 33}, "k must be at most 32, the number of features, got 33; set --k"),
+        ({"d_sae": 0}, "d_sae must be at least 1, got 0"),
+        ({"context_size": 1}, "context_size must be at least 2, got 1"),
+        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
         ({"seed": -1}, "seed must be at least 0, got -1"),
         ({"lr": 0.0}, "lr must be a positive number, got 0.0; set --lr"),
         ({"lr": float("nan")}, "lr must be a positive number, got nan; set --lr"),
@@ -221,7 +221,9 @@ def test_rejects_bad_settings_before_anything_is_loaded(options: dict[str, Any],
 
 def test_rejects_k_above_the_default_number_of_features(bridge: Any, ids: torch.Tensor, tmp_path: Path) -> None:
     n_features = 8 * WIDTH
-    with pytest.raises(InputError, match=f"k must be between 1 and the {n_features} features, got {n_features + 1}"):
+    with pytest.raises(
+        InputError, match=f"k must be at most {n_features}, the number of features, got {n_features + 1}"
+    ):
         trained(bridge, ids, tmp_path / "sae", d_sae=None, k=n_features + 1)
 
 
@@ -229,7 +231,7 @@ def test_few_tokens_are_raised_to_the_minimum(bridge: Any, ids: torch.Tensor, tm
     totals = set()
     trained(bridge, ids, tmp_path / "sae", n_tokens=1, progress=lambda _done, total, _message: totals.add(total))
     assert totals == {8192}
-    with pytest.raises(InputError, match="n_tokens must be at least 8,192, got 8191; set --tokens"):
+    with pytest.raises(InputError, match="n_tokens must be at least 8192, got 8191"):
         SaeTrainingConfig(n_tokens=8191)
 
 

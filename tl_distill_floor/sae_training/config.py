@@ -46,17 +46,10 @@ class SaeTrainingConfig:
     def __post_init__(self) -> None:
         check_choice("architecture", self.architecture, SaeArchitecture)
         check_choice("dtype", self.dtype, Dtype)
-        sizes = dict.fromkeys(("k", "d_sae", "n_tokens", "context_size", "batch_size"))
-        set_integers(self, {**sizes, "seed": 0})
-        if self.k < 1 or (self.d_sae is not None and self.k > self.d_sae):
-            upper = "the number of features" if self.d_sae is None else f"the {self.d_sae} features"
-            raise InputError(f"k must be between 1 and {upper}, got {self.k}; set --k")
-        if self.n_tokens < MIN_TOKENS:
-            raise InputError(f"n_tokens must be at least {MIN_TOKENS:,}, got {self.n_tokens}; set --tokens")
-        if self.context_size < 2:
-            raise InputError(f"context_size must be at least 2 tokens, got {self.context_size}; set --context-size")
-        if self.batch_size < 1:
-            raise InputError(f"batch_size must be at least 1 sequence, got {self.batch_size}; set --batch-size")
+        least = {"k": 1, "d_sae": 1, "n_tokens": MIN_TOKENS, "context_size": 2, "batch_size": 1, "seed": 0}
+        set_integers(self, least)
+        if self.d_sae is not None and self.k > self.d_sae:
+            raise InputError(f"k must be at most {self.d_sae}, the number of features, got {self.k}; set --k")
         if not isinstance(self.lr, Real) or not 0 < self.lr < math.inf:
             raise InputError(f"lr must be a positive number, got {self.lr!r}; set --lr")
         object.__setattr__(self, "lr", float(self.lr))  # the JSON text of a checkpoint holds no number of NumPy
