@@ -40,11 +40,6 @@ class ActivationBatch(NamedTuple):
         """Index of the token's sequence in the batch."""
         return self.sequence - self.first
 
-    @property
-    def token_has_cost(self) -> Bool[Tensor, " token"] | None:
-        """On which tokens costs are measured; None for all."""
-        return None if self.has_cost is None else self.has_cost[self.row]
-
 
 class ActiveCodes(NamedTuple):
     """The nonzero SAE codes of the counted tokens."""

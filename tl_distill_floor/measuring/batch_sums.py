@@ -81,9 +81,9 @@ def batch_sums(attached: AttachedSae, batch: ActivationBatch, cost: CostMethod, 
 
 def _entries_with_cost(batch: ActivationBatch, entries: ActiveCodes) -> tuple[ActiveCodes, int]:
     """Return the codes of the tokens on which costs are measured, and the number of these tokens."""
-    has_cost = batch.token_has_cost
-    if has_cost is None:
+    if batch.has_cost is None:
         return entries, len(batch.activation)
+    has_cost = batch.has_cost[batch.row]
     places = copy_to_device(has_cost, entries.token.device)[entries.token].nonzero().squeeze(1)
     return ActiveCodes(*(column[places] for column in entries)), int(has_cost.sum())
 
