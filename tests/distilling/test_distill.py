@@ -254,7 +254,8 @@ def test_a_student_stops_when_its_curve_has_saturated_and_others_continue(
         """Return a fit by which the first student saturates at its first point, and the other one never does."""
         fitted.append(losses[-1])
         status: StudentStatus = "saturated" if len(fitted) == 1 else "under-trained"
-        return LearningCurveFit(losses[-1], (losses[-1], losses[-1]), 0.0, 0.0, status)
+        interval = (losses[-1], losses[-1])
+        return LearningCurveFit(losses[-1], interval, interval, 0.0, 0.0, status)
 
     monkeypatch.setattr(evaluation, "fit_student", fit)
     narrow, wide = distill_students(
