@@ -175,12 +175,6 @@ def test_rejects_a_short_text(command: Command, tmp_path: Path) -> None:
     assert "too short" in refused(run(*command, "--text", tmp_path / "empty.txt"))
 
 
-def test_debug_prints_the_traceback(command: Command) -> None:
-    result = run(*command, "--layer", 9, "--debug")
-    assert "Traceback" in result.stderr
-    assert result.exit_code == 2
-
-
 def test_rejects_a_run_directory_that_cannot_be_written(command: Command, tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("")
     assert "cannot write" in refused(run(*command, "--out", tmp_path / "taken" / "run"))

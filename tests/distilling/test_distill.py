@@ -283,10 +283,6 @@ def test_a_process_without_held_out_sequences_runs_none(
     assert math.isnan(of_second)  # it counts no token
 
 
-def test_loads_teachers_by_name(teacher_dir: Path, ids: torch.Tensor) -> None:
-    assert distill(str(teacher_dir), 8, ids, config=QUICK).teacher == load_teacher(str(teacher_dir)).name
-
-
 @pytest.mark.parametrize("sharding", [DistributedType.MEGATRON_LM, DistributedType.DEEPSPEED])
 def test_rejects_other_ways_of_sharding(
     teacher_dir: Path, ids: torch.Tensor, monkeypatch: pytest.MonkeyPatch, sharding: DistributedType

@@ -166,7 +166,7 @@ def test_bf16_costs_are_close_to_fp32(teacher_dir: Path, bridge: Any, sae: Any, 
 
 
 @pytest.mark.parametrize("cost", ["energy", "fisher", "ablation"])
-def test_measuring_does_not_change_the_model(cost: Any, bridge: Any, sae: Any, ids: Tensor) -> None:
+def test_measuring_changes_neither_the_model_nor_the_sae(cost: Any, bridge: Any, sae: Any, ids: Tensor) -> None:
     bridge.train()
     frozen = list(bridge.parameters())[::2]
     for weight in frozen:
@@ -178,25 +178,15 @@ def test_measuring_does_not_change_the_model(cost: Any, bridge: Any, sae: Any, i
         modules = [(m.training, len(m._forward_hooks), "forward" in vars(m)) for m in bridge.modules()]
         return [weights, modules, torch.is_grad_enabled()]
 
-    state_before, weights_before = state(), [p.detach().clone() for p in bridge.parameters()]
+    weights = [*bridge.parameters(), *sae.parameters()]
+    state_before, weights_before = state(), [p.detach().clone() for p in weights]
     measure(bridge, sae, ids[:4], cost=cost)
     with pytest.raises(InputError):
         measure(bridge, sae, ids[:4] * 10**6, cost=cost)
     assert state() == state_before
-    assert all(torch.equal(p, before) for p, before in zip(bridge.parameters(), weights_before, strict=True))
+    assert all(torch.equal(p, before) for p, before in zip(weights, weights_before, strict=True))
     frozen[0].grad = None
     bridge.requires_grad_(True).eval()
-
-
-def test_resumed_measurement_samples_the_same_outputs(bridge: Any, sae: Any, ids: Tensor, tmp_path: Path) -> None:
-    expected = measure(bridge, sae, ids, cost="fisher", batch_size=8)
-    options: dict[str, Any] = {"cost": "fisher", "batch_size": 8, "n_codes": 10**6}
-    options["checkpoint"] = tmp_path / "partial.safetensors"
-    measure(bridge, sae, ids, n_tokens=8 * CONTEXT, **options)
-    resumed = measure(bridge, sae, ids, resume=True, **options)
-    np.testing.assert_array_equal(resumed.sum_cost, expected.sum_cost)
-    np.testing.assert_array_equal(resumed.contexts.window, expected.contexts.window)
-    assert expected.contexts.n_features == FEATURES
 
 
 def test_costs_are_measured_on_evenly_spread_sequences(bridge: Any, sae: Any, ids: Tensor) -> None:
@@ -427,6 +417,7 @@ def test_batch_size_changes_only_rounding(bridge: Any, sae: Any, ids: Tensor, co
     first, *others = [measure(bridge, sae, ids, cost=cost, batch_size=size) for size in (1, 2, 5)]
     for other in others:
         assert other.firing_count.tolist() == first.firing_count.tolist()
-        assert other.sampled_tokens == first.sampled_tokens
+        np.testing.assert_allclose(other.sum_act_sq, first.sum_act_sq, rtol=1e-5)
+        assert (other.n_tokens, other.sampled_tokens) == (first.n_tokens, first.sampled_tokens)
         assert other.fvu == pytest.approx(first.fvu, rel=1e-5)
         assert other.cost == pytest.approx(first.cost, rel=1e-3, abs=1e-6 * first.cost.max())

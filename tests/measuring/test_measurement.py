@@ -116,13 +116,6 @@ def test_rejects_model_with_attached_sae(teacher_dir: Path, sae: Any, ids: torch
         measure(model, sae, ids)
 
 
-def test_batch_size_does_not_change_counts(bridge: Any, sae: Any, ids: torch.Tensor) -> None:
-    large, small = measure(bridge, sae, ids, batch_size=40), measure(bridge, sae, ids, batch_size=3)
-    np.testing.assert_array_equal(large.firing_count, small.firing_count)
-    np.testing.assert_allclose(large.sum_act_sq, small.sum_act_sq, rtol=1e-5)
-    assert large.n_tokens == small.n_tokens == int(large.blocks.n_tokens.sum())
-
-
 def test_merge_of_two_halves_matches_the_full_measurement(bridge: Any, sae: Any, ids: torch.Tensor) -> None:
     full = measure(bridge, sae, ids, batch_size=4)
     first_half = measure(bridge, sae, ids[:16], batch_size=4)
@@ -169,7 +162,9 @@ def test_resumed_measurement_is_identical(
     with pytest.raises(StopError):
         measure(bridge, sae, ids, checkpoint=file, progress=stop, **options)
     assert FeatureStats.load(file).n_tokens < expected.n_tokens
-    assert_same_stats(measure(bridge, sae, ids, checkpoint=file, resume=True, **options), expected)
+    resumed = measure(bridge, sae, ids, checkpoint=file, resume=True, **options)
+    assert_same_stats(resumed, expected)
+    np.testing.assert_array_equal(resumed.contexts.window, expected.contexts.window)
     assert_same_stats(FeatureStats.load(file), expected)
 
 
@@ -244,19 +239,6 @@ def test_number_of_blocks_does_not_grow_with_tokens(bridge: Any, sae: Any, ids: 
     assert tokens[-1] == stats.n_tokens
     assert n_alive[-1] == stats.alive().sum()
     assert (np.diff(n_alive) >= 0).all()
-
-
-def test_model_and_sae_are_restored(bridge: Any, sae: Any, ids: torch.Tensor) -> None:
-    bridge.train()
-    modes = [m.training for m in bridge.modules()]
-    n_hooks = sum(len(m._forward_hooks) for m in bridge.modules())
-    weights = {k: v.clone() for k, v in sae.state_dict().items()}
-    measure(bridge, sae, ids)
-    assert [m.training for m in bridge.modules()] == modes
-    assert sum(len(m._forward_hooks) for m in bridge.modules()) == n_hooks
-    assert all(torch.equal(v, weights[k]) for k, v in sae.state_dict().items())
-    assert all(p.grad is None for p in bridge.parameters())
-    bridge.eval()
 
 
 def test_predict_floor_is_measure_then_floor_from_stats(bridge: Any, sae: Any, ids: torch.Tensor) -> None:
