@@ -44,6 +44,13 @@ def test_shuffled_labels_give_chance() -> None:
     assert np.mean(shuffled.auroc) == pytest.approx(0.5, abs=0.04)
 
 
+def test_majority_is_the_share_of_the_largest_class() -> None:
+    random = np.random.default_rng(3)
+    label = random.permutation(np.repeat([0, 1], [350, 150]))
+    scores = fit_probes(random.normal(size=(500, 2)), examples(label), n_splits=4)
+    assert np.mean(scores.majority) == pytest.approx(0.7, abs=0.05)
+
+
 def test_probes_do_not_learn_to_recognise_documents() -> None:
     # Each document has its own direction and a random label: a split by examples would predict the label perfectly.
     random = np.random.default_rng(2)
