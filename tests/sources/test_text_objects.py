@@ -17,7 +17,7 @@ from tests.helpers.models import CONTEXT, PROSE
 from tl_distill_floor import InputError, load_text
 from tl_distill_floor.sources.items import items_digest
 from tl_distill_floor.sources.packing import Packing
-from tl_distill_floor.sources.tables import open_table_file
+from tl_distill_floor.sources.tables import open_table_file, split_of_path
 
 DOCUMENTS = [PROSE, "Whales are large. " * 9, PROSE[40:], "The ship sailed on the sea, and the captain was glad. " * 4]
 BOS = 0
@@ -329,3 +329,11 @@ def test_the_fingerprint_depends_on_every_number_of_arrays_in_lists() -> None:
     changed[2500] = 7
     batches = [[[ids]], [[changed]], [(ids, ids)], [{"input_ids": [ids]}], [{"input_ids": [changed]}]]
     assert len(set(map(items_digest, batches))) == len(batches)
+
+
+def test_a_path_that_exists_has_no_split(tmp_path: Path) -> None:
+    dataset = save_dataset(tmp_path)
+    named = dataset.with_name(f"{dataset.name}:train")
+    assert split_of_path(str(named)) == (dataset, "train")
+    named.write_text("a text")
+    assert split_of_path(str(named)) == (named, None)
