@@ -84,3 +84,22 @@ def test_arrays_keep_every_number() -> None:
 def test_rejects_sums_that_do_not_fit_together(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message), without_type_checks():
         replace(ONE, **fields)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"sum_act": np.ones(3)}, "must have 2 features"),
+        ({"sum_act": np.array([1.0, np.inf])}, "not finite"),
+        ({"sampled_sum": np.array([np.nan, 0.0])}, "not finite"),
+        ({"sum_cost": np.array([1.0, -1.0])}, "counts, squares and costs must be at least 0"),
+        ({"firing_count": np.array([3, 0])}, "at least every firing count"),
+        ({"n_cost_tokens": 3}, "on some of the counted tokens"),
+        ({"n_cost_tokens": -1}, "on some of the counted tokens"),
+        ({"codes": (*ONE.codes, *ONE.codes)}, "of at most 2 tokens"),
+        ({"contexts": FeatureContexts.empty(3)}, "must be of 2 features, got 3"),
+    ],
+)
+def test_sums_that_do_not_fit_together_are_rejected(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message), without_type_checks():
+        replace(ONE, **change)

@@ -421,7 +421,9 @@ def test_paper_adds_both_biases(tmp_path, state, x):
     source = load_sae(save_tensors(tmp_path / "sae_layer12_final.pt", content))
     check(source, x, codes, codes @ state["W_dec"] + state["b_dec"] + b_pre)
     assert (source.hook_name, source.model_name) == ("blocks.12.hook_resid_post", "EleutherAI/pythia-410m")
-    content["config"] |= {"normalize_inputs": True}
+    content["config"]["layer"] = 5
+    assert "names layer 5 in its configuration" in refusal(save_tensors(tmp_path / "sae_layer12_final.pt", content))
+    content["config"] |= {"layer": 12, "normalize_inputs": True}
     assert "normalize_inputs=True" in refusal(save_tensors(tmp_path / "sae_layer12_final.pt", content))
 
 
