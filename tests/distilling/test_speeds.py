@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from tl_distill_floor.distilling.planning import speeds
 from tl_distill_floor.distilling.planning.speeds import SpeedTimer
 from tl_distill_floor.errors import InputError
 
@@ -26,3 +27,15 @@ def test_each_student_is_timed_once(bridge: Any) -> None:
     with pytest.raises(InputError, match="no head size near the teacher's 8 fits a student of width 7"):
         timer.measure(7)
     assert set(timer.timed) == {8, 16}
+
+
+@pytest.mark.parametrize(("longest", "ratio"), [(60.0, 4.0 / 1.0), (0.0, 6.0 / 2.0)])
+def test_the_shortest_passes_after_the_first_are_compared(
+    bridge: Any, monkeypatch: pytest.MonkeyPatch, longest: float, ratio: float
+) -> None:
+    """A slow model is timed once after its first pass."""
+    times = {True: iter([1.0, 6.0, 4.0]), False: iter([0.5, 2.0, 1.0])}
+    monkeypatch.setattr(speeds, "TIMED_ROUNDS", 2)
+    monkeypatch.setattr(speeds, "LONGEST_TIMING", longest)
+    monkeypatch.setattr(speeds, "_seconds", lambda model, _ids: next(times[model.config.hidden_size == 24]))
+    assert SpeedTimer(bridge).measure(8) == pytest.approx(ratio)

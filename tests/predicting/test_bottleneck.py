@@ -260,6 +260,24 @@ def test_rare_features_have_a_common_lost_share() -> None:
     assert loss.lost_shares(np.array([8, 7, 3])).tolist() == [0.5, 0.375, 0.375]
 
 
+def test_amplitude_is_the_root_mean_square_of_the_active_codes_times_the_norm() -> None:
+    codes, norm = some_codes(60), np.array([1.0, 2.0, 0.5, 1.0, 4.0, 1.0])
+    task = BottleneckTask.from_stats(stats_with(codes, norm=norm), np.ones(N, dtype=bool), 0, "cpu")
+    active = [column[column > 0] for column in codes[:, :-1].T]
+    expected = [np.sqrt(np.mean(values**2)) for values in active] * norm[:-1]
+    assert task.amplitude.tolist() == pytest.approx([*expected, 0.0], rel=1e-5)  # the last never fires
+
+
+def test_a_range_of_a_batch_is_the_batch_of_its_tokens() -> None:
+    codes = some_codes(12)
+    part = SparseBatch.from_codes(Codes.from_dense(codes)).select_range(5, 9)
+    dense = torch.zeros(4, N)
+    dense[part.token, part.feature.long()] = part.value
+    assert dense.tolist() == codes[5:9].tolist()
+    assert part.start_on_cpu.tolist() == part.row_start.tolist()
+    assert (part.n_tokens, len(part.token_weight)) == (4, 4)
+
+
 def test_held_out_sequences_are_complete_and_not_trained_on() -> None:
     sequence = np.repeat(np.arange(30), 20)
     task = BottleneckTask.from_stats(stats_with(some_codes(600), sequence), np.ones(N, dtype=bool), 0, "cpu")
