@@ -82,6 +82,13 @@ def test_rejects_a_prediction_of_other_statistics(tmp_path: Path) -> None:
         FloorPrediction.load(tmp_path)
 
 
+def test_rejects_a_block_with_more_tokens_than_its_counts_can_hold() -> None:
+    counts, cost = np.zeros((2, 1), dtype=np.int32), np.zeros((2, 1))
+    BlockSums(np.array([1, 2**31 - 1]), np.array([1, 1]), counts, cost)
+    with pytest.raises(ValueError, match="a block has more tokens than int32 counts"):
+        BlockSums(np.array([1, 2**31]), np.array([1, 1]), counts, cost)
+
+
 @pytest.mark.parametrize("content", [b"", b"{}", b"\x00" * 50, pickle.dumps({"a": 1}), b'{"format": "else"}', b"[1]"])
 @pytest.mark.parametrize("record", [FeatureStats, FloorPrediction])
 def test_rejects_files_in_other_formats(tmp_path: Path, content: bytes, record: type) -> None:
