@@ -192,6 +192,7 @@ def test_rejects_merge_with_other_number_of_features() -> None:
     [
         ({"activation": np.ones((N_FEATURES, N_CONTEXTS), dtype=np.float32)}, "must have a sequence"),
         ({"activation": np.full((N_FEATURES, N_CONTEXTS), np.nan, dtype=np.float32)}, "finite"),
+        ({"activation": -np.eye(N_FEATURES, N_CONTEXTS, dtype=np.float32)}, "at least 0"),
         ({"activation": np.eye(N_FEATURES, N_CONTEXTS, k=1, dtype=np.float32)}, "must fall"),
         ({"window": np.full((N_FEATURES, N_CONTEXTS, 2), -1, dtype=np.int32)}, "a sequence and a window"),
         ({"window": np.full((N_FEATURES, N_CONTEXTS, WINDOW), -2, dtype=np.int32)}, "counted from 0"),

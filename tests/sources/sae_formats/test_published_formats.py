@@ -381,6 +381,13 @@ def test_openai_relu_subtracts_and_adds_its_bias(tmp_path, state, x):
     check(load_sae(path), x, codes, codes @ state["W_dec"] + state["b_dec"])
 
 
+@pytest.mark.parametrize("name", ["W_enc", "b_dec"])
+def test_one_number_that_is_not_finite_is_named(name, tmp_path, state):
+    state[name].view(-1)[3] = math.inf
+    path = save_tensors(tmp_path / "v4.pt", openai_style(state) | {"activation": "ReLU", "activation_state_dict": {}})
+    assert f"holds NaN or Inf in {name}" in refusal(path)
+
+
 def test_openai_top_k_is_refused_for_its_normalised_inputs(tmp_path, state):
     top = {"activation": "TopK", "activation_state_dict": {"k": 32, "postact_fn": "ReLU"}}
     path = save_tensors(tmp_path / "v5.pt", openai_style(state) | top)
