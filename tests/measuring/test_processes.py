@@ -78,7 +78,8 @@ def test_run_ends_if_a_process_dies_and_can_be_resumed(
     command = ["measure", teacher_dir, "--sae", sae_dir, "--text", prose_file, *OPTIONS]
     dead = launch(2, [script, *command, "--out", tmp_path / "two"])
     assert dead.returncode != 0
-    assert "process 1 of this run ended, so this one ends too" in dead.stderr
+    # On a busy machine the launcher may end the first process before it has said so.
+    assert "process 1 of this run ended, so this one ends too" in dead.stderr or "closing signal" in dead.stderr
     remaining = [file.name for file in (tmp_path / "two").iterdir() if file.name != LOCK_FILE]
     assert remaining == ["partial.safetensors"]
     resumed = launch(3, ["-m", "tl_distill_floor", *command, "--out", tmp_path / "two", "--resume"])
