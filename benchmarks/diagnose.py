@@ -197,6 +197,7 @@ def print_students() -> None:
             n_students[truth] += 1
             n_students[f"{truth}, {early.verdict}"] += 1
             low, high = early.end_interval
+            n_students["end interval holds L∞ of the full curve"] += low <= limit <= high
             print(
                 f"| {row['teacher']} | {student['width']} | {early.tokens[-1] / 1e6:.1f} M | {early.reached:.3f} |"
                 f" {early.verdict} | {early.end or math.nan:.3f} ({low:.3f} to {high:.3f}) | {later:.3f} |"

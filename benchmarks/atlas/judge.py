@@ -211,9 +211,11 @@ def main(directory: Path = Path(__file__).parent, most: int = 40) -> None:
     students, left_out = read_students(directory)
     console = Console(width=150)
     console.print(students_table(students), *left_out, sep="\n")
-    below = [s for s in students if s.interval[1] < s.predictions["head"]]
+    below = [s for s in students if s.loss < s.predictions["head"]]
     n_teachers = len({s.teacher for s in students})
     console.print(f"{len(students)} students of {n_teachers} teachers; {len(below)} below the head floor")
+    left = [1 - s.loss / s.reached for s in students]
+    console.print(f"L∞ is {np.median(left):.0%} below what was reached (median; {min(left):.0%} to {max(left):.0%})")
     rows = [judge(form, predictor, students) for predictor in students[0].predictions for form in TERMS]
     coverage = [f"{level:.0%}" for level in LEVELS]
     widths = [f"high/low of {level:.0%}" for level in WIDTH_LEVELS]

@@ -329,6 +329,6 @@ def test_rejects_damaged_results(tmp_path: Path) -> None:
     (tmp_path / "student.json").write_text('{"format": "tl-distill-floor/student", "version": 1, "name": 3}')
     with pytest.raises(InputError, match=r"not a valid student file .* run tl-floor distill"):
         StudentResult.load(tmp_path)
-    saved = student(4, 1.0)
+    saved = dataclasses.replace(student(4, 1.0), interval=(0.0, 9.0))
     saved.save(tmp_path / "again")
     assert dataclasses.replace(StudentResult.load(tmp_path / "again"), path=None) == saved

@@ -43,7 +43,7 @@ def simulation() -> Simulation:
 @pytest.fixture
 def student() -> StudentResult:
     """Return a result with two points of a learning curve."""
-    return StudentResult("width8", "tiny", 8, 2, 100, (10, 20), (0.5, 0.4), 0.3, (0.2, 0.35), "under-trained", 64)
+    return StudentResult("width8", "tiny", 8, 2, 100, (10, 20), (0.5, 0.4), 0.3, (0.05, 0.38), "under-trained", 64)
 
 
 @pytest.fixture
@@ -144,6 +144,12 @@ def test_records_describe_themselves_in_one_line(
     assert repr(calibration).startswith("Calibration(made: loss = ")
     assert repr(lost_features(floor, 1, top=2)).startswith("LostFeatures(made, blocks.1.hook_resid_post: width 1 loses")
     assert repr(one_feature(floor, 0, None)).startswith("OneFeature(made, blocks.1.hook_resid_post: feature 0, rank 1")
+
+
+def test_the_interval_of_an_older_file_is_widened(student: StudentResult, tmp_path: Path) -> None:
+    """0.1 of the last loss, 0.4, is left by the fit, so that 0.3 to 0.033 may be left."""
+    older = dataclasses.replace(student, interval=(0.29, 0.31))
+    assert StudentResult.load(older.save(tmp_path)).interval == pytest.approx((0.1, 0.4 - 0.1 / 3))
 
 
 def test_separation_is_nan_if_all_features_are_kept() -> None:

@@ -1,5 +1,6 @@
 """`StudentResult`: the learning curve, the floor and the checkpoint of one distilled student."""
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from tl_distill_floor.errors import InputError, check_choice
 from tl_distill_floor.results.record_files import JsonRecord
 from tl_distill_floor.sources.model_names import same_model
 from tl_distill_floor.storage.versioned import load_record, resolve_file, save_record
+from tl_distill_floor.theory.learning_curve import with_misfit
 
 STUDENT_FILE = "student.json"
 
@@ -96,6 +98,9 @@ class StudentResult(JsonRecord):
     def load(cls, path: str | Path) -> "StudentResult":
         """Load a result that `save` wrote; its checkpoint is expected in the same directory.
 
+        The interval is widened as `theory.learning_curve.with_misfit` does: files of older versions have that of the
+        fit alone.
+
         Args:
             path: the file, or its directory.
 
@@ -109,7 +114,10 @@ class StudentResult(JsonRecord):
             >>> result = StudentResult.load("runs/tiny/students/width64")  # doctest: +SKIP
         """
         file = resolve_file(path, STUDENT_FILE)
-        return load_record(cls, file, cls.KIND, cls.COMMAND, {"path": str(file.parent)})
+        student = load_record(cls, file, cls.KIND, cls.COMMAND, {"path": str(file.parent)})
+        if student.status == "diverged":
+            return student
+        return dataclasses.replace(student, interval=with_misfit(student.interval, student.floor, student.loss))
 
     def __repr__(self) -> str:
         """Return the name, the shape, the loss and the status in one line."""
