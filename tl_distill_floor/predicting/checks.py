@@ -15,6 +15,8 @@ MENTIONED_FVU = 0.3
 """Fraction of variance unexplained above which a prediction says so; above `WARN_FVU` the measurement itself warns."""
 WARN_L0_RATIO = 2.0
 """Ratio of the measured and the published L0, in either direction, above which a prediction warns."""
+MAX_CORRELATION_OF_BLOCKS = 0.4
+"""Correlation of neighbouring blocks of text above which a prediction warns: they could not be joined any further."""
 MIN_TRAINING_GAIN = 0.1
 """If the loss on training text is lower than the held-out loss by more than this share, a prediction warns."""
 MIN_HELD_OUT_SEQUENCES = 10
@@ -91,6 +93,12 @@ def measurement_warnings(stats: FeatureStats, alpha: float, has_tail_loss: bool)
     warnings = []
     if len(stats.blocks.n_tokens) < 2:
         warnings.append("one block of text gives no intervals: measure more tokens, or smaller batches")
+    correlation = stats.independent_blocks.neighbour_correlation()
+    if correlation > MAX_CORRELATION_OF_BLOCKS:
+        warnings.append(
+            f"neighbouring parts of the text are alike (correlation {correlation:.2f}), so that intervals may be too"
+            " narrow for other documents: measure more documents"
+        )
     if stats.cost_unit == "nats" and not has_tail_loss:
         warnings.append(
             "costs in nats do not add up to the loss of removing many features, which is larger; give a teacher"

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float64, Int64
 
-from tl_distill_floor.results.feature_stats import FeatureStats
+from tl_distill_floor.results.block_sums import NUMBERS_PER_PART, BlockSums
 from tl_distill_floor.results.floor_prediction import FeatureFloorPrediction
 from tl_distill_floor.theory.allocation import rank_by_cost, remaining_costs
 from tl_distill_floor.theory.bootstrap import Z_95, Interval, block_bootstrap, margin_95
@@ -17,8 +17,6 @@ from tl_distill_floor.theory.floors import held_ranks
 
 MAX_ORDERS = 16
 """Resampled texts at most whose costs order the features for Theorem 1's floor: each takes a sort of all features."""
-NUMBERS_PER_PART = 2**22
-"""Numbers that are in memory at once in addition to the blocks."""
 
 
 class Resamples(NamedTuple):
@@ -38,6 +36,8 @@ class Resamples(NamedTuple):
 def add_intervals(prediction: FeatureFloorPrediction, n_bootstrap: int, seed: int) -> FeatureFloorPrediction:
     """Return the prediction with 95 % intervals, from the spread of the predictions over resampled blocks of text.
 
+    Blocks whose neighbours are alike are joined first: several are of one document, and other documents differ more.
+
     The quantiles of the resamples would be biased. A resample leaves out about a third of the blocks, and with them the
     features that fire in no other block. So F is below the measured one in every resample, but its spread is right.
     The shares of lost cost are not changed in a resample. They are optimal, so to first order the floor does not change
@@ -51,11 +51,11 @@ def add_intervals(prediction: FeatureFloorPrediction, n_bootstrap: int, seed: in
     Returns:
         The prediction, unchanged if the text has only one block.
     """
-    stats = prediction.stats
-    n_blocks = len(stats.blocks.n_tokens)
+    blocks = prediction.stats.independent_blocks
+    n_blocks = len(blocks.n_tokens)
     if n_blocks < 2:
         return prediction
-    resamples = _resample(stats, prediction.min_count, block_bootstrap(n_blocks, n_bootstrap, seed))
+    resamples = _resample(blocks, prediction.min_count, block_bootstrap(n_blocks, n_bootstrap, seed))
     critical_widths = list(map(critical_width, resamples.n_features, resamples.alpha))
     of_costs = prediction.feature_floor * _cost_margins(prediction, resamples, prediction.lost_share)
     floor_margins = np.hypot(of_costs, Z_95 * prediction.measured_error())
@@ -64,7 +64,7 @@ def add_intervals(prediction: FeatureFloorPrediction, n_bootstrap: int, seed: in
     return dataclasses.replace(
         prediction,
         n_features_interval=_interval(
-            prediction.n_features, resamples.margin(resamples.n_features), len(stats.firing_count)
+            prediction.n_features, resamples.margin(resamples.n_features), blocks.firing_count.shape[1]
         ),
         alpha_interval=_interval(prediction.alpha, resamples.margin(resamples.alpha), 1.0),
         critical_width_interval=_interval(prediction.critical_width, resamples.margin(np.array(critical_widths))),
@@ -101,7 +101,7 @@ def _cost_of_other_orders(prediction: FeatureFloorPrediction, resamples: Resampl
     held = held_ranks(stats.firing_rate[alive], prediction.widths)
     floors = []
     for times in resamples.times[:MAX_ORDERS]:
-        resampled = (times.astype(np.float32) @ stats.blocks.cost).astype(np.float64)
+        resampled = (times.astype(np.float32) @ stats.independent_blocks.cost).astype(np.float64)
         order = rank_by_cost(resampled, alive)
         floors.append(remaining_costs(stats.cost[order])[held])
     mean: np.ndarray = np.mean(floors, axis=0)
@@ -129,7 +129,7 @@ def _cost_margins(
         resamples: resampled texts.
         lost_share: the share of each feature's cost that is lost at a width.
     """
-    blocks = prediction.stats.blocks
+    blocks = prediction.stats.independent_blocks
     shares = np.stack([lost_share(int(width)) for width in prediction.widths], axis=1)
     # One block after the other, since NumPy converts what it multiplies to 64 bits.
     lost = np.stack([cost @ shares for cost in blocks.cost])
@@ -139,23 +139,23 @@ def _cost_margins(
     return margins
 
 
-def _resample(stats: FeatureStats, min_count: int, times: Int64[np.ndarray, "resample block"]) -> Resamples:
+def _resample(blocks: BlockSums, min_count: int, times: Int64[np.ndarray, "resample block"]) -> Resamples:
     """Return F and α of resampled texts.
 
     Args:
-        stats: measured statistics.
+        blocks: sums over blocks of the text.
         min_count: a feature is alive if it fired on at least this many tokens.
         times: how often each block is in each resample.
     """
-    n_blocks, n = stats.blocks.firing_count.shape
+    n_blocks, n = blocks.firing_count.shape
     n_alive, n_fired = np.zeros(len(times)), np.zeros(len(times))
     features_per_part = max(1, NUMBERS_PER_PART // max(len(times), n_blocks))
     for first in range(0, n, features_per_part):
-        count = times.astype(np.float64) @ stats.blocks.firing_count[:, first : first + features_per_part]
+        count = times.astype(np.float64) @ blocks.firing_count[:, first : first + features_per_part]
         alive = count >= min_count
         n_alive += alive.sum(1)
         n_fired += count.sum(1, where=alive)
-    alpha = 1.0 - n_fired / np.maximum(n_alive, 1.0) / (times @ stats.blocks.n_tokens)
+    alpha = 1.0 - n_fired / np.maximum(n_alive, 1.0) / (times @ blocks.n_tokens)
     return Resamples(times, n_alive, np.clip(alpha, 1e-12, 1.0 - 1e-12))
 
 

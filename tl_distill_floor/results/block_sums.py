@@ -11,6 +11,12 @@ from tl_distill_floor.results.feature_sums import FeatureSums
 
 MAX_BLOCKS = 64
 """Blocks of text whose sums are kept apart, at most."""
+MIN_INDEPENDENT = 6
+"""Blocks below which neighbours are not joined, although they are alike."""
+MAX_CORRELATION = 0.1
+"""Correlation of neighbouring blocks up to which they count as independent."""
+NUMBERS_PER_PART = 2**22
+"""Numbers that are in memory at once in addition to the blocks."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,3 +68,32 @@ class BlockSums:
         pairs = np.arange(0, len(self.n_tokens), 2)
         arrays = (getattr(self, f.name) for f in dataclasses.fields(self))
         return BlockSums(*(np.add.reduceat(array, pairs, axis=0, dtype=array.dtype) for array in arrays))
+
+    def independent(self) -> "BlockSums":
+        """Return blocks that are about independent: neighbours are joined while they are alike.
+
+        Neighbours are alike if documents are longer than blocks. A bootstrap over such blocks says how much the text
+        varies within its documents, and less than how much other documents differ.
+        """
+        blocks = self
+        while len(blocks.n_tokens) >= 2 * MIN_INDEPENDENT and blocks.neighbour_correlation() > MAX_CORRELATION:
+            blocks = blocks.coarser()
+        return blocks
+
+    def neighbour_correlation(self) -> float:
+        """Return the correlation of the firing rates of neighbouring blocks, over all features; 0 below three blocks.
+
+        Features count by the variance of their rates. The correlation is of the deviations from the mean of n blocks,
+        which lowers it by 1/n if blocks are independent; that is added.
+        """
+        n_blocks, n_features = self.firing_count.shape
+        if n_blocks < 3:
+            return 0.0
+        covariance = np.zeros((n_blocks, n_blocks))
+        features_per_part = max(1, NUMBERS_PER_PART // n_blocks)
+        for first in range(0, n_features, features_per_part):
+            rate = self.firing_count[:, first : first + features_per_part] / self.n_tokens[:, None]
+            rate -= rate.mean(0)
+            covariance += rate @ rate.T
+        variance = covariance.trace() / n_blocks
+        return 0.0 if variance == 0 else float(covariance.diagonal(1).mean() / variance + 1 / n_blocks)

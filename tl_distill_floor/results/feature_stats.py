@@ -5,6 +5,7 @@ import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -205,6 +206,11 @@ class FeatureStats(Displayable):
         largest = 1.0 - 0.5 / max(self.n_tokens, 1)
         rates = np.minimum(self.firing_rate, largest)
         return np.where(alive, self.cost, 0.0), np.where(alive, rates, 0.0)
+
+    @cached_property
+    def independent_blocks(self) -> BlockSums:
+        """The sums over blocks of the text that are long enough to be about independent, for the bootstrap."""
+        return self.blocks.independent()
 
     def growth(self, min_count: int = 1) -> tuple[Int64[np.ndarray, " block"], Int64[np.ndarray, " block"]]:
         """Count alive features as more text is read.

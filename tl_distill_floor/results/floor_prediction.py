@@ -290,7 +290,7 @@ class FeatureFloorPrediction(FloorPrediction):
     @cached_property
     def power_law(self) -> PowerLaw | None:
         """Power law fitted to the sorted costs of the alive features; None if there are fewer than 10."""
-        alive, blocks = self.feature_curve.alive, self.stats.blocks
+        alive, blocks = self.feature_curve.alive, self.stats.independent_blocks
         cost = np.where(alive, self.stats.cost, 0.0)
         return power_law_with_intervals(cost, blocks.cost, blocks.firing_count, min_count=self.min_count)
 
