@@ -139,6 +139,16 @@ def test_says_not_known_and_why(tokens: tuple[float, ...], losses: list[float], 
     assert (diagnosis.end, diagnosis.end_interval) == (None, (0.1, diagnosis.reached))
 
 
+def test_at_most_is_the_lower_end_of_the_interval() -> None:
+    """What is left of real curves is known within a factor of 3, and the posterior of the curve alone is narrower."""
+    diagnosis = diagnose(falling_to(0.275, 0.3), HEAD)
+    assert diagnosis.verdict == "not known"
+    assert diagnosis.left is not None
+    most = 1 - diagnosis.end_interval[0] / diagnosis.reached
+    assert most > 2.9 * diagnosis.left
+    assert f"and at most {most:.0%}: the curve leaves open" in diagnosis.reason
+
+
 def test_says_that_points_count_by_the_learning_rate_before_them() -> None:
     """Of ten points under a cosine only five are below 80 % of the sum of the rates."""
     share = np.arange(1, 11) / 10

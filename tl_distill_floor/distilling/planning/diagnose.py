@@ -125,6 +125,8 @@ class _End(NamedTuple):
     """Median of the loss at which it saturates, nats per token."""
     interval: tuple[float, float]
     """95 % interval of that loss."""
+    most_left: float
+    """Share of the reached loss that is left to gain at the lower end of the interval."""
     left: RemainingLoss
     """Distribution of the share of the reached loss that is left to gain."""
     tokens_for_half: float
@@ -148,10 +150,9 @@ def _end_of(curve: LearningCurve, losses: Float64[np.ndarray, " point"], bound: 
         return None
     share = 1.0 - left.quantile(0.5)
     low, high = with_misfit(left.end_interval(), share, 1.0)
-    last = float(tokens[-1])
-    return _End(
-        reached * share, (max(reached * low, bound), reached * high), left, (left.half_factor - 1.0) * last, last
-    )
+    interval, last = (max(reached * low, bound), reached * high), float(tokens[-1])
+    most_left = max(1.0 - interval[0] / reached, 0.0)
+    return _End(reached * share, interval, most_left, left, (left.half_factor - 1.0) * last, last)
 
 
 def _loaded(curve: str | Path | LearningCurve | StudentResult) -> LearningCurve:
@@ -243,7 +244,7 @@ def _verdict(end: _End, width: int, expected: PredictedLoss) -> tuple[Verdict, s
         return "under-trained", f"{share} is left to gain, half of it with {_tokens_for_half(end)}"
     if probability > SATURATED_UP_TO:
         return "not known", (
-            f"{share} is left to gain, and at most {end.left.quantile(0.975):.0%}: the curve leaves open whether that"
+            f"{share} is left to gain, and at most {end.most_left:.0%}: the curve leaves open whether that"
             f" is more than {UNDER_TRAINED_SHARE:.0%}; train longer"
         )
     if end.loss > expected.high:
