@@ -39,7 +39,7 @@ def main(out: Path = DATA_FILE) -> None:
         " (intercept_variance) and b (slope_variance); losses in nats per token, KL(teacher ‖ student)",
         "fits": fits,
         "n_students": len(students),
-        "log_error": float(np.median([student.log_error for student in students])),
+        "log_error": float(np.median([student.log_error_as_pilot for student in students])),
         "head_steps": HEAD_STEPS,
         "teachers": [
             {"name": name}

@@ -33,6 +33,7 @@ from tl_distill_floor.results.expected_loss import (
 from tl_distill_floor.results.floor_prediction import FloorPrediction
 from tl_distill_floor.results.head_floor import HeadFloor
 from tl_distill_floor.results.student_loss import mean_loss
+from tl_distill_floor.theory.learning_curve import fit_learning_curve, log_error
 from tl_distill_floor.theory.random_effects import RandomEffectsFit
 
 ATLAS = Path(__file__).parents[2] / "benchmarks" / "atlas"
@@ -115,10 +116,10 @@ def test_rejects_an_impossible_error_of_a_loss(head: HeadFloor, floor: FloorPred
             record.expected_at(16, losses={4: StudentLoss(0.5, error)})
 
 
-def test_the_error_of_a_mean_loss_is_that_of_the_sum_in_nats() -> None:
+def test_errors_of_students_of_one_width_are_added_in_nats() -> None:
     students = [StudentLoss(0.1, 0.3), StudentLoss(0.3, 0.4)]
-    in_nats = math.sqrt(0.03**2 + 0.12**2)
-    assert mean_loss(students) == pytest.approx((0.2, in_nats / 0.4))
+    assert mean_loss(students) == pytest.approx((0.2, (0.03 + 0.12) / 0.4))
+    assert mean_loss([StudentLoss(0.2, 0.3)] * 4) == pytest.approx((0.2, 0.3))
     assert mean_loss([*students, StudentLoss(0.5)]) == pytest.approx((0.3, None))
     assert mean_loss([StudentLoss(0.0, 0.3)] * 2) == (0.0, None)
 
@@ -129,6 +130,21 @@ def test_the_interval_holds_the_value(x: float, level: float) -> None:
         loss = expected_loss_fit(predictor).at(x, level)  # type: ignore[arg-type]
         assert loss.low < loss.value < loss.high
         assert expected_loss_fit(predictor).at(1.1 * x, level).value > loss.value  # type: ignore[arg-type]
+
+
+def test_an_error_that_is_not_known_is_the_median_of_the_full_errors_of_the_atlas() -> None:
+    """The fit of a learning curve alone has a median error of 0.034; real curves are no power laws."""
+    errors = []
+    for file in sorted(ATLAS.glob("*.json")):
+        for student in json.loads(file.read_text(encoding="utf-8"))["students"]:
+            fit = fit_learning_curve(student["tokens"], student["losses"])
+            low, high = fit.fit_interval
+            if 0 < high <= 3 * low:
+                errors.append(log_error(fit.floor, fit.interval))
+    for predictor in ("encoded", "encoded and simulated"):
+        fitted = expected_loss_fit(predictor)  # type: ignore[arg-type]
+        assert fitted.n_students == len(errors)
+        assert fitted.log_error == pytest.approx(np.median(errors), rel=1e-3)
 
 
 @pytest.mark.slow

@@ -51,7 +51,8 @@ class ExpectedLossFit:
     fit: RandomEffectsFit
     """Fit of the logarithms."""
     log_error: float
-    """Median standard error of log L∞ of its students, for those whose error is not known."""
+    """Median standard error of log L∞ of its students, from their full intervals, for those whose error is not
+    known."""
     n_students: int
     """Number of students."""
     teachers: tuple[str, ...]

@@ -114,17 +114,20 @@ def falls_with_width(losses: Mapping[int, StudentLoss]) -> bool:
 def mean_loss(students: Sequence[StudentLoss]) -> StudentLoss:
     """Return the mean loss of students of the same width, and its error if all of theirs are known.
 
+    Students of one width learn alike, so an extrapolation is wrong in the same way for all of them: their errors are
+    added, as a mean over more students does not reduce them.
+
     Args:
-        students: at least one; their errors are independent.
+        students: at least one.
 
     Example:
         >>> round(mean_loss([StudentLoss(0.1, 0.3), StudentLoss(0.3, 0.4)]).log_error, 3)
-        0.309
+        0.375
     """
     total = sum(student.loss for student in students)
     errors = [student.log_error * student.loss for student in students if student.log_error is not None]
     is_known = len(errors) == len(students) and total > 0
-    return StudentLoss(total / len(students), math.hypot(*errors) / total if is_known else None)
+    return StudentLoss(total / len(students), sum(errors) / total if is_known else None)
 
 
 def _listed(losses: Mapping[int, StudentLoss]) -> str:
