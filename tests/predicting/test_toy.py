@@ -9,6 +9,8 @@ import torch
 from torch.nn.functional import relu
 
 from tl_distill_floor import toy
+from tl_distill_floor.predicting.toy import ToyModels, ToyTask, _evaluate
+from tl_distill_floor.theory.bootstrap import Z_95
 
 QUICK = {"steps": 800, "learning_rate": 0.02, "n_fresh": 16_384}
 
@@ -26,14 +28,29 @@ def test_samples_have_the_distribution_of_inputs_that_are_not_all_zero() -> None
     assert together == pytest.approx(0.4 * 0.2 / (1 - 0.42336), rel=0.05)
 
 
-def test_error_of_the_mean_floor_is_that_over_seeds_or_of_the_inputs() -> None:
+def test_error_of_the_mean_floor_is_that_over_seeds_and_of_the_inputs() -> None:
     ones = np.ones(1)
     two_seeds = np.array([[1.0, 3.0]])  # standard deviation √2, of the mean 1
     kept = np.ones((1, 2), dtype=np.int64)
     result = toy.ToyResult(np.array([2]), ones, ones / 2, two_seeds, np.full((1, 2), 0.1), kept)
-    assert result.error_of_mean == pytest.approx([1.0])
+    assert result.error_of_mean == pytest.approx([math.hypot(1.0, 0.1)])
     one_seed = toy.ToyResult(np.array([2]), ones, ones / 2, two_seeds[:, :1], np.full((1, 1), 0.1), kept[:, :1])
     assert one_seed.error_of_mean == pytest.approx([0.1])
+
+
+def test_error_of_the_mean_floor_holds_on_other_inputs() -> None:
+    """Four equal models are measured on the same inputs: the spread over them is 0, and that of their mean is not."""
+    task = ToyTask.from_arrays(np.full(4, 0.3), np.ones(4), "cpu")
+    models = ToyModels(torch.full((4, 1, 4), 0.5), torch.full((4, 1, 4), -0.1))
+    true, _, _ = _evaluate(task, models, 200_000, 1000, None)
+    ones, held = np.ones(4), []
+    for seed in range(100):
+        floor, error, _ = _evaluate(task, models, 300, seed, None)
+        result = toy.ToyResult(
+            np.ones(1, dtype=np.int64), ones, ones / 2, floor[None], error[None], np.ones((1, 4), int)
+        )
+        held.append(abs(floor.mean() - true.mean()) <= Z_95 * result.error_of_mean[0])
+    assert 0.88 <= np.mean(held) <= 0.99
 
 
 def test_gradient_matches_autograd() -> None:
@@ -103,7 +120,7 @@ def test_evaluation_matches_plain_inputs() -> None:
     generator = torch.Generator().manual_seed(1)
     task = toy.ToyTask.from_arrays(np.full(5, 0.1), np.ones(5), "cpu")
     models = toy.ToyModels(torch.randn(2, 2, 5, generator=generator), torch.randn(2, 1, 5, generator=generator) / 4)
-    floor, error, _ = toy._evaluate(task, models, 100_000, 0, None)
+    floor, error, _ = _evaluate(task, models, 100_000, 0, None)
     x = torch.rand(400_000, 5, generator=generator) * (torch.rand(400_000, 5, generator=generator) < 0.1)
     plain = (models(x) - x).square().sum(2).mean(1).numpy()
     assert floor == pytest.approx(plain, rel=0.02)

@@ -77,7 +77,7 @@ def train_configuration(configuration: ToyConfiguration, progress: ProgressCallb
         progress: called at every hundredth step with the steps done and the total.
 
     Returns:
-        The fields of the configuration, and for each width the mean floor "reached", its "standard_error" over seeds,
+        The fields of the configuration, and for each width the mean floor "reached", its "standard_error",
         the "least" floor, the mean number of "kept" features, the mean distance "to_teacher", and the floors
         "predicted" by each predictor. Floors are importance-weighted squared errors.
 

@@ -36,12 +36,15 @@ class ToyResult(ArrayRecord):
 
     @property
     def error_of_mean(self) -> Float64[np.ndarray, " width"]:
-        """Standard error of the mean floor over seeds; with one seed, that from the number of new inputs."""
+        """Standard error of the mean floor, from its spread over seeds and from the number of new inputs.
+
+        All seeds are measured on the same inputs, so that the second part does not show in the spread.
+        """
         n_seeds = self.floor.shape[1]
+        of_inputs: np.ndarray = self.standard_error.mean(1)
         if n_seeds == 1:
-            return self.standard_error[:, 0]
-        error: np.ndarray = self.floor.std(1, ddof=1) / np.sqrt(n_seeds)
-        return error
+            return of_inputs
+        return np.hypot(self.floor.std(1, ddof=1) / np.sqrt(n_seeds), of_inputs)
 
     def predicted(self) -> dict[str, list[float]]:
         """Return the floor of every predictor at each width."""
