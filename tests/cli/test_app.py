@@ -1,6 +1,7 @@
 """Test the application: help, version, errors, progress, and the parsing of options."""
 
 import math
+import shlex
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,32 @@ def test_an_error_is_one_sentence(error: Exception, message: str, monkeypatch: p
     assert refused(run("saes", "tiny-prose")) == message
     result = run("saes", "tiny-prose", "--debug")
     assert (result.exit_code, "Traceback" in result.stderr) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [
+        (("plan", "my run"), "--out"),
+        (("report", "my run"), "--out"),
+        (("diagnose", "my run", "my run"), "--out"),
+        (("distill", "tiny-prose", "--widths", "8", "--match", "kept", "--out", "my run"), "--out"),
+        (("measure", "tiny-prose", "--text", "my set"), "as"),
+    ],
+)
+def test_commands_in_messages_can_be_typed(
+    command: tuple[str, ...], option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A path with a space in it is one word of the command."""
+    from datasets import Dataset, DatasetDict
+
+    monkeypatch.chdir(tmp_path)
+    rows = Dataset.from_dict({"text": ["a"]})
+    DatasetDict({"train": rows, "test": rows}).save_to_disk("my set")
+    if command[0] == "diagnose":
+        Path("my run").mkdir()
+        Path("my run", "students").mkdir()
+    words = shlex.split(refused(run(*command)))
+    assert words[words.index(option) + 1] in ("my run", "my set:SPLIT")
 
 
 def test_an_interrupted_command_without_checkpoints(monkeypatch: pytest.MonkeyPatch) -> None:

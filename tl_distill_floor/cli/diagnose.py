@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -170,7 +171,9 @@ def _load_students(path: Path) -> "tuple[list[StudentResult], list[str]]":
              if not student.tokens]  # fmt: skip
     with_curve = [student for student in students if student.tokens]
     if not with_curve:
-        raise InputError(f"no student in {path} has a learning curve; distil some with tl-floor distill --out {path}")
+        raise InputError(
+            f"no student in {path} has a learning curve; distil some with tl-floor distill --out {quote(str(path))}"
+        )
     return with_curve, notes
 
 

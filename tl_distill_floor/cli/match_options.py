@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from shlex import quote
 
 from tl_distill_floor.annotations import FormattedSae
 from tl_distill_floor.cli.options import MatchedActivation
@@ -80,6 +81,6 @@ def _load_floor(directory: Path) -> FeatureFloorPrediction:
     if not (directory / FLOOR_FILE).exists():
         raise InputError(
             f"{directory} holds no prediction, which says at which layer to match and what a width can keep; run"
-            f" tl-floor measure with --out {directory} first, or use --match activation --match-layer N"
+            f" tl-floor measure with --out {quote(str(directory))} first, or use --match activation --match-layer N"
         )
     return FloorPrediction.load(directory).with_features()

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from shlex import quote
 
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.results.floor_files import FLOOR_FILE, holds_head_only
@@ -43,7 +44,8 @@ def load_floor(directory: Path) -> FeatureFloorPrediction:
     if floor.stats is None:
         raise InputError(
             f"{directory} was measured without an SAE, so nothing is known of the teacher's features; measure with an"
-            f" SAE (tl-floor train-sae makes one): tl-floor measure {floor.model_name} --sae SAE --out OTHER_DIRECTORY"
+            f" SAE (tl-floor train-sae makes one): tl-floor measure {quote(floor.model_name)} --sae SAE"
+            " --out OTHER_DIRECTORY"
         )
     return floor.with_features()
 
@@ -57,7 +59,11 @@ def load_prediction(directory: Path) -> FloorPrediction:
     if not (directory / FLOOR_FILE).is_file() and not holds_head_only(directory):
         runs = sorted(str(file.parent) for file in Path("runs").glob(f"*/{FLOOR_FILE}"))
         if directory.is_file():
-            raise InputError(f"{directory} is a file; name the directory of a run, such as {directory.parent}")
-        others = f", or name another: {', '.join(runs[:N_LISTED])}" if runs else ""
-        raise InputError(f"there is no run at {directory}; make one with tl-floor measure --out {directory}{others}")
+            raise InputError(
+                f"{directory} is a file; name the directory of a run, such as {quote(str(directory.parent))}"
+            )
+        others = f", or name another: {', '.join(map(quote, runs[:N_LISTED]))}" if runs else ""
+        raise InputError(
+            f"there is no run at {directory}; make one with tl-floor measure --out {quote(str(directory))}{others}"
+        )
     return FloorPrediction.load(directory)

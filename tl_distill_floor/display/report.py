@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 
 import plotly.graph_objects as go
 
@@ -112,7 +113,8 @@ def write_comparison(
         if parts.floor is None:
             reasons = f" ({'; '.join(parts.unreadable)})" if parts.unreadable else ""
             raise InputError(
-                f"{parts.name} has no prediction to compare{reasons}; make one with tl-floor measure --out {parts.name}"
+                f"{parts.name} has no prediction to compare{reasons}; make one with tl-floor measure --out"
+                f" {quote(parts.name)}"
             )
     drawn = {} if figures is None else comparison_figures(loaded)
     file = Path(runs[0]) / COMPARISON_FILE if out is None else Path(out)

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import TypeVar
 
 from tl_distill_floor.errors import InputError
@@ -88,6 +89,8 @@ def load_run_parts(
     sparse_probes = load_probes(SparseProbes.load, directory / SPARSE_PROBES_FILE, "tl-floor probe --sparse")
     if floor is None and not results and probes is None and sparse_probes is None:
         reasons = f" ({'; '.join(unreadable)})" if unreadable else ""
-        raise InputError(f"there is no run at {directory}; make one with tl-floor measure --out {directory}{reasons}")
+        raise InputError(
+            f"there is no run at {directory}; make one with tl-floor measure --out {quote(str(directory))}{reasons}"
+        )
     lost = None if floor is None or floor.stats is None else lost_features(floor, width, top)
     return RunParts(str(directory), floor, tuple(results), probes, lost, tuple(unreadable), sparse_probes)

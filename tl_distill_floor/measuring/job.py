@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
+from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -322,5 +323,5 @@ def _check_model(teacher: Teacher, source: SaeSource) -> None:
     if teacher.has_public_name and trained_on and not same_model(trained_on, teacher.name):
         raise InputError(
             f"the SAE {source.name} was trained on {trained_on}, the teacher is {teacher.name};"
-            f" measure {trained_on}, or see tl-floor saes {teacher.name}"
+            f" measure {trained_on}, or see tl-floor saes {quote(teacher.name)}"
         )

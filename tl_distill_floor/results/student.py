@@ -5,6 +5,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from shlex import quote
 from typing import Any, ClassVar
 
 from tl_distill_floor.annotations import StudentStatus
@@ -145,7 +146,9 @@ def student_files(directory: str | Path, *, required: bool = False) -> list[Path
     """
     files = sorted(Path(directory).glob(f"students/[!.]*/{STUDENT_FILE}"))
     if required and not files:
-        raise InputError(f"{directory} holds no students; distil some with tl-floor distill --out {directory}")
+        raise InputError(
+            f"{directory} holds no students; distil some with tl-floor distill --out {quote(str(directory))}"
+        )
     return files
 
 

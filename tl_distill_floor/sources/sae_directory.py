@@ -6,6 +6,7 @@ Nothing is downloaded.
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from shlex import quote
 from typing import Any, NoReturn, Protocol, runtime_checkable
 
 from tl_distill_floor.errors import InputError
@@ -186,10 +187,10 @@ def raise_no_known_sae(model_name: str, layer: int | None) -> NoReturn:
         check_layer(model_name, layer)
     layers = sorted({entry.layer for entry in find_saes(model_name) if entry.layer is not None})
     only = f", only {_name_layers(layers)}; set --layer to one of these," if layers else ";"
-    train = f"tl-floor train-sae {model_name} --layer {'L' if layer is None else layer}"
+    train = f"tl-floor train-sae {quote(model_name)} --layer {'L' if layer is None else layer}"
     raise InputError(
         f"no SAE is known for {model_name}{_at_layer(layer)}{only} train one with {train}, give one with --sae, or"
-        f" estimate the least loss without one: tl-floor measure {model_name} --no-sae (head_floor in Python)"
+        f" estimate the least loss without one: tl-floor measure {quote(model_name)} --no-sae (head_floor in Python)"
     )
 
 
@@ -209,8 +210,8 @@ def require_single_sae(specs: Sequence[str], holder: str, layer: int | None, mod
         return specs[0]
     advice = "give one of them with --sae" + (" or a layer with --layer" if layer is None else "")
     n_more = len(specs) - MAX_LISTED
-    more = f" and {n_more} more: tl-floor saes {model_name}" if n_more > 0 else ""
-    raise InputError(f"{holder} has {len(specs)} SAEs, {advice}: {', '.join(specs[:MAX_LISTED])}{more}")
+    more = f" and {n_more} more: tl-floor saes {quote(model_name)}" if n_more > 0 else ""
+    raise InputError(f"{holder} has {len(specs)} SAEs, {advice}: {', '.join(map(quote, specs[:MAX_LISTED]))}{more}")
 
 
 def _paper_entries() -> list[SaeEntry]:

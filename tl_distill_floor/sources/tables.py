@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import zip_longest
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from tl_distill_floor.errors import InputError, reason_of
@@ -103,7 +104,7 @@ def open_saved_dataset(path: Path, split: str | None = None) -> Table:
                 raise TypeError("its splits are not a list")
             if not all(isinstance(name, str) and Path(name).name == name for name in splits):
                 raise ValueError("it names splits outside the directory")
-        name = choose_split(str(path), splits, split, f"{path}:SPLIT")
+        name = choose_split(str(path), splits, split, quote(f"{path}:SPLIT"))
         directory = path / name
     elif split is not None:
         raise InputError(f"{path} holds one dataset without splits, not {split!r}; leave out ':{split}'")
