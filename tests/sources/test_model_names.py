@@ -27,6 +27,20 @@ def test_aliases_and_owners_do_not_change_the_model() -> None:
     assert not same_model("pythia-70m", "pythia-70m-deduped")
 
 
+def test_directories_are_one_model_if_their_weights_are_equal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for directory, weights in (("a/final", b"1"), ("b/final", b"2"), ("copy", b"1")):
+        Path(directory).mkdir(parents=True)
+        Path(directory, "model.safetensors").write_bytes(weights)
+    Path("link").symlink_to("a/final")
+    assert same_model("a/final", "link")
+    assert same_model("a/final/", str(tmp_path / "a" / "final"))
+    assert same_model("a/final", "copy")
+    assert not same_model("a/final", "b/final")
+    # What does not exist is compared by its name.
+    assert same_model("a/final", "elsewhere/final")
+
+
 def test_possible_names_are_known_paths_or_repositories(teacher_dir: Path, hub: Path, tmp_path: Path) -> None:
     for name in ("tiny-prose", "smollm2-135m", "gpt2-small", "PYTHIA-70M", "owner/name", str(teacher_dir)):
         assert is_possible_name(name)

