@@ -76,6 +76,14 @@ def test_sparsify_refuses_what_it_cannot_measure(config, expected, tmp_path, sta
     assert expected in refusal(write_sparsify(tmp_path / "layers.1", state, **config))
 
 
+def test_sparsify_refuses_the_transcoders_of_a_training(tmp_path, state):
+    folder = write_sparsify(tmp_path / "layers.1.mlp", state)
+    write_json(tmp_path / "config.json", {"model": "EleutherAI/pythia-70m", "transcode": False, "ctx_len": 64})
+    assert load_sae(folder).context_size == 64
+    write_json(tmp_path / "config.json", {"model": "EleutherAI/pythia-70m", "transcode": True, "ctx_len": 64})
+    assert "is a transcoder or has a skip connection (transcode=True)" in refusal(folder)
+
+
 def test_sparsify_refuses_a_hook_point_that_transformer_lens_does_not_have(tmp_path, state):
     folder = write_sparsify(tmp_path / "layers.1.mlp.act", state)
     assert "reads 'layers.1.mlp.act', which is not a known hook point" in refusal(folder)

@@ -212,7 +212,7 @@ def require_hook_name(file: SaeFile, name: str) -> str:
 def named_module(file: SaeFile, hook_name: str) -> str | None:
     """Return the name of the module from which a hook point was derived; None if the hook point itself is named."""
     strings = [
-        value for _, settings in (*all_settings(file), *_parent_settings(file)) for value in settings.values()
+        value for _, settings in (*all_settings(file), *parent_settings(file)) for value in settings.values()
         if isinstance(value, str)
     ]  # fmt: skip
     for text in (*strings, *folders_of(file)):
@@ -221,7 +221,8 @@ def named_module(file: SaeFile, hook_name: str) -> str | None:
     return None
 
 
-def _parent_settings(file: SaeFile) -> Iterator[tuple[str, dict[str, Any]]]:
+def parent_settings(file: SaeFile) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield every object of settings in the folder above that of a file, as `all_settings` does."""
     for name, config in file.parent_configs.items():
         yield from nested_settings(name, config)
 
