@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -340,14 +341,19 @@ TOKENS = (1000.0, 2000.0, 3000.0)
 
 
 @pytest.mark.parametrize(
-    "name", ["eval_ce_loss", "val/lm_loss", "eval/hidden_mse_loss", "eval/reverse_kl", "eval_nll_loss"]
-)
+    "name",
+    [
+        "eval_ce_loss", "val/lm_loss", "eval/hidden_mse_loss", "eval/reverse_kl", "eval_nll_loss", "eval/js_loss",
+        "eval_kl(student||teacher)", "eval/kl_temp2", "eval/kl_top64", "eval_kl_sum", "eval_kl_per_sequence",
+        "val_log_loss", "val/log10_kl", "val_kl_log2",
+    ],
+)  # fmt: skip
 def test_other_losses_are_not_taken_for_the_kl(tmp_path: Path, name: str) -> None:
     """A loss that may be the KL by its name is taken, also if it is a training loss."""
     rows = {"tokens": TOKENS, name: (3.9, 3.7, 3.6)}
     file = write_csv(tmp_path, table(**rows, train__kl=LOSSES))
     assert (load_learning_curve(file).column, load_learning_curve(file).losses) == ("train/kl", LOSSES)
-    with pytest.raises(InputError, match=f"'{name}' of .* is a .* by its name; add KL"):
+    with pytest.raises(InputError, match=f"'{re.escape(name)}' of .* is .* by its name; add KL"):
         load_learning_curve(write_csv(tmp_path, table(**rows)))
     assert load_learning_curve(tmp_path / "curve.csv", loss=name).losses == (3.9, 3.7, 3.6)
 
@@ -358,16 +364,22 @@ def test_a_kl_of_a_language_model_is_a_kl(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("eval_ppl", "is a perplexity"), ("eval_loss_bpb", "is in bits per byte"), ("val/perplexity", "is a perplexity")],
+    [
+        ("kl_mnats", "is in thousandths of nats"),
+        ("eval_ppl", "is a perplexity"),
+        ("eval_loss_bpb", "is in bits per byte"),
+        ("val/perplexity", "is a perplexity"),
+    ],
 )
 def test_scales_that_are_no_nats_are_refused(tmp_path: Path, name: str, message: str) -> None:
     with pytest.raises(InputError, match=f"'{name}' {message} by its name; set --loss to a column of KL"):
         load_learning_curve(write_csv(tmp_path, table(tokens=TOKENS, **{name: LOSSES})), loss=name)
 
 
-def test_a_name_that_says_bits_needs_the_unit(tmp_path: Path) -> None:
-    file = write_csv(tmp_path, table(tokens=TOKENS, eval_kl_bits=LOSSES))
-    with pytest.raises(InputError, match="'eval_kl_bits' is in bits by its name; set --unit bits"):
+@pytest.mark.parametrize("name", ["eval_kl_bits", "kl (bit)", "kl_bpt"])
+def test_a_name_that_says_bits_needs_the_unit(tmp_path: Path, name: str) -> None:
+    file = write_csv(tmp_path, table(tokens=TOKENS, **{name: LOSSES}))
+    with pytest.raises(InputError, match=f"'{re.escape(name)}' is in bits by its name; set --unit bits"):
         load_learning_curve(file)
     assert load_learning_curve(file, unit="bits").losses == pytest.approx([math.log(2) * loss for loss in LOSSES])
     with pytest.raises(InputError, match="'kl_nats' is in nats by its name; leave out --unit"):
@@ -381,6 +393,19 @@ def test_tokens_that_are_not_counted_one_by_one_are_refused(tmp_path: Path, name
     file = write_csv(tmp_path, table(**{name: counts}, loss=LOSSES))
     with pytest.raises(InputError, match="does not count single tokens"):
         load_learning_curve(file, tokens=name)
+
+
+@pytest.mark.parametrize("name", ["rank0/tokens", "local/num_tokens", "tokens_per_gpu", "tokens per second"])
+def test_tokens_of_one_device_or_step_are_refused(tmp_path: Path, name: str) -> None:
+    file = write_csv(tmp_path, table(**{name: TOKENS}, loss=LOSSES))
+    with pytest.raises(InputError, match=f"'{name}' of .* counts the tokens of one device, step or second by its name"):
+        load_learning_curve(file, tokens=name)
+
+
+def test_very_few_tokens_give_a_warning(tmp_path: Path) -> None:
+    """They may be millions, with one step for each point, so that the steps do not show it."""
+    (warning,) = load_learning_curve(write_csv(tmp_path, table(tokens=(1, 2, 3), loss=LOSSES))).warnings
+    assert warning == "'tokens' ends at 3: if these are thousands or millions, multiply them in the file"
 
 
 def test_fewer_tokens_than_steps_are_refused(tmp_path: Path) -> None:

@@ -10,7 +10,14 @@ import numpy as np
 
 from tl_distill_floor.annotations import LossUnit
 from tl_distill_floor.errors import InputError
-from tl_distill_floor.sources.loss_names import LOSS_WORDS, RUN_SEPARATOR, check_unit_of_name, other_loss, words
+from tl_distill_floor.sources.loss_names import (
+    LOSS_WORDS,
+    RUN_SEPARATOR,
+    check_unit_of_name,
+    other_loss,
+    own_name,
+    words,
+)
 from tl_distill_floor.sources.training_logs import Row, TrainingLog
 
 TENSORBOARD = ("Wall time", "Step", "Value")
@@ -41,6 +48,8 @@ TOKEN_UNITS = {
     "k", "thousand", "thousands", "m", "mm", "million", "millions", "b", "bn", "billion", "billions", "g", "t",
 }  # fmt: skip
 """A column of tokens whose name has one of these words does not count single tokens."""
+PART_WORDS = {"per", "rank", "local", "device", "gpu", "worker", "process", "replica", "shard", "node"}
+"""A column of tokens whose name has one of these words counts those of one device, or of one step or second."""
 TRAINING_WORDS = {
     "run", "name", "id", "experiment", "trial", "job", "model", "student", "teacher", "width", "seed", "config",
     "dataset", "split",
@@ -163,7 +172,7 @@ def step_column(log: TrainingLog) -> str | None:
 
 
 def check_single_tokens(log: TrainingLog, tokens: str | None, step: str | None) -> None:
-    """Raise an InputError if a column counts tokens in thousands, millions or the like.
+    """Raise an InputError if a column counts tokens in thousands, millions or the like, or a part of the tokens.
 
     Args:
         log: the log of one run.
@@ -172,6 +181,11 @@ def check_single_tokens(log: TrainingLog, tokens: str | None, step: str | None) 
     """
     if tokens is None:
         return
+    if words(tokens) & PART_WORDS:
+        raise InputError(
+            f"{tokens!r} of {log.file} counts the tokens of one device, step or second by its name; write how many"
+            " tokens all devices have trained on so far into a column tokens"
+        )
     rows = [row for row in log.rows if tokens in row]
     too_few = next((row[tokens] for row in rows if 0 < row[tokens] < max(1, row.get(step or "", 1))), None)
     if too_few is not None or words(_last_part(tokens)) & TOKEN_UNITS:
@@ -258,8 +272,7 @@ def _agree(log: TrainingLog, first: str, second: str) -> bool:
 
 def _may_be_rate(name: str) -> bool:
     """Return whether a column may be a learning rate by its name, which can be that of a group: lr/group0."""
-    own_name = name.lower().split(RUN_SEPARATOR)[-1]
-    return bool(re.search(RATE, own_name)) and not words(name) & RATE_SETTINGS
+    return bool(re.search(RATE, own_name(name))) and not words(name) & RATE_SETTINGS
 
 
 def _have_one_schedule(log: TrainingLog, first: str, second: str) -> bool:

@@ -37,6 +37,9 @@ from tl_distill_floor.theory.capacity import Number
 SAME_LOSS = 1e-3
 """Losses at the same tokens are one evaluation that was done twice if they differ by at most this share."""
 
+FEWEST_TOKENS = 1000
+"""A training on fewer tokens gives a warning, since they may be millions."""
+
 
 @dataclass(frozen=True)
 class LearningCurve:
@@ -229,6 +232,12 @@ class _Positions:
     @property
     def warnings(self) -> tuple[str, ...]:
         """What to keep in mind about the tokens."""
+        counts = [row[self.token_column] for row in self.log.rows if self.token_column in row]
+        if counts and max(counts) < FEWEST_TOKENS:
+            return (
+                f"{self.token_column!r} ends at {max(counts):g}: if these are thousands or millions, multiply them in"
+                " the file",
+            )
         if self.token_column is None and self.step_column in ("Step", "_step") and not is_tensorboard(self.log):
             return (
                 f"{self.step_column!r} of a Weights & Biases export counts calls of wandb.log: check that one call is"
