@@ -88,7 +88,7 @@ def test_leaves_out_an_evaluation_before_training(tmp_path: Path) -> None:
 
 
 def test_a_training_loss_is_read_with_a_warning(tmp_path: Path) -> None:
-    entries = [entry for entry in history(num_tokens=10) if "eval_loss" not in entry]
+    entries = [entry for entry in history(num_tokens=1000) if "eval_loss" not in entry]
     curve = load_learning_curve(write_state(tmp_path, entries))
     assert curve.column == "loss"
     assert "'loss' is a loss on training text" in curve.warnings[0]
