@@ -99,12 +99,22 @@ def test_commands_in_messages_can_be_typed(
     assert words[words.index(option) + 1] in ("my run", "my set:SPLIT")
 
 
-def test_an_interrupted_command_without_checkpoints(monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupt(*_args: object) -> None:
+@pytest.mark.parametrize(
+    ("command", "interrupted"),
+    [
+        ("saes tiny-prose", "sources.sae_directory.find_saes"),
+        ("measure --no-sae", "predicting.without_sae.predict_without_sae"),
+    ],
+)
+def test_an_interrupted_command_without_checkpoints(
+    command: str, interrupted: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_args: object, **_options: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("tl_distill_floor.sources.sae_directory.find_saes", interrupt)
-    result = run("saes", "tiny-prose")
+    monkeypatch.setattr(f"tl_distill_floor.{interrupted}", interrupt)
+    monkeypatch.chdir(tmp_path)
+    result = run(*command.split())
     assert (result.exit_code, result.stderr) == (130, "tl-floor: interrupted; type the same command again\n")
 
 

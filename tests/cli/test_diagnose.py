@@ -107,10 +107,9 @@ def test_bad_input_gives_one_sentence(students: Path, tmp_path: Path) -> None:
         ((curve, tmp_path / "none", *steps, "--width", 64), "there is no run at"),
         ((tmp_path / "none.csv", made_run), "there is no learning curve at"),
         ((curve, made_run, "--teacher", "tiny-prose"), "RUN and --teacher name the same thing"),
-        ((curve, made_run, "--text", "a.txt"), "name the teacher, or leave out --text"),
         ((curve, "--teacher", "tiny-prose", *steps), "does not say how wide the student is; set --width"),
         ((tmp_path, made_run), "holds neither a trainer_state.json nor students"),
-        ((students, "--loss", "eval_loss"), "are for other trainers' curves; leave them out"),
+        ((students, "--loss", "eval_loss"), "--loss has no effect on students of tl-floor distill"),
         ((students, "--figure", "a.svg"), "has 2 students; save the figure of one"),
         ((one, "--width", 16), "has width 64, not 16; leave out --width"),
     ):

@@ -78,9 +78,6 @@ def test_exports_the_planned_student(planned_run: Path, tmp_path: Path) -> None:
     ("options", "message"),
     [
         (("--max-width", 8, "--max-memory", "2"), "a memory size is a number above 0 with a unit, got '2'; try 2GB"),
-        (("--max-width", 8, "--init", "svd"), "name its directory with --export"),
-        (("--max-width", 8, "--train"), "--train trains the pilots; add --pilots"),
-        (("--max-width", 8, "--text", "a.txt"), "--tokens and --text are for the training of pilots"),
         (("--max-width", 16, "--pilots", "--train"), "was measured on made, of which only the name is known; name a"),
         (("--max-width", 8, "--context", 100), "the teacher's context has 1 to 64 tokens, got 100; set --context"),
         (("--max-width", 8, "--export", "."), "exists already; name another directory"),

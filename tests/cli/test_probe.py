@@ -116,12 +116,8 @@ def test_sparse_probes_link_concepts_to_features(
     assert (
         json.loads(again.stdout)["concepts"] == json.loads((tmp_path / "sparse_probes.json").read_bytes())["concepts"]
     )
-    for bad, message in (
-        (("--sparse", 500), "a probe cannot read 500 features, since only 96 are alive; set --sparse to at most 96"),
-        (("--sparse", 2, "--text", "a.txt"), "decode features, which --sparse does not; leave them out"),
-        (("--controls", 2), "are options of sparse probes; set --sparse K, such as --sparse 8"),
-    ):
-        assert message in refused(run("probe", tmp_path, *options, *bad))
+    message = "a probe cannot read 500 features, since only 96 are alive; set --sparse to at most 96"
+    assert message in refused(run("probe", tmp_path, *options, "--sparse", 500))
     assert SparseProbes.load(tmp_path) == probes
 
 

@@ -71,7 +71,8 @@ def test_matches_hook_points(measured: tuple[Path, Path, Path], sae_dir: Path, t
     directory, teacher, text = measured
     for file in directory.glob("*.*"):
         (tmp_path / file.name).write_bytes(file.read_bytes())
-    options = ("--text", text, "--widths", "16", "--out", tmp_path, "--match", match, "--sae", sae_dir, "--json")
+    sae = ("--sae", sae_dir) if match == "kept" else ()
+    options = ("--text", text, "--widths", "16", "--out", tmp_path, "--match", match, *sae, "--json")
     result = run("distill", teacher, *options, *QUICK)
     assert result.exit_code == 0, result.output
     (student,) = json.loads(result.stdout)
@@ -108,7 +109,6 @@ def test_matches_with_an_sae_whose_file_is_explained(
             ("--widths", "8", "--batch-size", "1000"),
             "a batch of 1000; set --tokens to at least 32000, or a smaller --batch-size",
         ),
-        (("--widths", "8", "--match-weight", "2"), "--match-layer, --match-weight and --sae need --match"),
         (("--widths", "8", "--match", "kept"), "run tl-floor measure with --out"),
         (("--widths", "8", "--match", "activation", "--match-layer", "5"), "layers 0 to 2, got layer 5"),
         (("--widths", "8", "--lr", "0"), "the learning rate and clip must be above 0"),

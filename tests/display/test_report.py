@@ -128,7 +128,6 @@ def test_comparison_of_two_runs(complete: Path, measured: tuple[Path, Path, Path
     assert "without has no prediction to compare (" in refused(
         run("report", "--compare", complete, tmp_path / "without")
     )
-    assert "belong to the report of one run" in refused(run("report", "--compare", complete, complete, "--width", 8))
 
 
 @pytest.mark.parametrize(

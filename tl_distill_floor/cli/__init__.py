@@ -5,6 +5,7 @@ One module per command: `measure`, `compare`, `saes`, `train_sae`, `toy`, `lost`
 
 - `app`: the application, which registers the commands.
 - `options`: arguments and options of several commands.
+- `unused_options`: refuse options that have no effect.
 - `layers`: which layers `measure` measures.
 - `match_options`: what `distill` matches.
 - `pilots_option`: the pilots that `plan` trains.

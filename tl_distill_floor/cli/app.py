@@ -22,6 +22,7 @@ from tl_distill_floor.cli.saes import saes
 from tl_distill_floor.cli.streams import use_tolerant_streams
 from tl_distill_floor.cli.toy import toy
 from tl_distill_floor.cli.train_sae import train_sae
+from tl_distill_floor.cli.unused_options import CommandWithContext
 
 PREDICT, TRAIN, CHECK = "Predict", "Train and plan", "Check and report"
 """Panels of the list of commands."""
@@ -32,7 +33,7 @@ for command, panel in (
     (distill, TRAIN), (calibrate, TRAIN), (plan, TRAIN), (diagnose, TRAIN),
     (probe, CHECK), (report, CHECK), (toy, CHECK),
 ):  # fmt: skip
-    app.command(rich_help_panel=panel)(command)
+    app.command(cls=CommandWithContext, rich_help_panel=panel)(command)
 
 
 def _print_version(asked: bool) -> bool:

@@ -14,6 +14,7 @@ from tl_distill_floor.cli.libraries import quiet_libraries
 from tl_distill_floor.cli.options import OUTPUT, DebugOption, DeviceOption, JsonOption
 from tl_distill_floor.cli.output import print_json, print_result
 from tl_distill_floor.cli.progress import progress_bar
+from tl_distill_floor.cli.unused_options import refuse_unused
 from tl_distill_floor.errors import InputError
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ STUDENTS = "students"
 
 @report_errors
 def diagnose(
+    ctx: typer.Context,
     curve: Annotated[
         Path,
         typer.Argument(
@@ -121,13 +123,13 @@ def diagnose(
 
     if teacher is not None and run is not None:
         raise InputError("RUN and --teacher name the same thing; leave one of them out")
-    if text is not None and teacher is None:
-        raise InputError("--text is the text on which --teacher is measured; name the teacher, or leave out --text")
+    if teacher is None:
+        where = "without --teacher: the prediction of the run is used, and nothing is measured"
+        refuse_unused(ctx, ("text", "device"), where, "add --teacher MODEL")
     students, left_out = _load_students(curve)
-    if students and (loss, tokens, tokens_per_step, unit) != (None, None, None, "nats"):
-        raise InputError(
-            "--loss, --tokens, --tokens-per-step and --unit are for other trainers' curves; leave them out"
-        )
+    if students:
+        columns = ("loss", "tokens", "tokens_per_step", "unit")
+        refuse_unused(ctx, columns, "on students of tl-floor distill, whose curves are stored with their units")
     if figure is not None and len(students) > 1:
         raise InputError(f"{curve} has {len(students)} students; save the figure of one: {curve}/students/NAME")
     curves: Sequence[LearningCurve | StudentResult] = students

@@ -31,6 +31,7 @@ from tl_distill_floor.cli.options import (
 from tl_distill_floor.cli.output import print_json, print_result
 from tl_distill_floor.cli.processes import is_first_process, local_device
 from tl_distill_floor.cli.progress import progress_bar
+from tl_distill_floor.cli.unused_options import refuse_unused
 
 EVALUATION, LOSS, OPTIMIZATION, MATCHING = "Evaluation", "Loss", "Optimization", "Hook matching"
 """Panels of the help text."""
@@ -40,6 +41,7 @@ DEFAULT_DIVISORS = (8, 4, 2)
 
 @report_errors
 def distill(
+    ctx: typer.Context,
     model: ModelArgument = "tiny-prose",
     widths: Annotated[
         str | None,
@@ -183,6 +185,13 @@ def distill(
     debug: DebugOption = False,  # noqa: ARG001
 ) -> None:
     """Distil students of several widths, and estimate the loss at which each one saturates."""
+    if match != "kept":
+        where = "unless the students match the part of the activation that features reconstruct"
+        refuse_unused(ctx, ("sae", "sae_format"), where, "add --match kept")
+    if match == "none":
+        refuse_unused(ctx, ("match_layer", "match_weight"), "without --match", "add --match activation or --match kept")
+    if cross_entropy == 1:
+        refuse_unused(ctx, ("divergence", "temperature"), "with --cross-entropy 1, which leaves out the divergence")
     first, directory = is_first_process(), out or default_run_directory(model)
     quiet = as_json or not first
     asked_widths = parse_widths(widths)

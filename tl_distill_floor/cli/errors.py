@@ -25,7 +25,8 @@ def report_errors(command: Callable[P, None]) -> Callable[P, None]:
             command(*args, **kwargs)
             sys.stdout.flush()  # a full disk is an error of the command, not of Python's exit
         except KeyboardInterrupt:
-            resuming = " with --resume, to continue from the last checkpoint" if "resume" in kwargs else ""
+            has_checkpoints = "resume" in kwargs and not kwargs.get("no_sae")
+            resuming = " with --resume, to continue from the last checkpoint" if has_checkpoints else ""
             _exit(f"interrupted; type the same command again{resuming}", INTERRUPTED)
         except typer.Exit:
             raise

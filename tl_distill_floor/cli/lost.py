@@ -14,11 +14,12 @@ from tl_distill_floor.cli.options import (
     with_format,
 )
 from tl_distill_floor.cli.output import print_json, print_result
-from tl_distill_floor.errors import InputError
+from tl_distill_floor.cli.unused_options import refuse_unused
 
 
 @report_errors
 def lost(
+    ctx: typer.Context,
     run: RunArgument,
     width: Annotated[
         int | None,
@@ -47,9 +48,11 @@ def lost(
     from tl_distill_floor.display.lost_feature_views import feature_json, feature_table, lost_json, lost_table
     from tl_distill_floor.predicting.lost_features import lost_features, one_feature
 
+    if not promoted:
+        refuse_unused(ctx, ("sae", "sae_format"), "without --promoted, which loads the SAE", "add --promoted")
+    if feature is not None:
+        refuse_unused(ctx, ["top"], "with --feature, which shows one feature")
     source = with_format(sae, sae_format)
-    if source is not None and not promoted:
-        raise InputError("--sae names the SAE that --promoted loads; add --promoted")
     floor = load_floor(run)
     if feature is None:
         features = lost_features(floor, width, top)

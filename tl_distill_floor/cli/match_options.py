@@ -46,12 +46,10 @@ def match_hook_points(
         device: torch device of the SAE.
 
     Raises:
-        InputError: an option has no effect, there is no prediction, or it was measured at another hook point, with
+        InputError: there is no prediction, or it was measured at another hook point, with
             another SAE or of another teacher.
     """
     if match == "none":
-        if layer is not None or weight is not None or sae is not None:
-            raise InputError("--match-layer, --match-weight and --sae need --match activation or --match kept")
         return list(specs)
     target_of = None
     if match == "activation":

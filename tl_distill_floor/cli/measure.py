@@ -37,6 +37,7 @@ from tl_distill_floor.cli.options import (
 from tl_distill_floor.cli.output import print_json, print_result
 from tl_distill_floor.cli.processes import is_first_process, local_device
 from tl_distill_floor.cli.progress import StagedProgress
+from tl_distill_floor.cli.unused_options import refuse_unused
 from tl_distill_floor.errors import InputError
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ HEAD_STAGES = ("reading last hidden states", "head floor")
 
 @report_errors
 def measure(
+    ctx: typer.Context,
     model: ModelArgument = "tiny-prose",
     layer: Annotated[
         str | None,
@@ -132,15 +134,11 @@ def measure(
     loading = LoadConfig(context_size=context_size, batch_size=batch_size, device=device, dtype=dtype)
     predicting = PredictConfig(steps=steps, head=head, min_count=min_count, seed=seed)
     if no_sae:
-        no_effect = {
-            "--layer": layer is not None, "--sae": sae is not None, "--sae-format": sae_format is not None,
-            f"--cost {cost}": cost != "fisher", "--cost-tokens": cost_tokens != COST_TOKENS, "--samples": samples != 1,
-            "--min-count": min_count != 1, "--no-head": not head,
-        }  # fmt: skip
-        if given := [option for option, is_given in no_effect.items() if is_given]:
-            raise InputError(
-                f"--no-sae measures no feature, and predicts from the head floor alone; leave out {', '.join(given)}"
-            )
+        refuse_unused(
+            ctx,
+            ("layer", "sae", "sae_format", "cost", "cost_tokens", "samples", "min_count", "head", "force", "resume"),
+            "with --no-sae, which predicts from the head floor alone, without checkpoints",
+        )
         measure_without_sae(
             out or default_run_directory(model, None),
             model,
@@ -152,6 +150,10 @@ def measure(
             as_json=as_json,
         )
         return
+    if cost == "energy":
+        refuse_unused(ctx, ["cost_tokens"], "with --cost energy, which is measured on all tokens")
+    if cost != "fisher":
+        refuse_unused(ctx, ["samples"], f"with --cost {cost}, which samples no outputs")
     layers = parse_layers(layer, model, sae)
     if out is None:
         directories = [default_run_directory(model, number) for number in layers]

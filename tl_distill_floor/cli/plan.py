@@ -12,7 +12,7 @@ from tl_distill_floor.cli.errors import report_errors
 from tl_distill_floor.cli.libraries import quiet_libraries
 from tl_distill_floor.cli.options import DebugOption, DeviceOption, JsonOption, RunArgument
 from tl_distill_floor.cli.output import print_json, print_result
-from tl_distill_floor.errors import InputError
+from tl_distill_floor.cli.unused_options import refuse_unused
 from tl_distill_floor.results.byte_sizes import parse_bytes
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ LIMITS, PILOTS, EXPORT = "Limits", "Pilots", "Export"
 
 @report_errors
 def plan(
+    ctx: typer.Context,
     run: RunArgument,
     max_loss: Annotated[
         float | None,
@@ -145,7 +146,12 @@ def plan(
     from tl_distill_floor.cli.run_directory import load_prediction
     from tl_distill_floor.display.plan_views import pilots_table, plan_table, trained_pilots_table
 
-    _check_options(start, export, text, tokens, pilots=pilots, train=train)
+    if export is None:
+        refuse_unused(ctx, ["start"], "without --export, the directory of the weights", "add --export DIR")
+    if not pilots:
+        refuse_unused(ctx, ["train"], "without --pilots, the students that it trains", "add --pilots")
+    if not train:
+        refuse_unused(ctx, ("tokens", "text"), "unless pilots are trained", "add --pilots --train")
     most_memory = None if max_memory is None else parse_bytes(max_memory)
     floor = load_prediction(run)
     with quiet_libraries():
@@ -191,18 +197,6 @@ def plan(
         print_result(pilots_table(suggested, chosen, run))
     if export is not None:
         print_result(f"Saved in {export}: the configuration" + (f" and {start} weights" if start else ""))
-
-
-def _check_options(
-    start: str | None, export: Path | None, text: str | None, tokens: int | None, *, pilots: bool, train: bool
-) -> None:
-    """Raise an InputError if an option has no effect without another one."""
-    if start is not None and export is None:
-        raise InputError("--start writes the weights of an exported student; name its directory with --export")
-    if train and not pilots:
-        raise InputError("--train trains the pilots; add --pilots")
-    if not train and (tokens is not None or text is not None):
-        raise InputError("--tokens and --text are for the training of pilots; add --pilots --train")
 
 
 def _plan_json(plan: "Plan", pilots: "Pilots | None", were_trained: bool, export: Path | None) -> dict[str, object]:

@@ -23,7 +23,7 @@ from tl_distill_floor.cli.options import (
 )
 from tl_distill_floor.cli.output import print_json, print_result
 from tl_distill_floor.cli.progress import progress_bar
-from tl_distill_floor.errors import InputError
+from tl_distill_floor.cli.unused_options import refuse_unused
 from tl_distill_floor.probing.config import ProbeConfig, SparseProbeConfig
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ PROBES, SPARSE, FEATURES = "Probes of labels", "Sparse probes", "Decoding of fea
 
 @report_errors
 def probe(
+    ctx: typer.Context,
     run: RunArgument,
     labelled: Annotated[
         str | None,
@@ -150,7 +151,12 @@ def probe(
     from tl_distill_floor.storage.io_errors import COPY_ADVICE
     from tl_distill_floor.storage.locks import lock_directory
 
-    _check_options(sparse, selection, controls, text, feature_tokens)
+    if sparse is None:
+        refuse_unused(ctx, ("selection", "controls"), "without --sparse", "add --sparse K, such as --sparse 8")
+    else:
+        refuse_unused(ctx, ("text", "feature_tokens"), "with --sparse, which decodes no features")
+    if feature_tokens == 0:
+        refuse_unused(ctx, ["text"], "with --feature-tokens 0, which decodes no features")
     with (
         lock_directory(run, COPY_ADVICE),
         quiet_libraries(),
@@ -215,13 +221,3 @@ def probe(
         from tl_distill_floor.display.views import table_of
 
         print_result(table_of(probes), f"Saved in {run}. Next: tl-floor report {quote(str(run))}")
-
-
-def _check_options(
-    sparse: int | None, selection: str | None, controls: int | None, text: str | None, feature_tokens: int | None
-) -> None:
-    """Raise an InputError if an option of sparse probes is given without them, or one of decoding with them."""
-    if sparse is None and (selection or controls):
-        raise InputError("--selection and --controls are options of sparse probes; set --sparse K, such as --sparse 8")
-    if sparse is not None and (text is not None or feature_tokens is not None):
-        raise InputError("--text and --feature-tokens decode features, which --sparse does not; leave them out")

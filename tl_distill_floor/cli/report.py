@@ -9,11 +9,13 @@ from tl_distill_floor.annotations import FigureFormat
 from tl_distill_floor.cli.errors import report_errors
 from tl_distill_floor.cli.options import OUTPUT, DebugOption, PromotedOption, StudentsOption
 from tl_distill_floor.cli.output import print_result
+from tl_distill_floor.cli.unused_options import refuse_unused
 from tl_distill_floor.errors import InputError
 
 
 @report_errors
 def report(
+    ctx: typer.Context,
     runs: Annotated[list[Path], typer.Argument(help="Run directory; two or more with --compare.")],
     compare: Annotated[bool, typer.Option("--compare", help="Compare several runs.")] = False,
     students: StudentsOption = None,
@@ -46,11 +48,9 @@ def report(
         raise InputError("a comparison needs two or more runs; name another run, or leave out --compare")
     if not compare and len(runs) > 1:
         raise InputError(f"a report is of one run, got {len(runs)}; add --compare to compare them")
-    if compare and (width is not None or students is not None or promoted):
-        raise InputError(
-            "--width, --students and --promoted belong to the report of one run; leave them out with --compare"
-        )
     if compare:
+        of_one_run = ("students", "width", "top", "promoted")
+        refuse_unused(ctx, of_one_run, "with --compare, which shows neither students nor lost features")
         written = write_comparison(runs, out, figures=figures)
     else:
         if promoted:

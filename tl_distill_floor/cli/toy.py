@@ -9,13 +9,14 @@ from tl_distill_floor.cli.errors import report_errors
 from tl_distill_floor.cli.options import OUTPUT, DebugOption, JsonOption, SeedOption, parse_widths
 from tl_distill_floor.cli.output import print_json, print_result
 from tl_distill_floor.cli.progress import progress_bar
-from tl_distill_floor.errors import InputError
+from tl_distill_floor.cli.unused_options import refuse_unused
 
 PAPER_FILE = Path("runs/toy-paper.json")
 
 
 @report_errors
 def toy(
+    ctx: typer.Context,
     features: Annotated[int, typer.Option(help="Number of features.", min=2, metavar="N")] = 40,
     alpha: Annotated[float, typer.Option(help="Sparsity: the probability that a feature is inactive.")] = 0.9,
     widths: Annotated[str, typer.Option(help="Widths of the models.")] = "2,4,8,12,16",
@@ -55,8 +56,11 @@ def toy(
     )
     from tl_distill_floor.storage.locks import lock_directory
 
-    if out is not None and not paper:
-        raise InputError("--out is the file of --paper; leave it out, and save what --json prints")
+    if paper:
+        of_one = ("features", "alpha", "widths", "slope", "teacher_width", "seeds", "steps")
+        refuse_unused(ctx, of_one, "with --paper, which has its own configurations", also_defaults=True)
+    else:
+        refuse_unused(ctx, ["out"], "without --paper, whose results it holds", "save what --json prints")
     file = out or PAPER_FILE
     with progress_bar("configurations" if paper else "steps", "training", quiet=as_json) as progress:
         if paper:
