@@ -11,8 +11,21 @@ import torch
 from tests.helpers.measurements import load_as
 from tests.helpers.models import CONTEXT, HOOK, VOCABULARY, save_family
 from tests.helpers.probes import labelled_rows
-from tl_distill_floor import FeatureStats, ProbeConfig, add_promoted_tokens, floor_from_stats, measure, probe_run
+from tl_distill_floor import (
+    FeatureStats,
+    ProbeConfig,
+    StudentResult,
+    add_promoted_tokens,
+    calibrate,
+    diagnose,
+    distill,
+    floor_from_stats,
+    measure,
+    plan,
+    probe_run,
+)
 from tl_distill_floor.annotations import Dtype
+from tl_distill_floor.display.run_parts import load_run_parts
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.measuring.fingerprints import STRIDE, compare_with_fingerprint, teacher_fingerprint
 from tl_distill_floor.measuring.reloading import check_measured_teacher
@@ -147,3 +160,52 @@ def test_probes_and_promoted_tokens_refuse_another_teacher(
     probes = probe_run(floor, bridge, sae, labelled_rows(), labels=["half"], config=config)
     assert probes.warnings == ("texts truncated to 32 tokens: 3",)
     assert len(stats.fingerprint.ids) <= CONTEXT  # type: ignore[union-attr]
+
+
+def test_a_plan_and_a_training_refuse_another_teacher_of_the_same_width(
+    stats: FeatureStats, bridge: Any, teacher_dir: Path, tmp_path: Path
+) -> None:
+    floor, other = floor_from_stats(stats, [4, 8], steps=0), scaled(teacher_dir, "gpt_neox.layers.2", 1.1)
+    stats.save(tmp_path)
+    assert plan(floor, bridge, max_width=8).width == 8
+    with pytest.raises(InputError, match="made with other weights of the teacher"):
+        plan(floor, other, max_width=8)
+    with pytest.raises(InputError, match="made with other weights of the teacher"):
+        distill(other, 8, out=tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["stats.safetensors"]
+
+
+def test_students_of_another_teacher_of_the_same_name_are_not_used(
+    stats: FeatureStats, teacher_dir: Path, tmp_path: Path
+) -> None:
+    """The students' run was measured before the teacher was trained further."""
+    floor, other = floor_from_stats(stats, [4, 8], steps=0), scaled(teacher_dir, "gpt_neox.layers.2", 1.1)
+    floor.save(tmp_path / "now")
+    for width, loss in ((2, 0.5), (4, 0.4), (8, 0.2)):
+        student = StudentResult(
+            name=f"width{width}",
+            teacher=stats.model_name,
+            width=width,
+            depth=3,
+            n_parameters=100 * width,
+            tokens=(1000, 2000),
+            losses=(2 * loss, loss),
+            floor=loss,
+            interval=(loss, loss),
+            status="saturated",
+            heldout_tokens=100,
+        )
+        (tmp_path / "before" / "students" / student.name).mkdir(parents=True)
+        student.save(tmp_path / "before" / "students" / student.name)
+    students = list(load_run_parts(tmp_path / "now", students=tmp_path / "before").students)
+    assert calibrate(floor, students).widths == (2, 4, 8)  # the run of the students has no measurement
+    stats.save(tmp_path / "before")
+    assert calibrate(floor, students).widths == (2, 4, 8)
+    dataclasses.replace(stats, fingerprint=teacher_fingerprint(other.model, HOOK)).save(tmp_path / "before")
+    message = "the students in .*before have other weights of the teacher .* differ by 0"
+    for use in (lambda: calibrate(floor, students), lambda: diagnose(students[0], floor)):
+        with pytest.raises(InputError, match=message):
+            use()
+    parts = load_run_parts(tmp_path / "now", students=tmp_path / "before")
+    assert parts.students == ()
+    assert "have other weights of the teacher" in parts.unreadable[0]

@@ -6,6 +6,7 @@ from pathlib import Path
 from shlex import quote
 from typing import TypeVar
 
+from tl_distill_floor.distilling.planning.calibrate import check_students_teacher
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.predicting.lost_features import lost_features
 from tl_distill_floor.results.calibration import CALIBRATION_FILE, Calibration
@@ -77,6 +78,12 @@ def load_run_parts(
     files = student_files(students or directory, required=students is not None)
     loaded = [load_part(StudentResult.load, file) for file in files]
     results = sorted((r for r in loaded if r is not None), key=lambda result: (result.width, result.name))
+    try:
+        if floor is not None:
+            check_students_teacher(floor, results)
+    except InputError as error:
+        unreadable.append(str(error))
+        results = []
 
     def load_probes(load: Callable[[Path], AnyProbes], file: Path, command: str) -> AnyProbes | None:
         probes = load_part(load, file)

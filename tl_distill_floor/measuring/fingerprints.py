@@ -58,10 +58,19 @@ def compare_with_fingerprint(
     if longest >= int(model.cfg.d_vocab) or cut_to_context(len(fingerprint.ids), model) < len(fingerprint.ids):
         return np.inf, False
     computed = _computed(model, hook_name, fingerprint.ids, fingerprint.tokens)
-    difference = _difference(fingerprint.log_prob, computed.log_prob)
+    return compare_fingerprints(fingerprint, computed, outputs_only=outputs_only)
+
+
+def compare_fingerprints(
+    expected: TeacherFingerprint, computed: TeacherFingerprint, *, outputs_only: bool
+) -> tuple[float, bool]:
+    """Return how far two fingerprints are apart, and whether this may be rounding; see `compare_with_fingerprint`."""
+    if not (np.array_equal(expected.ids, computed.ids) and np.array_equal(expected.tokens, computed.tokens)):
+        return np.inf, False
+    difference = _difference(expected.log_prob, computed.log_prob)
     if not outputs_only:
-        difference = max(difference, _difference(fingerprint.activation, computed.activation))
-    is_rounded = max(float(fingerprint.eps[0]), float(computed.eps[0])) > torch.finfo(torch.float32).eps
+        difference = max(difference, _difference(expected.activation, computed.activation))
+    is_rounded = max(float(expected.eps[0]), float(computed.eps[0])) > torch.finfo(torch.float32).eps
     return difference, difference <= (ROUNDING_TOLERANCE if is_rounded else TOLERANCE)
 
 

@@ -1,9 +1,14 @@
 """Load again the teacher and the SAE that statistics were measured with."""
 
+from collections.abc import Sequence
+from pathlib import Path
+
 from tl_distill_floor.annotations import Dtype, SaeLike, TeacherLike
 from tl_distill_floor.errors import InputError
-from tl_distill_floor.measuring.fingerprints import compare_with_fingerprint
-from tl_distill_floor.results.feature_stats import FeatureStats
+from tl_distill_floor.measuring.fingerprints import compare_fingerprints, compare_with_fingerprint
+from tl_distill_floor.results.feature_stats import STATS_FILE, FeatureStats
+from tl_distill_floor.results.floor_prediction import FloorPrediction
+from tl_distill_floor.results.student import StudentResult
 from tl_distill_floor.sources.devices import TORCH_DTYPES
 from tl_distill_floor.sources.saes import SaeSource, load_sae, sae_digest
 from tl_distill_floor.sources.teacher import Teacher
@@ -86,6 +91,45 @@ def check_measured_teacher(stats: FeatureStats, teacher: Teacher, *, outputs_onl
     if difference <= TOLERANCE:
         return ()
     return (f"whether the teacher is the one that was measured is not known: {apart}, which rounding can explain",)
+
+
+def check_teacher_of_run(directory: Path, teacher: Teacher) -> None:
+    """Check that a teacher outputs what the one does that was measured in a run directory, if one was.
+
+    Args:
+        directory: the run directory; one without an SAE does not tell.
+        teacher: the teacher.
+
+    Raises:
+        InputError: it outputs something else.
+    """
+    if (directory / STATS_FILE).is_file():
+        check_measured_teacher(FeatureStats.load(directory), teacher, outputs_only=True)
+
+
+def check_teacher_of_students(floor: FloorPrediction, students: Sequence[StudentResult]) -> None:
+    """Check that the teacher of saved students is that of a prediction, as far as their runs hold a measurement.
+
+    Args:
+        floor: the prediction.
+        students: the students.
+
+    Raises:
+        InputError: the teachers output something else for the same tokens.
+    """
+    if floor.stats is None or floor.stats.fingerprint is None:
+        return
+    for run in sorted({Path(student.path).resolve().parent.parent for student in students if student.path}):
+        measured = FeatureStats.load(run).fingerprint if (run / STATS_FILE).is_file() else None
+        if measured is None:
+            continue
+        difference, is_same = compare_fingerprints(floor.stats.fingerprint, measured, outputs_only=True)
+        if not is_same:
+            raise InputError(
+                f"the students in {run} have other weights of the teacher {floor.model_name} than the prediction: on"
+                f" the same tokens its log-probabilities differ by {difference:.2g} of their standard deviation; give"
+                " students of the teacher that was measured, or measure it again"
+            )
 
 
 def measured_dtype(stats: FeatureStats) -> Dtype:

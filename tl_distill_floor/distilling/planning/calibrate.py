@@ -13,6 +13,7 @@ from tl_distill_floor.annotations import Predictor, StudentStatus
 from tl_distill_floor.distilling.training.learning_rates import fitted_with_rates
 from tl_distill_floor.distilling.training.losses import Objective
 from tl_distill_floor.errors import InputError
+from tl_distill_floor.measuring.reloading import check_teacher_of_students
 from tl_distill_floor.results.calibration import Calibration
 from tl_distill_floor.results.expected_loss import SMALLEST_LOSS
 from tl_distill_floor.results.floor_prediction import FloorPrediction
@@ -252,10 +253,14 @@ def _check_given(head: HeadFloor, losses: Mapping[int, StudentLoss]) -> None:
 
 
 def check_students_teacher(floor: FloorPrediction, students: Sequence[StudentResult]) -> None:
-    """Raise an InputError if a student has another teacher than the prediction, as far as their names tell."""
+    """Raise an InputError if a student has another teacher than the prediction.
+
+    That is: one of another name, or other weights, if the run in which the student was distilled has a measurement.
+    """
     others = other_teachers(students, floor.model_name)
     if others is not None:
         raise InputError(f"{others}; give students of {floor.model_name}")
+    check_teacher_of_students(floor, students)
 
 
 def _null_errors(

@@ -11,6 +11,7 @@ from jaxtyping import Float64
 from tl_distill_floor.annotations import Verdict
 from tl_distill_floor.distilling.training.learning_rates import rates_of_student
 from tl_distill_floor.errors import InputError, as_integer
+from tl_distill_floor.measuring.reloading import check_teacher_of_students
 from tl_distill_floor.results.calibration import Calibration
 from tl_distill_floor.results.diagnosis import Diagnosis
 from tl_distill_floor.results.floor_prediction import FloorPrediction
@@ -72,8 +73,8 @@ def diagnose(
         The verdict with the losses behind it.
 
     Raises:
-        InputError: the width is not known or above the teacher's, there is no head floor at this width, or the losses
-            are above those of a student that knows nothing.
+        InputError: the width is not known or above the teacher's, there is no head floor at this width, the student
+            has other weights of the teacher, or the losses are above those of a student that knows nothing.
 
     Example:
         >>> head = head_floor("EleutherAI/pythia-410m", widths=[256])  # doctest: +SKIP
@@ -82,6 +83,8 @@ def diagnose(
     student = curve if isinstance(curve, StudentResult) else None
     curve = _loaded(curve)
     floor = FloorPrediction.from_head(floor) if isinstance(floor, HeadFloor) else floor
+    if student is not None:
+        check_teacher_of_students(floor, [student])
     head = floor.head_floor
     width = _checked_width(curve, head, width)
     tokens, losses = average_in_bins(np.array(curve.tokens), np.array(curve.losses))

@@ -12,7 +12,6 @@ from tl_distill_floor.distilling.training.config import DistillConfig, StudentSp
 from tl_distill_floor.distilling.training.distill import distill_students
 from tl_distill_floor.distilling.training.sweep import SWEEP_CHECKPOINT_FILE, interrupted_widths
 from tl_distill_floor.errors import InputError
-from tl_distill_floor.measuring.reloading import check_measured_teacher
 from tl_distill_floor.results.feature_stats import FeatureStats
 from tl_distill_floor.results.floor_prediction import FloorPrediction
 from tl_distill_floor.results.head_floor import HeadFloor
@@ -21,7 +20,6 @@ from tl_distill_floor.results.student import StudentResult, load_students
 from tl_distill_floor.results.student_loss import StudentLoss
 from tl_distill_floor.sources.documents import EMBEDDED_TEXT
 from tl_distill_floor.sources.teacher import Teacher
-from tl_distill_floor.sources.teachers import load_teacher
 
 LEVEL = 0.8
 """Probability of the intervals; the upper end is a one-sided bound of 90 %."""
@@ -46,14 +44,14 @@ def choose_pilots(floor: FloorPrediction | HeadFloor, teacher: TeacherLike | Non
 
     Raises:
         InputError: no loss is expected of a trained student, too few narrower students can be built, or the teacher has
-            another width than the measured one.
+            another width or other outputs than the measured one.
 
     Example:
         >>> choose_pilots(floor, width=96).widths  # doctest: +SKIP
     """
     floor = FloorPrediction.from_head(floor) if isinstance(floor, HeadFloor) else floor
     before = floor.expected_at(width, LEVEL)
-    model, least = load_planned_teacher(floor, teacher), least_width(floor)
+    model, least = load_planned_teacher(floor, teacher).model, least_width(floor)
     narrow = [candidate for candidate in family_widths(model) if least <= candidate <= WIDEST_SHARE * width]
     candidates = spaced_widths(narrow, N_CANDIDATES)
     if len(candidates) < N_PILOTS:
@@ -110,9 +108,7 @@ def train_pilots(
     """
     directory = Path(directory)
     check_training_text(floor, text)
-    loaded = load_teacher(floor.model_name if teacher is None else teacher)
-    if floor.stats is not None:
-        check_measured_teacher(floor.stats, loaded, outputs_only=True)
+    loaded = load_planned_teacher(floor, teacher)
     trained = {student.width for student in _of_full_depth(directory, loaded)}
     # A checkpoint is of all students that were trained together, also of those that were already saved.
     interrupted = interrupted_widths(directory / "students" / SWEEP_CHECKPOINT_FILE)

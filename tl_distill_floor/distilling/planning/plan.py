@@ -12,10 +12,12 @@ from tl_distill_floor.distilling.students.build import count_parameters
 from tl_distill_floor.distilling.students.student_config import checked_depth, hugging_face_config
 from tl_distill_floor.distilling.students.widths import family_widths, teacher_width
 from tl_distill_floor.errors import InputError
+from tl_distill_floor.measuring.reloading import check_measured_teacher
 from tl_distill_floor.results.expected_loss import LossPredictor, expected_loss_fit
 from tl_distill_floor.results.floor_prediction import FeatureFloorPrediction, FloorPrediction
 from tl_distill_floor.results.head_floor import HeadFloor
 from tl_distill_floor.results.plan import Candidate, Limits, Plan
+from tl_distill_floor.sources.teacher import Teacher
 from tl_distill_floor.sources.teachers import load_teacher
 from tl_distill_floor.sources.torch_state import neutral_torch_state
 from tl_distill_floor.theory.bootstrap import Z_95
@@ -72,7 +74,7 @@ def plan(
 
     Raises:
         InputError: no limit is set, a limit is out of range, no student of the teacher's family is within all, or the
-            teacher has another width than the measured one.
+            teacher has another width or other outputs than the measured one.
 
     Example:
         >>> chosen = plan(floor, max_loss=0.2, max_memory=2_000_000_000)  # doctest: +SKIP
@@ -88,7 +90,7 @@ def plan(
             "the losses of the calibration's students do not fall where the predicted floor falls (C is"
             f" {calibration.slope:.3g}); train the wider students longer and run tl-floor calibrate again"
         )
-    model = load_planned_teacher(floor, teacher)
+    model = load_planned_teacher(floor, teacher).model
     depth = checked_depth(depth, _teacher_depth(model))
     other_depth = _other_depth(floor, depth)
     if other_depth is not None:
@@ -102,7 +104,7 @@ def plan(
     return chosen if other_depth is None else dataclasses.replace(chosen, known=(*chosen.known, other_depth))
 
 
-def load_planned_teacher(floor: FloorPrediction, teacher: TeacherLike | None) -> HookedModel:
+def load_planned_teacher(floor: FloorPrediction, teacher: TeacherLike | None) -> Teacher:
     """Load the teacher of a prediction.
 
     Args:
@@ -110,16 +112,19 @@ def load_planned_teacher(floor: FloorPrediction, teacher: TeacherLike | None) ->
         teacher: see `load_teacher`; if None, the teacher is loaded by the name in `floor`.
 
     Raises:
-        InputError: the teacher cannot be loaded, or has another width than the measured one.
+        InputError: the teacher cannot be loaded, or has another width or other outputs than the measured one.
     """
-    model = load_teacher(floor.model_name if teacher is None else teacher).model
+    loaded = load_teacher(floor.model_name if teacher is None else teacher)
     measured = floor.with_features().stats.teacher_width if floor.head is None else floor.head.d_model
-    if measured not in (None, teacher_width(model)):  # older files do not tell
+    width = teacher_width(loaded.model)
+    if measured not in (None, width):  # older files do not tell
         raise InputError(
             f"the prediction is for {floor.model_name}, which has {measured:,} dimensions, and the teacher has"
-            f" {teacher_width(model):,}; give the teacher that was measured"
+            f" {width:,}; give the teacher that was measured"
         )
-    return model
+    if floor.stats is not None:
+        check_measured_teacher(floor.stats, loaded, outputs_only=True)
+    return loaded
 
 
 def _other_depth(floor: FloorPrediction, depth: int) -> str | None:

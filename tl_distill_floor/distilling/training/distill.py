@@ -29,6 +29,7 @@ from tl_distill_floor.distilling.training.sweep import SWEEP_CHECKPOINT_FILE, Sw
 from tl_distill_floor.distilling.training.text_split import read_text_split
 from tl_distill_floor.distilling.training.training_loop import train
 from tl_distill_floor.errors import InputError, check_choice
+from tl_distill_floor.measuring.reloading import check_teacher_of_run
 from tl_distill_floor.measuring.teacher_backbone import teacher_backbone
 from tl_distill_floor.results.student import StudentResult
 from tl_distill_floor.sources.devices import check_device, device_of
@@ -149,8 +150,8 @@ def distill_students(
         The result of every student, in the order of `specs`.
 
     Raises:
-        InputError: a student cannot be built, a text is too short, `out` has students of these names or an interrupted
-            training, or every student diverged.
+        InputError: a student cannot be built, a text is too short, `out` has students of these names, an interrupted
+            training or a measurement of another teacher, or every student diverged.
 
     Example:
         >>> specs = [StudentSpec(32), StudentSpec(64)]
@@ -168,6 +169,8 @@ def distill_students(
         else:
             loaded = load_teacher(teacher, device=str(accelerator.device), dtype=dtype)
         check_head(loaded.model)
+        if out is not None and not shard:  # a part of the weights cannot be compared
+            check_teacher_of_run(Path(out), loaded)
     directory = None if out is None else Path(out) / "students"
     checkpoint = None if directory is None else directory / SWEEP_CHECKPOINT_FILE
     writes = directory is not None and accelerator.is_main_process
