@@ -77,3 +77,18 @@ def test_only_names_of_columns_that_may_be_folded_are_broken_within_words() -> N
 
 def test_a_small_share_is_not_rounded_to_0() -> None:
     assert [format_share(share) for share in (0.0, 0.12345, 3e-6, 1.0)] == ["0%", "12.3%", "0.0003%", "100%"]
+
+
+def test_a_title_is_broken_where_the_console_ends_not_its_table() -> None:
+    table = plain_table("Losses of students of three teachers")
+    table.add_column("width")
+    table.add_row("16")
+    assert lines(40, table) == ["Losses of students of three teachers", "width", "16"]
+    assert lines(20, table) == ["Losses of students", "of three teachers", "width", "16"]
+
+
+def test_a_command_is_not_broken(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "20")
+    print_result("one two three four five", "Next: tl-floor lost runs/a-model-with-a-name")
+    printed = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+    assert printed == ["one two three four", "five", "Next: tl-floor lost runs/a-model-with-a-name"]

@@ -5,9 +5,9 @@ from collections.abc import Iterable, Iterator
 
 from rich.console import Console, Group, RenderableType
 from rich.segment import Segment, Segments
-from rich.text import Text
 
 from tl_distill_floor.display.escaping import escape_control
+from tl_distill_floor.display.tables import command_text
 
 
 def print_json(result: object) -> None:
@@ -23,7 +23,7 @@ def print_result(result: RenderableType, note: str | None = None) -> None:
     control characters are escaped.
     """
     console = Console(highlight=False, markup=False, emoji=False)
-    printed = result if note is None else Group(result, Text(note, style="dim"))
+    printed = result if note is None else Group(result, command_text(note, style="dim"))
     # The lines of a table may be longer than those of the terminal.
     console.print(Segments(_escaped(console.render(printed))), end="", crop=False)
 

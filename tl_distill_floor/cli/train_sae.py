@@ -79,4 +79,4 @@ def train_sae(
             progress=progress,
         )
     command = f"tl-floor measure {quote(model)} --layer {layer} --sae {quote(str(directory))}"
-    print_result(f"Saved in {directory}. Next: {command}")
+    print_result(f"Saved in {directory}.", f"Next: {command}")

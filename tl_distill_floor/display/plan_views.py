@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from tl_distill_floor.display.figure_style import COLOURS, CYCLE, apply_style, escape_markup
-from tl_distill_floor.display.tables import key_value_table, plain_table, warning_lines
+from tl_distill_floor.display.tables import command_text, key_value_table, plain_table, warning_lines
 from tl_distill_floor.display.units import AXIS_UNIT, SHORT_UNIT, STUDENT_LOSS
 from tl_distill_floor.results.byte_sizes import format_bytes
 from tl_distill_floor.results.plan import Candidate, Pilots, Plan
@@ -23,7 +23,7 @@ def plan_table(plan: Plan, run: Path | None = None) -> RenderableType:
 
     Args:
         plan: the plan.
-        run: run directory, for the command that lists the lost features.
+        run: run directory, for the commands that list the lost features and train the student.
     """
     has_fewer_layers = plan.depth != plan.teacher_depth
     bound = (
@@ -51,10 +51,11 @@ def plan_table(plan: Plan, run: Path | None = None) -> RenderableType:
         *(("assumed", sentence) for sentence in plan.assumed),
     ]
     title = f"Train a student of width {plan.width:,}"
-    depth_option = f" --depth {plan.depth}" if has_fewer_layers else ""
-    command = f"Next: tl-floor distill {quote(plan.teacher)} --widths {plan.width}{depth_option} --text YOUR_TEXT"
+    command = f"Next: tl-floor distill {quote(plan.teacher)} --widths {plan.width}"
+    command += f" --depth {plan.depth}" if has_fewer_layers else ""
+    command += " --text YOUR_TEXT" + ("" if run is None else f" --out {quote(str(run))}")
     others = (Text(), _candidates(plan)) if len(plan.candidates) > 1 else ()
-    return Group(key_value_table(rows, title), *others, Text(TASK_SCORES), Text(command))
+    return Group(key_value_table(rows, title), *others, Text(TASK_SCORES), command_text(command))
 
 
 def plan_figure(plan: Plan) -> go.Figure:
@@ -112,7 +113,7 @@ def pilots_table(pilots: Pilots, plan: Plan, run: Path) -> RenderableType:
         ("", f"{pilots.after.low:.3g} to {pilots.after.high:.3g} then, if they lose what is expected of them"),
     ]
     directory = quote(str(run))
-    commands = Text(
+    commands = command_text(
         f"Next: tl-floor distill {quote(plan.teacher)} --widths {widths} --text YOUR_TEXT --out {directory}\n"
         f"      tl-floor calibrate {directory}\n"
         f"      tl-floor plan {directory} --max-width {plan.width}\n"

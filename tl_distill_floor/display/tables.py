@@ -33,26 +33,29 @@ class ColumnWidths(NamedTuple):
 class UncutTable(Table):
     """A table in which no word and no number is cut. Only names in columns with `overflow="fold"` are broken anywhere.
 
-    If it is too wide for the console, headings and names are broken at spaces, then numbers with their intervals. If it
-    is still too wide, its lines are longer than the console.
+    Its title may be wider than its columns. If it is too wide for the console, headings and names are broken at spaces,
+    then numbers with their intervals. If it is still too wide, its lines are longer than the console.
     """
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """Yield the lines of the table."""
+        """Yield the title and the lines of the table."""
+        if self.title:
+            yield self.title
+        shown = copy.copy(self)
+        shown.title = None
         columns = [self._widths_of(console, options, column) for column in self.columns]
         gaps = GAP * (len(columns) - 1)
         widths = [column.natural for column in columns]
         if sum(widths) + gaps <= options.max_width:
-            yield from super().__rich_console__(console, options)
+            yield from Table.__rich_console__(shown, console, options)
             return
         for least in ([column.numbers for column in columns], [column.least for column in columns]):
             widths = shrink_widths(widths, least, options.max_width - gaps)
-        narrow = copy.copy(self)
-        narrow.columns = [
+        shown.columns = [
             dataclasses.replace(column, width=width) for column, width in zip(self.columns, widths, strict=True)
         ]
         enough = options.update(max_width=max(options.max_width, sum(widths) + gaps))
-        yield from Table.__rich_console__(narrow, console, enough)
+        yield from Table.__rich_console__(shown, console, enough)
 
     def _widths_of(self, console: Console, options: ConsoleOptions, column: Column) -> ColumnWidths:
         if column.width is not None:
@@ -104,6 +107,11 @@ def key_value_table(rows: Iterable[tuple[str, str]], title: str | None = None) -
     for name, value in rows:
         table.add_row(name, Text(value))
     return table
+
+
+def command_text(text: str, style: str = "") -> Text:
+    """Return text with commands to copy, whose lines are not broken where the console ends."""
+    return Text(text, style, no_wrap=True, overflow="ignore")
 
 
 def warning_lines(warnings: Iterable[str]) -> Group:
