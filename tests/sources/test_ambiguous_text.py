@@ -131,7 +131,7 @@ def test_rows_that_a_stray_quote_would_join_are_refused(rows: str, suffix: str, 
     file = tmp_path / f"table{suffix}"
     content = f"text,label\n{rows}"
     file.write_text(content if suffix == ".csv" else content.replace(",", "\t"), encoding="utf-8")
-    with pytest.raises(InputError, match="put a text that begins with a double quote in double quotes, and double"):
+    with pytest.raises(InputError, match=r"up to line \d\); put a text that begins with a double quote in"):
         sequences(file, tokenizer)
 
 
@@ -141,6 +141,13 @@ def test_quotes_and_short_rows_of_a_csv_file_are_read_as_they_are(tmp_path: Path
     labelled = load_labels(file, ["label", "label.1"])
     assert labelled.texts == ('he said "no"', '"A" b,\nc', "d")
     assert [task.of_text for task in labelled.tasks] == [("x", None, None), ("y", "z", None)]
+
+
+def test_line_ends_in_a_cell_of_a_csv_file_are_kept(tmp_path: Path) -> None:
+    """As pandas and the library `datasets` keep them, whatever ends the rows."""
+    file = tmp_path / "table.csv"
+    file.write_bytes(b'text,label\r\n"Call me\r\nIshmael",a\r\nEmma\r\n')
+    assert load_labels(file).texts == ("Call me\r\nIshmael", "Emma")
 
 
 def test_an_empty_text_of_a_csv_file_is_left_out(tmp_path: Path, tokenizer: Any) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from datasets import Dataset, DatasetDict
@@ -48,7 +49,6 @@ def sequences(text: Any, tokenizer: Any, **options: Any) -> torch.Tensor:
 
 def save_table(suffix: str, directory: Path) -> Path:
     """Write the documents as a file with a suffix."""
-    import pandas as pd
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -86,7 +86,6 @@ def save_splits(directory: Path) -> str:
 
 def data_frame(_directory: Path) -> Any:
     """Return the documents as a data frame."""
-    import pandas as pd
 
     return pd.DataFrame({"text": DOCUMENTS, "label": [1.0, float("nan"), 2.0, 3.0]})
 
@@ -221,6 +220,28 @@ def test_rejects_a_stream_that_was_read_before_or_fails(tokenizer: Any) -> None:
 
     with pytest.raises(InputError, match="the generator fails after 1 items"):
         load_text(failing(), tokenizer)
+
+
+@pytest.mark.parametrize("missing", [None, float("nan"), ""])
+def test_a_missing_text_is_left_out(missing: object, tokenizer: Any) -> None:
+    whale, ship = (" ".join([f"A white {word}"] * 20) for word in ("whale", "ship"))
+    rows = [{"text": whale}, {"text": missing}, {"text": ship, "messages": None}]
+    assert torch.equal(sequences(rows, tokenizer), sequences([whale, ship], tokenizer))
+    assert torch.equal(sequences(pd.DataFrame(rows), tokenizer), sequences([whale, ship], tokenizer))
+
+
+@pytest.mark.parametrize("column", [tuple, np.array, pd.Series], ids=["tuple", "array", "series"])
+def test_a_column_of_texts_may_be_any_sequence(column: Callable[[list[str]], Any], tokenizer: Any) -> None:
+    texts = [" ".join([f"A white {word}"] * 20) for word in ("whale", "ship")]
+    assert torch.equal(sequences({"text": column(texts)}, tokenizer), sequences(texts, tokenizer))
+
+
+@pytest.mark.parametrize("suffix", [".zst", ".xz", ".bz2"])
+def test_says_which_compression_is_read(suffix: str, tmp_path: Path, tokenizer: Any) -> None:
+    file = tmp_path / f"rows.jsonl{suffix}"
+    file.write_bytes(b"x")
+    with pytest.raises(InputError, match=r"is compressed, and only \.gz is read; decompress it"):
+        sequences(file, tokenizer)
 
 
 @pytest.mark.parametrize(

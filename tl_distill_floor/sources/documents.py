@@ -15,6 +15,7 @@ from tl_distill_floor.sources.items import FIRST_ITEMS, Replayed, is_split_datas
 from tl_distill_floor.sources.packed_rows import IDS, TOKEN_COLUMNS, documents_of_token_rows
 from tl_distill_floor.sources.tables import (
     FILE_KINDS,
+    TEXT,
     Table,
     dataset_rows,
     file_fingerprint,
@@ -31,11 +32,13 @@ EMBEDDED_TEXT = "embedded text"
 """Name of the text that comes with the package."""
 CHAT_COLUMNS = ("messages", "conversations", "conversation")
 """Columns of conversations."""
-COLUMNS = ("text", *CHAT_COLUMNS, *TOKEN_COLUMNS)
+COLUMNS = (TEXT, *CHAT_COLUMNS, *TOKEN_COLUMNS)
 """Columns that a row's document is read from: the first that it has."""
 ROW_EXAMPLE = '{"text": "..."}'
 PATH_SUFFIXES = (".txt", ".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow", COMPRESSED)
 """Endings by which a string is taken for a path."""
+OTHER_COMPRESSION = (".zst", ".xz", ".bz2", ".zip", ".lz4", ".7z")
+"""Endings of compressed files that are not read."""
 LONGEST_PATH = 1024
 """Characters; a longer string is a text."""
 
@@ -125,6 +128,8 @@ def _open_named(text: str | Path) -> DocumentSource:
         )
     if text_suffix(path) == ".txt":
         return DocumentSource(path.name, file_fingerprint(path), lambda: plain_chunks(path), holds_rows=False)
+    if path.suffix.lower() in OTHER_COMPRESSION:
+        raise InputError(f"{path} is compressed, and only .gz is read; decompress it, or compress it with gzip")
     table = open_table_file(path)
     if table is None:
         raise InputError(
@@ -248,8 +253,10 @@ def _documents_of_item(item: Any, location: str) -> Iterator[Document]:
 
 
 def _documents_of_row(row: Mapping[str, Any], location: str) -> Iterator[Document]:
-    if isinstance(row.get("text"), str | list) and len(row["text"]) + isinstance(row["text"], str):
-        yield from _documents_of_item(row["text"], location)
+    text = row.get(TEXT)
+    text = text.tolist() if hasattr(text, "tolist") else text  # a column of a data frame, or an array
+    if isinstance(text, str) or (isinstance(text, list | tuple) and text):
+        yield from _documents_of_item(text if isinstance(text, str) else list(text), location)
         return
     chat = next((row[column] for column in CHAT_COLUMNS if row.get(column) is not None), None)
     if chat is not None:
@@ -262,7 +269,7 @@ def _documents_of_row(row: Mapping[str, Any], location: str) -> Iterator[Documen
         yield _chat(chat, location)
     elif row.get(IDS) is not None:
         yield from documents_of_token_rows(row, location)
-    else:
+    elif not (TEXT in row and (text is None or text != text)):  # NaN; a text that is missing counts as an empty one
         columns = ", ".join(map(str, row)) or "none"
         raise InputError(
             f"{location} has no text (its columns are {columns}); every row must look like {ROW_EXAMPLE}, or rename the"

@@ -3,7 +3,7 @@
 import csv
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -227,8 +227,8 @@ def _csv_rows(path: Path) -> Iterator[LocatedRow]:
     """Yield the rows of a `.csv` or `.tsv` file as strings; an empty cell is None, except for an empty text."""
     csv.field_size_limit(LONGEST_CELL)
     separator = "\t" if text_suffix(path) == ".tsv" else ","
-    with report_read_errors(path), open_text(path) as file:
-        rows = enumerate(_csv_cells(csv.reader(file, delimiter=separator, strict=True), path), start=1)
+    with report_read_errors(path), open_text(path, newline="") as file:  # the ends of lines in a cell are kept
+        rows = enumerate(_csv_cells(file, separator, path), start=1)
         _, header = next(rows, (0, None))
         if header is None:
             raise InputError(f"{path} is not a readable {text_suffix(path)} file (it is empty); give another file")
@@ -244,18 +244,19 @@ def _csv_rows(path: Path) -> Iterator[LocatedRow]:
             yield f"{path}, row {number}", {name: cell if cell or name == TEXT else None for name, cell in row.items()}
 
 
-def _csv_cells(reader: Iterator[list[str]], path: Path) -> Iterator[list[str]]:
+def _csv_cells(lines: Iterable[str], separator: str, path: Path) -> Iterator[list[str]]:
     """Yield the cells of each row that is not empty.
 
     Raises:
         InputError: text follows the quote that ends a cell, or none ends it. Rows could otherwise be read as one text.
     """
+    reader = csv.reader(lines, delimiter=separator, strict=True)
     try:
         yield from filter(None, reader)
     except csv.Error as error:
         raise InputError(
-            f"{path} is not a readable {text_suffix(path)} file ({error}); put a text that begins with a double quote"
-            " in double quotes, and double those in it"
+            f"{path} is not a readable {text_suffix(path)} file ({error}, up to line {reader.line_num}); put a text"
+            " that begins with a double quote in double quotes, and double those in it"
         ) from error
 
 

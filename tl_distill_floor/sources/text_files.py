@@ -74,8 +74,12 @@ def jsonl_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                 yield location, _parse_row(line, location)
 
 
-def open_text(path: Path) -> TextIOWrapper:
+def open_text(path: Path, newline: str | None = None) -> TextIOWrapper:
     """Open a text file in UTF-8, with or without a byte order mark, compressed or not.
+
+    Args:
+        path: the file.
+        newline: as of `open`; None makes every end of a line "\\n".
 
     Raises:
         InputError: the file begins with the byte order mark of UTF-16.
@@ -84,7 +88,9 @@ def open_text(path: Path) -> TextIOWrapper:
     with gzip.open(path) if compressed else path.open("rb") as file:
         if file.read(2) in UTF_16_MARKS:
             raise InputError(f"{path} is not UTF-8 text (it begins as UTF-16 does); save it as UTF-8")
-    return gzip.open(path, "rt", encoding="utf-8-sig") if compressed else path.open(encoding="utf-8-sig")
+    if compressed:
+        return gzip.open(path, "rt", encoding="utf-8-sig", newline=newline)
+    return path.open(encoding="utf-8-sig", newline=newline)
 
 
 @contextmanager
