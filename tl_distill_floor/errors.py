@@ -16,12 +16,18 @@ class InputError(ValueError):
 def reason_of(error: BaseException) -> str:
     """Return the first line of an error's message, or the name of its class if it has none.
 
+    A line that ends with a colon is continued by the next one, as in torch's errors of loading a state dict.
+
     Example:
         >>> reason_of(ValueError("no such file\\nTraceback")), reason_of(KeyError())
         ('no such file', 'KeyError')
+        >>> reason_of(RuntimeError("Error(s) in loading state_dict:\\n\\tUnexpected key(s): b_gate. "))
+        'Error(s) in loading state_dict: Unexpected key(s): b_gate'
     """
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    lines = [line.strip() for line in str(error).strip().splitlines()]
+    if not lines:
+        return type(error).__name__
+    return " ".join(lines[:2]).rstrip(".") if lines[0].endswith(":") else lines[0]
 
 
 def check_choice(name: str, value: object, choices: Any) -> None:

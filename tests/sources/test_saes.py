@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from tests.helpers.saes import D_IN, D_SAE, random_state, refusal, tiny_sae
 from tl_distill_floor.sources.sae_source import SUPPORTED_ARCHITECTURES
@@ -250,6 +250,13 @@ def test_rejects_damaged_files(tmp_path):
         assert "is empty" in refusal(tmp_path / f"empty.{suffix}")
     (tmp_path / "notes.txt").write_text("hello")
     assert "is not a .pt, .safetensors or .npz file" in refusal(tmp_path / "notes.txt")
+
+
+def test_names_the_weights_that_an_architecture_does_not_have(tmp_path):
+    tiny_sae().save_model(tmp_path)
+    weights = load_file(tmp_path / "sae_weights.safetensors")
+    save_file(weights | {"threshold": torch.ones(D_SAE)}, tmp_path / "sae_weights.safetensors")
+    assert 'StandardSAE: Unexpected key(s) in state_dict: "threshold")' in refusal(tmp_path)
 
 
 def test_rejects_damaged_directories(tmp_path):

@@ -2,12 +2,14 @@
 
 import copy
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from transformer_lens.model_bridge import TransformerBridge
 
 from tests.helpers.models import save_family
 from tests.helpers.type_checks import without_type_checks
@@ -155,6 +157,37 @@ def test_names_the_model_inside_a_wrapper(bridge: Any) -> None:
         without_type_checks(),
     ):
         load_teacher(torch.nn.DataParallel(bridge))
+
+
+def test_a_file_of_a_model_names_its_directory(teacher_dir: Path) -> None:
+    message = f"is a file, and a teacher is a directory, .*; give its directory, {re.escape(str(teacher_dir))}$"
+    for name in ("config.json", "model.safetensors"):
+        with pytest.raises(InputError, match=message):
+            load_teacher(teacher_dir / name)
+
+
+def test_a_model_without_the_files_of_its_tokenizer_reads_token_ids(teacher_dir: Path, tmp_path: Path) -> None:
+    """For such a directory transformers makes a tokenizer of special tokens, which reads no letter of a text."""
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(teacher_dir / name, tmp_path)
+    teacher = load_teacher(tmp_path)
+    assert teacher.model.tokenizer is None
+    assert teacher.tokenizer is None
+    ids = torch.arange(2 * 48).view(2, 48)
+    with torch.no_grad():
+        assert torch.equal(teacher.model(ids), load_teacher(teacher_dir).model(ids))
+    in_memory = TransformerBridge.boot_transformers(str(tmp_path), device="cpu")
+    assert tokenizer_of(in_memory) is None
+    with pytest.raises(InputError, match="needs a tokenizer, and the model has none; save it in the model's directory"):
+        head_floor(teacher, "Call me Ishmael. " * 100)
+
+
+def test_says_that_a_directory_has_no_tokenizer(tmp_path: Path, tokenizer: Any) -> None:
+    save_family(tmp_path, tokenizer, "Llama")
+    for file in tmp_path.glob("tokenizer*"):
+        file.unlink()
+    with pytest.raises(InputError, match=r"save its tokenizer in the same directory with tokenizer\.save_pretrained$"):
+        load_teacher(tmp_path)
 
 
 def test_rejects_a_directory_without_a_config(tmp_path: Path) -> None:

@@ -238,7 +238,15 @@ def _own_tokenizer(source: str, of_hub: dict[str, Any]) -> Tokenizer | None:
         tokenizer: Tokenizer = AutoTokenizer.from_pretrained(source, **of_hub)
     except Exception:
         return None  # damaged files raise whatever their reader raises; TransformerLens reads them next and reports it
-    return tokenizer
+    return tokenizer if knows_text(tokenizer) else None
+
+
+def knows_text(tokenizer: Any) -> bool:
+    """Return whether a tokenizer has any token of text.
+
+    For a directory without the files of a tokenizer, transformers makes one that has only special tokens.
+    """
+    return bool(set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens))
 
 
 def _passage_ids(tokenizer: Tokenizer | None, model: nn.Module) -> Int[Tensor, "batch position"]:

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import torch
@@ -33,13 +34,13 @@ from tl_distill_floor.sources.model_names import (
 from tl_distill_floor.sources.packing import DEFAULT_CONTEXT_SIZE
 from tl_distill_floor.sources.process_memory import return_freed_memory
 from tl_distill_floor.sources.teacher import Teacher
-from tl_distill_floor.sources.teacher_checks import PlainModelLoader, check_against_plain
+from tl_distill_floor.sources.teacher_checks import PlainModelLoader, check_against_plain, knows_text
 from tl_distill_floor.sources.torch_state import neutral_torch_state
 
 PROCESSING_OPTIONS = ("fold_ln", "center_writing_weights", "center_unembed", "fold_value_biases")
 """Options of TransformerLens that process the weights."""
 FP32 = TORCH_DTYPES["fp32"]
-ADAPTER_CONFIG = "adapter_config.json"
+CONFIG, ADAPTER_CONFIG = "config.json", "adapter_config.json"
 MERGING_ADVICE = (
     "merge them with model.merge_and_unload(), save that model and its tokenizer with save_pretrained, and give that"
     " directory"
@@ -201,9 +202,11 @@ def tokenizer_of(model: HookedModel) -> Any:
         model: a model with hook points.
 
     Returns:
-        The tokenizer; None if the model has none.
+        The tokenizer; None if the model has none, or one that has no token of text.
     """
     tokenizer = getattr(model, "tokenizer", None)
+    if hasattr(tokenizer, "get_vocab") and not knows_text(tokenizer):
+        return None
     vocabulary = int(model.cfg.d_vocab)
     ids = {name: getattr(tokenizer, f"{name}_id", None) for name in ("bos_token", "eos_token")}
     outside = [name for name, token_id in ids.items() if token_id is not None and token_id >= vocabulary]
@@ -238,6 +241,10 @@ def _load_named(
         if not path.is_file():
             raise InputError(f"there is no file {path}; give a .gguf file that exists")
         return load_gguf(path)
+    if path.is_file():
+        has_config = (path.parent / CONFIG).is_file()
+        advice = f"give its directory, {quote(str(path.parent))}" if has_config else "give a model's directory"
+        raise InputError(f"{path} is a file, and a teacher is a directory, a .gguf file or a name; {advice}")
     if path.is_dir():
         _check_directory(path)
         return load_bridge(name, name, has_public_name=False)
@@ -249,7 +256,7 @@ def _load_named(
 
 def _check_directory(path: Path) -> None:
     """Raise an InputError unless a directory holds a model without an adapter."""
-    has_config = (path / "config.json").is_file()
+    has_config = (path / CONFIG).is_file()
     if (path / ADAPTER_CONFIG).is_file():
         # transformers reads it where PEFT is installed, and leaves it out elsewhere.
         merged = f", or delete {ADAPTER_CONFIG} if the model is merged" if has_config else ""
@@ -273,6 +280,8 @@ def _load_bridge(
         model = bridge.boot_transformers(
             source, dtype=getattr(torch, dtype), model_class=loader, **placement, **checkpoint
         )
+    if model.tokenizer is not None and not knows_text(model.tokenizer):
+        model.tokenizer = None
     teacher = Teacher(model, name, has_public_name, {"class": "TransformerBridge", "dtype": dtype, **checkpoint})
     load = partial(_load_bridge, source, name, device=device, has_public_name=has_public_name, is_shell=False)
     return _compared(teacher, loader, partial(load, dtype=FP32, **checkpoint))
@@ -374,4 +383,6 @@ def _report_load_errors(name: str) -> Iterator[None]:
         advice = f"give {MODEL_CHOICES}" if is_possible_name(name) else suggest_names(name)
         if isinstance(error, MemoryError | torch.OutOfMemoryError) or "not enough memory" in reason:
             advice = "set --dtype bf16 or another --device, or give a smaller teacher"
+        elif "backend tokenizer" in reason:
+            advice = "save its tokenizer in the same directory with tokenizer.save_pretrained"
         raise InputError(f"cannot load a teacher from {name!r} ({reason}); {advice}") from error

@@ -124,7 +124,8 @@ def load_text(
         return _from_rows(documents, rows, tokenizer)
     if tokenizer is None:
         raise InputError(
-            f"{documents.name} needs a tokenizer, and the model has none; give token ids [batch, position]"
+            f"{documents.name} needs a tokenizer, and the model has none; save it in the model's directory with"
+            " tokenizer.save_pretrained, or give token ids [batch, position]"
         )
     size = context_size or DEFAULT_CONTEXT_SIZE
 
