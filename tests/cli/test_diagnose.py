@@ -64,7 +64,7 @@ def test_prints_the_losses_and_the_verdict(made_run: Path, tmp_path: Path) -> No
     assert answer["end_interval"][0] <= 0.2 <= answer["end_interval"][1]
     assert answer["tokens_for_half"] > 0
     in_bits = json.loads(run("diagnose", curve, *options, "--json", "--unit", "bits").stdout)
-    assert in_bits["reached"] == pytest.approx(0.3 * np.log(2))
+    assert (in_bits["reached"], in_bits["unit"]) == (pytest.approx(0.3 * np.log(2)), "nats")
 
 
 def test_judges_each_student_of_a_run_and_one_alone(students: Path) -> None:

@@ -28,6 +28,7 @@ def test_prints_predicted_and_reached_floors() -> None:
 
 def test_json_is_one_array() -> None:
     (printed,) = json.loads(CliRunner().invoke(app, ["toy", *QUICK, "--teacher-width", "3", "--json"]).stdout)
+    assert printed["unit"] == "importance-weighted squared error"
     assert printed["widths"] == [1, 2]
     assert len(printed["to_teacher"]) == 2
     assert set(printed["predicted"]) == {"one per dimension", "theorem", "packing law", "independent"}

@@ -255,7 +255,7 @@ def distill(
     if not first:
         return
     if as_json:
-        print_json([dataclasses.asdict(student) for student in students])
+        print_json([dataclasses.asdict(student) | {"unit": "nats"} for student in students])
         return
     from tl_distill_floor.display.student_views import students_table
 

@@ -79,7 +79,7 @@ def toy(
             )
             results = [train_configuration(configuration, progress)]
     if as_json:
-        print_json(results)
+        print_json([result | {"unit": "importance-weighted squared error"} for result in results])
         return
     for result in results if len(results) <= 4 else []:
         print_result(toy_table(result))

@@ -63,9 +63,9 @@ def diagnoses_table(diagnoses: Sequence[Diagnosis]) -> RenderableType:
 
 
 def diagnosis_json(diagnosis: Diagnosis) -> dict[str, Any]:
-    """Return a diagnosis as one JSON object: its fields, with what is left and the tokens for half of it."""
+    """Return a diagnosis as one JSON object: its fields, the unit, what is left and the tokens for half of it."""
     left = {"left": diagnosis.left, "tokens_for_half": diagnosis.tokens_for_half}
-    return dataclasses.asdict(diagnosis) | left
+    return dataclasses.asdict(diagnosis) | {"unit": "nats"} | left
 
 
 def diagnosis_figure(diagnosis: Diagnosis) -> go.Figure:
