@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.helpers.records import stats_of
+from tests.helpers.records import made_head_floor, stats_of
 from tl_distill_floor import Calibration, FloorPrediction, Probes, StudentResult, floor_from_stats, save_figure
 from tl_distill_floor.display.figure_style import error_bars, log_spaced_ranks
 from tl_distill_floor.display.figures import (
@@ -117,6 +117,20 @@ def test_growth_critical_widths_and_comparison(floor: FloorPrediction) -> None:
     low, high = floor.sampling_interval.T
     np.testing.assert_allclose(traces[0].error_y.array, high - floor.feature_floor)
     np.testing.assert_allclose(traces[0].error_y.arrayminus, floor.feature_floor - low)
+
+
+def test_a_floor_that_is_not_known_is_not_drawn() -> None:
+    not_known = dataclasses.replace(student(8, (0.5, 0.3)), floor=0.3, interval=(0.0, 0.3))
+    (curve,) = learning_figure([not_known]).data
+    assert list(curve.y) == [0.5, 0.3]
+
+
+def test_a_bound_of_0_is_not_on_the_logarithmic_axis() -> None:
+    floor = floor_from_stats(stats_of(COST / 10, rate=0.02, d_model=8, cost_unit="nats"), [2, 4, 8])
+    losses = dict.fromkeys(("floor", "standard_error", "half_steps", "encoded"), (0.8, 0.4, 0.0))
+    floor = dataclasses.replace(floor, head=made_head_floor(d_model=8, widths=(2, 4, 8), **losses))
+    curve = next(trace for trace in floor.plot().data if trace.name == "bound (head floor)")
+    assert (list(curve.x), list(curve.y)) == ([2, 4], [0.8, 0.4])
 
 
 def test_student_figures_show_curves_and_linear_fits() -> None:

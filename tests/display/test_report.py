@@ -120,6 +120,7 @@ def test_comparison_of_two_runs(complete: Path, measured: tuple[Path, Path, Path
     assert "needs two runs that were measured with an SAE" in refused(
         run("report", "--compare", complete, tmp_path / "head", "--out", tmp_path / "both.html")
     )
+    assert "no lost features are listed; leave out --width" in refused(run("report", tmp_path / "head", "--width", 8))
     options = (complete, measured[0], tmp_path / "head", "--out", tmp_path / "both.html")
     assert "head was measured without an SAE" in " ".join(run("report", "--compare", *options).stdout.split())
     assert "head was measured without an SAE" in (tmp_path / "both.html").read_text(encoding="utf-8")

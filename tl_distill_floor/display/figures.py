@@ -121,7 +121,9 @@ def _add_bound_and_students(figure: go.Figure, floor: FeatureFloorPrediction) ->
     widths = floor.widths.tolist()
     if floor.bound is not None:
         line = {"color": COLOURS["head"], "dash": "dot"}
-        figure.add_scatter(x=widths, y=floor.bound.tolist(), mode="lines+markers", line=line, name="bound (head floor)")
+        # A bound of 0, which a logarithmic axis lacks, would be drawn as a vertical line at the width before it.
+        x, y = floor.widths[floor.bound > 0].tolist(), floor.bound[floor.bound > 0].tolist()
+        figure.add_scatter(x=x, y=y, mode="lines+markers", line=line, name="bound (head floor)")
     calibration, calibrated = floor.calibration, floor.calibrated
     if calibration is not None and calibrated is not None:
         line = {"dash": "dash", "color": COLOURS["calibrated"]}

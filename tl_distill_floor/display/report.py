@@ -67,8 +67,8 @@ def write_report(
         WrittenReport: the path of the page, the paths of the figures, and the parts that were left out.
 
     Raises:
-        InputError: the directory holds no run, `students` holds none, `width` or `top` is below 1, or a file cannot be
-            written.
+        InputError: the directory holds no run, `students` holds none, `width` or `top` is below 1, a width is given for
+            a run without features, or a file cannot be written.
 
     Example:
         >>> from tl_distill_floor import write_report

@@ -176,9 +176,11 @@ def report_summary(parts: RunParts) -> str:
         sentences.append(
             f"Compared with {len(calibration.widths)} trained students, {calibration.predictor} has a"
             f" leave-one-width-out error of {calibration.loo_error:.0%} (C = {calibration.slope:.3g}, R² ="
-            f" {calibration.r2:.3f}). The calibrated prediction for width {width:,} is"
-            f" {floor.calibrated_at(width).value:.3g} nats per token."
+            f" {calibration.r2:.3f})."
         )
+        if floor.expected is None:  # else the expected loss has been narrowed by the students
+            calibrated = floor.calibrated_at(width).value
+            sentences.append(f"The calibrated prediction for width {width:,} is {calibrated:.3g} nats per token.")
     return " ".join(sentences)
 
 

@@ -57,7 +57,8 @@ def load_run_parts(
         top: number of lost features with details.
 
     Raises:
-        InputError: the directory holds no part of a run, `students` holds none, or `width` or `top` is below 1.
+        InputError: the directory holds no part of a run, `students` holds none, `width` or `top` is below 1, or a
+            width is given for a run without features.
     """
     unreadable: list[str] = []
 
@@ -99,5 +100,7 @@ def load_run_parts(
         raise InputError(
             f"there is no run at {directory}; make one with tl-floor measure --out {quote(str(directory))}{reasons}"
         )
+    if width is not None and floor is not None and floor.stats is None:
+        raise InputError(f"{directory} was measured without an SAE, so no lost features are listed; leave out --width")
     lost = None if floor is None or floor.stats is None else lost_features(floor, width, top)
     return RunParts(str(directory), floor, tuple(results), probes, lost, tuple(unreadable), sparse_probes)

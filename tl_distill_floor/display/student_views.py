@@ -73,7 +73,7 @@ def calibration_table(calibration: Calibration) -> RenderableType:
 
 
 def learning_figure(students: Sequence[StudentResult]) -> go.Figure:
-    """Return the held-out loss of each student against its training tokens, and the limit of its learning curve."""
+    """Return the held-out loss of each student against its training tokens, and the limit of its curve if known."""
     figure = go.Figure()
     for number, student in enumerate(student for student in students if student.tokens):
         colour = CYCLE[number % len(CYCLE)]
@@ -85,14 +85,15 @@ def learning_figure(students: Sequence[StudentResult]) -> go.Figure:
             marker={"size": 5},
             name=escape_markup(f"{student.name} ({student.status})"),
         )
-        figure.add_scatter(
-            x=[student.tokens[0], student.tokens[-1]],
-            y=[student.floor, student.floor],
-            mode="lines",
-            line={"color": colour, "dash": "dot", "width": 1},
-            name=escape_markup(f"{student.name}, floor {student.floor:.3g}"),
-            showlegend=False,
-        )
+        if student.floor_is_known:
+            figure.add_scatter(
+                x=[student.tokens[0], student.tokens[-1]],
+                y=[student.floor, student.floor],
+                mode="lines",
+                line={"color": colour, "dash": "dot", "width": 1},
+                name=escape_markup(f"{student.name}, floor {student.floor:.3g}"),
+                showlegend=False,
+            )
     figure.update_xaxes(type="log")
     figure.update_yaxes(rangemode="tozero")
     return apply_style(figure, "Learning curves (dotted: their limits)", "tokens", LOSS_AXIS)
