@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from tests.helpers.child_process import run_in_fork
 from tests.helpers.cli import refused, run
+from tests.helpers.measurements import save_cache
 from tl_distill_floor import FeatureStats, FloorPrediction, HeadFloor, InputError
 from tl_distill_floor.cli.measure import DEFAULT_TOKENS, SECONDS, _stages
 from tl_distill_floor.display.as_json import floor_json
@@ -251,6 +253,24 @@ def test_a_killed_run_resumes_to_identical_files(command: Command, tmp_path: Pat
     for name in ("stats.safetensors", "floor.json"):
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "uninterrupted" / name).read_bytes()
     assert not (tmp_path / "killed" / "partial.safetensors").exists()
+
+
+def test_cached_activations_have_a_run_of_their_own_and_need_no_teacher(
+    sae_dir: Path, bridge: Any, ids: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a model, the run is not that of the default model."""
+    monkeypatch.chdir(tmp_path)
+    save_cache(Path("cache"), bridge, ids)
+    command = ("measure", "--sae", sae_dir, "--text", "cache", "--steps", 0, "--force")
+    result = run(*command)
+    assert result.exit_code == 0, result.output
+    assert FeatureStats.load("runs/cache").text_name == "cache"
+    assert [path.name for path in Path("runs").iterdir()] == ["cache"]
+    message = refused(run(*command, "--dtype", "bf16", "--context-size", 8, "--cost-tokens", 9, "--samples", 2))
+    assert message == (
+        "tl-floor: --dtype, --context-size, --cost-tokens and --samples have no effect with cached activations, which"
+        " are measured without a teacher; leave them out"
+    )
 
 
 def test_an_interrupted_command_says_how_to_continue(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,13 +1,15 @@
-"""Compare measurements, and load one set of weights as different model classes."""
+"""Compare measurements, cache activations, and load one set of weights as different model classes."""
 
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-from tests.helpers.models import WIDTH
+from tests.helpers.models import CONTEXT, HOOK, WIDTH
 from tl_distill_floor import FeatureStats
+from tl_distill_floor.measuring.hooks import activation_reader
 from tl_distill_floor.results.codes import Codes
 
 
@@ -55,3 +57,17 @@ def load_as(model_class: str, teacher_dir: Path) -> Any:
     model = cls(config, tokenizer=None)
     model.load_state_dict(convert_neox_weights(AutoModelForCausalLM.from_pretrained(teacher_dir), config), strict=False)
     return model
+
+
+def save_cache(path: Path, bridge: Any, ids: torch.Tensor, *, token_ids: bool = True) -> Path:
+    """Save activations as SAELens's CacheActivationsRunner does."""
+    from datasets import Array2D, Dataset, Features, Sequence, Value
+
+    with activation_reader(bridge, [HOOK]) as read:
+        (activation,) = read(ids)
+    features = {HOOK: Array2D((CONTEXT, WIDTH), "float32")}
+    columns = {HOOK: activation.numpy()}
+    if token_ids:
+        features["token_ids"], columns["token_ids"] = Sequence(Value("int32"), CONTEXT), ids.numpy()
+    Dataset.from_dict(columns, features=Features(features)).save_to_disk(path)
+    return path

@@ -8,7 +8,8 @@ import pytest
 import torch
 from transformers import BatchEncoding
 
-from tests.helpers.models import CONTEXT, HOOK, VOCABULARY, WIDTH, save_family
+from tests.helpers.measurements import save_cache
+from tests.helpers.models import CONTEXT, HOOK, VOCABULARY, save_family
 from tl_distill_floor import InputError, head_floor, load_teacher, load_text, measure, predict_floor, train_sae
 from tl_distill_floor.measuring.hooks import activation_reader
 from tl_distill_floor.measuring.replacement import differentiable_forward
@@ -182,20 +183,6 @@ def test_text_is_packed_as_for_the_sae(bridge: Any, sae: Any) -> None:
     documents = ["Call me Ishmael. ", "Some years ago, "] * 60
     stats = measure(bridge, joined, documents, cost="energy", force=True)
     assert stats.n_masked == (stats.n_tokens + stats.n_masked) // CONTEXT
-
-
-def save_cache(path: Path, bridge: Any, ids: torch.Tensor, *, token_ids: bool = True) -> Path:
-    """Save activations as SAELens's CacheActivationsRunner does."""
-    from datasets import Array2D, Dataset, Features, Sequence, Value
-
-    with activation_reader(bridge, [HOOK]) as read:
-        (activation,) = read(ids)
-    features = {HOOK: Array2D((CONTEXT, WIDTH), "float32")}
-    columns = {HOOK: activation.numpy()}
-    if token_ids:
-        features["token_ids"], columns["token_ids"] = Sequence(Value("int32"), CONTEXT), ids.numpy()
-    Dataset.from_dict(columns, features=Features(features)).save_to_disk(path)
-    return path
 
 
 def test_cached_activations_leave_out_the_beginning_token(

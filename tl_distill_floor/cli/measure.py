@@ -37,7 +37,7 @@ from tl_distill_floor.cli.options import (
 from tl_distill_floor.cli.output import print_json, print_result
 from tl_distill_floor.cli.processes import is_first_process, local_device
 from tl_distill_floor.cli.progress import StagedProgress
-from tl_distill_floor.cli.unused_options import refuse_unused
+from tl_distill_floor.cli.unused_options import is_given, refuse_unused
 from tl_distill_floor.errors import InputError
 
 if TYPE_CHECKING:
@@ -129,6 +129,7 @@ def measure(
     from tl_distill_floor.cli.layers import parse_layers, sae_of_each_layer
     from tl_distill_floor.measuring.config import LoadConfig, MeasureConfig
     from tl_distill_floor.predicting.config import PredictConfig
+    from tl_distill_floor.sources.cached_activations import is_cached_activations
 
     n_tokens = tokens or (DEFAULT_TOKENS if steps or no_sae else QUICK_TOKENS)
     loading = LoadConfig(context_size=context_size, batch_size=batch_size, device=device, dtype=dtype)
@@ -154,9 +155,14 @@ def measure(
         refuse_unused(ctx, ["cost_tokens"], "with --cost energy, which is measured on all tokens")
     if cost != "fisher":
         refuse_unused(ctx, ["samples"], f"with --cost {cost}, which samples no outputs")
+    name = model
+    if text is not None and is_cached_activations(Path(text)):
+        no_teacher = ("dtype", "context_size", "cost_tokens", "samples")
+        refuse_unused(ctx, no_teacher, "with cached activations, which are measured without a teacher")
+        name = model if is_given(ctx, "model") else text
     layers = parse_layers(layer, model, sae)
     if out is None:
-        directories = [default_run_directory(model, number) for number in layers]
+        directories = [default_run_directory(name, number) for number in layers]
     else:
         directories = [out / f"layer{number}" for number in layers] if len(layers) > 1 else [out]
     floors = measure_and_save(

@@ -14,13 +14,19 @@ class CommandWithContext(TyperCommand):
     context_class = typer.Context
 
 
+def is_given(ctx: typer.Context, name: str) -> bool:
+    """Return whether a parameter of a command is given on the command line."""
+    source = ctx.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
 def refuse_unused(
-    context: typer.Context, names: Iterable[str], where: str, instead: str = "", *, also_defaults: bool = False
+    ctx: typer.Context, names: Iterable[str], where: str, instead: str = "", *, also_defaults: bool = False
 ) -> None:
     """Raise an InputError if some options are given that have no effect.
 
     Args:
-        context: context of the command.
+        ctx: context of the command.
         names: parameters of the command that have no effect.
         where: where they have none, and why, such as "without --teacher, which is measured there".
         instead: what to type to give them an effect; nothing if they can only be left out.
@@ -29,13 +35,11 @@ def refuse_unused(
     Raises:
         InputError: one of the options is given on the command line.
     """
-    parameters = {parameter.name: parameter for parameter in context.command.params}
+    parameters = {parameter.name: parameter for parameter in ctx.command.params}
     given = []
     for name in names:
-        parameter, value = parameters[name], context.params[name]
-        source = context.get_parameter_source(name)
-        is_given = source is not None and source.name == "COMMANDLINE"
-        if is_given and (also_defaults or value != parameter.get_default(context)):
+        parameter, value = parameters[name], ctx.params[name]
+        if is_given(ctx, name) and (also_defaults or value != parameter.get_default(ctx)):
             # Of a flag such as --head/--no-head, the second name is that of False.
             given.append((parameter.secondary_opts if value is False else parameter.opts)[0])
     if given:
