@@ -69,7 +69,7 @@ LEAVE_IT, LEAVE_THEM = "leave it out", "leave them out"
             f" measured; add --teacher MODEL, or {LEAVE_THEM}",
         ),
         (
-            "probe RUN --selection correlation --controls 3",
+            "probe RUN --selection mean-difference --controls 3",
             "--selection and --controls have no effect without --sparse; add --sparse K, such as --sparse 8, or"
             f" {LEAVE_THEM}",
         ),

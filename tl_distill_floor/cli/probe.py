@@ -1,6 +1,8 @@
 """`tl-floor probe`: measure what a student of each width still represents."""
 
 import dataclasses
+from collections.abc import Callable
+from functools import partial
 from shlex import quote
 from typing import TYPE_CHECKING, Annotated
 
@@ -85,24 +87,22 @@ def probe(
         ),
     ] = None,
     selection: Annotated[
-        FeatureSelection | None,
+        FeatureSelection,
         typer.Option(
             help="Select features by the difference of their means with and without the class, or by their correlation"
             " with it.",
-            show_default="correlation",
             rich_help_panel=SPARSE,
         ),
-    ] = None,
+    ] = SparseProbeConfig.selection,
     controls: Annotated[
-        int | None,
+        int,
         typer.Option(
             help="Shuffles of the labels, and random choices of features, for each split.",
             min=1,
             metavar="N",
-            show_default=str(SparseProbeConfig.n_controls),
             rich_help_panel=SPARSE,
         ),
-    ] = None,
+    ] = SparseProbeConfig.n_controls,
     text: Annotated[
         str | None,
         typer.Option(
@@ -112,15 +112,14 @@ def probe(
         ),
     ] = None,
     feature_tokens: Annotated[
-        int | None,
+        int,
         typer.Option(
             help="Number of tokens on which features are decoded; 0 decodes none.",
             min=0,
             metavar="N",
-            show_default=f"{ProbeConfig.n_feature_tokens:,}",
             rich_help_panel=FEATURES,
         ),
-    ] = None,
+    ] = ProbeConfig.n_feature_tokens,
     sae: Annotated[
         str | None,
         typer.Option(
@@ -165,45 +164,28 @@ def probe(
         from tl_distill_floor.probing.probe_run import probe_run
         from tl_distill_floor.probing.sparse_probe import sparse_probe
 
-        floor, source = load_floor(run), with_format(sae, sae_format)
-        forecast_widths = parse_widths(widths)
-        trained = load_students(students or run, required=students is not None)
-        probes: Probes | SparseProbes
+        fit: Callable[..., Probes | SparseProbes]
         if sparse is None:
-            probes = probe_run(
-                floor,
-                None,
-                source,
-                labelled,
-                labels=label,
-                students=trained,
-                widths=forecast_widths,
+            fit = partial(
+                probe_run,
                 text=text,
                 config=ProbeConfig(
                     pool=pool,
                     per_class=per_class,
                     n_splits=splits,
                     bottleneck_steps=steps,
-                    n_feature_tokens=ProbeConfig.n_feature_tokens if feature_tokens is None else feature_tokens,
+                    n_feature_tokens=feature_tokens,
                     seed=seed,
                     batch_size=batch_size,
                 ),
-                device=device,
-                progress=progress,
             )
         else:
-            probes = sparse_probe(
-                floor,
-                None,
-                source,
-                labelled,
-                labels=label,
-                students=trained,
-                widths=forecast_widths,
+            fit = partial(
+                sparse_probe,
                 config=SparseProbeConfig(
                     k=sparse,
-                    selection=selection or SparseProbeConfig.selection,
-                    n_controls=controls or SparseProbeConfig.n_controls,
+                    selection=selection,
+                    n_controls=controls,
                     pool=pool,
                     per_class=per_class,
                     n_splits=splits,
@@ -211,9 +193,18 @@ def probe(
                     seed=seed,
                     batch_size=batch_size,
                 ),
-                device=device,
-                progress=progress,
             )
+        probes = fit(
+            load_floor(run),
+            None,
+            with_format(sae, sae_format),
+            labelled,
+            labels=label,
+            students=load_students(students or run, required=students is not None),
+            widths=parse_widths(widths),
+            device=device,
+            progress=progress,
+        )
         probes.save(run)
     if as_json:
         print_json(dataclasses.asdict(probes))
