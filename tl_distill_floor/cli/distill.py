@@ -2,7 +2,6 @@
 
 import dataclasses
 from contextlib import nullcontext
-from pathlib import Path
 from shlex import quote
 from typing import Annotated
 
@@ -13,7 +12,7 @@ from tl_distill_floor.cli.errors import report_errors
 from tl_distill_floor.cli.libraries import quiet_libraries
 from tl_distill_floor.cli.options import (
     COMPUTATION,
-    OUTPUT,
+    STARTS,
     BatchSizeOption,
     DebugOption,
     DeviceOption,
@@ -21,6 +20,7 @@ from tl_distill_floor.cli.options import (
     JsonOption,
     MatchedActivation,
     ModelArgument,
+    OutOption,
     ResumeOption,
     SeedOption,
     TrainingTextOption,
@@ -52,14 +52,7 @@ def distill(
     depth: Annotated[
         int | None, typer.Option(help="Layers of the students.", metavar="N", show_default="the teacher's")
     ] = None,
-    start: Annotated[
-        StudentStart,
-        typer.Option(
-            help="Initial weights: random; teacher-slice, the first rows and columns of the teacher's weights; or svd,"
-            " the teacher's weights projected onto the leading singular directions of its embeddings.",
-            metavar="START",
-        ),
-    ] = "svd",
+    start: Annotated[StudentStart, typer.Option(help=f"Initial weights: {STARTS}", metavar="START")] = "svd",
     text: TrainingTextOption = None,
     tokens: Annotated[
         int, typer.Option(help="Number of tokens to train on, including repetitions of the text.", min=1, metavar="N")
@@ -159,10 +152,7 @@ def distill(
             rich_help_panel=MATCHING,
         ),
     ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(help="Run directory to write.", show_default="runs/MODEL", rich_help_panel=OUTPUT),
-    ] = None,
+    out: OutOption = None,
     resume: ResumeOption = False,
     as_json: JsonOption = False,
     device: DeviceOption = "cpu",

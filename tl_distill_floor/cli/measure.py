@@ -14,7 +14,6 @@ from tl_distill_floor.annotations import FormattedSae
 from tl_distill_floor.cli.errors import report_errors
 from tl_distill_floor.cli.libraries import quiet_libraries
 from tl_distill_floor.cli.options import (
-    OUTPUT,
     BatchSizeOption,
     ContextSizeOption,
     CostOption,
@@ -24,6 +23,7 @@ from tl_distill_floor.cli.options import (
     ForceOption,
     JsonOption,
     ModelArgument,
+    OutOption,
     ResumeOption,
     SaeFormatOption,
     SeedOption,
@@ -111,10 +111,7 @@ def measure(
     min_count: Annotated[
         int, typer.Option(help="A feature is alive if it fires on at least this many tokens.", min=1, metavar="N")
     ] = 1,
-    out: Annotated[
-        Path | None,
-        typer.Option(help="Run directory to write.", show_default="runs/MODEL", rich_help_panel=OUTPUT),
-    ] = None,
+    out: OutOption = None,
     resume: ResumeOption = False,
     as_json: JsonOption = False,
     device: DeviceOption = "cpu",

@@ -75,8 +75,16 @@ PromotedOption = Annotated[
         " the run.",
     ),
 ]
+STARTS = (
+    "random; teacher-slice, the first rows and columns of the teacher's weights; or svd, the teacher's weights"
+    " projected onto the leading singular directions of its embeddings."
+)
+"""Explanation of the initial weights of students."""
 StudentsOption = Annotated[
     Path | None, typer.Option(help="Run directory in which the students were distilled.", show_default="RUN")
+]
+OutOption = Annotated[
+    Path | None, typer.Option(help="Run directory to write.", show_default="runs/MODEL", rich_help_panel=OUTPUT)
 ]
 ResumeOption = Annotated[
     bool, typer.Option("--resume", help="Continue from the checkpoint of an interrupted run.", rich_help_panel=OUTPUT)

@@ -10,7 +10,7 @@ import typer
 from tl_distill_floor.annotations import MemoryDtype, StudentStart
 from tl_distill_floor.cli.errors import report_errors
 from tl_distill_floor.cli.libraries import quiet_libraries
-from tl_distill_floor.cli.options import DebugOption, DeviceOption, JsonOption, RunArgument
+from tl_distill_floor.cli.options import STARTS, DebugOption, DeviceOption, JsonOption, RunArgument
 from tl_distill_floor.cli.output import print_json, print_result
 from tl_distill_floor.cli.unused_options import refuse_unused
 from tl_distill_floor.results.byte_sizes import parse_bytes
@@ -131,9 +131,7 @@ def plan(
         typer.Option(
             "--start",
             "--init",
-            help="Write initial weights too: random; teacher-slice, the first rows and columns of the teacher's"
-            " weights; or svd, the teacher's weights projected onto the leading singular directions of its"
-            " embeddings.",
+            help=f"Write initial weights too: {STARTS}",
             show_default="no weights",
             rich_help_panel=EXPORT,
         ),
