@@ -11,7 +11,7 @@ from tests.helpers.records import stats_of
 from tl_distill_floor import InputError, floor_from_stats
 from tl_distill_floor.predicting import bottleneck, bottleneck_task, simulation
 from tl_distill_floor.predicting.bottleneck import Bottleneck
-from tl_distill_floor.predicting.bottleneck_task import BottleneckTask, CodesLoss, effective_number
+from tl_distill_floor.predicting.bottleneck_task import BottleneckTask, CodesLoss
 from tl_distill_floor.predicting.progress import StepCounter
 from tl_distill_floor.predicting.sparse_batches import SparseBatch, TrainingBatch, training_batches
 from tl_distill_floor.results.codes import Codes
@@ -248,10 +248,10 @@ def test_floor_is_between_half_of_the_longer_loss_and_the_shorter_loss() -> None
 
 
 def test_standard_error_by_hand() -> None:
-    # Shares 0.2 and 0.4 of two sequences of cost 1: mean 0.3, residuals -0.1 and 0.1, √0.02 · √(2/1) / 2 = 0.1.
-    assert codes_loss([0.2, 0.4], [1.0, 1.0]).standard_error(np.array([0, 1])) == pytest.approx(0.1)
-    assert effective_number(np.array([3.0, 3.0, 3.0])) == pytest.approx(3)
-    assert effective_number(np.array([100.0, 1.0, 1.0])) == pytest.approx(1.04, abs=0.01)
+    # Shares 0.2 and 0.4 of two sequences of cost 1: mean 0.3, residuals -0.1 and 0.1, √0.02 · √(2/1) / 2 = 0.1. The
+    # quantile of Student's t for two units is 12.706 instead of 1.960.
+    loss = codes_loss([0.2, 0.4], [1.0, 1.0])
+    assert loss.standard_error(np.array([0, 1])) == pytest.approx(0.1 * 12.7062 / 1.959964)
 
 
 def test_rare_features_have_a_common_lost_share() -> None:

@@ -40,11 +40,14 @@ def test_interval_of_theorem_has_the_error_of_the_number_of_held_features() -> N
 
 @pytest.mark.parametrize("is_simulated", [False, True])
 def test_intervals_have_the_error_of_the_tail_loss(is_simulated: bool) -> None:
-    """Two sequences of one token lose 0.9 and 1.1 times twice the cost: √(2 · 0.1²) · √(2 / 1) / 2 = 10 %."""
+    """Two sequences of one token lose 0.99 and 1.01 times twice the cost: √(2 · 0.01²) · √(2 / 1) / 2 = 1 %.
+
+    The quantile of Student's t for two units is 12.706.
+    """
     cost = np.array([8.0, 4.0, 2.0, 1.0])
     additive = np.array([15.0, 7.0, 3.0, 1.0])
     one = np.ones(2, dtype=np.int64)
-    tail = TailLoss(np.arange(4), additive, np.outer(2 * additive, [0.9, 1.1]), one, np.arange(2))
+    tail = TailLoss(np.arange(4), additive, np.outer(2 * additive, [0.99, 1.01]), one, np.arange(2))
     lost = np.array([[2.0, 1.0, 1.0, 1.0]])
     simulation = Simulation(
         np.array([1]), lost.sum(1)[:, None], lost.sum(1)[:, None], np.zeros(1), lost, lost.sum(1)[:, None], 100.0, 10
@@ -53,9 +56,11 @@ def test_intervals_have_the_error_of_the_tail_loss(is_simulated: bool) -> None:
     floor = floor_from_stats(stats, [1], tail=tail, simulation=simulation if is_simulated else None)
     # The blocks are equal, so there is no other error. α = 0.5: width 1 holds ⌊2.89⌋ features, and 2 · (2 + 1) is lost.
     assert floor.theorem.tolist() == pytest.approx([6.0])
-    assert floor.theorem_interval[0] == pytest.approx([6.0 * (1 - 0.196), 6.0 * (1 + 0.196)])
+    assert floor.theorem_interval[0] == pytest.approx([6.0 * (1 - 0.12706), 6.0 * (1 + 0.12706)], rel=1e-4)
     (independent,) = floor.independent
-    assert floor.independent_interval[0] == pytest.approx([independent * (1 - 0.196), independent * (1 + 0.196)])
+    assert floor.independent_interval[0] == pytest.approx(
+        [independent * (1 - 0.12706), independent * (1 + 0.12706)], rel=1e-4
+    )
 
 
 N_FEATURES, BLOCK_TOKENS, MEAN_RATE = 50, 1000, 0.1

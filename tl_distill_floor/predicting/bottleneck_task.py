@@ -18,6 +18,7 @@ from tl_distill_floor.predicting.progress import StepCounter
 from tl_distill_floor.predicting.sparse_batches import SparseBatch
 from tl_distill_floor.results.codes import Codes
 from tl_distill_floor.results.feature_stats import FeatureStats
+from tl_distill_floor.results.tail_loss import effective_number, ratio_standard_error
 
 HELD_OUT_SHARE, MAX_HELD_OUT_TOKENS, MIN_HELD_OUT_SEQUENCES = 1 / 6, 16_384, 2
 """Share of the sequences that are held out, their approximate number of tokens at most, and their least number."""
@@ -67,9 +68,7 @@ class CodesLoss(NamedTuple):
             sequence: [token] sequence of each token.
         """
         index = np.unique(sequence, return_inverse=True)[1]
-        residual = np.bincount(index, self.of_token - self.lost_share * self.cost_of_token)
-        n = effective_number(np.bincount(index, self.cost_of_token))
-        return math.sqrt(float((residual**2).sum()) * n / max(n - 1.0, 0.1)) / float(self.cost_of_token.sum())
+        return float(ratio_standard_error(*(np.bincount(index, a) for a in (self.of_token, self.cost_of_token))))
 
     def lost_shares(self, count: Int64[np.ndarray, " feature"]) -> Float64[np.ndarray, " feature"]:
         """Compute the share of each feature's cost that is lost; rare features have their common share.
@@ -257,21 +256,6 @@ def extrapolate_loss(shorter: float, longer: float) -> float:
     """
     gain = shorter - longer
     return longer - min(gain, longer / 2.0) if gain > 0 else shorter
-
-
-def effective_number(cost: Float64[np.ndarray, " sequence"]) -> float:
-    """Compute (Σ c)² / Σ c², the number of sequences of equal cost that would have the same relative variance.
-
-    Source: Kish 1965, "Survey Sampling", section 11.7.
-
-    Args:
-        cost: [sequence] summed cost of each sequence.
-
-    Example:
-        >>> effective_number(np.array([3.0, 3.0, 3.0]))
-        3.0
-    """
-    return float(cost.sum() ** 2 / (cost**2).sum())
 
 
 def held_out_sequences(stats: FeatureStats, seed: int = 0) -> Int64[np.ndarray, " sequence"]:

@@ -7,12 +7,16 @@ from typing import ClassVar, TypeVar
 
 import numpy as np
 from jaxtyping import Float64, Int64
+from scipy.stats import norm
+from scipy.stats import t as student_t
 
 from tl_distill_floor.results.record_files import ArrayRecord
 
 TAIL_FILE = "tail.safetensors"
 Cost = TypeVar("Cost", float, np.ndarray)
 """A summed cost, or an array of them."""
+N_GROUPS = 8
+"""Groups of successive sequences whose losses count as independent. A text of 100,000 tokens has some 20 documents."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -129,29 +133,61 @@ class TailLoss(ArrayRecord):
 
 
 def ratio_standard_error(
-    loss: Float64[np.ndarray, "*case sequence"], n_tokens: Int64[np.ndarray, " sequence"]
+    loss: Float64[np.ndarray, "*case sequence"],
+    weight: Float64[np.ndarray, " sequence"] | Int64[np.ndarray, " sequence"],
 ) -> Float64[np.ndarray, "*case"]:
-    """Compute the standard error of Σ loss / Σ tokens over sequences.
+    """Compute the standard error of Σ loss / Σ weight over sequences, for a 95 % interval of 1.96 times it.
 
-    Tokens of one sequence are not independent, so sequences are the units: this is the ratio estimator of survey
-    sampling (Cochran 1977, chapter 6).
+    This is the ratio estimator of survey sampling (Cochran 1977, chapter 6). Its units are sequences, since tokens of
+    one are not independent. Nor are sequences of one document, so the units are also eight groups of successive
+    sequences, and the larger error counts. An error from few units is not well known, so it is enlarged by the ratio
+    of Student's t to 1.96.
 
     Args:
-        loss: summed loss of each sequence, nats.
-        n_tokens: number of tokens of each sequence.
+        loss: summed loss of each sequence, in the order of the text.
+        weight: what the loss is divided by: number of tokens, or summed cost, of each sequence.
 
     Returns:
-        Standard error of each case, nats per token.
+        Standard error of each case; 0 for one sequence, which does not show it.
 
     Example:
-        >>> ratio_standard_error(np.array([[1.0, 3.0]]), np.array([1, 1]))
-        array([1.])
+        >>> ratio_standard_error(np.array([[1.0, 3.0]] * 2), np.array([1, 1])).round(2)
+        array([6.48, 6.48])
     """
-    n = len(n_tokens)
-    mean = loss.sum(-1, keepdims=True) / n_tokens.sum()
-    residual = loss - mean * n_tokens
-    errors: np.ndarray = np.sqrt((residual**2).sum(-1) * n / max(n - 1, 0.1)) / n_tokens.sum()
-    return errors
+    residual = loss - loss.sum(-1, keepdims=True) / weight.sum() * weight
+    starts = np.unique(np.arange(N_GROUPS) * len(weight) // N_GROUPS)
+    of_groups, group_weight = np.add.reduceat(residual, starts, axis=-1), np.add.reduceat(weight, starts)
+    errors = np.maximum(_error_of_sum(residual, weight), _error_of_sum(of_groups, group_weight))
+    return np.asarray(errors * _quantile_ratio(effective_number(group_weight)) / weight.sum())
+
+
+def effective_number(weight: Float64[np.ndarray, " unit"] | Int64[np.ndarray, " unit"]) -> float:
+    """Compute (Σ w)² / Σ w², the number of units of equal weight that would have the same relative variance.
+
+    Source: Kish 1965, "Survey Sampling", section 11.7.
+
+    Args:
+        weight: number of tokens, or summed cost, of each unit.
+
+    Example:
+        >>> effective_number(np.array([3.0, 3.0, 3.0]))
+        3.0
+    """
+    weights = weight.astype(np.float64)
+    return float(weights.sum() ** 2 / (weights**2).sum())
+
+
+def _error_of_sum(
+    residual: Float64[np.ndarray, "*case unit"], weight: Float64[np.ndarray, " unit"] | Int64[np.ndarray, " unit"]
+) -> Float64[np.ndarray, "*case"]:
+    """Return the standard error of the sum of independent units, whose residuals sum to 0."""
+    n = effective_number(weight)
+    return np.asarray(np.sqrt((residual**2).sum(-1) * n / max(n - 1.0, 0.1)))
+
+
+def _quantile_ratio(n_units: float) -> float:
+    """Return the 97.5 % quantile of Student's t for a variance from some units, relative to the normal one."""
+    return float(student_t.ppf(0.975, max(n_units - 1.0, 1.0)) / norm.ppf(0.975))
 
 
 def rank_grid(n_features: int, n_ranks: int = 12) -> Int64[np.ndarray, " rank"]:
