@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 from tests.helpers.models import save_family
 from tl_distill_floor import InputError, distill, head_floor, load_teacher, measure
@@ -38,6 +39,23 @@ def test_rejects_a_bridge_that_computes_another_model(family: str, tmp_path: Pat
     for dtype in ("fp32", "bf16"):
         with pytest.raises(InputError, match=sentence):
             load_teacher(tmp_path, dtype=dtype)
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_rejects_the_eager_attention_of_falcon_with_alibi(dtype: Any, tmp_path: Path, tokenizer: Any) -> None:
+    """TransformerLens asks for it, and it is another model than the one that transformers loads by default."""
+    options = {"alibi": True, "multi_query": False, "new_decoder_architecture": False}
+    save_family(tmp_path, tokenizer, "Falcon", **options)
+    default, eager = (
+        AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation=attention)(torch.arange(96)[None]).logits
+        for attention in ("sdpa", "eager")
+    )
+    if torch.allclose(default, eager, atol=1e-3):
+        pytest.skip("transformers was corrected")
+    with pytest.raises(InputError, match="another model than transformers for FalconForCausalLM"):
+        load_teacher(tmp_path, dtype=dtype)
+    save_family(tmp_path, tokenizer, "Falcon", **options | {"alibi": False})
+    assert load_teacher(tmp_path, dtype=dtype).not_compared == ""
 
 
 def test_checks_again_in_fp32_what_may_be_rounding_in_bf16(tmp_path: Path, tokenizer: Any) -> None:

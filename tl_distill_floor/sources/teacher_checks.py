@@ -270,12 +270,34 @@ def _plain_logits(
     ids = ids.to(device_of(model))
     decoder = {"decoder_input_ids": ids} if _is_encoder_decoder(model) else {}
     try:
-        logits = getattr(model(input_ids=ids, **decoder), "logits", None)
+        with _default_attention(model):
+            logits = getattr(model(input_ids=ids, **decoder), "logits", None)
     except Exception as error:  # a model may need more than token ids, and raises whatever it likes
         return None, f"{type(model).__name__} fails in transformers: {reason_of(error)}"
     if not isinstance(logits, Tensor) or logits.ndim != 3:
         return None, f"{type(model).__name__} gives no logits in transformers"
     return logits.cpu(), ""
+
+
+@contextmanager
+def _default_attention(model: Any) -> Iterator[None]:
+    """Run a model with ALiBi with the attention that transformers takes by default; TransformerLens asks for "eager".
+
+    Of Falcon these are two models: "eager" attention adds the biases of positions twice.
+    """
+    config = getattr(model, "config", None)
+    if not getattr(config, "alibi", False) or not getattr(model, "_supports_sdpa", False):
+        yield
+        return
+    chosen, with_attentions = config._attn_implementation, config.output_attentions
+    # TransformerLens sets both, and each alone means "eager" attention here.
+    config.output_attentions = False
+    config._attn_implementation = "sdpa"
+    try:
+        yield
+    finally:
+        config._attn_implementation = chosen
+        config.output_attentions = with_attentions
 
 
 def _is_encoder_decoder(model: nn.Module | None) -> bool:
