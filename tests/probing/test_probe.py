@@ -49,7 +49,7 @@ TWO_CLASSES = [{"text": "a", "label": i % 2} for i in range(20)]
         ([{"text": "a"}], {}, "row 1 has no 'label'; name the field that holds its label with --label"),
         ([{"text": "a", "genre": "b"}], {}, "choose one of its labels with --label: genre"),
         ([{"label": "a"}], {}, "row 1 has no text"),
-        ([{"text": "a", "label": ["x"]}], {}, "1 labels 'label' for 0 words"),
+        ([{"text": "a", "label": ["x"]}], {}, "the text has a list of labels 'label', expected one label"),
         ([{"words": ["a", "b"], "label": ["x"]}], {}, "1 labels 'label' for 2 words"),
         ([{"words": ["a", ""], "label": ["x", "y"]}], {}, "strings that are not empty"),
         ([{"words": ["a", "b"], "text": "b a", "label": ["x", "y"]}], {}, "the word 'a' does not follow in the text"),

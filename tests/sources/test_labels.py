@@ -91,6 +91,23 @@ def test_warns_of_rows_that_are_left_out(monkeypatch: pytest.MonkeyPatch) -> Non
     assert load_labels(rows[:2]).warnings == ()
 
 
+def test_labels_that_look_alike_are_one_class() -> None:
+    labels = ("caf\u00e9", " cafe\u0301 ", "tea", "tea ", "", " ")
+    labelled = load_labels([{"text": "a", "label": label} for label in labels])
+    assert labelled.tasks[0].of_text == ("caf\u00e9", "caf\u00e9", "tea", "tea", None, None)
+
+
+def test_rows_without_a_text_are_left_out_with_a_warning() -> None:
+    texts: list[object] = ["a", "", None, float("nan"), "b"]
+    labelled = load_labels([{"text": text, "label": "xyzuv"[i]} for i, text in enumerate(texts)])
+    assert (labelled.texts, labelled.documents, labelled.tasks[0].of_text) == (
+        ("a", "b"),
+        ("row 1", "row 5"),
+        ("x", "v"),
+    )
+    assert labelled.warnings == ("3 rows of rows in memory have an empty text and were left out",)
+
+
 def test_words_are_found_between_the_spaces_and_signs_of_their_text() -> None:
     row = {"text": "“He  cannot,” she said.", "words": ["He", "can", "not", "she", "said", "."], "label": [*"abcdef"]}
     (text,), (ends,) = (labelled := load_labels([row])).texts, labelled.ends

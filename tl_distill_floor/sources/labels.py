@@ -7,11 +7,14 @@ no other words. Labels may have other field names.
 
 The classes of a dataset (`ClassLabel` of `datasets`) are read by their names, and -1 there is no label.
 
+Labels that differ only in the spaces around them, or in how accents are encoded, are one class; an empty label is none.
+
 `document`, or else `id`, names the document that a row is a part of. All rows of a document are put on the same side of
 a train-test split. A row with neither field is a document of its own.
 """
 
 import dataclasses
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -122,8 +125,11 @@ def load_labels(source: LabelsLike | None = None, labels: Sequence[str] | None =
         return source if labels is None else _select_labels(source, labels)
     label_names = tuple(dict.fromkeys(labels or (EMBEDDED_LABELS if source is None else ("label",))))
     name, rows = _open_rows(source, label_names)
-    texts, documents, ends, row_labels = [], [], [], []
+    texts, documents, ends, row_labels, n_empty = [], [], [], [], 0
     for number, (location, row) in enumerate(islice(rows, MAX_ROWS), start=1):
+        if _has_empty_text(row):
+            n_empty += 1
+            continue
         text, word_ends = _parse_text(row, location)
         texts.append(text)
         ends.append(word_ends)
@@ -137,6 +143,8 @@ def load_labels(source: LabelsLike | None = None, labels: Sequence[str] | None =
         for column, label_name in enumerate(label_names)
     )
     warnings = []
+    if n_empty:
+        warnings.append(f"{n_empty:,} rows of {name} have an empty text and were left out")
     if next(rows, None) is not None:
         warnings.append(f"only the first {MAX_ROWS:,} rows of {name} were read; classes that come later are missing")
     return LabelledText(name, tuple(texts), tuple(documents), tuple(ends), tasks, tuple(warnings))
@@ -225,6 +233,11 @@ def _parse_text(row: Mapping[str, Any], location: str) -> tuple[str, tuple[int, 
     return given, ()
 
 
+def _has_empty_text(row: Mapping[str, Any]) -> bool:
+    """Return whether a row has a text that is empty or missing, and no words."""
+    return row.get("words") is None and "text" in row and (_is_missing(row["text"]) or row["text"] == "")
+
+
 def _locate_words(words: Sequence[str], text: object, location: str) -> tuple[str, tuple[int, ...]]:
     """Return the text, and the end of each word in it; between two words there are no letters and digits."""
     end, ends = 0, []
@@ -251,6 +264,11 @@ def _parse_label(row: Mapping[str, Any], name: str, n_words: int, location: str)
         raise InputError(f"{location} has no {name!r}; {advice}")
     value = _as_list(row[name])
     if isinstance(value, Sequence) and not isinstance(value, str):
+        if not n_words:
+            raise InputError(
+                f"{location}: the text has a list of labels {name!r}, expected one label; give each in a field of its"
+                " own, or the labelled words as 'words'"
+            )
         if len(value) != n_words:
             raise InputError(
                 f"{location}: {len(value)} labels {name!r} for {n_words} words; give one for each word, or null"
@@ -280,7 +298,7 @@ def _parse_class(value: object, name: str, location: str) -> Label:
         raise InputError(
             f"{location}: the label {name!r} is of type {type(value).__name__}; a label is a string or an integer"
         )
-    return str(value)
+    return unicodedata.normalize("NFC", str(value)).strip() or None
 
 
 def _make_task(name: str, row_labels: list[Label | tuple[Label, ...]], source: str) -> LabelTask:
