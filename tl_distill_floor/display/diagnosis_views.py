@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from tl_distill_floor.display.figure_style import BAND, COLOURS, CYCLE, add_band, apply_style, escape_markup
+from tl_distill_floor.display.figure_style import BAND, COLOURS, CYCLE, add_band, add_curve, apply_style, escape_markup
 from tl_distill_floor.display.tables import key_value_table, plain_table, warning_lines
 from tl_distill_floor.display.units import SHORT_UNIT, STUDENT_LOSS, loss_with_unit
 from tl_distill_floor.results.diagnosis import Diagnosis
@@ -76,20 +76,14 @@ def diagnosis_figure(diagnosis: Diagnosis) -> go.Figure:
     if diagnosis.half_factor is not None and diagnosis.end is not None:
         furthest = last * min(max(diagnosis.half_factor**2, 2.0), FURTHEST)
         later = np.geomspace(last, furthest, 50).tolist()
-        figure.add_scatter(
-            x=later,
-            y=[diagnosis.loss_at(tokens) for tokens in later],
-            mode="lines",
-            line={"color": CYCLE[0], "dash": "dash"},
-            name=f"continued, to {diagnosis.end:.3g}",
-        )
+        losses = [diagnosis.loss_at(tokens) for tokens in later]
+        add_curve(figure, later, losses, f"continued, to {diagnosis.end:.3g}", CYCLE[0], dash="dash", markers=False)
     low, high = (max(loss, SMALLEST_SHOWN) for loss in diagnosis.expected_interval)
     add_band(figure, [first, furthest], [low, low], [high, high], BAND, "expected, 95 %")
     for name, loss, dash in (("expected", diagnosis.expected, "solid"), ("head", diagnosis.bound, "dot")):
         if loss > 0:
             label = "expected" if name == "expected" else "bound (head floor)"
-            line = {"color": COLOURS[name], "dash": dash}
-            figure.add_scatter(x=[first, furthest], y=[loss, loss], mode="lines", line=line, name=label)
+            add_curve(figure, [first, furthest], [loss, loss], label, COLOURS[name], dash=dash, markers=False)
     figure.add_scatter(
         x=list(diagnosis.tokens),
         y=[max(loss, SMALLEST_SHOWN) for loss in diagnosis.losses],

@@ -63,6 +63,41 @@ def error_bars(values: np.ndarray, low: np.ndarray, high: np.ndarray) -> dict[st
     }
 
 
+def add_curve(
+    figure: go.Figure,
+    x: Sequence[int] | Sequence[float] | Sequence[str] | np.ndarray,
+    y: Sequence[float] | np.ndarray,
+    name: str,
+    colour: str,
+    *,
+    dash: str = "solid",
+    width: float = 2.0,
+    markers: bool = True,
+    error_y: dict[str, list[float]] | None = None,
+) -> None:
+    """Draw a curve.
+
+    Args:
+        figure: the figure, which is changed.
+        x: positions.
+        y: values.
+        name: name in the legend.
+        colour: colour of the line and its markers.
+        dash: "solid", "dash" or "dot".
+        width: width of the line in pixels.
+        markers: whether the points are marked.
+        error_y: see `error_bars`.
+    """
+    figure.add_scatter(
+        x=np.asarray(x).tolist(),
+        y=np.asarray(y).tolist(),
+        error_y=error_y,
+        mode="lines+markers" if markers else "lines",
+        line={"color": colour, "dash": dash, "width": width},
+        name=name,
+    )
+
+
 def add_band(
     figure: go.Figure,
     x: Sequence[int] | Sequence[float],

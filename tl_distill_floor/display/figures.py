@@ -11,6 +11,7 @@ from tl_distill_floor.display.figure_style import (
     CYCLE,
     SAMPLING_BAND,
     add_band,
+    add_curve,
     add_loss_axis_switch,
     apply_style,
     error_bars,
@@ -111,23 +112,19 @@ def _add_feature_floors(figure: go.Figure, floor: FeatureFloorPrediction, lowest
         curve = getattr(floor, name)
         if curve is not None:
             is_feature_floor = curve is floor.feature_floor
-            line = {"color": COLOURS[name], "width": 3 if is_feature_floor else 1.5}
             label = f"{name} (feature floor)" if is_feature_floor else name
-            figure.add_scatter(x=widths, y=curve.tolist(), mode="lines+markers", line=line, name=label)
+            add_curve(figure, widths, curve, label, COLOURS[name], width=3 if is_feature_floor else 1.5)
 
 
 def _add_bound_and_students(figure: go.Figure, floor: FeatureFloorPrediction) -> None:
     """Draw the bound, the calibrated prediction and the students of the calibration, as far as there are any."""
-    widths = floor.widths.tolist()
     if floor.bound is not None:
-        line = {"color": COLOURS["head"], "dash": "dot"}
         # A bound of 0, which a logarithmic axis lacks, would be drawn as a vertical line at the width before it.
-        x, y = floor.widths[floor.bound > 0].tolist(), floor.bound[floor.bound > 0].tolist()
-        figure.add_scatter(x=x, y=y, mode="lines+markers", line=line, name="bound (head floor)")
+        shown = floor.bound > 0
+        add_curve(figure, floor.widths[shown], floor.bound[shown], "bound (head floor)", COLOURS["head"], dash="dot")
     calibration, calibrated = floor.calibration, floor.calibrated
     if calibration is not None and calibrated is not None:
-        line = {"dash": "dash", "color": COLOURS["calibrated"]}
-        figure.add_scatter(x=widths, y=calibrated.tolist(), mode="lines", line=line, name="calibrated")
+        add_curve(figure, floor.widths, calibrated, "calibrated", COLOURS["calibrated"], dash="dash", markers=False)
         add_students(figure, calibration)
 
 
@@ -149,8 +146,7 @@ def capacities_figure(floor: FeatureFloorPrediction) -> go.Figure:
     figure = go.Figure()
     for number, width in enumerate(floor.widths.tolist()):
         capacity = np.add.reduceat(floor.capacities(width)[order], starts) / counts
-        line = {"color": CYCLE[number % len(CYCLE)]}
-        figure.add_scatter(x=centres.tolist(), y=capacity.tolist(), mode="lines", line=line, name=f"width {width:,}")
+        add_curve(figure, centres, capacity, f"width {width:,}", CYCLE[number % len(CYCLE)], markers=False)
     figure.update_xaxes(type="log")
     return apply_style(figure, "Capacity of each feature", "rank by cost", "dimensions, mean over neighbouring ranks")
 
@@ -159,8 +155,7 @@ def growth_figure(floor: FeatureFloorPrediction) -> go.Figure:
     """Return F, the number of alive features, against the tokens read; if F still grows, more text is needed."""
     tokens, alive = floor.stats.growth(floor.min_count)
     figure = go.Figure()
-    line = {"color": COLOURS["simulated"]}
-    figure.add_scatter(x=tokens.tolist(), y=alive.tolist(), mode="lines+markers", line=line, name="alive features")
+    add_curve(figure, tokens, alive, "alive features", COLOURS["simulated"])
     y_title = f"F (features that fired at least {floor.min_count:,} times)"
     return apply_style(figure, "Alive features against tokens", "tokens", y_title)
 
@@ -171,13 +166,8 @@ def critical_widths_figure(floors: Sequence[FeatureFloorPrediction], labels: Seq
     critical_widths = np.array([floor.critical_width for floor in floors])
     low, high = np.array([floor.critical_width_interval for floor in floors]).T
     figure = go.Figure()
-    figure.add_scatter(
-        x=names,
-        y=critical_widths.tolist(),
-        error_y=error_bars(critical_widths, low, high),
-        mode="lines+markers",
-        line={"color": COLOURS["simulated"]},
-        name="d*",
+    add_curve(
+        figure, names, critical_widths, "d*", COLOURS["simulated"], error_y=error_bars(critical_widths, low, high)
     )
     if len({floor.d_model for floor in floors}) == 1:
         figure.add_hline(floors[0].d_model, line_dash="dot", annotation_text="teacher's width")
@@ -190,14 +180,9 @@ def compared_floors_figure(floors: Sequence[FeatureFloorPrediction], labels: Seq
     """Return the feature floors of several predictions against the width."""
     figure = go.Figure()
     for number, (floor, label) in enumerate(zip(floors, labels, strict=True)):
-        figure.add_scatter(
-            x=floor.widths.tolist(),
-            y=floor.feature_floor.tolist(),
-            error_y=error_bars(floor.feature_floor, *floor.sampling_interval.T),
-            mode="lines+markers",
-            line={"color": CYCLE[number % len(CYCLE)]},
-            name=escape_markup(label),
-        )
+        bars = error_bars(floor.feature_floor, *floor.sampling_interval.T)
+        colour = CYCLE[number % len(CYCLE)]
+        add_curve(figure, floor.widths, floor.feature_floor, escape_markup(label), colour, error_y=bars)
     units = {floor.unit for floor in floors}
     unit = loss_with_unit(floors[0].unit) if len(units) == 1 else "each in its own unit"
     return apply_style(figure, "Feature floors", "student width (dimensions)", unit)

@@ -11,6 +11,7 @@ from tl_distill_floor.display.figure_style import (
     BAND,
     COLOURS,
     add_band,
+    add_curve,
     add_loss_axis_switch,
     apply_style,
     error_bars,
@@ -103,14 +104,8 @@ def prediction_figure(floor: FloorPrediction) -> go.Figure:
     figure, widths = go.Figure(), np.array(head.widths)[shown].tolist()
     expected = [floor.expected_at(width, SHOWN_LEVEL) for width in widths]
     add_expected(figure, widths, expected)
-    figure.add_scatter(
-        x=widths,
-        y=bound.tolist(),
-        error_y=error_bars(bound, bound - error, bound + error),
-        mode="lines+markers",
-        line={"color": COLOURS["head"]},
-        name="head floor",
-    )
+    bars = error_bars(bound, bound - error, bound + error)
+    add_curve(figure, widths, bound, "head floor", COLOURS["head"], error_y=bars)
     if floor.calibration is not None:
         add_students(figure, floor.calibration)
     figure.add_vline(head.d_model, line_dash="dot", annotation_text="teacher", annotation_position="top left")
@@ -131,13 +126,8 @@ def add_expected(figure: go.Figure, widths: Sequence[int], expected: Sequence[Pr
     """
     low, high = [loss.low for loss in expected], [loss.high for loss in expected]
     add_band(figure, widths, low, high, BAND, "expected, 80 %")
-    figure.add_scatter(
-        x=list(widths),
-        y=[loss.value for loss in expected],
-        mode="lines+markers",
-        line={"color": COLOURS["expected"], "width": 3},
-        name="expected of a trained student",
-    )
+    values = [loss.value for loss in expected]
+    add_curve(figure, widths, values, "expected of a trained student", COLOURS["expected"], width=3)
 
 
 def add_students(figure: go.Figure, calibration: Calibration) -> None:

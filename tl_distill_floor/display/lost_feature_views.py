@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tl_distill_floor.display.escaping import escape_control
-from tl_distill_floor.display.figure_style import COLOURS, apply_style, escape_markup
+from tl_distill_floor.display.figure_style import COLOURS, add_curve, apply_style, escape_markup
 from tl_distill_floor.display.tables import format_share, key_value_table, plain_table
 from tl_distill_floor.display.units import LONG_UNIT
 from tl_distill_floor.results.lost_features import FeatureAtWidth, FeatureContext, LostFeatures, OneFeature
@@ -102,22 +102,10 @@ def lost_features_figure(lost_features: LostFeatures) -> go.Figure:
 
 def one_feature_figure(one_feature: OneFeature) -> go.Figure:
     """Return the capacity of one feature and the part of its cost that is lost, against the student width."""
-    widths = list(one_feature.widths)
-    figure = go.Figure()
-    figure.add_scatter(
-        x=widths,
-        y=[at.capacity for at in one_feature.at],
-        mode="lines+markers",
-        line={"color": COLOURS["simulated"]},
-        name="capacity (dimensions)",
-    )
-    figure.add_scatter(
-        x=widths,
-        y=[at.lost_share for at in one_feature.at],
-        mode="lines+markers",
-        line={"color": COLOURS["theorem"]},
-        name="share of its cost that is lost",
-    )
+    figure, widths = go.Figure(), one_feature.widths
+    capacities, shares = [at.capacity for at in one_feature.at], [at.lost_share for at in one_feature.at]
+    add_curve(figure, widths, capacities, "capacity (dimensions)", COLOURS["simulated"])
+    add_curve(figure, widths, shares, "share of its cost that is lost", COLOURS["theorem"])
     if one_feature.survives_from is not None:
         figure.add_vline(one_feature.survives_from, line_dash="dash", annotation_text="survives from here")
     title = f"Feature {one_feature.at[0].feature} of {escape_markup(one_feature.sae_name)}"

@@ -7,7 +7,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from tl_distill_floor.annotations import CostUnit
-from tl_distill_floor.display.figure_style import COLOURS, apply_style, error_bars, log_spaced_ranks
+from tl_distill_floor.display.figure_style import COLOURS, add_curve, apply_style, error_bars, log_spaced_ranks
 from tl_distill_floor.display.tables import key_value_table, plain_table, warning_lines
 from tl_distill_floor.display.units import LONG_UNIT, SHORT_UNIT
 from tl_distill_floor.results.feature_stats import FeatureStats
@@ -81,13 +81,11 @@ def sorted_costs_figure(
     ranks = log_spaced_ranks(len(cost))
     figure = go.Figure()
     if len(cost):
-        line = {"color": COLOURS["simulated"]}
-        figure.add_scatter(x=ranks.tolist(), y=cost[ranks - 1].tolist(), mode="lines", line=line, name="measured")
+        add_curve(figure, ranks, cost[ranks - 1], "measured", COLOURS["simulated"], markers=False)
     if power_law is not None:
         for slope, law_ranks, values in power_law.lines(cost, ranks):
-            dashed = {"dash": "dash", "color": "black", "width": 1.5}
             name = f"rank^-{slope:.3g}"
-            figure.add_scatter(x=law_ranks.tolist(), y=values.tolist(), mode="lines", line=dashed, name=name)
+            add_curve(figure, law_ranks, values, name, "black", dash="dash", width=1.5, markers=False)
         if power_law.cliff is not None:
             figure.add_vline(power_law.cliff, line_dash="dot")
             # On a logarithmic axis plotly places a line by its value, and an annotation by its logarithm.
@@ -106,48 +104,21 @@ def stats_figure(stats: FeatureStats) -> go.Figure:
 
 def simulation_figure(simulation: Simulation) -> go.Figure:
     """Return the simulated floor against the width with its standard error, and the loss on the training text."""
-    widths, floor = simulation.widths.tolist(), simulation.floor.mean(1)
-    error = simulation.standard_error
-    figure = go.Figure()
-    figure.add_scatter(
-        x=widths,
-        y=floor.tolist(),
-        error_y=error_bars(floor, floor - error, floor + error),
-        mode="lines+markers",
-        line={"color": COLOURS["simulated"]},
-        name="floor, held-out text",
-    )
-    figure.add_scatter(
-        x=widths,
-        y=simulation.on_training_text.mean(1).tolist(),
-        mode="lines+markers",
-        line={"color": "grey", "dash": "dot"},
-        name="after training, training text",
-    )
+    widths, floor, error = simulation.widths, simulation.floor.mean(1), simulation.standard_error
+    figure, bars = go.Figure(), error_bars(floor, floor - error, floor + error)
+    add_curve(figure, widths, floor, "floor, held-out text", COLOURS["simulated"], error_y=bars)
+    on_training_text = simulation.on_training_text.mean(1)
+    add_curve(figure, widths, on_training_text, "after training, training text", "grey", dash="dot")
     figure.update_yaxes(rangemode="tozero")
     return apply_style(figure, "Bottleneck students", "width (dimensions)", "summed cost of what is lost")
 
 
 def tail_loss_figure(tail: TailLoss) -> go.Figure:
     """Return the measured loss of removing all features beyond a rank, and the sum of their costs."""
-    ranks, loss = tail.ranks.tolist(), tail.mean
-    error = ratio_standard_error(tail.loss, tail.n_tokens)
-    figure = go.Figure()
-    figure.add_scatter(
-        x=ranks,
-        y=loss.tolist(),
-        error_y=error_bars(loss, loss - error, loss + error),
-        mode="lines+markers",
-        line={"color": COLOURS["simulated"]},
-        name="measured",
-    )
-    figure.add_scatter(
-        x=ranks,
-        y=tail.additive.tolist(),
-        mode="lines+markers",
-        line={"color": "grey", "dash": "dot"},
-        name="sum of the costs",
-    )
+    loss, error = tail.mean, ratio_standard_error(tail.loss, tail.n_tokens)
+    figure, bars = go.Figure(), error_bars(loss, loss - error, loss + error)
+    add_curve(figure, tail.ranks, loss, "measured", COLOURS["simulated"], error_y=bars)
+    add_curve(figure, tail.ranks, tail.additive, "sum of the costs", "grey", dash="dot")
     title = "Tail loss: KL(teacher ‖ teacher without the features beyond a rank)"
     return apply_style(figure, title, "features kept", LONG_UNIT["nats"])
 
