@@ -66,7 +66,7 @@ def error_bars(values: np.ndarray, low: np.ndarray, high: np.ndarray) -> dict[st
 def add_curve(
     figure: go.Figure,
     x: Sequence[int] | Sequence[float] | Sequence[str] | np.ndarray,
-    y: Sequence[float] | np.ndarray,
+    y: Sequence[float | None] | np.ndarray,
     name: str,
     colour: str,
     *,

@@ -113,7 +113,7 @@ def _add_feature_floors(figure: go.Figure, floor: FeatureFloorPrediction, lowest
         if curve is not None:
             is_feature_floor = curve is floor.feature_floor
             label = f"{name} (feature floor)" if is_feature_floor else name
-            add_curve(figure, widths, curve, label, COLOURS[name], width=3 if is_feature_floor else 1.5)
+            add_curve(figure, widths, curve, label, COLOURS[name], width=3.0 if is_feature_floor else 1.5)
 
 
 def _add_bound_and_students(figure: go.Figure, floor: FeatureFloorPrediction) -> None:

@@ -127,7 +127,7 @@ def add_expected(figure: go.Figure, widths: Sequence[int], expected: Sequence[Pr
     low, high = [loss.low for loss in expected], [loss.high for loss in expected]
     add_band(figure, widths, low, high, BAND, "expected, 80 %")
     values = [loss.value for loss in expected]
-    add_curve(figure, widths, values, "expected of a trained student", COLOURS["expected"], width=3)
+    add_curve(figure, widths, values, "expected of a trained student", COLOURS["expected"], width=3.0)
 
 
 def add_students(figure: go.Figure, calibration: Calibration) -> None:
