@@ -1,11 +1,11 @@
 """`tl-floor plan --pilots --train`: train the pilots of a plan into its run, and plan again."""
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import TypeAlias
 
-from tl_distill_floor.annotations import ProgressMessageCallback
 from tl_distill_floor.cli.progress import progress_bar
 from tl_distill_floor.distilling.planning.pilots import LEVEL, choose_pilots, train_pilots
 from tl_distill_floor.distilling.training.config import DistillConfig
@@ -16,14 +16,8 @@ from tl_distill_floor.storage.io_errors import COPY_ADVICE
 from tl_distill_floor.storage.locks import lock_directory
 from tl_distill_floor.theory.regression import PredictedLoss
 
-
-@runtime_checkable
-class Planner(Protocol):
-    """The function `plan` with its limits."""
-
-    def __call__(self, floor: FloorPrediction, *, progress: ProgressMessageCallback | None) -> Plan:
-        """Return the plan for a prediction."""
-        ...
+Planner: TypeAlias = Callable[..., Plan]
+"""The function `plan` with its teacher and its limits."""
 
 
 @dataclass(frozen=True)
