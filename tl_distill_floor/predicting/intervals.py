@@ -77,8 +77,10 @@ def add_intervals(prediction: FeatureFloorPrediction, n_bootstrap: int, seed: in
 def _theorem_interval(prediction: FeatureFloorPrediction, resamples: Resamples) -> Float64[np.ndarray, "width 2"]:
     """Return the interval of Theorem 1's floor: errors of the costs, of the number of held features, of the tail loss.
 
-    The features are in the order of their measured costs. By an order from more text a student loses less; the lower
-    end allows for what the orders of resampled texts lose more than the measured one.
+    The features are in the order of their measured costs. With a tail loss, the loss of this order is measured on other
+    tokens. By an order from more text a student loses less; the lower end allows for what the orders of resampled texts
+    lose more than the measured one. Without a tail loss, the loss is the sum of the costs that are measured as the
+    smallest. It is too small, by about as much, for which the upper end allows.
     """
     curve, widths, cost = prediction.feature_curve, prediction.widths, prediction.additive
     n_held = np.minimum(np.outer([capacity(alpha) for alpha in resamples.alpha], widths), prediction.n_features)
@@ -90,9 +92,12 @@ def _theorem_interval(prediction: FeatureFloorPrediction, resamples: Resamples) 
         Z_95 * curve.conversion_errors(cost),
     ]
     margins = prediction.theorem * np.sqrt(np.square(relative).sum(0))
-    excess = _cost_of_other_orders(prediction, resamples) - cost
-    low = curve.loss_of_cost(np.maximum(cost - np.maximum(excess, 0.0), 0.0))
-    return np.stack([_intervals(low, margins)[:, 0], _intervals(prediction.theorem, margins)[:, 1]], axis=1)
+    excess = np.maximum(_cost_of_other_orders(prediction, resamples) - cost, 0.0)
+    if prediction.tail is None:
+        low, high = prediction.theorem, prediction.theorem + excess
+    else:
+        low, high = curve.loss_of_cost(np.maximum(cost - excess, 0.0)), prediction.theorem
+    return np.stack([_intervals(low, margins)[:, 0], _intervals(high, margins)[:, 1]], axis=1)
 
 
 def _cost_of_other_orders(prediction: FeatureFloorPrediction, resamples: Resamples) -> Float64[np.ndarray, " width"]:

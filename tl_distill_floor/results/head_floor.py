@@ -57,8 +57,8 @@ class HeadFloor(JsonRecord):
     floor: tuple[float, ...]
     """Held-out loss of the best logits of each rank that were found; 0 at the teacher's width and above."""
     standard_error: tuple[float, ...]
-    """Standard error of `floor` that comes from the number of held-out sequences, see `ratio_standard_error`; of tokens if
-    it is one sequence."""
+    """Standard error of `floor` from the number of held-out sequences, see `ratio_standard_error`; of tokens if it is
+    one sequence."""
     half_steps: tuple[float, ...]
     """`floor` after half of the training steps; the difference shows how much more training could lower it."""
     encoded: tuple[float, ...]
