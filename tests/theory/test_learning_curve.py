@@ -1,11 +1,13 @@
 """Tests of the fit of learning curves, on curves with a known floor."""
 
+import math
 from typing import get_args
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.signal import lfilter
 
 from tests.helpers.learning_curves import POINTS, Kind, simulated_curve
 from tl_distill_floor.theory.learning_curve import fit_learning_curve, has_diverged, with_misfit
@@ -106,6 +108,23 @@ def test_noise_is_not_divergence_and_a_rise_is(noise: float, n_points: int) -> N
         rises += has_diverged(losses * (1 + 0.5 * np.clip((share - 0.7) / 0.3, 0, 1)))
     assert diverged <= 3
     assert rises >= 90
+
+
+@pytest.mark.parametrize("n_points", [24, 200, 2000])
+@pytest.mark.parametrize("kind", ["alike", "heavy tails"])
+def test_noise_of_logs_is_not_divergence(kind: str, n_points: int) -> None:
+    """Averages of a log have noise that is alike in neighbours; single batches have a few losses far from others."""
+    share, diverged, rises = np.arange(1, n_points + 1) / n_points, 0, 0
+    for seed in range(100):
+        random = np.random.default_rng(seed)
+        white = random.normal(0, 0.1 * math.sqrt(1 - 0.9**2), n_points + 50)
+        alike = lfilter([1.0], [1.0, -0.9], white)[50:]  # standard deviation 0.1, correlation 0.9
+        noise = alike if kind == "alike" else 0.06 * random.standard_t(3, n_points)
+        losses = (0.5 + 0.1 * share**-0.5) * np.exp(noise)
+        diverged += has_diverged(losses)
+        rises += has_diverged(losses * (1 + 2.0 * np.clip((share - 0.8) / 0.2, 0, 1)))
+    assert diverged <= 8
+    assert rises >= 80
 
 
 def test_ignores_the_warm_up() -> None:

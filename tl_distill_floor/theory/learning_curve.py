@@ -42,6 +42,8 @@ DIVERGED_ABOVE, DIVERGED_ERRORS = 1.1, 5.0
 """A curve has diverged if its last loss is above this multiple of its lowest, and by so many errors of a loss."""
 PARTS_OF_RISE = 20
 """Points of which one of so many parts of a curve is averaged, to see a rise below the noise of single points."""
+PARTS_OF_NOISE = 8
+"""Points of which one of so many parts of a curve is the longest distance over which noise is estimated."""
 MIN_POINTS_OF_NOISE = 12
 """Fewest points that the error of one point is estimated from; of fewer it is taken as 0."""
 ROUNDING = 1e-6
@@ -152,9 +154,8 @@ def with_misfit(interval: tuple[float, float], floor: float, last: float) -> tup
 def has_diverged(loss: npt.ArrayLike) -> bool:
     """Return whether the last loss is not finite, or more than 10 % above the lowest, and more than noise explains.
 
-    The lowest of many noisy losses is far below the curve. The noise is estimated from the second differences of the
-    logarithm, which hardly depend on how fast the loss falls or rises. Losses are compared one by one, and averaged
-    over a twentieth of the points.
+    The lowest of many noisy losses is far below the curve, so a loss is compared with the lowest median of three
+    neighbours. Losses are compared one by one, and averaged over a twentieth of the points.
 
     Args:
         loss: [point] losses in the order of the training.
@@ -166,14 +167,35 @@ def has_diverged(loss: npt.ArrayLike) -> bool:
     losses = np.asarray(loss, dtype=np.float64)
     if not math.isfinite(losses[-1]):
         return True
-    logs, noise = np.log(np.maximum(losses[np.isfinite(losses)], ROUNDING)), 0.0
-    if len(logs) >= MIN_POINTS_OF_NOISE:
-        noise = float(np.median(np.abs(np.diff(logs, n=2)))) / (math.sqrt(6.0) * float(norm.ppf(0.75)))
+    logs = np.log(np.maximum(losses[np.isfinite(losses)], ROUNDING))
     for n in {1, max(1, len(logs) // PARTS_OF_RISE)}:
-        means = np.convolve(logs, np.full(n, 1.0 / n), "valid")
-        if means[-1] - means.min() > max(math.log(DIVERGED_ABOVE), DIVERGED_ERRORS * noise / math.sqrt(n)):
+        means, noise = np.convolve(logs, np.full(n, 1.0 / n), "valid"), 0.0
+        lowest = means.min()
+        if len(logs) >= MIN_POINTS_OF_NOISE:
+            noise = _noise(means, n, len(logs) // PARTS_OF_NOISE)
+            lowest = np.median(np.stack([means[:-2], means[1:-1], means[2:]]), axis=0).min()
+        if means[-1] - lowest > max(math.log(DIVERGED_ABOVE), DIVERGED_ERRORS * noise):
             return True
     return False
+
+
+def _noise(values: Float64[np.ndarray, " point"], shortest: int, longest: int) -> float:
+    """Estimate the standard deviation of the noise of a curve from differences over several distances.
+
+    Second differences hardly depend on how fast a curve falls or rises. Those of neighbours are too small if the noise
+    of neighbours is alike, as in averages of a log, so that the largest estimate counts.
+
+    Args:
+        values: values of the curve.
+        shortest: shortest distance, points; each further one is twice as long.
+        longest: longest distance, unless `shortest` is longer.
+    """
+    estimates, distance = [], shortest
+    while distance <= max(shortest, longest):
+        differences = values[: -2 * distance] - 2.0 * values[distance:-distance] + values[2 * distance :]
+        estimates.append(float(np.median(np.abs(differences))) / (math.sqrt(6.0) * float(norm.ppf(0.75))))
+        distance *= 2
+    return max(estimates)
 
 
 def log_error(floor: float, interval: tuple[float, float]) -> float:
