@@ -14,7 +14,6 @@ from rich.text import Text
 from tl_distill_floor.display.figure_style import apply_style
 from tl_distill_floor.display.tables import plain_table
 from tl_distill_floor.results.toy import ToyResult
-from tl_distill_floor.theory.bootstrap import Z_95
 from tl_distill_floor.theory.capacity import critical_width
 
 ToyJson = Mapping[str, Any]
@@ -85,7 +84,7 @@ def r2(reached: Float64[np.ndarray, " pair"], predicted: Float64[np.ndarray, " p
 
 
 def toy_floor_figure(result: ToyJson) -> go.Figure:
-    """Return the reached floor of one toy configuration and all predictions against the width.
+    """Return the reached floor of one toy configuration, with its standard error, and all predictions.
 
     Args:
         result: one configuration.
@@ -96,7 +95,7 @@ def toy_floor_figure(result: ToyJson) -> go.Figure:
     figure.add_scatter(
         x=result["widths"],
         y=result["reached"],
-        error_y={"array": [Z_95 * error for error in result["standard_error"]]},
+        error_y={"array": result["standard_error"]},
         mode="markers",
         marker={"color": "black"},
         name="reached",
