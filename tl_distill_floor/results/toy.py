@@ -44,7 +44,7 @@ class ToyResult(ArrayRecord):
         of_inputs: np.ndarray = self.standard_error.mean(1)
         if n_seeds == 1:
             return of_inputs
-        return np.hypot(self.floor.std(1, ddof=1) / np.sqrt(n_seeds), of_inputs)
+        return np.asarray(np.hypot(self.floor.std(1, ddof=1) / np.sqrt(n_seeds), of_inputs))
 
     def predicted(self) -> dict[str, list[float]]:
         """Return the floor of every predictor at each width."""
