@@ -222,7 +222,7 @@ def test_a_student_as_wide_as_its_teacher_is_expected_to_lose_nothing() -> None:
 
 def test_other_students_of_the_run_narrow_the_expected_loss_but_not_the_student_itself() -> None:
     head = made_head(expected=0.3, bound=0.1)
-    losses = (0.6, 0.55, 0.5)
+    losses = (0.6, 0.3, 0.17)
     fit = fit_line(np.array([3.0, 2.0, 1.0]), np.array(losses))
     statuses: tuple[Literal["given"], ...] = ("given",) * 3
     nulls = {"1/width": 0.1}
@@ -230,7 +230,7 @@ def test_other_students_of_the_run_narrow_the_expected_loss_but_not_the_student_
     floor = dataclasses.replace(FloorPrediction.from_head(head), calibration=calibration)
     own = StudentResult("width64", "made", 64, 2, 9, (10, 20), (0.7, 0.6), 0.6, (0.0, 0.6), "under-trained", 9)
     diagnosis = diagnose(own, floor)
-    assert diagnosis.expected == pytest.approx(floor.expected_at(64, 0.95, {96: 0.55, 128: 0.5}).value)
+    assert diagnosis.expected == pytest.approx(floor.expected_at(64, 0.95, {96: 0.3, 128: 0.17}).value)
     assert diagnosis.warnings == ()
     assert diagnosis.curve == "width64"
     assert diagnose(dataclasses.replace(own, teacher="another"), floor).warnings == (

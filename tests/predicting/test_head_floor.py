@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import json
 import math
+from itertools import combinations
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -296,7 +297,24 @@ def test_above_the_widest_width_the_power_law_of_the_last_two_ends_at_the_teache
     assert head.encoded_at(48) == pytest.approx(0.03 * 1.5**-2 * 0.5)
     assert made_head_floor(
         widths=(32,), floor=(0.01,), standard_error=(0.0,), half_steps=(0.01,), encoded=(0.03,)
-    ).floor_at(48) == pytest.approx(0.005)
+    ).floor_at(48) == pytest.approx(0.01 * 1.5**-1.5 * 0.5)
+
+
+def test_a_single_width_of_a_teacher_of_the_atlas_is_extrapolated_within_a_factor() -> None:
+    """To every computed width up to 4 times as wide."""
+    ratios = []
+    for file in sorted(ATLAS.glob("*.json")):
+        row = json.loads(file.read_text())
+        widths, floors, d_model = row["predictions"]["widths"], row["predictions"]["head"], row["recipe"]["d_model"]
+        for (width, floor), (wider, expected) in combinations(zip(widths, floors, strict=True), 2):
+            if wider < d_model and wider <= 4 * width:
+                head = made_head_floor(
+                    d_model=d_model, widths=(width,), floor=(floor,), half_steps=(floor,), encoded=(floor,),
+                    standard_error=(0.0,),
+                )  # fmt: skip
+                ratios.append(head.floor_at(wider) / expected)
+    assert len(ratios) > 90
+    np.testing.assert_allclose(np.quantile(ratios, (0.1, 0.5, 0.9)), (0.75, 1.13, 2.5), rtol=0.1)
 
 
 def test_nothing_is_lost_from_the_first_width_on_that_loses_nothing() -> None:

@@ -371,6 +371,11 @@ def _warnings(widths: Sequence[int], floor: np.ndarray, gain: np.ndarray, n_trai
             f"the second half of the training lowered the head floor by up to {left:.0%}, so more steps would lower it"
             " further"
         )
+    if len(widths) == 1:
+        warnings.append(
+            f"the head floor was computed at one width, {widths[0]}, so it can be off by a factor of 2.5 at wider ones;"
+            " give several widths"
+        )
     return warnings
 
 

@@ -25,6 +25,11 @@ HEAD_FILE = "head.json"
 HEAD_ADVICE = "measure with --cost fisher and --steps 8 or more, and without --no-head"
 """What to type for a run that lacks a head floor."""
 
+SINGLE_WIDTH_EXPONENT = -1.5
+"""Exponent of the loss over the width if one width was computed. Up to 4 times this width, 80 % of the floors that
+follow are 0.74 to 2.5 times the computed ones (111 pairs of widths of the atlas), those of a straight line 1.9 to 11.
+"""
+
 
 @dataclass(frozen=True, repr=False)
 class HeadFloor(JsonRecord):
@@ -109,7 +114,7 @@ class HeadFloor(JsonRecord):
 
         Between the computed widths the log floor is interpolated over log width by a monotone cubic. Above the widest
         of them it continues the power law of the two widest, times a line that falls to 0 at the teacher's width, or at
-        the first computed width whose floor is 0.
+        the first computed width whose floor is 0. One width alone is continued with the exponent -1.5.
 
         Args:
             width: dimensions.
@@ -254,7 +259,7 @@ class HeadFloor(JsonRecord):
             return known[int(width)]
         *narrower, widest = known
         if width > widest:
-            exponent = 0.0
+            exponent = SINGLE_WIDTH_EXPONENT
             if narrower:
                 exponent = math.log(known[widest] / known[narrower[-1]]) / math.log(widest / narrower[-1])
             return known[widest] * math.pow(width / widest, exponent) * (end - width) / (end - widest)
