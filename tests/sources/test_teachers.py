@@ -251,7 +251,9 @@ def test_names_an_architecture_that_is_not_supported_in_one_sentence(teacher_dir
     shutil.copytree(teacher_dir, tmp_path / "teacher")
     config = {"model_type": "whisper", "architectures": ["WhisperForAudioClassification"], "d_model": 8}
     (tmp_path / "teacher" / "config.json").write_text(json.dumps(config))
-    with pytest.raises(InputError, match=r"cannot load a teacher from .*architecture[^.\n]*\); give") as caught:
+    with pytest.raises(
+        InputError, match=r"cannot load a teacher from .*architecture[^.\n]*\); check its config"
+    ) as caught:
         load_teacher(tmp_path / "teacher")
     assert "GPT2LMHeadModel" not in str(caught.value)
 

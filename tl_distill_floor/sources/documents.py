@@ -253,7 +253,7 @@ def _documents_of_item(item: Any, location: str) -> Iterator[Document]:
 
 
 def _documents_of_row(row: Mapping[str, Any], location: str) -> Iterator[Document]:
-    text = row.get(TEXT)
+    text: Any = row.get(TEXT)
     text = text.tolist() if hasattr(text, "tolist") else text  # a column of a data frame, or an array
     if isinstance(text, str) or (isinstance(text, list | tuple) and text):
         yield from _documents_of_item(text if isinstance(text, str) else list(text), location)

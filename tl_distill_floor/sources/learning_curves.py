@@ -232,7 +232,7 @@ class _Positions:
     @property
     def warnings(self) -> tuple[str, ...]:
         """What to keep in mind about the tokens."""
-        counts = [row[self.token_column] for row in self.log.rows if self.token_column in row]
+        counts = [row[name] for row in self.log.rows for name in row if name == self.token_column]
         if counts and max(counts) < FEWEST_TOKENS:
             return (
                 f"{self.token_column!r} ends at {max(counts):g}: if these are thousands or millions, multiply them in"

@@ -285,7 +285,7 @@ def _default_attention(model: Any) -> Iterator[None]:
 
     Of Falcon these are two models: "eager" attention adds the biases of positions twice.
     """
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     if not getattr(config, "alibi", False) or not getattr(model, "_supports_sdpa", False):
         yield
         return

@@ -381,6 +381,8 @@ def _report_load_errors(name: str) -> Iterator[None]:
         if len(reason) > MAX_REASON_CHARACTERS:  # such as a list of all architectures
             reason = reason.partition(". ")[0][:MAX_REASON_CHARACTERS]
         advice = f"give {MODEL_CHOICES}" if is_possible_name(name) else suggest_names(name)
+        if Path(name).is_dir():
+            advice = "check its config.json and its files of weights, or give another teacher"
         if isinstance(error, MemoryError | torch.OutOfMemoryError) or "not enough memory" in reason:
             advice = "set --dtype bf16 or another --device, or give a smaller teacher"
         elif "backend tokenizer" in reason:
