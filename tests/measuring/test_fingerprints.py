@@ -1,6 +1,7 @@
 """A teacher that is loaded again is compared with the one that was measured, by what both compute."""
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from tests.helpers.models import CONTEXT, HOOK, VOCABULARY, save_family
 from tests.helpers.probes import labelled_rows
 from tl_distill_floor import (
     FeatureStats,
+    HeadFloor,
     ProbeConfig,
     StudentResult,
     add_promoted_tokens,
@@ -20,6 +22,7 @@ from tl_distill_floor import (
     diagnose,
     distill,
     floor_from_stats,
+    head_floor,
     measure,
     plan,
     probe_run,
@@ -28,7 +31,7 @@ from tl_distill_floor.annotations import Dtype
 from tl_distill_floor.display.run_parts import load_run_parts
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.measuring.fingerprints import STRIDE, compare_with_fingerprint, teacher_fingerprint
-from tl_distill_floor.measuring.reloading import check_measured_teacher
+from tl_distill_floor.measuring.reloading import check_measured_teacher, check_outputs
 from tl_distill_floor.sources.teacher import Teacher
 from tl_distill_floor.sources.teachers import load_teacher
 
@@ -84,11 +87,11 @@ def test_activations_may_be_left_out_of_the_comparison(stats: FeatureStats, teac
     """A student is trained on what the teacher outputs, whatever its residual stream is."""
     before_hook_point = scaled(teacher_dir, "gpt_neox.layers.0.attention", 1.05)
     with pytest.raises(InputError, match="its log-probabilities differ by"):
-        check_measured_teacher(stats, before_hook_point, outputs_only=True)
+        check_outputs(stats, before_hook_point)
     assert stats.fingerprint is not None
     centred = dataclasses.replace(stats.fingerprint, activation=stats.fingerprint.activation - 1.0)
     centred_stats, teacher = dataclasses.replace(stats, fingerprint=centred), load_teacher(teacher_dir)
-    assert check_measured_teacher(centred_stats, teacher, outputs_only=True) == ()
+    check_outputs(centred_stats, teacher)
     with pytest.raises(InputError, match="made with other weights of the teacher"):
         check_measured_teacher(centred_stats, teacher)
 
@@ -173,6 +176,24 @@ def test_a_plan_and_a_training_refuse_another_teacher_of_the_same_width(
     with pytest.raises(InputError, match="made with other weights of the teacher"):
         distill(other, 8, out=tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["stats.safetensors"]
+
+
+def test_a_head_floor_knows_its_teacher_too(bridge: Any, teacher_dir: Path, ids: torch.Tensor, tmp_path: Path) -> None:
+    computed = head_floor(bridge, ids, widths=[4, 8], steps=2)
+    computed.save(tmp_path)
+    head, other = HeadFloor.load(tmp_path), scaled(teacher_dir, "gpt_neox.layers.2", 1.1)
+    assert head == computed
+    assert plan(head, bridge, max_width=8).width == 8
+    assert plan(dataclasses.replace(head, fingerprint=None), other, max_width=8).width == 8  # of an older version
+    with pytest.raises(InputError, match="made with other weights of the teacher"):
+        plan(head, other, max_width=8)
+    with pytest.raises(InputError, match="made with other weights of the teacher"):
+        distill(other, 8, out=tmp_path)
+    fields = json.loads((tmp_path / "head.json").read_bytes())
+    for damaged in ("AAAA", fields["fingerprint"][:400], "no base64"):
+        (tmp_path / "head.json").write_text(json.dumps(fields | {"fingerprint": damaged}))
+        with pytest.raises(InputError, match="not a valid head file"):
+            HeadFloor.load(tmp_path)
 
 
 def test_students_of_another_teacher_of_the_same_name_are_not_used(

@@ -18,12 +18,12 @@ STRIDE = 2_654_435_761
 """Prime by which token ids are spread over a vocabulary of any size."""
 
 
-def teacher_fingerprint(model: HookedModel, hook_name: str) -> TeacherFingerprint:
+def teacher_fingerprint(model: HookedModel, hook_name: str | None) -> TeacherFingerprint:
     """Return what a teacher computes for fixed token ids.
 
     Args:
         model: a HookedTransformer or a TransformerBridge.
-        hook_name: hook point whose activation is part of it.
+        hook_name: hook point whose activation is part of it; None for the outputs alone.
 
     Raises:
         InputError: the model has no such hook point, or its forward pass fails.
@@ -36,14 +36,14 @@ def teacher_fingerprint(model: HookedModel, hook_name: str) -> TeacherFingerprin
 
 
 def compare_with_fingerprint(
-    fingerprint: TeacherFingerprint, model: HookedModel, hook_name: str, *, outputs_only: bool = False
+    fingerprint: TeacherFingerprint, model: HookedModel, hook_name: str | None, *, outputs_only: bool = False
 ) -> tuple[float, bool]:
     """Return how far a teacher is from a fingerprint, and whether this may be rounding.
 
     Args:
         fingerprint: that of the teacher that was measured.
         model: a HookedTransformer or a TransformerBridge.
-        hook_name: the hook point of the fingerprint.
+        hook_name: the hook point of the fingerprint; None if it has outputs alone.
         outputs_only: compare the log-probabilities only, which do not depend on how weights were folded or centred.
 
     Returns:
@@ -57,7 +57,7 @@ def compare_with_fingerprint(
     longest = max(fingerprint.ids.max(initial=0), fingerprint.tokens.max(initial=0))
     if longest >= int(model.cfg.d_vocab) or cut_to_context(len(fingerprint.ids), model) < len(fingerprint.ids):
         return np.inf, False
-    computed = _computed(model, hook_name, fingerprint.ids, fingerprint.tokens)
+    computed = _computed(model, None if outputs_only else hook_name, fingerprint.ids, fingerprint.tokens)
     return compare_fingerprints(fingerprint, computed, outputs_only=outputs_only)
 
 
@@ -75,11 +75,13 @@ def compare_fingerprints(
 
 
 @torch.no_grad()
-def _computed(model: HookedModel, hook_name: str, ids: np.ndarray, tokens: np.ndarray) -> TeacherFingerprint:
+def _computed(model: HookedModel, hook_name: str | None, ids: np.ndarray, tokens: np.ndarray) -> TeacherFingerprint:
     """Return the fingerprint of a teacher for some token ids."""
     sequence = torch.from_numpy(ids)[None].to(device_of(model))
-    with activation_reader(model, [hook_name]) as read:
-        (activation,) = read(sequence)
+    activation = torch.zeros(1, len(ids), 0)
+    if hook_name is not None:
+        with activation_reader(model, [hook_name]) as read:
+            (activation,) = read(sequence)
     try:
         with eval_mode(model):
             log_probs = forward_logits(model, sequence)[0].float().log_softmax(-1)

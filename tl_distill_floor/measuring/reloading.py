@@ -2,18 +2,24 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeAlias
 
 from tl_distill_floor.annotations import Dtype, SaeLike, TeacherLike
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.measuring.fingerprints import compare_fingerprints, compare_with_fingerprint
 from tl_distill_floor.results.feature_stats import STATS_FILE, FeatureStats
 from tl_distill_floor.results.floor_prediction import FloorPrediction
+from tl_distill_floor.results.head_floor import HEAD_FILE, HeadFloor
 from tl_distill_floor.results.student import StudentResult
+from tl_distill_floor.results.teacher_fingerprint import TeacherFingerprint
 from tl_distill_floor.sources.devices import TORCH_DTYPES
 from tl_distill_floor.sources.saes import SaeSource, load_sae, sae_digest
 from tl_distill_floor.sources.teacher import Teacher
 from tl_distill_floor.sources.teacher_checks import TOLERANCE
 from tl_distill_floor.sources.teachers import load_teacher
+
+Measured: TypeAlias = FloorPrediction | FeatureStats | HeadFloor
+"""What names the teacher that was measured, and holds its fingerprint."""
 
 
 def load_measured_sae(stats: FeatureStats, sae: SaeLike | None, device: str) -> SaeSource:
@@ -65,46 +71,45 @@ def load_measured_teacher(
     return loaded, check_measured_teacher(stats, loaded)
 
 
-def check_measured_teacher(stats: FeatureStats, teacher: Teacher, *, outputs_only: bool = False) -> tuple[str, ...]:
+def check_measured_teacher(stats: FeatureStats, teacher: Teacher) -> tuple[str, ...]:
     """Check that a teacher computes what the measured one does, and return warnings.
 
     Args:
         stats: the statistics; those of older files do not tell.
         teacher: the teacher.
-        outputs_only: compare what it outputs only, and not its activations at the hook point.
 
     Raises:
         InputError: it computes something else.
     """
-    if stats.fingerprint is None:
-        return ()
-    difference, may_be_rounding = compare_with_fingerprint(
-        stats.fingerprint, teacher.model, stats.hook_name, outputs_only=outputs_only
-    )
-    compared = "log-probabilities" if outputs_only else f"activations at {stats.hook_name} or its log-probabilities"
-    apart = f"on the same tokens its {compared} differ by {difference:.2g} of their standard deviation"
-    if not may_be_rounding:
-        raise InputError(
-            f"the prediction was made with other weights of the teacher {stats.model_name} than those of {teacher.name}"
-            f" now, or they were loaded in another way ({apart}); give the teacher that was measured, or measure again"
-        )
-    if difference <= TOLERANCE:
-        return ()
-    return (f"whether the teacher is the one that was measured is not known: {apart}, which rounding can explain",)
+    return () if stats.fingerprint is None else _check(stats.fingerprint, stats.model_name, teacher, stats.hook_name)
 
 
-def check_teacher_of_run(directory: Path, teacher: Teacher) -> None:
-    """Check that a teacher outputs what the one does that was measured in a run directory, if one was.
+def check_outputs(measured: Measured, teacher: Teacher) -> None:
+    """Check that a teacher has the outputs of the measured one; its weights may be folded or centred in another way.
 
     Args:
-        directory: the run directory; one without an SAE does not tell.
+        measured: a prediction or a measurement; those of older files do not tell.
         teacher: the teacher.
 
     Raises:
-        InputError: it outputs something else.
+        InputError: it has other outputs.
     """
-    if (directory / STATS_FILE).is_file():
-        check_measured_teacher(FeatureStats.load(directory), teacher, outputs_only=True)
+    if (fingerprint := _fingerprint_of(measured)) is not None:
+        _check(fingerprint, measured.model_name, teacher, None)
+
+
+def check_teacher_of_run(directory: Path, teacher: Teacher) -> None:
+    """Check that a teacher has the outputs of the one that was measured in a run directory, if one was.
+
+    Args:
+        directory: the run directory.
+        teacher: the teacher.
+
+    Raises:
+        InputError: it has other outputs, or a file of the run is damaged.
+    """
+    if (measured := _measurement_of_run(directory)) is not None:
+        check_outputs(measured, teacher)
 
 
 def check_teacher_of_students(floor: FloorPrediction, students: Sequence[StudentResult]) -> None:
@@ -117,19 +122,62 @@ def check_teacher_of_students(floor: FloorPrediction, students: Sequence[Student
     Raises:
         InputError: the teachers output something else for the same tokens.
     """
-    if floor.stats is None or floor.stats.fingerprint is None:
+    expected = _fingerprint_of(floor)
+    if expected is None:
         return
     for run in sorted({Path(student.path).resolve().parent.parent for student in students if student.path}):
-        measured = FeatureStats.load(run).fingerprint if (run / STATS_FILE).is_file() else None
-        if measured is None:
+        measured = _measurement_of_run(run)
+        fingerprint = None if measured is None else _fingerprint_of(measured)
+        if fingerprint is None:
             continue
-        difference, is_same = compare_fingerprints(floor.stats.fingerprint, measured, outputs_only=True)
+        difference, is_same = compare_fingerprints(expected, fingerprint, outputs_only=True)
         if not is_same:
             raise InputError(
                 f"the students in {run} have other weights of the teacher {floor.model_name} than the prediction: on"
                 f" the same tokens its log-probabilities differ by {difference:.2g} of their standard deviation; give"
                 " students of the teacher that was measured, or measure it again"
             )
+
+
+def _measurement_of_run(directory: Path) -> FeatureStats | HeadFloor | None:
+    """Return the features that were measured in a run directory, else its head floor, else None."""
+    if (directory / STATS_FILE).is_file():
+        return FeatureStats.load(directory)
+    return HeadFloor.load(directory) if (directory / HEAD_FILE).is_file() else None
+
+
+def _fingerprint_of(measured: Measured) -> TeacherFingerprint | None:
+    """Return the fingerprint of the teacher that was measured; None in older files."""
+    if isinstance(measured, FloorPrediction):
+        measured = measured.head_floor if measured.stats is None else measured.stats
+    stored = measured.fingerprint
+    return TeacherFingerprint.from_text(stored) if isinstance(stored, str) else stored
+
+
+def _check(
+    fingerprint: TeacherFingerprint, measured_name: str, teacher: Teacher, hook_name: str | None
+) -> tuple[str, ...]:
+    """Raise an InputError if a teacher is not the measured one, and return a warning if that is not known.
+
+    Args:
+        fingerprint: that of the measured teacher.
+        measured_name: its name.
+        teacher: the teacher.
+        hook_name: hook point whose activation is compared too; None for the outputs alone.
+    """
+    difference, may_be_rounding = compare_with_fingerprint(
+        fingerprint, teacher.model, hook_name, outputs_only=hook_name is None
+    )
+    compared = "log-probabilities" if hook_name is None else f"activations at {hook_name} or its log-probabilities"
+    apart = f"on the same tokens its {compared} differ by {difference:.2g} of their standard deviation"
+    if not may_be_rounding:
+        raise InputError(
+            f"the prediction was made with other weights of the teacher {measured_name} than those of {teacher.name}"
+            f" now, or they were loaded in another way ({apart}); give the teacher that was measured, or measure again"
+        )
+    if difference <= TOLERANCE:
+        return ()
+    return (f"whether the teacher is the one that was measured is not known: {apart}, which rounding can explain",)
 
 
 def measured_dtype(stats: FeatureStats) -> Dtype:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tl_distill_floor.annotations import Dtype, HookedModel, ProgressCallback, TeacherLike, TextLike, WidthsLike
 from tl_distill_floor.errors import InputError, as_integer, check_choice
+from tl_distill_floor.measuring.fingerprints import teacher_fingerprint
 from tl_distill_floor.measuring.kl import kl_from_log_probs
 from tl_distill_floor.measuring.logit_map import tokens_per_chunk
 from tl_distill_floor.measuring.token_stream import TokenStream, open_token_stream
@@ -338,6 +339,7 @@ def _result(
         half_steps=non_increasing(np.maximum(0.0, floor + gain)),
         encoded=non_increasing(losses.encoded.mean(1)),
         known_share=tokens.head.known_share(some_tokens(tokens.train, SHARE_TOKENS)),
+        fingerprint=teacher_fingerprint(stream.teacher.model, None).to_text(),
         steps=settings["steps"],
         n_train_tokens=len(tokens.train),
         n_heldout_tokens=len(tokens.heldout),

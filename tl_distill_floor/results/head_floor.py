@@ -17,6 +17,7 @@ from tl_distill_floor.results.expected_loss import (
 )
 from tl_distill_floor.results.record_files import JsonRecord
 from tl_distill_floor.results.student_loss import StudentLoss, as_student_losses, refuse_impossible
+from tl_distill_floor.results.teacher_fingerprint import TeacherFingerprint
 from tl_distill_floor.theory.bootstrap import Z_95
 from tl_distill_floor.theory.capacity import Number
 from tl_distill_floor.theory.regression import PredictedLoss
@@ -82,6 +83,9 @@ class HeadFloor(JsonRecord):
     known_share: float | None = None
     """Share of the next token's entropy that the context removes, by the teacher's own probabilities; None in files of
     older versions."""
+    fingerprint: str | None = None
+    """What the teacher outputs for fixed token ids, as `TeacherFingerprint.to_text` writes it; None in files of older
+    versions."""
 
     def __post_init__(self) -> None:
         """Raise a ValueError if a field has an impossible value."""
@@ -98,6 +102,8 @@ class HeadFloor(JsonRecord):
             raise ValueError("the floor must be 0 at the teacher's width and above")
         if self.known_share is not None and not 0 <= self.known_share <= 1:
             raise ValueError("the known share must be from 0 to 1")
+        if self.fingerprint is not None:
+            TeacherFingerprint.from_text(self.fingerprint)
 
     @property
     def n_tokens(self) -> int:

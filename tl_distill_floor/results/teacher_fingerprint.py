@@ -1,5 +1,9 @@
 """`TeacherFingerprint`: what a teacher computes for fixed token ids."""
 
+import base64
+import io
+import zipfile
+import zlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +21,7 @@ class TeacherFingerprint:
     ids: Int64[np.ndarray, " position"]
     """Token ids of the sequence."""
     activation: Float32[np.ndarray, "position value"]
-    """Activation at the hook point."""
+    """Activation at the hook point; without values where none was measured."""
     tokens: Int64[np.ndarray, " token"]
     """Tokens of the vocabulary whose log-probabilities are kept; empty for a teacher without logits."""
     log_prob: Float32[np.ndarray, "position token"]
@@ -30,3 +34,22 @@ class TeacherFingerprint:
         n = len(self.ids)
         if self.activation.shape[:1] != (n,) or self.log_prob.shape != (n, len(self.tokens)) or len(self.eps) != 1:
             raise ValueError(f"the arrays of a teacher's fingerprint must have {n} positions")
+
+    def to_text(self) -> str:
+        """Return the arrays as one line of text, for JSON: a NumPy archive in base64."""
+        archive = io.BytesIO()
+        np.savez(archive, **vars(self))
+        return base64.b64encode(archive.getvalue()).decode()
+
+    @classmethod
+    def from_text(cls, text: str) -> "TeacherFingerprint":
+        """Return the fingerprint that `to_text` wrote.
+
+        Raises:
+            ValueError: the text is something else.
+        """
+        try:
+            with np.load(io.BytesIO(base64.b64decode(text, validate=True)), allow_pickle=False) as arrays:
+                return cls(**arrays)
+        except (OSError, EOFError, TypeError, KeyError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
+            raise ValueError(f"the fingerprint of the teacher cannot be read ({error})") from error

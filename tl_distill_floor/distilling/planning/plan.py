@@ -12,7 +12,7 @@ from tl_distill_floor.distilling.students.build import count_parameters
 from tl_distill_floor.distilling.students.student_config import checked_depth, hugging_face_config
 from tl_distill_floor.distilling.students.widths import family_widths, teacher_width
 from tl_distill_floor.errors import InputError
-from tl_distill_floor.measuring.reloading import check_measured_teacher
+from tl_distill_floor.measuring.reloading import check_outputs
 from tl_distill_floor.results.expected_loss import LossPredictor, expected_loss_fit
 from tl_distill_floor.results.floor_prediction import FeatureFloorPrediction, FloorPrediction
 from tl_distill_floor.results.head_floor import HeadFloor
@@ -122,8 +122,7 @@ def load_planned_teacher(floor: FloorPrediction, teacher: TeacherLike | None) ->
             f"the prediction is for {floor.model_name}, which has {measured:,} dimensions, and the teacher has"
             f" {width:,}; give the teacher that was measured"
         )
-    if floor.stats is not None:
-        check_measured_teacher(floor.stats, loaded, outputs_only=True)
+    check_outputs(floor, loaded)
     return loaded
 
 
