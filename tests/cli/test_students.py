@@ -109,7 +109,7 @@ def test_matches_with_an_sae_whose_file_is_explained(
             ("--widths", "8", "--batch-size", "1000"),
             "a batch of 1000; set --tokens to at least 32000, or a smaller --batch-size",
         ),
-        (("--widths", "8", "--match", "kept"), "run tl-floor measure with --out"),
+        (("--widths", "8", "--match", "kept"), "make one with tl-floor measure --out"),
         (("--widths", "8", "--match", "activation", "--match-layer", "5"), "layers 0 to 2, got layer 5"),
         (("--widths", "8", "--lr", "0"), "the learning rate and clip must be above 0"),
         (("--widths", "8", "--heldout", "missing.txt"), "no text file at missing.txt"),

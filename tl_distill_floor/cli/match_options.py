@@ -4,18 +4,16 @@ import dataclasses
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from shlex import quote
 
 from tl_distill_floor.annotations import FormattedSae
 from tl_distill_floor.cli.options import MatchedActivation
+from tl_distill_floor.cli.run_directory import load_floor
 from tl_distill_floor.distilling.students.layers import student_layer
 from tl_distill_floor.distilling.training.config import StudentSpec
 from tl_distill_floor.distilling.training.matching import Match, kept_reconstruction
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.measuring.hooks import resid_post
 from tl_distill_floor.measuring.reloading import check_measured_teacher
-from tl_distill_floor.results.floor_files import FLOOR_FILE
-from tl_distill_floor.results.floor_prediction import FeatureFloorPrediction, FloorPrediction
 from tl_distill_floor.sources.saes import load_sae
 from tl_distill_floor.sources.teacher import Teacher
 
@@ -53,9 +51,9 @@ def match_hook_points(
         return list(specs)
     target_of = None
     if match == "activation":
-        hook_name = _load_floor(directory).stats.hook_name if layer is None else resid_post(layer)
+        hook_name = load_floor(directory).stats.hook_name if layer is None else resid_post(layer)
     else:
-        floor = _load_floor(directory)
+        floor = load_floor(directory)
         hook_name = floor.stats.hook_name
         if layer is not None and resid_post(layer) != hook_name:
             raise InputError(f"the prediction is for {hook_name}; leave out --match-layer")
@@ -73,12 +71,3 @@ def match_hook_points(
         )
         for spec in specs
     ]
-
-
-def _load_floor(directory: Path) -> FeatureFloorPrediction:
-    if not (directory / FLOOR_FILE).exists():
-        raise InputError(
-            f"{directory} holds no prediction, which says at which layer to match and what a width can keep; run"
-            f" tl-floor measure with --out {quote(str(directory))} first, or use --match activation --match-layer N"
-        )
-    return FloorPrediction.load(directory).with_features()

@@ -42,7 +42,10 @@ def report(
     """Write a run, or a comparison of several runs, as one self-contained HTML page."""
     from rich.text import Text
 
+    from tl_distill_floor.cli.promoted_option import compute_and_save_promoted_tokens
+    from tl_distill_floor.cli.run_directory import load_floor
     from tl_distill_floor.display.report import write_comparison, write_report
+    from tl_distill_floor.predicting.lost_features import lost_features
 
     if compare and len(runs) == 1:
         raise InputError("a comparison needs two or more runs; name another run, or leave out --compare")
@@ -54,20 +57,11 @@ def report(
         written = write_comparison(runs, out, figures=figures)
     else:
         if promoted:
-            _compute_promoted_tokens(runs[0], width, top)
+            floor = load_floor(runs[0])
+            compute_and_save_promoted_tokens(runs[0], floor, lost_features(floor, width, top).lost[:top])
         written = write_report(runs[0], out, students=students, width=width, top=top, figures=figures)
     for reason in written.unreadable:
         print_result(Text(f"! left out: {reason}", style="yellow"))
     print_result(f"Saved {written.path} ({written.path.stat().st_size / 1e6:.1f} MB)")
     for figure in written.figures:
         print_result(Text(f"Saved {figure}", style="dim"))
-
-
-def _compute_promoted_tokens(run: Path, width: int | None, top: int) -> None:
-    """Compute the tokens that the lost features of the report promote, and save them in the run directory."""
-    from tl_distill_floor.cli.promoted_option import compute_and_save_promoted_tokens
-    from tl_distill_floor.cli.run_directory import load_floor
-    from tl_distill_floor.predicting.lost_features import lost_features
-
-    floor = load_floor(run)
-    compute_and_save_promoted_tokens(run, floor, lost_features(floor, width, top).lost[:top])

@@ -19,6 +19,10 @@ FEATURE_KEYS = (
     "expected_l0", "fvu", *FEATURE_CURVES, "power_law", "tail_loss", "growth",
 )  # fmt: skip
 """Keys that are null if the teacher was measured without an SAE."""
+HEAD_FIELDS = (
+    "widths", "floor", "standard_error", "half_steps", "encoded", "steps", "n_train_tokens", "n_heldout_tokens"
+)  # fmt: skip
+"""Fields of a head floor in the JSON object."""
 SAMPLING_INTERVALS = ("n_features_interval", "alpha_interval", "critical_width_interval")
 """Fields of a prediction with an interval; the keys of the JSON object lack the suffix."""
 
@@ -81,16 +85,7 @@ def _feature_json(floor: FeatureFloorPrediction) -> dict[str, Any]:
 
 def head_json(head: HeadFloor) -> dict[str, Any]:
     """Return how a head floor was computed, and its losses at its own widths, in nats per token."""
-    return {
-        "widths": list(head.widths),
-        "floor": list(head.floor),
-        "standard_error": list(head.standard_error),
-        "half_steps": list(head.half_steps),
-        "encoded": list(head.encoded),
-        "steps": head.steps,
-        "n_train_tokens": head.n_train_tokens,
-        "n_heldout_tokens": head.n_heldout_tokens,
-    }
+    return {name: to_json(getattr(head, name)) for name in HEAD_FIELDS}
 
 
 def head_intervals(head: HeadFloor) -> list[tuple[float, float]]:
