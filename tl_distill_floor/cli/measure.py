@@ -213,8 +213,14 @@ def measure_without_sae(
     from tl_distill_floor.display.head_views import prediction_table
 
     with lock_for_measuring(directory, resume=False), quiet_libraries():
-        _check_no_features_lost(directory)
         from tl_distill_floor.predicting.without_sae import predict_without_sae
+        from tl_distill_floor.results.feature_stats import STATS_FILE
+
+        if (directory / STATS_FILE).exists():
+            raise InputError(
+                f"{directory} holds a measurement with an SAE, which --no-sae would replace; name another directory"
+                " with --out"
+            )
 
         floor = predict_without_sae(
             model,
@@ -274,17 +280,6 @@ def save_and_print_unfinished(
         print_result(unfinished_students_table(floors[0]))
     else:
         print_result(unfinished_table(floors[0]) if len(floors) == 1 else unfinished_comparison(floors))
-
-
-def _check_no_features_lost(directory: Path) -> None:
-    """Raise an InputError if a run directory holds a measurement with an SAE."""
-    from tl_distill_floor.results.feature_stats import STATS_FILE
-
-    if (directory / STATS_FILE).exists():
-        raise InputError(
-            f"{directory} holds a measurement with an SAE, which --no-sae would replace; name another directory with"
-            " --out"
-        )
 
 
 def measure_and_save(

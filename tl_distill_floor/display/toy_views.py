@@ -1,6 +1,6 @@
 """Toy models as rich tables and a figure: predicted floors and reached floors."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import product
 from typing import Any
 
@@ -109,18 +109,13 @@ def _pairs(
     results: Sequence[ToyJson], predictor: str, contains: Callable[[float], bool]
 ) -> Float64[np.ndarray, "pair 2"]:
     """Return (reached, predicted) floors at the widths in a range."""
-    return np.array(list(_iterate_pairs(results, predictor, contains)), dtype=np.float64).reshape(-1, 2)
-
-
-def _iterate_pairs(
-    results: Sequence[ToyJson], predictor: str, contains: Callable[[float], bool]
-) -> Iterator[tuple[float, float]]:
-    for result in results:
-        needed = critical_width(result["n_features"], result["alpha"])
-        predicted_floors = result["predicted"][predictor]
-        for width, reached, predicted in zip(result["widths"], result["reached"], predicted_floors, strict=True):
-            if contains(width / needed):
-                yield reached, predicted
+    pairs = [
+        pair
+        for result in results
+        for width, *pair in zip(result["widths"], result["reached"], result["predicted"][predictor], strict=True)
+        if contains(width / critical_width(result["n_features"], result["alpha"]))
+    ]
+    return np.array(pairs, dtype=np.float64).reshape(-1, 2)
 
 
 def _least_r2(results: Sequence[ToyJson], predictor: str) -> str:
