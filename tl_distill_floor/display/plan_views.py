@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from tl_distill_floor.display.figure_style import COLOURS, CYCLE, apply_style, escape_markup
+from tl_distill_floor.display.figure_style import COLOURS, CYCLE, add_curve, apply_style, escape_markup
 from tl_distill_floor.display.tables import command_text, key_value_table, plain_table, warning_lines
 from tl_distill_floor.display.units import AXIS_UNIT, SHORT_UNIT, STUDENT_LOSS
 from tl_distill_floor.results.byte_sizes import format_bytes
@@ -69,28 +69,24 @@ def plan_figure(plan: Plan) -> go.Figure:
         figure.add_bar(x=names, y=parameters, marker={"color": [CYCLE[-1], CYCLE[0]]}, name="parameters")
         return apply_style(figure, title, "", "parameters")
     parameters = [candidate.n_parameters for candidate in plan.candidates]
-    widths = [f"width {candidate.width:,}" for candidate in plan.candidates]
+    widths = [f"{candidate.width:,}" for candidate in plan.candidates]
     bounded = [candidate for candidate in plan.candidates if candidate.upper_bound is not None]
     with_head = [candidate for candidate in plan.candidates if candidate.least_loss is not None]
-    line = {"color": COLOURS["expected"]}
+    colour, sizes = COLOURS["expected"], [candidate.n_parameters for candidate in bounded]
+    bounds = [candidate.upper_bound for candidate in bounded]
+    add_curve(figure, sizes, bounds, "90 % upper bound", colour, dash="dot", markers=False)
     figure.add_scatter(
-        x=[candidate.n_parameters for candidate in bounded], y=[candidate.upper_bound for candidate in bounded],
-        mode="lines", line=line | {"dash": "dot"}, name="90 % upper bound",
+        x=parameters, y=[candidate.loss for candidate in plan.candidates], mode="lines+markers+text",
+        line={"color": colour}, text=widths, textposition="bottom left", name="expected, by width",
     )  # fmt: skip
     figure.add_scatter(
-        x=parameters, y=[candidate.loss for candidate in plan.candidates], mode="lines+markers+text", line=line,
-        text=[width.removeprefix("width ") for width in widths], textposition="bottom left", name="expected, by width",
-    )  # fmt: skip
-    figure.add_scatter(
-        x=[plan.n_parameters], y=[plan.loss], mode="markers", marker={"size": 14, "color": COLOURS["expected"]},
+        x=[plan.n_parameters], y=[plan.loss], mode="markers", marker={"size": 14, "color": colour},
         name=f"chosen: width {plan.width:,}",
     )  # fmt: skip
     if plan.unit == "nats" and with_head:
-        figure.add_scatter(
-            x=[candidate.n_parameters for candidate in with_head],
-            y=[candidate.least_loss for candidate in with_head],
-            mode="lines", line={"color": COLOURS["head"], "dash": "dash"}, name="head floor",
-        )  # fmt: skip
+        sizes = [candidate.n_parameters for candidate in with_head]
+        least = [candidate.least_loss for candidate in with_head]
+        add_curve(figure, sizes, least, "head floor", COLOURS["head"], dash="dash", markers=False)
     figure.update_xaxes(type="log")
     figure.update_yaxes(rangemode="tozero")
     loss = STUDENT_LOSS if plan.unit == "nats" else "loss"
