@@ -23,8 +23,9 @@ from tl_distill_floor.measuring.logit_map import LogitMap
 from tl_distill_floor.measuring.token_stream import open_token_stream
 from tl_distill_floor.predicting import head_floor as head_floor_module
 from tl_distill_floor.predicting import low_rank_head
+from tl_distill_floor.predicting.checks import head_warnings
 from tl_distill_floor.predicting.head_contexts import best_logits
-from tl_distill_floor.predicting.head_floor import _train_and_evaluate, _warnings
+from tl_distill_floor.predicting.head_floor import _train_and_evaluate
 from tl_distill_floor.predicting.head_tokens import (
     MAX_HELDOUT_SHARE,
     TOKENS_PER_KEPT,
@@ -404,7 +405,7 @@ def test_warns_of_little_text_and_little_training(bridge: Any, ids: Tensor) -> N
 
 @pytest.mark.parametrize(("gain", "warns"), [(0.0031, True), (0.0029, False)])
 def test_warns_if_the_second_half_of_the_training_lowered_the_floor_much(gain: float, warns: bool) -> None:
-    warnings = _warnings([4, 8], np.array([0.2, 0.1]), np.array([0.004, gain]), n_train=1000)
+    warnings = head_warnings([4, 8], np.array([0.2, 0.1]), np.array([0.004, gain]), n_train=1000)
     expected = [
         "the second half of the training lowered the head floor by up to 3%, so more steps would lower it further"
     ]

@@ -1,5 +1,7 @@
 """Check the options of a prediction, and write its warnings."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from jaxtyping import Bool, Int64
 
@@ -23,6 +25,10 @@ MIN_HELD_OUT_SEQUENCES = 10
 """Effective number of held-out sequences below which a prediction warns."""
 MAX_SIMULATED_RATIO = 1.1
 """Ratio of the simulated and the independent floor above which a prediction warns."""
+MIN_TOKENS_PER_DIMENSION = 50
+"""Training tokens per dimension of the widest student below which a head floor warns."""
+MAX_TRAINING_LEFT = 0.03
+"""Share of the head floor that the second half of the training removed, above which a head floor warns."""
 
 
 def check_steps(steps: int) -> int:
@@ -112,6 +118,35 @@ def measurement_warnings(stats: FeatureStats, alpha: float, has_tail_loss: bool)
         warnings.append(
             f"L0 is {stats.l0:.1f}, the published L0 is {stats.expected_l0:.1f}: the text or the processing of the"
             " teacher differs, or the SAE was not loaded correctly"
+        )
+    return warnings
+
+
+def head_warnings(widths: Sequence[int], floor: np.ndarray, gain: np.ndarray, n_train: int) -> list[str]:
+    """Return warnings about the training of a head floor.
+
+    Args:
+        widths: widths below the teacher's, rising.
+        floor: head floor at each of them.
+        gain: what the second half of the training removed.
+        n_train: training tokens.
+    """
+    warnings = []
+    if n_train < MIN_TOKENS_PER_DIMENSION * max(widths, default=0):
+        warnings.append(
+            f"the head floor was trained on {n_train:,} tokens, fewer than {MIN_TOKENS_PER_DIMENSION} per dimension of"
+            " the widest student, so it may be too high; give more text"
+        )
+    left = max((g / f for f, g in zip(floor.tolist(), gain.tolist(), strict=True) if f > 0), default=0.0)
+    if left > MAX_TRAINING_LEFT:
+        warnings.append(
+            f"the second half of the training lowered the head floor by up to {left:.0%}, so more steps would lower it"
+            " further"
+        )
+    if len(widths) == 1:
+        warnings.append(
+            f"the head floor was computed at one width, {widths[0]}, so it can be off by a factor of 2.5 at wider ones;"
+            " give several widths"
         )
     return warnings
 

@@ -16,7 +16,7 @@ from tl_distill_floor.measuring.fingerprints import teacher_fingerprint
 from tl_distill_floor.measuring.kl import kl_from_log_probs
 from tl_distill_floor.measuring.logit_map import tokens_per_chunk
 from tl_distill_floor.measuring.token_stream import TokenStream, open_token_stream
-from tl_distill_floor.predicting.checks import integer_widths
+from tl_distill_floor.predicting.checks import MIN_TOKENS_PER_DIMENSION, head_warnings, integer_widths
 from tl_distill_floor.predicting.config import STEPS
 from tl_distill_floor.predicting.floors import student_widths
 from tl_distill_floor.predicting.head_contexts import best_logits
@@ -60,10 +60,6 @@ HIDDEN_COPIES = 2
 """Copies of the last hidden states: batches, and the tensors that they are joined to."""
 LOGIT_ARRAYS = 6
 """Arrays of the size of a step's logits that are in memory at the same time."""
-MIN_TOKENS_PER_DIMENSION = 50
-"""Training tokens per dimension of the widest student below which a head floor warns."""
-MAX_TRAINING_LEFT = 0.03
-"""Share of the head floor that the second half of the training removed, above which a head floor warns."""
 
 
 @neutral_torch_state()
@@ -347,38 +343,9 @@ def _result(
         warnings=(
             *stream.teacher.warnings,
             *warn_of_missing_layers(stream.teacher.model, stream.teacher.name),
-            *_warnings(widths[: len(floor)], floor, gain, len(tokens.train)),
+            *head_warnings(widths[: len(floor)], floor, gain, len(tokens.train)),
         ),
     )
-
-
-def _warnings(widths: Sequence[int], floor: np.ndarray, gain: np.ndarray, n_train: int) -> list[str]:
-    """Return what a reader of the head floor should know.
-
-    Args:
-        widths: widths below the teacher's, rising.
-        floor: head floor at each of them.
-        gain: what the second half of the training removed.
-        n_train: training tokens.
-    """
-    warnings = []
-    if n_train < MIN_TOKENS_PER_DIMENSION * max(widths, default=0):
-        warnings.append(
-            f"the head floor was trained on {n_train:,} tokens, fewer than {MIN_TOKENS_PER_DIMENSION} per dimension of"
-            " the widest student, so it may be too high; give more text"
-        )
-    left = max((g / f for f, g in zip(floor.tolist(), gain.tolist(), strict=True) if f > 0), default=0.0)
-    if left > MAX_TRAINING_LEFT:
-        warnings.append(
-            f"the second half of the training lowered the head floor by up to {left:.0%}, so more steps would lower it"
-            " further"
-        )
-    if len(widths) == 1:
-        warnings.append(
-            f"the head floor was computed at one width, {widths[0]}, so it can be off by a factor of 2.5 at wider ones;"
-            " give several widths"
-        )
-    return warnings
 
 
 def _free_memory(device: torch.device) -> int:
