@@ -44,8 +44,8 @@ def match_hook_points(
         device: torch device of the SAE.
 
     Raises:
-        InputError: there is no prediction, or it was measured at another hook point, with
-            another SAE or of another teacher.
+        InputError: there is no prediction, or it was measured at another hook point, with another SAE or of another
+            teacher.
     """
     if match == "none":
         return list(specs)

@@ -145,7 +145,7 @@ def head_warnings(widths: Sequence[int], floor: np.ndarray, gain: np.ndarray, n_
         )
     if len(widths) == 1:
         warnings.append(
-            f"the head floor was computed at one width, {widths[0]}, so it can be off by a factor of 2.5 at wider ones;"
+            f"the head floor was computed at one width, {widths[0]}, so it can be off by a factor of 2.6 at wider ones;"
             " give several widths"
         )
     return warnings

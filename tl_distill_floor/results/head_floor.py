@@ -28,7 +28,7 @@ HEAD_ADVICE = "measure with --cost fisher and --steps 8 or more, and without --n
 
 SINGLE_WIDTH_EXPONENT = -1.5
 """Exponent of the loss over the width if one width was computed. Up to 4 times this width, 80 % of the floors that
-follow are 0.74 to 2.5 times the computed ones (111 pairs of widths of the atlas), those of a straight line 1.9 to 11.
+follow are 0.74 to 2.6 times the computed ones (103 pairs of widths of the atlas), those of a straight line 1.9 to 12.
 """
 
 
