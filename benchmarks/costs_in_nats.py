@@ -32,6 +32,7 @@ from tl_distill_floor.measuring.measurement import measure_job
 from tl_distill_floor.measuring.passes import gradient_pass, rerun_pass
 from tl_distill_floor.measuring.removal import measure_tail_loss
 from tl_distill_floor.measuring.replacement import differentiable_forward
+from tl_distill_floor.measuring.token_stream import model_input
 from tl_distill_floor.results.feature_stats import FeatureStats
 from tl_distill_floor.results.tail_loss import rank_grid, ratio_standard_error
 from tl_distill_floor.storage.atomic import write_atomically
@@ -186,7 +187,7 @@ def run_bare_fisher(job: MeasurementJob, n_tokens: int) -> None:
     attached = job.saes[0]
     with differentiable_forward(job.model, [attached.hook_name]) as run:
         for _, ids in job.token_stream.batches(0, n_tokens):
-            logits, acts = run(ids)
+            logits, acts = run(model_input(job.model, ids))
             torch.autograd.grad(logits, acts, torch.ones_like(logits))
             with torch.no_grad():
                 attached.sae.encode(acts[0].detach().flatten(0, 1))

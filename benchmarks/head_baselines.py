@@ -78,7 +78,7 @@ def sliced_loss(stream: TokenStream, tokens: HeadTokens, width: int) -> float:
             continue
         rows = ids[chosen]
         counted = stream.counted(rows)
-        inputs = model_input(rows)
+        inputs = model_input(stream.teacher.model, rows)
         losses = forward_kl(stream.teacher.model(inputs), student(inputs).logits)
         summed, n_tokens = summed + float(losses[counted].sum()), n_tokens + int(counted.sum())
     return summed / n_tokens

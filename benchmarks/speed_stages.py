@@ -22,7 +22,7 @@ from tl_distill_floor.distilling.training.config import DistillConfig, StudentSp
 from tl_distill_floor.distilling.training.sweep import Sweep
 from tl_distill_floor.distilling.training.text_split import read_text_split
 from tl_distill_floor.distilling.training.training_step import train_step
-from tl_distill_floor.measuring.batch_sums import tokens_at_once
+from tl_distill_floor.measuring.active_codes import tokens_at_once
 from tl_distill_floor.measuring.direct_logits import LOGITS_AT_ONCE, find_promoted_tokens
 from tl_distill_floor.measuring.hooks import get_hook_point
 from tl_distill_floor.measuring.replacement import differentiable_forward

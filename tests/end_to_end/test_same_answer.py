@@ -54,8 +54,8 @@ def test_statistics_do_not_depend_on_tokens_encoded_at_once(
     bridge: Any, sae: Any, ids: torch.Tensor, monkeypatch: pytest.MonkeyPatch, tokens_at_once: int
 ) -> None:
     expected = measure(bridge, sae, ids[:8], cost="energy")
-    monkeypatch.setattr("tl_distill_floor.measuring.batch_sums.CODES_AT_ONCE", 0)
-    monkeypatch.setattr("tl_distill_floor.measuring.batch_sums.LEAST_AT_ONCE", tokens_at_once)
+    monkeypatch.setattr("tl_distill_floor.measuring.active_codes.CODES_AT_ONCE", 0)
+    monkeypatch.setattr("tl_distill_floor.measuring.active_codes.LEAST_AT_ONCE", tokens_at_once)
     stats = measure(bridge, sae, ids[:8], cost="energy")
     assert stats.firing_count.tolist() == expected.firing_count.tolist()
     assert expected.codes is not None

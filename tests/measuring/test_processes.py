@@ -3,6 +3,8 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +12,9 @@ import numpy as np
 import pytest
 import torch
 
+from tl_distill_floor.annotations import CostMethod
 from tl_distill_floor.errors import InputError
-from tl_distill_floor.measuring import processes
+from tl_distill_floor.measuring import processes, summed_batches
 from tl_distill_floor.measuring.batch_sums import batch_sums
 from tl_distill_floor.measuring.config import LoadConfig, MeasureConfig
 from tl_distill_floor.measuring.costs import COST_METHODS
@@ -54,15 +57,15 @@ def test_files_do_not_depend_on_the_number_of_processes(
 SCRIPT_THAT_DIES = """
 import os, sys, torch
 torch.set_num_threads(1)
-from tl_distill_floor.measuring import measurement
+from tl_distill_floor.measuring import summed_batches
 if os.environ.get("RANK") == "1":
-    batch_sums, n_calls_left = measurement.batch_sums, [3]
+    batch_sums, n_calls_left = summed_batches.batch_sums, [3]
     def batch_sums_until_death(*args):
         n_calls_left[0] -= 1
         if not n_calls_left[0]:
             os._exit(9)
         return batch_sums(*args)
-    measurement.batch_sums = batch_sums_until_death
+    summed_batches.batch_sums = batch_sums_until_death
 from tl_distill_floor.cli.app import main
 sys.argv = ["tl-floor", *sys.argv[1:]]
 main()
@@ -119,14 +122,61 @@ def test_tasks_are_distributed_and_results_are_in_order(monkeypatch: pytest.Monk
     def run(rank: int) -> list[int]:
         monkeypatch.setattr(processes, "_send", lambda arrays: sent[rank].append(arrays))
         monkeypatch.setattr(processes, "_receive", lambda other: sent[other].pop(0))
-        tasks = (lambda i=i: done[rank].append(i) or i * i for i in range(7))
         group = ProcessGroup(rank, 3)
-        return list(group.run_in_order(tasks, lambda i: {"i": np.array([i])}, lambda arrays: int(arrays["i"][0])))
+        squares = partial(square_all, done[rank])
+        return list(
+            group.run_in_order(
+                iter(range(7)), squares, lambda i: {"i": np.array([i])}, lambda arrays: int(arrays["i"][0])
+            )
+        )
 
     assert run(1) == run(2) == []
     assert run(0) == [i * i for i in range(7)]
     assert done == {0: [0, 3, 6], 1: [1, 4], 2: [2, 5]}
-    assert list(SINGLE_PROCESS.run_in_order(iter([lambda: 5]), lambda i: {}, lambda arrays: 0)) == [5]
+    assert list(SINGLE_PROCESS.run_in_order(iter([5]), partial(square_all, []), lambda i: {}, lambda arrays: 0)) == [25]
+
+
+@pytest.mark.parametrize("cost", ["energy", "fisher"])
+def test_results_are_the_same_if_the_next_batch_is_read_first(
+    cost: CostMethod, bridge: Any, sae: Any, ids: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU the forward pass of the next batch is started before the codes of a batch are summed."""
+    job = prepare_job(bridge, [sae, sae], ids, LoadConfig(batch_size=4))
+    config = MeasureConfig(cost=cost, n_tokens=ids.numel(), n_cost_tokens=ids.numel() // 4)
+    expected = measure_job(job, config)
+    order: list[str] = []
+    monkeypatch.setattr(summed_batches, "is_gpu", lambda _device: True)
+    for name in ("encode_batch", "batch_sums"):
+        monkeypatch.setattr(summed_batches, name, recorded(order, getattr(summed_batches, name)))
+    for one, other in zip(measure_job(job, config), expected, strict=True):
+        np.testing.assert_array_equal(one.firing_count, other.firing_count)
+        np.testing.assert_array_equal(one.sums.sum_cost, other.sums.sum_cost)
+        np.testing.assert_array_equal(one.codes.feature, other.codes.feature)
+        np.testing.assert_array_equal(one.contexts.window, other.contexts.window)
+    n_batches = len(ids) // 4
+    assert order == n_batches * ["encode_batch", "batch_sums", "batch_sums"]
+
+
+def recorded(order: list[str], function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function that notes its name before it runs."""
+
+    def run(*arguments: Any) -> Any:
+        order.append(function.__name__)
+        return function(*arguments)
+
+    return run
+
+
+def square_all(done: list[int], numbers: Iterator[int]) -> Iterator[int]:
+    """Yield squares, each after the next number was read."""
+    waiting: list[int] = []
+    for number in numbers:
+        done.append(number)
+        if waiting:
+            yield waiting.pop() ** 2
+        waiting.append(number)
+    for number in waiting:
+        yield number**2
 
 
 def test_rejects_cached_activations_in_several_processes(bridge: Any, sae: Any, ids: torch.Tensor) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 from tests.helpers.forward_passes import activation_of, logits_with
 from tests.helpers.models import CONTEXT, FEATURES
 from tl_distill_floor import FloorPrediction, InputError, floor_from_stats, measure, predict_floor
-from tl_distill_floor.measuring import batch_sums, removal
+from tl_distill_floor.measuring import active_codes, removal
 from tl_distill_floor.measuring.config import LoadConfig
 from tl_distill_floor.measuring.job import prepare_job
 from tl_distill_floor.measuring.removal import _select_sequences, measure_restored_loss, measure_tail_loss
@@ -62,8 +62,8 @@ def test_codes_of_few_tokens_are_in_memory_at_once(
     """Codes are much larger than activations: those of a whole batch would be gigabytes."""
     options: Any = (np.arange(FEATURES), np.array([0, 40]), np.array([1.0, 0.0]), SEQUENCES)
     expected = measure_tail_loss(prepare_job(bridge, [sae], ids), *options)
-    monkeypatch.setattr(batch_sums, "CODES_AT_ONCE", 0)
-    monkeypatch.setattr(batch_sums, "LEAST_AT_ONCE", 7)
+    monkeypatch.setattr(active_codes, "CODES_AT_ONCE", 0)
+    monkeypatch.setattr(active_codes, "LEAST_AT_ONCE", 7)
     sae, n_tokens = copy.deepcopy(sae), []
     monkeypatch.setattr(sae, "encode", lambda acts: n_tokens.append(len(acts)) or type(sae).encode(sae, acts))
     tail = measure_tail_loss(prepare_job(bridge, [sae], ids), *options)

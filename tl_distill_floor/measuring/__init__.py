@@ -7,10 +7,12 @@
 - `token_stream`: a text as batches of token sequences.
 - `activation_batch`: activations of the counted tokens of one batch.
 - `encoding`: SAE codes of activations.
+- `active_codes`: the codes that are not 0, of many tokens.
 - `passes`: forward and backward passes of the teacher over a batch.
 - `costs`: the cost of removing a feature: energy, fisher, ablation.
 - `sampling`: outputs sampled from the teacher.
 - `batch_sums`: sums over one batch.
+- `summed_batches`: the sums of all batches of a text.
 - `module_outputs`: the hook point that holds what a module of a `transformers` model returns.
 - `causality`: whether a model predicts each token from those before it.
 - `hooks`: names of hook points, and activations there.

@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import torch
 from jaxtyping import Bool, Float, Float64, Int, Int64
 from torch import Tensor
 
@@ -15,7 +16,8 @@ from tl_distill_floor.sources.devices import copy_to_device
 class ActivationBatch(NamedTuple):
     """Activations of the counted tokens of a batch, as the SAE reads them."""
 
-    activation: Float[Tensor, "token *d_model"]
+    activation: Float[Tensor, "token *d_in"]
+    """What the SAE reads, on its device; the other tensors of integers are on the CPU."""
     sequence: Int[Tensor, " token"]
     """Number of the token's sequence in the text, counted from 0."""
     position: Int[Tensor, " token"]
@@ -35,10 +37,24 @@ class ActivationBatch(NamedTuple):
     teacher: Rerunner | None = None
     """The teacher, which can be run again with other activations."""
 
+    extremes: Float[Tensor, " 2"] | None = None
+    """Smallest and largest activation; None if there is no token."""
+
     @property
     def row(self) -> Int[Tensor, " token"]:
         """Index of the token's sequence in the batch."""
         return self.sequence - self.first
+
+    @property
+    def location(self) -> Int[Tensor, " token"]:
+        """Index of the token among all tokens of the batch."""
+        length = (len(self.sequence) + self.n_masked) // self.n_sequences
+        return self.row * length + self.position
+
+    def check_finite(self, hook_name: str) -> None:
+        """Raise an InputError if an activation holds NaN or Inf. It waits for a GPU."""
+        if self.extremes is not None:
+            check_finite(self.extremes, hook_name)
 
 
 class ActiveCodes(NamedTuple):
@@ -58,7 +74,7 @@ def counted_batch(
     first: int,
     ids: Int[Tensor, "batch position"] | None,
 ) -> ActivationBatch:
-    """Select the counted tokens of a batch.
+    """Select the counted tokens of a batch, without waiting for a GPU.
 
     Args:
         job: what is measured.
@@ -69,17 +85,23 @@ def counted_batch(
         ids: token ids; None for cached activations.
 
     Raises:
-        InputError: the SAE reads another width, or an activation is not finite.
+        InputError: the SAE reads another width.
     """
     n_heads = int(job.model.cfg.n_heads) if job.teacher else 1
-    # Every `nonzero` waits for the GPU, so there is only one.
     location = counted.flatten().nonzero().squeeze(1)
     selected = select_tokens(attached.check_width(acts), location)
     sae_input = as_sae_input(attached.sae, selected, n_heads)
-    check_finite(sae_input, attached.hook_name)
-    location, (n_rows, length) = location.cpu(), counted.shape
-    sequence, position = first + location // length, location % length
-    return ActivationBatch(sae_input, sequence, position, first, n_rows, counted.numel() - len(location), ids)
+    n_rows, length = counted.shape
+    return ActivationBatch(
+        sae_input,
+        sequence=first + location // length,
+        position=location % length,
+        first=first,
+        n_sequences=n_rows,
+        n_masked=counted.numel() - len(location),
+        ids=ids,
+        extremes=torch.stack(sae_input.aminmax()) if sae_input.numel() else None,
+    )
 
 
 def select_tokens(

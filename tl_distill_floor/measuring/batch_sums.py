@@ -2,12 +2,13 @@
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float32, Int32, Int64
 from torch import Tensor
 
-from tl_distill_floor.annotations import CostMethod, SaeModule
+from tl_distill_floor.annotations import CostMethod
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.measuring.activation_batch import ActivationBatch, ActiveCodes
+from tl_distill_floor.measuring.active_codes import EncodedTokens, encode
 from tl_distill_floor.measuring.costs import COST_METHODS, sum_by_index
 from tl_distill_floor.measuring.job import AttachedSae
 from tl_distill_floor.measuring.logit_map import OUTPUTS_NOT_FINITE
@@ -16,53 +17,60 @@ from tl_distill_floor.measuring.strongest_contexts import batch_contexts
 from tl_distill_floor.measuring.token_stream import digest_sequences
 from tl_distill_floor.results.codes import Codes
 from tl_distill_floor.results.feature_sums import FeatureSums
-from tl_distill_floor.sources.devices import copy_to_device
+from tl_distill_floor.sources.devices import copy_to_cpu, copy_to_device
 
 SAMPLE_EVERY = 32
 """One token in this many is sampled to measure the SAE's reconstruction error."""
-CODES_AT_ONCE = 2**21
-"""Codes held at a time: 8 MiB in fp32."""
-CODES_AT_ONCE_GPU = 2**27
-"""The same on a GPU, where each chunk costs a synchronization: 512 MiB in fp32."""
-LEAST_AT_ONCE = 256
-"""Fewest tokens encoded at a time: a matrix product of fewer rows is slow."""
 
 
 @torch.no_grad()
-def batch_sums(attached: AttachedSae, batch: ActivationBatch, cost: CostMethod, share_of_codes: float) -> FeatureSums:
-    """Encode a batch and sum over its tokens.
+def batch_sums(
+    attached: AttachedSae,
+    batch: ActivationBatch,
+    cost: CostMethod,
+    share_of_codes: float,
+    encoded: EncodedTokens | None = None,
+) -> FeatureSums:
+    """Sum over the tokens of a batch.
 
     Args:
         attached: the SAE.
         batch: activations of the counted tokens.
         cost: cost method, for which the batch was read.
         share_of_codes: probability with which the codes of a sequence are kept; 0 keeps none.
+        encoded: what `encode_batch` returns, if the batch is encoded already.
 
     Raises:
-        InputError: a code or an output of the teacher is NaN or Inf.
+        InputError: an activation, a code or an output of the teacher is NaN or Inf.
     """
-    sae, acts = attached.sae, batch.activation
-    n_features = len(attached.decoder_norm)
-    sampled_tokens = _sample_tokens(batch).nonzero().squeeze(1)
-    entries, sampled_codes = encode_active(sae, acts, n_features, sampled_tokens)
-    sampled = acts[copy_to_device(sampled_tokens, acts.device)].flatten(1).double()
-    error = sampled - sae.decode(sampled_codes).flatten(1).to(sampled)
+    encoded = encode_batch(attached, batch) if encoded is None else encoded
+    entries, n_features = encoded.active(), len(attached.decoder_norm)
+    batch.check_finite(attached.hook_name)
+    sampled = batch.activation[copy_to_device(encoded.sampled_tokens, entries.value.device)].flatten(1).double()
+    error = sampled - attached.sae.decode(encoded.sampled).flatten(1).to(sampled)
     by_feature = [
         sum_by_index(entries.feature, values, n_features)
         for values in (torch.ones_like(entries.value), entries.value, entries.value.square())
     ]
     of_cost, n_cost_tokens = _entries_with_cost(batch, entries)
-    by_feature.append(COST_METHODS[cost].sum_cost(batch, of_cost, attached).to(acts.device))
-    firing_count, sum_act, sum_act_sq, sum_cost = torch.stack(by_feature).cpu().numpy()
+    by_feature.append(COST_METHODS[cost].sum_cost(batch, of_cost, attached).to(entries.value.device))
+    contexts = batch_contexts(batch, entries, n_features)
+    is_kept = mask_kept_sequences(batch.sequence.numpy(), share_of_codes)
+    sums, sampled_sum, squares, *of_codes = copy_to_cpu(
+        [
+            torch.stack(by_feature),
+            sampled.sum(0),
+            torch.stack([sampled.square().sum(), error.square().sum()]),
+            *(_select_codes(entries, is_kept) if share_of_codes else ()),
+        ]
+    )
+    firing_count, sum_act, sum_act_sq, sum_cost = sums.numpy()
     if not np.isfinite(sum_act).all():  # a float64 sum of finite fp32 numbers is finite
         raise InputError("the SAE's codes hold NaN or Inf; load the SAE in fp32, or name another with --sae")
     if not np.isfinite(sum_cost).all():
         raise InputError(OUTPUTS_NOT_FINITE)
-    squares = torch.stack([sampled.square().sum(), error.square().sum()])
-    of_sample = torch.cat([sampled.sum(0), squares]).cpu().numpy()
-    codes = _keep_codes(batch, entries, n_features, share_of_codes)
     return FeatureSums(
-        n_tokens=len(acts),
+        n_tokens=len(batch.activation),
         n_cost_tokens=n_cost_tokens,
         n_masked=batch.n_masked,
         firing_count=firing_count.astype(np.int64),
@@ -70,13 +78,31 @@ def batch_sums(attached: AttachedSae, batch: ActivationBatch, cost: CostMethod, 
         sum_act_sq=sum_act_sq,
         sum_cost=sum_cost,
         sampled_tokens=len(sampled),
-        sampled_sum=of_sample[:-2],
-        sampled_sum_sq=float(of_sample[-2]),
-        sampled_error_sq=float(of_sample[-1]),
+        sampled_sum=sampled_sum.numpy(),
+        sampled_sum_sq=float(squares[0]),
+        sampled_error_sq=float(squares[1]),
         ids_digest=0 if batch.ids is None else digest_sequences(batch.ids, batch.first),
-        codes=() if codes is None else (codes,),
-        contexts=batch_contexts(batch, entries, n_features),
+        codes=(_kept_codes(of_codes, batch.sequence.numpy(), is_kept, n_features),) if share_of_codes else (),
+        contexts=contexts,
     )
+
+
+def encode_batch(attached: AttachedSae, batch: ActivationBatch) -> EncodedTokens:
+    """Encode the tokens of a batch; see `encode`."""
+    return encode(attached.sae, batch.activation, _sample_tokens(batch))
+
+
+def _sample_tokens(batch: ActivationBatch) -> Int64[Tensor, " sampled"]:
+    """Sample positions of each sequence, at least one, by the sequence's number alone.
+
+    The positions are random: with a fixed stride they would be the same in every sequence.
+    """
+    size = (len(batch.activation) + batch.n_masked) // batch.n_sequences
+    generators = [torch.Generator().manual_seed(batch.first + row) for row in range(batch.n_sequences)]
+    order = torch.stack([torch.randperm(size - 1, generator=generator) for generator in generators])
+    is_sampled = torch.zeros(batch.n_sequences, size, dtype=torch.bool)
+    is_sampled.scatter_(1, 1 + order[:, : -(-size // SAMPLE_EVERY)], value=True)
+    return is_sampled[batch.row, batch.position].nonzero().squeeze(1)
 
 
 def _entries_with_cost(batch: ActivationBatch, entries: ActiveCodes) -> tuple[ActiveCodes, int]:
@@ -86,17 +112,6 @@ def _entries_with_cost(batch: ActivationBatch, entries: ActiveCodes) -> tuple[Ac
     has_cost = batch.has_cost[batch.row]
     places = copy_to_device(has_cost, entries.token.device)[entries.token].nonzero().squeeze(1)
     return ActiveCodes(*(column[places] for column in entries)), int(has_cost.sum())
-
-
-def tokens_at_once(n_features: int, device: torch.device) -> int:
-    """Return the number of tokens that are encoded at a time.
-
-    Args:
-        n_features: number of the SAE's features.
-        device: device of the SAE.
-    """
-    at_once = CODES_AT_ONCE if device.type == "cpu" else CODES_AT_ONCE_GPU
-    return max(LEAST_AT_ONCE, at_once // n_features)
 
 
 def mask_kept_sequences(sequence: Int64[np.ndarray, " token"], share: float) -> Bool[np.ndarray, " token"]:
@@ -113,72 +128,22 @@ def mask_kept_sequences(sequence: Int64[np.ndarray, " token"], share: float) -> 
     return kept
 
 
-def encode_active(
-    sae: SaeModule, acts: Float[Tensor, "token *d_in"], n_features: int, sampled_tokens: Int64[Tensor, " sampled"]
-) -> tuple[ActiveCodes, Float[Tensor, "sampled feature"]]:
-    """Encode some tokens at a time, since codes are much larger than activations.
-
-    Args:
-        sae: the SAE.
-        acts: activations of the tokens.
-        n_features: number of features.
-        sampled_tokens: tokens whose zeros are returned too, ascending, on the CPU.
-
-    Returns:
-        The nonzero codes, and all codes of the sampled tokens.
-    """
-    size = tokens_at_once(n_features, acts.device)
-    indices, values, sampled = [], [], []
-    for start in range(0, len(acts) or 1, size):
-        codes = sae.encode(acts[start : start + size]).flatten(1)
-        index, value = _nonzero(codes.flatten())
-        indices.append(index + start * n_features)
-        values.append(value)
-        in_chunk = sampled_tokens[(sampled_tokens >= start) & (sampled_tokens < start + size)] - start
-        sampled.append(codes[copy_to_device(in_chunk, codes.device)])
-    index = torch.cat(indices)
-    token = index // n_features
-    return ActiveCodes(token, index - token * n_features, torch.cat(values).double()), torch.cat(sampled)
-
-
-def _nonzero(codes: Float[Tensor, " code"]) -> tuple[Int64[Tensor, " entry"], Float[Tensor, " entry"]]:
-    """Return the indices and values of the codes that are not 0."""
-    if codes.device.type == "cpu" and codes.dtype != torch.bfloat16:  # NumPy has no bfloat16
-        array = codes.numpy()
-        indices = np.flatnonzero(array != 0)  # four times as fast as torch's nonzero
-        return torch.from_numpy(indices), torch.from_numpy(array.take(indices))
-    places = codes.nonzero().squeeze(1)
-    return places, codes.take(places)
-
-
-def _keep_codes(batch: ActivationBatch, entries: ActiveCodes, n_features: int, share: float) -> Codes | None:
-    """Return the codes of the sequences that are kept; None if none are to be kept."""
-    if not share:
-        return None
-    device, sequence = entries.value.device, batch.sequence.numpy()
-    is_kept = mask_kept_sequences(sequence, share)
-    feature, value = entries.feature, entries.value
+def _select_codes(
+    entries: ActiveCodes, is_kept: Bool[np.ndarray, " token"]
+) -> tuple[Int64[Tensor, " tokens"], Int32[Tensor, " kept"], Float32[Tensor, " kept"]]:
+    """Return the starts of the entries of all tokens, and the features and values of the tokens that are kept."""
+    device, feature, value = entries.value.device, entries.feature, entries.value
     if not is_kept.all():  # selected before the copy from a GPU, which is slow
         places = copy_to_device(torch.from_numpy(is_kept), device)[entries.token].nonzero().squeeze(1)
         feature, value = feature[places], value[places]
-    starts = torch.searchsorted(entries.token, torch.arange(len(is_kept) + 1, device=device)).cpu().numpy()
-    return Codes(
-        n_features,
-        np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(np.diff(starts)[is_kept])]),
-        feature.int().cpu().numpy(),
-        value.float().cpu().numpy(),
-        sequence[is_kept],
-    )
+    starts = torch.searchsorted(entries.token, torch.arange(len(is_kept) + 1, device=device))
+    return starts, feature.int(), value.float()
 
 
-def _sample_tokens(batch: ActivationBatch) -> Bool[Tensor, " token"]:
-    """Sample positions of each sequence, at least one, by the sequence's number alone.
-
-    The positions are random: with a fixed stride they would be the same in every sequence.
-    """
-    size = (len(batch.activation) + batch.n_masked) // batch.n_sequences
-    sampled = torch.zeros(batch.n_sequences, size, dtype=torch.bool)
-    for row in range(batch.n_sequences):
-        order = torch.randperm(size - 1, generator=torch.Generator().manual_seed(batch.first + row))
-        sampled[row, 1 + order[: -(-size // SAMPLE_EVERY)]] = True
-    return sampled[batch.row, batch.position]
+def _kept_codes(
+    selected: list[Tensor], sequence: Int64[np.ndarray, " token"], is_kept: Bool[np.ndarray, " token"], n_features: int
+) -> Codes:
+    """Return what `_select_codes` selected as `Codes`."""
+    starts, feature, value = (tensor.numpy() for tensor in selected)
+    row_start = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(np.diff(starts)[is_kept])])
+    return Codes(n_features, row_start, feature, value, sequence[is_kept])

@@ -33,6 +33,8 @@ class CostMethodSpec(NamedTuple):
     sequences of which one has its costs measured."""
     sum_cost: Callable[[ActivationBatch, ActiveCodes, AttachedSae], Float64[Tensor, " feature"]]
     """Sums the cost of each feature over the tokens of a batch on which costs are measured, given their codes."""
+    reads_ahead: bool = True
+    """Whether the next batch can be read before the costs of a batch are summed."""
 
 
 def energy(_batch: ActivationBatch, codes: ActiveCodes, attached: AttachedSae) -> Float64[Tensor, " feature"]:
@@ -46,7 +48,7 @@ def energy(_batch: ActivationBatch, codes: ActiveCodes, attached: AttachedSae) -
     Returns:
         [feature], squared error summed over tokens and over the dimensions of the hook point.
     """
-    norm = torch.from_numpy(attached.decoder_norm).to(codes.value.device)
+    norm = copy_to_device(torch.from_numpy(attached.decoder_norm), codes.value.device)
     return sum_by_index(codes.feature, codes.value.square(), len(norm)) * norm.square()
 
 
@@ -119,7 +121,7 @@ def ablate_features(
         change = -value[:, None] * decoder[feature].float()
         losses = torch.zeros(batch.n_sequences, dtype=torch.float64)
         if len(rows):
-            losses[rows] = kl_after_change(batch, token, change, rows)
+            losses[rows] = kl_after_change(batch, token, change, rows).cpu()
         yield losses
 
 
@@ -140,7 +142,7 @@ def kl_after_change(
         positions: positions to sum over.
 
     Returns:
-        [row], nats.
+        [row], nats, on the device of the logits.
     """
     assert batch.teacher is not None
     original = batch.teacher.activation
@@ -155,9 +157,9 @@ def kl_after_change(
     expected = batch.teacher.logits[rows if isinstance(positions, slice) else rows[:, None], positions]
     losses = forward_kl_in_chunks(expected, logits).double()
     if batch.ids is not None:
-        is_token = holds_token(batch.ids[rows.to(batch.ids.device)])[:, positions]
-        losses = losses.where(is_token.to(losses.device), 0.0)
-    return losses.sum(1).cpu()
+        is_token = holds_token(batch.ids[rows])[:, positions]
+        losses = losses.where(copy_to_device(is_token, losses.device), 0.0)
+    return losses.sum(1)
 
 
 def row_dot_products(
@@ -198,6 +200,6 @@ def sum_by_index(index: Int64[Tensor, " entry"], values: Float64[Tensor, " entry
 COST_METHODS: dict[CostMethod, CostMethodSpec] = {
     "energy": CostMethodSpec("mse", forward_pass, energy),
     "fisher": CostMethodSpec("nats", gradient_pass, fisher),
-    "ablation": CostMethodSpec("nats", rerun_pass, ablation),
+    "ablation": CostMethodSpec("nats", rerun_pass, ablation, reads_ahead=False),
 }
 """The methods by name."""

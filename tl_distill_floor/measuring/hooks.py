@@ -76,8 +76,9 @@ def resolve_hook_name(model: HookedModel, hook_name: str) -> str:
     if getattr(model, "acts_to_saes", None) or getattr(model, "_acts_to_saes", None):
         raise InputError("an SAE is attached to the model, which changes its activations; call model.reset_saes()")
     prefix, point = split_name(hook_name)
+    points = model.hook_dict  # a bridge makes it anew each time
     for name in (hook_name, prefix + POST_NORM.get(point, point), prefix + OTHER_NAME.get(point, point)):
-        if name in model.hook_dict:
+        if name in points:
             return name
     layer = prefix.removeprefix("blocks.").removesuffix(".")
     if layer.isdigit() and int(layer) >= model.cfg.n_layers:
@@ -217,10 +218,13 @@ def eval_mode(model: HookedModel | nn.Module) -> Iterator[None]:
     the token that pads. Rows are padded on the right here, so its tokenizer says so during the context.
     """
     assert isinstance(model, nn.Module)
-    training = [module for module in model.modules() if module.training]
+    wrapped = vars(model).get("original_model")  # a bridge does not register the model that it wraps
+    whole = [model, wrapped] if isinstance(wrapped, nn.Module) else [model]
+    training = [module for part in whole for module in part.modules() if module.training]
     tokenizer: Any = getattr(model, "tokenizer", None)
     pads_left = getattr(tokenizer, "padding_side", "right") == "left"
-    model.eval()
+    if training:  # a bridge takes as long for this as for a forward pass
+        model.eval()
     if pads_left:
         tokenizer.padding_side = "right"
     try:

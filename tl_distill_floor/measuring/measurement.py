@@ -8,26 +8,23 @@ the caller limits.
 import dataclasses
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 
 from tl_distill_floor.annotations import CostMethod, Dtype, ProgressCallback, SaeLike, TeacherLike, TextLike
 from tl_distill_floor.errors import InputError
-from tl_distill_floor.measuring.activation_batch import ActivationBatch
-from tl_distill_floor.measuring.batch_sums import batch_sums
 from tl_distill_floor.measuring.config import LoadConfig, MeasureConfig
 from tl_distill_floor.measuring.costs import COST_METHODS
 from tl_distill_floor.measuring.fingerprints import teacher_fingerprint
 from tl_distill_floor.measuring.job import AttachedSae, MeasurementJob, prepare_job
-from tl_distill_floor.measuring.passes import cached_batches
 from tl_distill_floor.measuring.plausibility import TOKENS_TO_CHECK, check_plausible, plausibility_warnings
 from tl_distill_floor.measuring.processes import SINGLE_PROCESS, ProcessGroup
 from tl_distill_floor.measuring.strongest_contexts import RunningContexts, describe_contexts
+from tl_distill_floor.measuring.summed_batches import open_summed_batches
 from tl_distill_floor.measuring.token_stream import MAX_KEPT_TOKENS
 from tl_distill_floor.results.block_sums import MAX_BLOCKS, BlockSums
 from tl_distill_floor.results.feature_stats import STATS_FILE, FeatureStats, different_settings
-from tl_distill_floor.results.feature_sums import FeatureSums, pack_sums, unpack_sums
+from tl_distill_floor.results.feature_sums import FeatureSums
 from tl_distill_floor.sources.torch_state import neutral_torch_state
 from tl_distill_floor.storage.versioned import resolve_file
 
@@ -298,7 +295,7 @@ def _read_text(
     resumed = min(measurements, key=lambda measurement: measurement.n_read)
     done, digest = process_group.broadcast(resumed.n_read), process_group.broadcast(resumed.ids_digest)
     is_checked = config.force
-    with _open_batches(job, config, done, digest or None, process_group) as batches:
+    with open_summed_batches(job, config, done, digest or None, process_group) as batches:
         reported = _report_progress(batches, done, config.n_tokens, progress)
         try:
             for size in _block_sizes(done // job.stream.tokens_per_batch):
@@ -329,36 +326,6 @@ def _check_early(measurements: list[_Measurement]) -> None:
         for measurement in measurements:
             measurement.is_saved = True
         raise
-
-
-@contextmanager
-def _open_batches(
-    job: MeasurementJob, config: MeasureConfig, start: int, digest: int | None, process_group: ProcessGroup
-) -> Iterator[Iterator[list[FeatureSums]]]:
-    """Yield an iterator over the batches from token `start` on: one `FeatureSums` per SAE.
-
-    Args:
-        job: what is measured.
-        config: how it is measured.
-        start: tokens that are skipped.
-        digest: digest of the skipped token ids; None if it is not known.
-        process_group: the processes that share the work.
-    """
-
-    def sums_of(batches: list[ActivationBatch]) -> list[FeatureSums]:
-        pairs = zip(job.saes, batches, strict=True)
-        return [batch_sums(attached, batch, config.cost, config.share_of_codes) for attached, batch in pairs]
-
-    if job.teacher is None:
-        yield (sums_of(batches) for batches in cached_batches(job, start, config.n_tokens))
-        return
-    every = job.settings["sequences_per_cost"]
-    with COST_METHODS[config.cost].open_reader(job, config.n_samples, every) as read_batch:
-        tasks = (
-            lambda first=first, ids=ids: sums_of(read_batch(first, ids))  # type: ignore[misc]
-            for first, ids in job.token_stream.batches(start, config.n_tokens, digest)
-        )
-        yield process_group.run_in_order(tasks, pack_sums, unpack_sums)
 
 
 def sum_block(batches: Iterator[list[FeatureSums]]) -> list[FeatureSums] | None:

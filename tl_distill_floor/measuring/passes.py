@@ -16,6 +16,7 @@ from tl_distill_floor.measuring.replacement import differentiable_forward
 from tl_distill_floor.measuring.rerun import rerunner
 from tl_distill_floor.measuring.sampling import one_of_each_group, score_gradient
 from tl_distill_floor.measuring.token_stream import holds_token, model_input
+from tl_distill_floor.sources.devices import copy_to_device
 
 BatchReader = Callable[[int, Int[Tensor, "batch position"]], list[ActivationBatch]]
 """A function from the number of the first sequence and token ids to one batch per SAE of the job."""
@@ -37,7 +38,7 @@ def forward_pass(job: MeasurementJob, _n_samples: int = 0, _every: int = 1) -> I
 
         def read_batch(first: int, ids: Tensor) -> list[ActivationBatch]:
             counted = job.token_stream.counted(ids)
-            acts = dict(zip(job.hook_names, read(model_input(ids)), strict=True))
+            acts = dict(zip(job.hook_names, read(model_input(job.model, ids)), strict=True))
             return [counted_batch(job, a, acts[a.hook_name], counted, first, ids) for a in job.saes]
 
         yield read_batch
@@ -61,7 +62,7 @@ def gradient_pass(job: MeasurementJob, n_samples: int, every: int = 1) -> Iterat
     with differentiable_forward(job.model, job.hook_names) as run:
 
         def differentiate(numbers: Tensor, ids: Tensor) -> _Differentiated:
-            logits, acts = run(model_input(ids))
+            logits, acts = run(model_input(job.model, ids))
             if not logits.requires_grad:
                 raise _no_gradient(job.hook_names[0])
             gradients = _sampled_gradients(job.hook_names, logits, acts, numbers, n_samples, holds_token(ids))
@@ -74,7 +75,7 @@ def gradient_pass(job: MeasurementJob, n_samples: int, every: int = 1) -> Iterat
                 acts, gradients = differentiate(numbers, ids)
             else:
                 with activation_reader(job.model, job.hook_names) as read:
-                    others = [act.detach() for act in read(model_input(ids[~has_cost]))]
+                    others = [act.detach() for act in read(model_input(job.model, ids[~has_cost]))]
                 if has_cost.any():
                     measured = differentiate(numbers[has_cost], ids[has_cost])
                 else:
@@ -88,8 +89,9 @@ def gradient_pass(job: MeasurementJob, n_samples: int, every: int = 1) -> Iterat
                 index = job.hook_names.index(attached.hook_name)
                 batch = counted_batch(job, attached, acts[index], counted, first, ids)
                 at_hook = [of_sample[index] for of_sample in gradients]
-                location = batch.row * ids.shape[1] + batch.position
-                selected = tuple(select_tokens(g, location).flatten(1).float().to(attached.sae.device) for g in at_hook)
+                selected = tuple(
+                    select_tokens(g, batch.location).flatten(1).float().to(attached.sae.device) for g in at_hook
+                )
                 batches.append(batch._replace(gradients=selected, has_cost=None if has_cost.all() else has_cost))
             return batches
 
@@ -111,7 +113,7 @@ def rerun_pass(job: MeasurementJob, _n_samples: int = 0, every: int = 1) -> Iter
     with rerunner(job.model, attached.hook_name) as teacher:
 
         def read_batch(first: int, ids: Tensor) -> list[ActivationBatch]:
-            acts = teacher.run(model_input(ids))
+            acts = teacher.run(model_input(job.model, ids))
             batch = counted_batch(job, attached, acts, job.token_stream.counted(ids), first, ids)
             has_cost = one_of_each_group(first + torch.arange(len(ids)), every)
             return [batch._replace(teacher=teacher, has_cost=None if has_cost.all() else has_cost)]
@@ -152,7 +154,8 @@ def _sampled_gradients(
     for number in range(n_samples):
         uniform = torch.stack([torch.rand(n_positions, generator=of_sequence) for of_sequence in random])
         score = score_gradient(logits.detach(), uniform)
-        score.masked_fill_(~is_token.to(score.device)[:, :, None], 0)  # unlike an index, it does not wait for a GPU
+        if not is_token.all():
+            score.masked_fill_(copy_to_device(~is_token, score.device)[:, :, None], 0)
         keep_graph = number + 1 < n_samples
         gradients = torch.autograd.grad(logits, acts, score, retain_graph=keep_graph, allow_unused=True)
         for gradient, hook_name in zip(gradients, hook_names, strict=True):

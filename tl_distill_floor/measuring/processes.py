@@ -7,6 +7,7 @@ So the result is identical for any number of processes.
 """
 
 import os
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from tl_distill_floor.errors import InputError
 
 ArraysByName = dict[str, np.ndarray]
 """What processes send to each other."""
+Item = TypeVar("Item")
 T = TypeVar("T")
 
 
@@ -50,29 +52,35 @@ class ProcessGroup:
 
     def run_in_order(
         self,
-        tasks: Iterator[Callable[[], T]],
+        items: Iterator[Item],
+        run: Callable[[Iterator[Item]], Iterator[T]],
         pack: Callable[[T], ArraysByName],
         unpack: Callable[[ArraysByName], T],
     ) -> Iterator[T]:
-        """Run tasks in all processes and yield their results in order in the first; the others yield nothing.
+        """Work on items in all processes and yield the results in order in the first; the others yield nothing.
 
         Args:
-            tasks: the same tasks in every process. Task i runs in process i modulo the number of processes.
+            items: the same items in every process. Process i modulo the number of processes works on item i.
+            run: yields the result of each item of one process. It may read items before it yields earlier results.
             pack: turns a result into named arrays.
             unpack: turns named arrays into a result.
 
         Raises:
             InputError: another process ended.
         """
-        while round_of_tasks := list(islice(tasks, self.size)):
-            result = round_of_tasks[self.rank]() if self.rank < len(round_of_tasks) else None
+        sizes: deque[int] = deque()
+
+        def own_items() -> Iterator[Item]:
+            while round_of_items := list(islice(items, self.size)):
+                sizes.append(len(round_of_items))
+                yield from round_of_items[self.rank : self.rank + 1]
+
+        for result in run(own_items()):
             if not self.is_first:
-                if result is not None:
-                    _send(pack(result))
+                _send(pack(result))
                 continue
-            assert result is not None
             yield result
-            for other in range(1, len(round_of_tasks)):
+            for other in range(1, sizes.popleft()):
                 yield unpack(_receive(other))
 
 

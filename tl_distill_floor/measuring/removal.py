@@ -11,7 +11,7 @@ from torch import Tensor
 from tl_distill_floor.annotations import ProgressCallback
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.measuring.activation_batch import ActivationBatch
-from tl_distill_floor.measuring.batch_sums import encode_active
+from tl_distill_floor.measuring.active_codes import encode
 from tl_distill_floor.measuring.costs import kl_after_change
 from tl_distill_floor.measuring.job import MeasurementJob
 from tl_distill_floor.measuring.logit_map import OUTPUTS_NOT_FINITE
@@ -67,7 +67,7 @@ def measure_tail_loss(
     bounds = [*ranks.tolist(), len(order) + 1]
 
     def losses(batch: ActivationBatch, positions: Positions) -> Iterator[Tensor]:
-        codes, _ = encode_active(job.saes[0].sae, batch.activation, len(decoder), torch.zeros(0, dtype=torch.int64))
+        codes = encode(job.saes[0].sae, batch.activation).active()
         value, rank = codes.value.float(), rank_of_feature[codes.feature]
         removed = torch.zeros(len(batch.activation), decoder.shape[1], device=decoder.device)
         # From the last rank to the first, so that every feature is removed once.
@@ -134,7 +134,9 @@ def _run_sequences(
     with torch.no_grad(), rerun_pass(job, 0) as read_batch:
         for ids in _select_sequences(job, sequences):
             (batch,) = read_batch(0, ids)
-            loss_of_batches.append(torch.stack(list(losses(batch, positions))).numpy())
+            of_batch = torch.stack(list(losses(batch, positions))).cpu().numpy()
+            batch.check_finite(job.saes[0].hook_name)
+            loss_of_batches.append(of_batch)
             measured_rows = batch.row[is_measured[batch.position]]
             tokens_of_batches.append(np.bincount(measured_rows.numpy(), minlength=len(ids)))
             done += len(ids)

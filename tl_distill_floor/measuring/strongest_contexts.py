@@ -13,6 +13,7 @@ from torch.nn.functional import pad
 from tl_distill_floor.annotations import HookedModel
 from tl_distill_floor.measuring.activation_batch import ActivationBatch, ActiveCodes
 from tl_distill_floor.results.contexts import AFTER, BEFORE, N_CONTEXTS, NO_TOKEN, WINDOW, FeatureContexts
+from tl_distill_floor.sources.devices import copy_to_device
 
 LOCATION_BITS = 31
 LAST_LOCATION = 2**LOCATION_BITS - 1
@@ -96,13 +97,13 @@ def batch_contexts(batch: ActivationBatch, codes: ActiveCodes, n_features: int) 
     if batch.ids is None:
         return None
     device, (n_rows, length) = codes.value.device, batch.ids.shape
-    location = (batch.row * length + batch.position).to(device)[codes.token]
+    location = copy_to_device(batch.location, device)[codes.token]
     strength = codes.value.abs().float()
     peak, activation = _strongest_locations(location, codes.feature, strength, n_rows, length, n_features)
     fired = activation > 0
     row, column = peak // length, peak % length
     numbers = torch.where(fired, row + batch.first, NO_TOKEN)
-    windows = torch.where(fired[..., None], _windows(batch.ids.to(device))[row, column], NO_TOKEN)
+    windows = torch.where(fired[..., None], _windows(copy_to_device(batch.ids, device))[row, column], NO_TOKEN)
     n_missing = N_CONTEXTS - peak.shape[1]
     return RunningContexts(
         pad(activation, (0, n_missing)),

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from tl_distill_floor.annotations import TextLike
+from tl_distill_floor.annotations import HookedModel, TextLike
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.measuring.causality import depends_on_what_follows
 from tl_distill_floor.results.feature_sums import DIGEST_MODULUS
@@ -82,21 +82,13 @@ class TokenStream:
             digest: `digest_sequences` of the sequences that should be skipped; not compared if None.
 
         Yields:
-            (number of the first sequence, token ids), the ids on the teacher's device. Positions without a token have
-            the id `NO_TOKEN_ID`, see `model_input`.
+            (number of the first sequence, token ids). Positions without a token have the id `NO_TOKEN_ID`, see
+            `model_input`.
 
         Raises:
             InputError: a token id is outside the teacher's vocabulary, a row is padded and the teacher's tokens attend
                 to later ones, or the skipped tokens have another digest.
         """
-        device = device_of(self.teacher.model)
-        for number, ids in self._batches_on_cpu(start, n_tokens, digest):
-            yield number, copy_to_device(ids, device)
-
-    def _batches_on_cpu(
-        self, start: int, n_tokens: int, digest: int | None = None
-    ) -> Iterator[tuple[int, Int[Tensor, "batch position"]]]:
-        """Yield the batches of `batches` on the CPU."""
         first = start // self.context_size
         if digest is not None:
             skipped = sum(digest_sequences(row[None], number) for number, row in enumerate(self._rows(0, first)))
@@ -137,7 +129,7 @@ class TokenStream:
         Raises:
             InputError: see `batches`; also if a position is without a token and `padded` is False.
         """
-        batches = [ids for _, ids in self._batches_on_cpu(0, n_tokens)]
+        batches = [ids for _, ids in self.batches(0, n_tokens)]
         if not padded and any(bool((ids == NO_TOKEN_ID).any()) for ids in batches):
             raise InputError(
                 f"{self.text.name} holds padded rows, which students are not trained on; give text, or rows without"
@@ -147,8 +139,7 @@ class TokenStream:
 
     def counted(self, ids: Int[Tensor, "batch position"]) -> Bool[Tensor, "batch position"]:
         """Return which tokens are counted: all but special tokens, padding and the first of each sequence."""
-        is_special = torch.isin(ids, copy_to_device(self._not_counted_ids, ids.device))
-        return copy_to_device(mask_positions(ids.shape, self.positions), ids.device) & ~is_special
+        return mask_positions(ids.shape, self.positions) & ~torch.isin(ids, self._not_counted_ids)
 
     @cached_property
     def _not_counted_ids(self) -> Int[Tensor, " id"]:
@@ -266,9 +257,12 @@ def digest_sequences(ids: Int[Tensor, "batch position"], first: int) -> int:
     return total % DIGEST_MODULUS
 
 
-def model_input(ids: Int[Tensor, "batch position"]) -> Int[Tensor, "batch position"]:
-    """Return token ids that a model accepts: 0 at positions without a token, to which no token before them attends."""
-    return ids.clamp(min=0)
+def model_input(model: HookedModel, ids: Int[Tensor, "batch position"]) -> Int[Tensor, "batch position"]:
+    """Return token ids that a model accepts, on its device.
+
+    Positions without a token, to which no token before them attends, have the id 0.
+    """
+    return copy_to_device(ids.clamp(min=0), device_of(model))
 
 
 def holds_token(ids: Int[Tensor, "batch position"]) -> Bool[Tensor, "batch position"]:
@@ -284,7 +278,8 @@ def mask_positions(shape: Sequence[int], positions: tuple[int | None, ...] | Non
         positions: arguments of the `slice` of positions; None for all. The first position is left out in any case.
     """
     mask = torch.zeros(tuple(shape), dtype=torch.bool)
-    mask[:, range(shape[1])[slice(*(positions or (None,)))]] = True
+    chosen = range(shape[1])[slice(*(positions or (None,)))]
+    mask[:, torch.tensor(chosen, dtype=torch.int64)] = True
     mask[:, 0] = False
     return mask
 

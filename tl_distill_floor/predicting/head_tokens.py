@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from tl_distill_floor.annotations import ProgressCallback
 from tl_distill_floor.errors import InputError
+from tl_distill_floor.measuring.activation_batch import select_tokens
 from tl_distill_floor.measuring.hooks import check_finite
 from tl_distill_floor.measuring.kl import expected_log_prob
 from tl_distill_floor.measuring.logit_map import LogitMap, tokens_per_chunk
@@ -135,14 +136,18 @@ def read_head_tokens(
     is_read[others[spread_at_random(-(-n_train_tokens // stream.context_size), len(others))]] = True
     total, done = int(is_read.sum()) * stream.context_size, 0
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
-    with torch.no_grad(), forward_errors(model), teacher_backbone(model, None, model_input(batches[0])) as backbone:
+    with (
+        torch.no_grad(),
+        forward_errors(model),
+        teacher_backbone(model, None, model_input(model, batches[0])) as backbone,
+    ):
         head = _teacher_head(backbone.unembed, backbone.logit_map, int(model.cfg.d_model))
         for numbers, ids in _selected_rows(batches, is_read, stream.batch_size):
-            counted = stream.counted(ids)
+            location = stream.counted(ids).flatten().nonzero().squeeze(1)
             # The model's layers may be on several devices.
-            hidden = backbone(model_input(ids)).last_hidden[counted].to(head.weight.device)
+            hidden = select_tokens(backbone(model_input(model, ids)).last_hidden, location).to(head.weight.device)
             check_finite(hidden, "the input of the unembedding")
-            of_token = numbers[:, None].expand(ids.shape)[counted.cpu()]
+            of_token = numbers[location // ids.shape[1]]
             parts.append((hidden, is_heldout[of_token], of_token))
             done += ids.numel()
             if progress:

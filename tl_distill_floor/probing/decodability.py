@@ -17,7 +17,7 @@ from torch import Tensor
 from tl_distill_floor.annotations import HookedModel, TextLike
 from tl_distill_floor.distilling.students.layers import student_hook
 from tl_distill_floor.errors import InputError
-from tl_distill_floor.measuring.batch_sums import tokens_at_once
+from tl_distill_floor.measuring.active_codes import tokens_at_once
 from tl_distill_floor.measuring.encoding import encode_tokens
 from tl_distill_floor.measuring.hooks import activation_reader
 from tl_distill_floor.measuring.token_stream import TokenStream, model_input
@@ -185,7 +185,7 @@ def _encode_text(stream: TokenStream, source: SaeSource, hook_name: str, n_token
     codes: list[csr_array] = []
     with activation_reader(model, [hook_name]) as read:
         for batch, mask in zip(torch.split(ids, batch_size), torch.split(counted, batch_size), strict=True):
-            (activation,) = read(model_input(batch).to(device_of(model)))
+            (activation,) = read(model_input(model, batch))
             for tokens in torch.split(activation[mask.to(activation.device)], size):
                 codes += [csr_array(encode_tokens(source.sae, tokens, int(model.cfg.n_heads)).cpu().numpy())]
     return EncodedText(ids, counted.numpy(), vstack(codes, format="csr"), counted.nonzero()[:, 0].numpy())
@@ -199,7 +199,7 @@ def _activations(
     activations = []
     with activation_reader(model, [hook_name]) as read:
         for batch, mask in zip(torch.split(encoded.ids, batch_size), torch.split(counted, batch_size), strict=True):
-            (activation,) = read(model_input(batch).to(device_of(model)))
+            (activation,) = read(model_input(model, batch))
             activations.append(activation[mask.to(activation.device)].flatten(1).float().cpu().numpy())
     return np.concatenate(activations)
 

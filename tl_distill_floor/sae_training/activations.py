@@ -11,7 +11,6 @@ from tl_distill_floor.errors import InputError
 from tl_distill_floor.measuring.hooks import activation_reader, check_finite
 from tl_distill_floor.measuring.token_stream import TokenStream, model_input
 from tl_distill_floor.sae_training.config import TOKENS_PER_STEP
-from tl_distill_floor.sources.devices import device_of
 
 TOKENS_PER_BLOCK = 2**17
 """Tokens whose activations are shuffled together."""
@@ -74,7 +73,7 @@ def _read_activations(
         for ids_chunk, counted_chunk in zip(
             *(torch.split(tensor, stream.batch_size) for tensor in (ids, counted)), strict=True
         ):
-            (activation,) = read(model_input(ids_chunk).to(device_of(model)))
+            (activation,) = read(model_input(model, ids_chunk))
             chunks.append(activation[counted_chunk.to(activation.device)].float())
     activations = torch.cat(chunks)
     check_finite(activations, hook_name)

@@ -1,5 +1,7 @@
 """Check torch devices, choose one for what is loaded, and copy tensors between them."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -44,6 +46,11 @@ def device_of(model: HookedModel | nn.Module) -> torch.device:
     return first.device
 
 
+def is_gpu(device: torch.device) -> bool:
+    """Return whether a device computes while Python goes on."""
+    return device.type == "cuda"
+
+
 def copy_to_device(values: Tensor, device: torch.device) -> Tensor:
     """Return a tensor on a device. A copy from the CPU to a GPU does not wait for earlier work of the GPU.
 
@@ -54,3 +61,17 @@ def copy_to_device(values: Tensor, device: torch.device) -> Tensor:
     if device.type == "cuda" and values.device.type == "cpu":
         return values.pin_memory().to(device, non_blocking=True)
     return values.to(device)
+
+
+def copy_to_cpu(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Return tensors on the CPU. Copies from a GPU are made at the same time, and waited for once.
+
+    Args:
+        tensors: tensors of one device.
+    """
+    copies = [tensor.to("cpu", non_blocking=True) for tensor in tensors]
+    if not tensors or tensors[0].device.type != "cuda":
+        return copies
+    torch.cuda.current_stream(tensors[0].device).synchronize()
+    # Copied once more, since they are in page-locked memory, which is scarce.
+    return [copy.clone() for copy in copies]

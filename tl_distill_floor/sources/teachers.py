@@ -185,9 +185,10 @@ def choose_context_size(model: HookedModel, context_size: int | None = None) -> 
 
 def weights_digest(model: HookedModel) -> str:
     """Return a digest of a model's weights and their dtypes, without copying any weight."""
-    digest = hashlib.sha256()
-    for name, weight in model.named_parameters():
-        total = float(weight.detach().sum(dtype=torch.float64))
+    digest, weights = hashlib.sha256(), dict(model.named_parameters())
+    totals = [weight.detach().sum(dtype=torch.float64) for weight in weights.values()]
+    on_cpu = torch.stack([total.to(totals[0].device) for total in totals]).tolist()  # one copy from a GPU
+    for (name, weight), total in zip(weights.items(), on_cpu, strict=True):
         # Rounded, since the order of summation depends on the number of threads.
         digest.update(f"{name} {weight.dtype} {tuple(weight.shape)} {total:.6g}".encode())
     return digest.hexdigest()[:16]
