@@ -28,6 +28,8 @@ WIDTH_LEVELS = (0.8, 0.9)
 """Those whose width is shown."""
 FORM_OF_EXPECTED = "a · x^b · known share^c"
 """The form of the package's expected loss."""
+EXPECTED = "encoded + simulated, middle layer"
+"""Its predictor."""
 MOST_PILOTS, PILOT_SHARES = 2, (0.25, 0.5)
 """Pilots of a student, at most, and the width of the widest, as shares of the student's."""
 SMALLEST = 1e-6
@@ -107,19 +109,41 @@ def log_divisor(form: str, predictor: str, students: Sequence[Student]) -> Float
     return np.log(x) if form in FORMS_OF_RATIO else np.zeros(len(students))
 
 
-def judge(form: str, predictor: str, students: Sequence[Student]) -> Judged:
-    """Predict the students of each teacher from the others."""
-    loss = np.array([student.loss for student in students])
-    shape = (len(LEVELS), len(loss))
-    value, low, high = np.empty(len(loss)), np.empty(shape), np.empty(shape)
+class LeftOut(NamedTuple):
+    """Predictions of students by a fit to the other teachers, nats per token."""
+
+    value: Float64[np.ndarray, " student"]
+    low: Float64[np.ndarray, "level student"]
+    """Lower ends of the prediction intervals."""
+    high: Float64[np.ndarray, "level student"]
+
+
+def predict_left_out(form: str, predictor: str, students: Sequence[Student], levels: Sequence[float]) -> LeftOut:
+    """Predict the students of each teacher from the others.
+
+    Args:
+        form: a key of `TERMS`.
+        predictor: a key of a student's predictions.
+        students: the students.
+        levels: probabilities of the intervals.
+    """
+    shape = (len(levels), len(students))
+    result = LeftOut(np.empty(len(students)), np.empty(shape), np.empty(shape))
     for teacher in {student.teacher for student in students}:
         own = [student for student in students if student.teacher == teacher]
         left_out = np.array([student.teacher == teacher for student in students])
         fit = fit_form(form, predictor, [student for student in students if student.teacher != teacher])
         terms, divisor = observations_of(form, predictor, own).x, log_divisor(form, predictor, own)
-        for i, level in enumerate(LEVELS):
-            predicted = fit.predict(terms, level)
-            value[left_out], low[i, left_out], high[i, left_out] = (np.exp(part + divisor) for part in predicted)
+        for i, level in enumerate(levels):
+            value, low, high = (np.exp(part + divisor) for part in fit.predict(terms, level))
+            result.value[left_out], result.low[i, left_out], result.high[i, left_out] = value, low, high
+    return result
+
+
+def judge(form: str, predictor: str, students: Sequence[Student]) -> Judged:
+    """Return how well a form predicts the students of each teacher from the others."""
+    loss = np.array([student.loss for student in students])
+    value, low, high = predict_left_out(form, predictor, students, LEVELS)
     errors, log_errors = np.abs(value - loss) / loss, np.log(value / loss)
     return Judged(
         predictor,
@@ -225,7 +249,7 @@ def main(directory: Path = Path(__file__).parent, most: int = 40) -> None:
         covered = (f"{share:.0%}" for share in row.coverage)
         table.add_row(row.predictor, row.form, *errors, *covered, *(f"{factor:.2f}" for factor in row.factors))
     console.print(table)
-    console.print(pilots_table(FORM_OF_EXPECTED, "encoded + simulated, middle layer", students))
+    console.print(pilots_table(FORM_OF_EXPECTED, EXPECTED, students))
 
 
 if __name__ == "__main__":

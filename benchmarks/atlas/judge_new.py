@@ -10,12 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import typer
-from judge import FORM_OF_EXPECTED, fit_form, log_divisor, observations_of
+from judge import EXPECTED, FORM_OF_EXPECTED, fit_form, log_divisor, observations_of
 from rich.console import Console
 from rich.table import Table
 from students import Student, read_students
 
-EXPECTED = "encoded + simulated, middle layer"
 PREDICTORS = (
     (EXPECTED, FORM_OF_EXPECTED),
     (EXPECTED, "a · x^b"),
