@@ -177,6 +177,22 @@ def test_merging_rejects_the_same_text_twice() -> None:
         one.merge(stats_of(COST, ids_digest=5))
 
 
+def test_merging_rejects_texts_that_overlap() -> None:
+    one, longer, other = (
+        stats_of(COST, ids_digest=digest, settings={"cost": "fisher", "text": text})
+        for digest, text in ((5, "prose"), (6, "prose"), (7, "code"))
+    )
+    with pytest.raises(ValueError, match="both begin with the same tokens of made"):
+        one.merge(longer)
+    merged = one.merge(other)
+    assert merged.settings["text"] == ["prose", "code"]
+    for part in (longer, other):
+        with pytest.raises(ValueError, match="would count twice"):
+            merged.merge(part)
+        with pytest.raises(ValueError, match="would count twice"):
+            part.merge(merged)
+
+
 def test_merging_rejects_another_decoder() -> None:
     with pytest.raises(ValueError, match="decoders differ"):
         stats_of(COST).merge(stats_of(COST, decoder_norm=2 * np.ones(4)))

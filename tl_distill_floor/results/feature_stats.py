@@ -240,7 +240,8 @@ class FeatureStats(Displayable):
             The statistics of both texts, `other` after `self`.
 
         Raises:
-            ValueError: the model, hook point, SAE, unit or a setting differs, or both are of the same token ids.
+            ValueError: the model, hook point, SAE, unit or a setting differs, or both read the same text, whose tokens
+                would count twice.
 
         Example:
             >>> both = measure(model, sae, text).merge(measure(model, sae, other_text))  # doctest: +SKIP
@@ -253,11 +254,18 @@ class FeatureStats(Displayable):
             raise ValueError("the decoders differ, so the features are not the same")
         if self.ids_digest and self.ids_digest == other.ids_digest:
             raise ValueError("both are statistics of the same token ids, which would count twice; measure another text")
+        texts, others = _texts_of(self.settings), _texts_of(other.settings)
+        if set(texts) & set(others):  # a measurement begins at the start of its text
+            raise ValueError(
+                f"both begin with the same tokens of {other.text_name}, which would count twice; measure another text,"
+                " or more tokens of this one"
+            )
         sums = self.sums.merge(dataclasses.replace(other.sums, codes=_codes_to_append(self, other)))
         return dataclasses.replace(
             self,
             **_sum_fields(sums, BlockSums.concatenate([self.blocks, other.blocks])),
             text_name=" + ".join(dict.fromkeys([self.text_name, other.text_name])),
+            settings=self.settings | ({"text": [*texts, *others]} if texts and others else {}),
             warnings=tuple(dict.fromkeys([*self.warnings, *other.warnings])),
         )
 
@@ -345,6 +353,12 @@ def _check_same_settings(first: Mapping[str, Any], second: Mapping[str, Any]) ->
         advice = "n_cost_tokens as large as n_tokens" if list(pairs) == ["sequences_per_cost"] else "the same options"
         listed = ", ".join(f"{name}: {values}" for name, values in pairs.items())
         raise ValueError(f"settings differ ({listed}); measure both with {advice}")
+
+
+def _texts_of(settings: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the fingerprints of the texts that were measured: several of merged statistics, none of older ones."""
+    texts = settings.get("text", ())
+    return (texts,) if isinstance(texts, str) else tuple(texts)
 
 
 def _codes_to_append(stats: FeatureStats, other: FeatureStats) -> tuple[Codes, ...]:
