@@ -39,7 +39,12 @@ def contribution(sae: Any, activation: Tensor, counted: Tensor, feature: int) ->
 
 @pytest.fixture(scope="module")
 def exact_fisher(bridge: Any, sae: Any, ids: Tensor) -> np.ndarray:
-    """Compute ½ Σ_t Var_p of the derivative of the logits along the removal: the Fisher costs without sampling.
+    """Compute the Fisher costs of the token ids without sampling."""
+    return exact_fisher_costs(bridge, sae, ids)
+
+
+def exact_fisher_costs(bridge: Any, sae: Any, ids: Tensor) -> np.ndarray:
+    """Compute ½ Σ_t Var_p of the derivative of the logits along the removal, t the counted tokens.
 
     The derivative is a central difference.
     """
@@ -51,7 +56,7 @@ def exact_fisher(bridge: Any, sae: Any, ids: Tensor) -> np.ndarray:
         up, down = (logits_with(bridge, ids, activation + sign * step * change) for sign in (1, -1))
         derivative = (up - down).double() / (2 * step)
         variance = (p * derivative.square()).sum(-1) - (p * derivative).sum(-1).square()
-        costs[feature] = 0.5 * variance.sum() / counted.sum()
+        costs[feature] = 0.5 * variance[counted].sum() / counted.sum()
     return costs
 
 
@@ -70,6 +75,29 @@ def test_fisher_matches_exact_matrix_within_sampling_error(
     assert 3 < few / many < 12
 
 
+def with_special_tokens(ids: Tensor) -> Tensor:
+    """Return token ids of which every third is the special token 0, as in the turns of a short chat."""
+    return ids.where(torch.arange(CONTEXT) % 3 > 0, 0)
+
+
+def test_outputs_at_special_tokens_have_no_fisher_cost(bridge: Any, sae: Any, ids: Tensor) -> None:
+    chat = with_special_tokens(ids[:10])
+    expected = exact_fisher_costs(bridge, sae, chat).sum()
+    assert measure(bridge, sae, chat, n_samples=100).cost.sum() == pytest.approx(expected, rel=0.03)
+
+
+def test_outputs_at_special_tokens_have_no_ablation_cost(bridge: Any, sae: Any, ids: Tensor) -> None:
+    chat = with_special_tokens(ids[:3])
+    counted, activation = counted_tokens(chat), activation_of(bridge, chat)
+    stats = measure(bridge, sae, chat, cost="ablation")
+    feature = int(stats.cost.argmax())
+    without = activation - contribution(sae, activation, counted, feature)
+    p, q = (logits_with(bridge, chat, a).double().log_softmax(-1) for a in (activation, without))
+    kl = (p.exp() * (p - q)).sum(-1)
+    assert kl[~counted].sum() > 0.05 * kl[counted].sum()
+    assert stats.cost[feature] == pytest.approx(float(kl[counted].mean()), rel=1e-3)
+
+
 def test_ablation_matches_kl_of_plain_forward_pass(bridge: Any, sae: Any, ids: Tensor) -> None:
     ids = ids[:6]
     counted, activation = counted_tokens(ids), activation_of(bridge, ids)
@@ -78,7 +106,7 @@ def test_ablation_matches_kl_of_plain_forward_pass(bridge: Any, sae: Any, ids: T
     for feature in np.argsort(-stats.cost)[[0, 3, 20, 50]]:
         without = activation - contribution(sae, activation, counted, int(feature))
         q = logits_with(bridge, ids, without).double().log_softmax(-1)
-        kl = (p.exp() * (p - q)).sum() / counted.sum()
+        kl = (p.exp() * (p - q))[counted].sum() / counted.sum()
         assert stats.cost[feature] == pytest.approx(float(kl), rel=1e-3, abs=1e-7)
     assert stats.cost_unit == "nats"
     never_fired = stats.firing_count == 0

@@ -34,14 +34,15 @@ def kl_without(
 ) -> np.ndarray:
     """Return KL(teacher ‖ teacher without some features), summed over positions of each sequence, by a plain hook.
 
-    The features are removed at all positions from `first` on.
+    The features are removed at all positions from `first` on. The outputs at special tokens are not counted.
     """
     counted = (ids != 0) & (torch.arange(CONTEXT) >= first)
     activation = activation_of(model, ids)
     codes = sae.encode(activation).detach() * counted[..., None]
     without = activation - codes[..., removed] @ sae.W_dec[removed].detach()
     p, q = (logits_with(model, ids, a).double().log_softmax(-1) for a in (activation, without))
-    return (p.exp() * (p - q))[:, positions].sum((1, 2)).numpy()
+    kl = (p.exp() * (p - q)).sum(-1) * (ids != 0)
+    return kl[:, positions].sum(1).numpy()
 
 
 def test_tail_loss_matches_kl_of_plain_forward_passes(bridge: Any, sae: Any, ids: Tensor) -> None:
@@ -54,6 +55,18 @@ def test_tail_loss_matches_kl_of_plain_forward_passes(bridge: Any, sae: Any, ids
         np.testing.assert_allclose(loss, expected, rtol=1e-3, atol=1e-4)
     assert tail.n_tokens.tolist() == [int((ids[i, 1:] != 0).sum()) for i in SEQUENCES]
     assert tail.loss[-1].max() == 0
+
+
+def test_losses_at_special_tokens_are_not_counted(bridge: Any, sae: Any, ids: Tensor) -> None:
+    """Neither the losses of students nor the head floor count them."""
+    chat = ids.where(torch.arange(CONTEXT) % 3 > 0, 0)
+    job = prepare_job(bridge, [sae], chat, LoadConfig(batch_size=3))
+    tail = measure_tail_loss(job, np.arange(FEATURES), np.array([0]), np.array([1.0]), SEQUENCES)
+    expected = kl_without(bridge, sae, chat[SEQUENCES], torch.arange(FEATURES))
+    np.testing.assert_allclose(tail.loss[0], expected, rtol=1e-3)
+    assert tail.n_tokens.tolist() == [int((chat[i] != 0).sum()) for i in SEQUENCES]
+    loss, _ = measure_restored_loss(job, [torch.zeros_like], SEQUENCES)
+    np.testing.assert_allclose(loss[0], tail.loss[0], rtol=1e-4)
 
 
 def test_codes_of_few_tokens_are_in_memory_at_once(

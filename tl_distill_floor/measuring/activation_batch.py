@@ -36,7 +36,8 @@ class ActivationBatch(NamedTuple):
     sequences whose costs are not measured."""
     teacher: Rerunner | None = None
     """The teacher, which can be run again with other activations."""
-
+    has_loss: Bool[Tensor, "batch position"] | None = None
+    """At which positions a loss is measured, see `TokenStream.has_loss`; None for all."""
     extremes: Float[Tensor, " 2"] | None = None
     """Smallest and largest activation; None if there is no token."""
 

@@ -2,7 +2,7 @@
 
 `energy` needs only the codes. `fisher` and `ablation` measure the teacher's output: KL(teacher ‖ teacher without the
 feature), to second order and exactly. A feature is removed from every counted token of a sequence. The SAE's
-reconstruction error stays in the activation.
+reconstruction error stays in the activation. Outputs at special tokens are left out, as in the losses of students.
 """
 
 from collections.abc import Callable, Iterator
@@ -19,7 +19,6 @@ from tl_distill_floor.measuring.job import AttachedSae, MeasurementJob
 from tl_distill_floor.measuring.kl import forward_kl_in_chunks
 from tl_distill_floor.measuring.passes import BatchReader, forward_pass, gradient_pass, rerun_pass
 from tl_distill_floor.measuring.rerun import ALL_POSITIONS, Positions
-from tl_distill_floor.measuring.token_stream import holds_token
 from tl_distill_floor.sources.devices import copy_to_device
 from tl_distill_floor.sources.torch_state import quiet_sparse
 
@@ -156,9 +155,8 @@ def kl_after_change(
     logits = batch.teacher.rerun(activation, rows, positions)
     expected = batch.teacher.logits[rows if isinstance(positions, slice) else rows[:, None], positions]
     losses = forward_kl_in_chunks(expected, logits).double()
-    if batch.ids is not None:
-        is_token = holds_token(batch.ids[rows])[:, positions]
-        losses = losses.where(copy_to_device(is_token, losses.device), 0.0)
+    if batch.has_loss is not None:
+        losses = losses.where(copy_to_device(batch.has_loss[rows][:, positions], losses.device), 0.0)
     return losses.sum(1)
 
 

@@ -15,7 +15,7 @@ from tl_distill_floor.measuring.job import AttachedSae, MeasurementJob
 from tl_distill_floor.measuring.replacement import differentiable_forward
 from tl_distill_floor.measuring.rerun import rerunner
 from tl_distill_floor.measuring.sampling import one_of_each_group, score_gradient
-from tl_distill_floor.measuring.token_stream import holds_token, model_input
+from tl_distill_floor.measuring.token_stream import model_input
 from tl_distill_floor.sources.devices import copy_to_device
 
 BatchReader = Callable[[int, Int[Tensor, "batch position"]], list[ActivationBatch]]
@@ -50,9 +50,9 @@ def gradient_pass(job: MeasurementJob, n_samples: int, every: int = 1) -> Iterat
 
     It does so for the sequences whose costs are measured. The others only have a forward pass to the hook points.
 
-    An output y_t is sampled from the teacher at each position t, and Σ_t log p(y_t) is differentiated with respect to
-    the activations. Given the text, the gradients of different positions are independent with mean 0; so one backward
-    pass serves all positions.
+    An output y_t is sampled from the teacher at each position t that has a loss, and Σ_t log p(y_t) is differentiated
+    with respect to the activations. Given the text, the gradients of different positions are independent with mean 0;
+    so one backward pass serves all positions.
 
     Args:
         job: a teacher, SAEs and a text.
@@ -65,7 +65,8 @@ def gradient_pass(job: MeasurementJob, n_samples: int, every: int = 1) -> Iterat
             logits, acts = run(model_input(job.model, ids))
             if not logits.requires_grad:
                 raise _no_gradient(job.hook_names[0])
-            gradients = _sampled_gradients(job.hook_names, logits, acts, numbers, n_samples, holds_token(ids))
+            has_loss = job.token_stream.has_loss(ids)
+            gradients = _sampled_gradients(job.hook_names, logits, acts, numbers, n_samples, has_loss)
             return _Differentiated([act.detach() for act in acts], gradients)
 
         def read_batch(first: int, ids: Tensor) -> list[ActivationBatch]:
@@ -116,7 +117,8 @@ def rerun_pass(job: MeasurementJob, _n_samples: int = 0, every: int = 1) -> Iter
             acts = teacher.run(model_input(job.model, ids))
             batch = counted_batch(job, attached, acts, job.token_stream.counted(ids), first, ids)
             has_cost = one_of_each_group(first + torch.arange(len(ids)), every)
-            return [batch._replace(teacher=teacher, has_cost=None if has_cost.all() else has_cost)]
+            has_loss = job.token_stream.has_loss(ids)
+            return [batch._replace(teacher=teacher, has_loss=has_loss, has_cost=None if has_cost.all() else has_cost)]
 
         yield read_batch
 
@@ -144,9 +146,12 @@ def _sampled_gradients(
     acts: list[Tensor],
     numbers: Int64[Tensor, " sequence"],
     n_samples: int,
-    is_token: Bool[Tensor, "batch position"],
+    has_loss: Bool[Tensor, "batch position"],
 ) -> list[list[Tensor]]:
-    """Return for each sample the gradients of Σ_t log p(y_t) with respect to the activations, t the tokens."""
+    """Return for each sample the gradients of Σ_t log p(y_t) with respect to the activations.
+
+    The sum is over the positions t that have a loss.
+    """
     n_positions = logits.shape[1]
     # One generator per sequence of the text, so that the samples do not depend on the batch size.
     random = [torch.Generator().manual_seed(number) for number in numbers.tolist()]
@@ -154,8 +159,8 @@ def _sampled_gradients(
     for number in range(n_samples):
         uniform = torch.stack([torch.rand(n_positions, generator=of_sequence) for of_sequence in random])
         score = score_gradient(logits.detach(), uniform)
-        if not is_token.all():
-            score.masked_fill_(copy_to_device(~is_token, score.device)[:, :, None], 0)
+        if not has_loss.all():
+            score.masked_fill_(copy_to_device(~has_loss, score.device)[:, :, None], 0)
         keep_graph = number + 1 < n_samples
         gradients = torch.autograd.grad(logits, acts, score, retain_graph=keep_graph, allow_unused=True)
         for gradient, hook_name in zip(gradients, hook_names, strict=True):

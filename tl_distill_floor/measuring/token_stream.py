@@ -139,7 +139,15 @@ class TokenStream:
 
     def counted(self, ids: Int[Tensor, "batch position"]) -> Bool[Tensor, "batch position"]:
         """Return which tokens are counted: all but special tokens, padding and the first of each sequence."""
-        return mask_positions(ids.shape, self.positions) & ~torch.isin(ids, self._not_counted_ids)
+        return mask_positions(ids.shape, self.positions) & self.has_loss(ids)
+
+    def has_loss(self, ids: Int[Tensor, "batch position"]) -> Bool[Tensor, "batch position"]:
+        """Return at which positions a loss is measured: all but special tokens and padding.
+
+        The first position of a sequence has none when features are removed, since they stay there. Positions that the
+        SAE does not read have one: features that are removed before them change it.
+        """
+        return ~torch.isin(ids, self._not_counted_ids)
 
     @cached_property
     def _not_counted_ids(self) -> Int[Tensor, " id"]:
@@ -263,11 +271,6 @@ def model_input(model: HookedModel, ids: Int[Tensor, "batch position"]) -> Int[T
     Positions without a token, to which no token before them attends, have the id 0.
     """
     return copy_to_device(ids.clamp(min=0), device_of(model))
-
-
-def holds_token(ids: Int[Tensor, "batch position"]) -> Bool[Tensor, "batch position"]:
-    """Return which positions hold a token, rather than the padding of a row."""
-    return ids != NO_TOKEN_ID
 
 
 def mask_positions(shape: Sequence[int], positions: tuple[int | None, ...] | None) -> Bool[Tensor, "batch position"]:
