@@ -221,10 +221,10 @@ def test_a_calibration_may_have_students_that_are_narrower_than_the_head_floor_o
     inside = {8: 0.5, 16: 0.3}
     losses = {2: 2.0, **inside, 64: 1e-4}
     calibrated = dataclasses.replace(floor, calibration=calibrate(floor, losses))
-    exact = {width: StudentLoss(loss) for width, loss in (inside | {64: 1e-4}).items()}
+    exact = {width: StudentLoss(loss) for width, loss in inside.items()}
     assert calibrated.student_losses == exact
     assert calibrated.expected_at(32) == floor.expected_at(32, losses=inside)
-    assert "students of the calibration narrow it" in calibrated._repr_html_()
+    assert "2 of the 4 students of the calibration narrow it" in calibrated._repr_html_()
     with pytest.raises(InputError, match="the narrowest width of this head floor is 4, got 2"):
         floor.expected_at(32, losses=losses)
 
@@ -271,6 +271,7 @@ def test_a_calibration_whose_losses_rise_is_not_used(floor: FloorPrediction) -> 
     calibrated = dataclasses.replace(floor, calibration=calibrate(floor, {8: 0.3, 16: 0.5, 32: 0.9}))
     assert calibrated.student_losses == {}
     assert calibrated.expected_at(32) == floor.expected_at(32)
+    assert "0 of the 3 students of the calibration narrow it" in calibrated._repr_html_()
 
 
 def test_a_large_teacher_is_an_extrapolation(floor: FloorPrediction, head: HeadFloor) -> None:

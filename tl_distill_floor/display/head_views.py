@@ -88,8 +88,13 @@ def expected_sentence(predictor: LossPredictor, head: HeadFloor) -> str:
 
 def calibration_sentences(floor: FloorPrediction) -> list[str]:
     """Return how students of the teacher itself enter the expected loss; nothing if there are none."""
-    n_students = 0 if floor.calibration is None else len(floor.calibration.widths)
-    return [f"The {n_students} students of the calibration narrow it."] if n_students else []
+    if floor.calibration is None:
+        return []
+    used, n_students = floor.student_losses, len(floor.calibration.widths)
+    n_used = sum(width in used for width in floor.calibration.widths)
+    if n_used == n_students:
+        return [f"The {n_students} students of the calibration narrow it."]
+    return [f"{n_used} of the {n_students} students of the calibration narrow it."]
 
 
 def prediction_figure(floor: FloorPrediction) -> go.Figure:

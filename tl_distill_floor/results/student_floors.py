@@ -73,9 +73,10 @@ class StudentFloors(FeatureFloors):
 
     @property
     def student_losses(self) -> dict[int, StudentLoss]:
-        """Mean loss of the calibration's students of each width that has a head floor, nats per token."""
+        """Mean loss of the calibration's students of each width that narrows `expected`, nats per token: one that has a
+        head floor and is narrower than the teacher. Empty if the losses do not fall with the width."""
         losses = {} if self.calibration is None else self.calibration.student_losses
-        return {width: loss for width, loss in losses.items() if self._has_head_at(width)}
+        return {width: loss for width, loss in losses.items() if self._has_head_at(width) and width < self.d_model}
 
     @property
     def calibrated(self) -> Float64[np.ndarray, " width"] | None:
