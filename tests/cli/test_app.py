@@ -18,6 +18,7 @@ from tl_distill_floor.cli.options import default_run_directory
 from tl_distill_floor.cli.output import print_json, print_result
 from tl_distill_floor.cli.processes import is_first_process, local_device
 from tl_distill_floor.cli.progress import Bar, StagedProgress, progress_bar
+from tl_distill_floor.errors import options_of_command_line
 
 COMMANDS = (
     "measure", "compare", "saes", "train-sae", "toy", "lost", "distill", "calibrate", "plan",
@@ -154,7 +155,7 @@ def test_names_the_sae_of_each_layer() -> None:
     assert sae_of_each_layer("sae{layer}", [2, 11]) == ["sae2", "sae11"]
     assert sae_of_each_layer("sae", [None]) == ["sae"]
     assert sae_of_each_layer(None, [2, 11]) == [None, None]
-    with pytest.raises(InputError, match="--sae sae names one SAE for 2 layers"):
+    with options_of_command_line(), pytest.raises(InputError, match="--sae sae names one SAE for 2 layers"):
         sae_of_each_layer("sae", [2, 11])
 
 

@@ -72,7 +72,7 @@ def test_a_run_without_students_gets_forecasts(
         (("--labelled", "missing.jsonl"), "no labelled text at missing.jsonl"),
         (("--sae", "missing"), "missing"),
         (("--widths", "eight"), "widths must be positive integers"),
-        (("--steps", "1"), "the steps must be 0 or at least 2"),
+        (("--steps", "1"), "the steps of the bottleneck students must be 0 or at least 2"),
         (("--students", "nowhere"), "nowhere holds no students; distil some with tl-floor distill --out nowhere"),
         (("--feature-tokens", "40"), "set --feature-tokens higher"),
         (("--text", "missing.txt"), "no text file at missing.txt"),
@@ -116,7 +116,7 @@ def test_sparse_probes_link_concepts_to_features(
     assert (
         json.loads(again.stdout)["concepts"] == json.loads((tmp_path / "sparse_probes.json").read_bytes())["concepts"]
     )
-    message = "a probe cannot read 500 features, since only 96 are alive; set --sparse to at most 96"
+    message = "a probe cannot read 500 features, since only 96 are alive; set --sparse 96 or less"
     assert message in refused(run("probe", tmp_path, *options, "--sparse", 500))
     assert SparseProbes.load(tmp_path) == probes
 

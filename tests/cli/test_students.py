@@ -107,7 +107,7 @@ def test_matches_with_an_sae_whose_file_is_explained(
         (("--widths", "7"), "no head size near the teacher's 8 fits a student of width 7; try width 8"),
         (
             ("--widths", "8", "--batch-size", "1000"),
-            "a batch of 1000; set --tokens to at least 32000, or a smaller --batch-size",
+            "a batch of 1000; set --tokens 32000 or more, or a smaller --batch-size",
         ),
         (("--widths", "8", "--match", "kept"), "make one with tl-floor measure --out"),
         (("--widths", "8", "--match", "activation", "--match-layer", "5"), "layers 0 to 2, got layer 5"),

@@ -34,8 +34,7 @@ def text_of(table: RenderableType) -> str:
 def test_the_table_names_the_rule_and_the_candidates(plan: Plan) -> None:
     shown = text_of(plan_table(plan))
     for expected in (
-        "the narrowest student whose loss stays below 0.3 with 90 % confidence, within --max-memory 8.00 MB,"
-        " --divisor 64",
+        "the narrowest student whose loss stays below 0.3 with 90 % confidence, within max_memory=8.00 MB, divisor=64",
         "2.00 MB weights and 524 kB KV cache in bf16, one sequence of 4,096 tokens",
         "width parameters memory speed expected 90 % upper bound head floor",
         "64 1,000,000 2.52 MB 3.2 0.21 0.29 0.05",
@@ -93,5 +92,5 @@ def test_trained_pilots_show_both_intervals_and_warnings() -> None:
 
 def test_a_plan_without_an_upper_bound_claims_none(plan: Plan) -> None:
     shown = text_of(plan_table(dataclasses.replace(plan, upper_bound=None)))
-    assert "the narrowest student whose expected loss is at most 0.3, within --max-memory" in shown
+    assert "the narrowest student whose expected loss is at most 0.3, within max_memory=" in shown
     assert "90 % confidence" not in shown

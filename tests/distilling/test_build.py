@@ -268,7 +268,7 @@ def test_student_of_a_hooked_transformer_has_the_family_it_was_loaded_by(teacher
         teacher, 16, ids, start="random", config=DistillConfig(n_tokens=256, batch_size=4, n_heldout_tokens=32)
     )
     assert (result.width, result.depth) == (16, 3)
-    with pytest.raises(InputError, match="use --start random, or load the teacher as a TransformerBridge"):
+    with pytest.raises(InputError, match='use start="random", or load the teacher as a TransformerBridge'):
         build_student(teacher, 16, start="svd")
 
 

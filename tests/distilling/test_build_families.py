@@ -137,7 +137,7 @@ def test_rejects_a_projection_that_changes_the_logits() -> None:
     """XGLM adds sinusoidal positions, which a rotated residual stream cannot have."""
     config = teacher_config("XGLMConfig", d_model=64, ffn_dim=128, num_layers=2, attention_heads=4)
     narrow = student_config(config, 32)
-    with pytest.raises(InputError, match=r"cannot be rotated .*use --start teacher-slice"):
+    with pytest.raises(InputError, match=r'cannot be rotated .*use start="teacher-slice"'):
         check_rotation(create_model(narrow), weight_axes(narrow, config))
     llama = teacher_config("LlamaConfig")
     narrow = student_config(llama, 32)

@@ -135,28 +135,28 @@ def test_the_choice_is_that_of_a_search_through_all_students(limits: dict[str, A
     [
         (
             {"max_loss": 0.1, "max_params": 5000},
-            r"no student is within all limits: --max-loss 0.1 needs width 96, and --max-params 5000 allows at most"
+            r"no student is within all limits: max_loss=0.1 needs width 96, and max_params=5000 allows at most"
             r" width 64; the closest is width 64, which is expected to lose 0.125, and at most 0.15 with 90 % confid",
         ),
         (
             {"max_loss": 0.1, "max_params": 5000, "max_width": 40, "max_memory": 10**9},
-            r"--max-width 40 allows at most width 40 and --max-params 5000 allows at most width 64; the closest is"
+            r"max_width=40 allows at most width 40 and max_params=5000 allows at most width 64; the closest is"
             r" width 40,",
         ),
         (
             {"max_loss": 0.1, "max_memory": 3000},
-            r"needs width 96, and --max-memory 3.00 kB allows at most width 16; the closest is width 16",
+            r"needs width 96, and max_memory=3.00 kB allows at most width 16; the closest is width 16",
         ),
         (
             {"max_loss": 0.1, "min_speedup": 4.0},
             r"needs width 96, which is the closest, but it runs 2.67 times as fast as its teacher on this machine, less"
-            r" than --min-speedup 4; change one of them, or set --depth",
+            r" than min_speedup=4; change one of them, or set depth=",
         ),
         (
             {"max_params": 60, "max_memory": 900},
             r"no student of the teacher's family is as small as that: width 8, the narrowest with a predicted loss, has"
-            r" 64 parameters, more than --max-params 60 and takes 928 B in bf16 at a context of 100 tokens, more than"
-            r" --max-memory 900 B; raise --max-params and --max-memory",
+            r" 64 parameters, more than max_params=60 and takes 928 B in bf16 at a context of 100 tokens, more than"
+            r" max_memory=900 B; raise max_params= and max_memory=",
         ),
         ({"min_speedup": 33.0}, r"width 8, the narrowest one, runs 32 times as fast as its teacher on this machine"),
         (
@@ -181,7 +181,7 @@ def test_a_student_that_is_larger_than_a_wider_one_is_not_chosen(monkeypatch: py
 
 def test_a_cache_of_unknown_size_cannot_be_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(GivenFamily, "size", lambda self, width: ModelSize(width**2, 2 * width**2, None))
-    with pytest.raises(InputError, match="the size of the KV cache of the teacher's family is not known, so --max-mem"):
+    with pytest.raises(InputError, match="the size of the KV cache of the teacher's family is not known, so max_mem"):
         choose(max_memory=10**6)
     assert choose(max_params=10_000).width == 96
 
@@ -197,7 +197,7 @@ def test_names_no_upper_bound_if_none_is_known() -> None:
 
 
 def test_rejects_a_divisor_without_widths() -> None:
-    with pytest.raises(InputError, match="a width that is a multiple of 300; set a smaller --divisor"):
+    with pytest.raises(InputError, match="a width that is a multiple of 300; set a smaller divisor="):
         choose_student(GivenFamily(), Limits(max_loss=0.1, divisor=300), [], loss_at)
 
 
@@ -206,12 +206,12 @@ def test_rejects_a_divisor_without_widths() -> None:
     [
         (
             {"max_width": 100},
-            r"^no student of the teacher's family is as small as that: width 96 has no heads; raise --max-width or"
-            r" --max-params, or use another teacher$",
+            r"^no student of the teacher's family is as small as that: width 96 has no heads; raise max_width= or"
+            r" max_params=, or use another teacher$",
         ),
         (
             {"max_loss": 0.1},
-            r"^no student with a loss below 0.1 can be built: width 256 has no heads; raise --max-loss, or use another"
+            r"^no student with a loss below 0.1 can be built: width 256 has no heads; raise max_loss=, or use another"
             r" teacher$",
         ),
     ],
@@ -222,15 +222,15 @@ def test_says_why_no_student_can_be_built(limits: dict[str, Any], message: str) 
 
 
 def test_says_that_no_width_was_measured() -> None:
-    with pytest.raises(InputError, match=r"narrower than its teacher has a predicted loss; measure with smaller --wid"):
+    with pytest.raises(InputError, match=r"narrower than its teacher has a predicted loss; measure with smaller wid"):
         choose_student(GivenFamily(), Limits(max_loss=0.1), [], loss_at)
 
 
 def test_says_why_no_width_has_a_configuration() -> None:
     """Multiples of 40 below 256 are at most 240."""
-    with pytest.raises(InputError, match="as small as that: width 240 has no heads; raise --max-width"):
+    with pytest.raises(InputError, match="as small as that: width 240 has no heads; raise max_width="):
         choose_student(GivenFamily([240]), Limits(max_loss=0.1, divisor=40), [], loss_at)
-    message = r"width 64, the narrowest with a predicted loss, is wider than --max-width 40, and width 56 has no heads;"
+    message = r"width 64, the narrowest with a predicted loss, is wider than max_width=40, and width 56 has no heads;"
     with pytest.raises(InputError, match=message):
         choose_student(GivenFamily([56]), Limits(max_width=40), WIDTHS[7:], loss_at)
 

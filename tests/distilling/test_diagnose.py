@@ -176,11 +176,11 @@ def test_a_width_of_any_integer_type_can_be_stored() -> None:
 
 def test_widths_that_are_unknown_or_impossible_are_refused() -> None:
     curve = falling_to(0.2, 0.3)
-    with pytest.raises(InputError, match="does not say how wide the student is; set --width"):
+    with pytest.raises(InputError, match="does not say how wide the student is; set width="):
         diagnose(dataclasses.replace(curve, width=None), HEAD)
     with pytest.raises(InputError, match=r"a student's width must be from 1 to its teacher's 256 \(made\), got 300"):
         diagnose(dataclasses.replace(curve, width=300), HEAD)
-    with pytest.raises(InputError, match="has width 64, not 96; leave out --width"):
+    with pytest.raises(InputError, match="has width 64, not 96; leave out width="):
         diagnose(curve, HEAD, 96)
     with pytest.raises(InputError, match="the narrowest width of this head floor is 64, got 8"):
         diagnose(dataclasses.replace(curve, width=None), HEAD, 8)
@@ -193,13 +193,13 @@ def test_the_configuration_of_the_teacher_next_to_a_curve_is_not_that_of_the_stu
     file = tmp_path / "curve.csv"
     file.write_text("\n".join(["tokens,eval_kl", *rows]))
     (tmp_path / "config.json").write_text(json.dumps({"hidden_size": 256}))
-    with pytest.raises(InputError, match=r"config\.json has the teacher's width, 256, so it .* set --width"):
+    with pytest.raises(InputError, match=r"config\.json has the teacher's width, 256, so it .* with width="):
         diagnose(file, HEAD)
     assert diagnose(file, HEAD, 64).width == 64
     assert diagnose(file, HEAD, 256).width == 256
     (tmp_path / "config.json").write_text(json.dumps({"hidden_size": 64}))
     assert diagnose(file, HEAD).width == 64
-    with pytest.raises(InputError, match=r"has width 64, not 96; leave out --width, or move .* away from .*\.json"):
+    with pytest.raises(InputError, match=r"has width 64, not 96; leave out width=, or move .* away from .*\.json"):
         diagnose(file, HEAD, 96)
 
 
@@ -211,7 +211,7 @@ def test_the_configuration_next_to_a_state_of_the_trainer_is_that_of_the_student
     (tmp_path / "trainer_state.json").write_text(json.dumps({"log_history": history}))
     (tmp_path / "config.json").write_text(json.dumps({"hidden_size": 256}))
     assert diagnose(tmp_path, HEAD).width == 256
-    with pytest.raises(InputError, match=r"has width 256, not 64; leave out --width$"):
+    with pytest.raises(InputError, match=r"has width 256, not 64; leave out width=$"):
         diagnose(tmp_path, HEAD, 64)
 
 

@@ -113,7 +113,7 @@ def test_half_precision_gives_about_the_same_loss(bridge: Any, ids: torch.Tensor
 
 def test_rejects_a_directory_that_already_has_a_student(bridge: Any, ids: torch.Tensor, tmp_path: Path) -> None:
     distill(bridge, 8, ids, out=tmp_path, config=QUICK)
-    with pytest.raises(InputError, match="already has width8; name another directory with --out"):
+    with pytest.raises(InputError, match="already has width8; name another directory with out="):
         distill_students(bridge, [StudentSpec(8), StudentSpec(16)], ids, out=tmp_path, config=QUICK)
 
 
@@ -122,7 +122,7 @@ def test_nan_loss_names_step_and_learning_rate_and_keeps_the_checkpoint(
     bridge: Any, ids: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     diverge_first_student(monkeypatch, from_step=3)
-    with pytest.raises(InputError, match=r"width8 at step 4 \(loss nan, learning rate 0.003\); the last .* try --lr"):
+    with pytest.raises(InputError, match=r"width8 at step 4 \(loss nan, learning rate 0.003\); the last .* try lr="):
         distill(bridge, 8, ids, out=tmp_path, config=QUICK, checkpoint_seconds=0.0)
     assert (tmp_path / "students" / SWEEP_CHECKPOINT_FILE).exists()
 
@@ -188,7 +188,7 @@ def test_restores_the_teacher(bridge: Any, ids: torch.Tensor) -> None:
         (
             [StudentSpec(8)],
             {"batch_size": 64, "n_tokens": 2047},
-            "fewer than a batch of 64; set --tokens to at least 2048, or a smaller --batch-size",
+            "fewer than a batch of 64; set n_tokens=2048 or more, or a smaller batch_size=",
         ),
         (
             [StudentSpec(8)],

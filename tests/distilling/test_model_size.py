@@ -109,7 +109,7 @@ def test_rejects_other_dtypes_and_contexts_out_of_range(bridge: Any) -> None:
     assert choose_cache_context(bridge, None) == min(DEFAULT_CONTEXT, 64)
     assert choose_cache_context(bridge, 10) == 10
     for context in (0, 65):
-        with pytest.raises(InputError, match=f"the teacher's context has 1 to 64 tokens, got {context}; set --context"):
+        with pytest.raises(InputError, match=f"the teacher's context has 1 to 64 tokens, got {context}; set context="):
             choose_cache_context(bridge, context)
     message = "memory_dtype must be one of fp32, bf16, fp16, got 'int4'"
     with pytest.raises(InputError, match=message), without_type_checks():

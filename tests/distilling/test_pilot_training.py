@@ -115,7 +115,7 @@ def test_a_damaged_checkpoint_is_refused(
 def test_needs_a_training_text_if_the_run_has_another(
     floor: FloorPrediction, pilots: Pilots, training: RecordedTraining, tmp_path: Path
 ) -> None:
-    message = "measured on prose.txt, of which only the name is known; name a text of the same kind with --text"
+    message = "measured on prose.txt, of which only the name is known; name a text of the same kind with text="
     with pytest.raises(InputError, match=message):
         train_pilots(floor, pilots, tmp_path)
     assert not list(tmp_path.iterdir())

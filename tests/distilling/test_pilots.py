@@ -61,12 +61,12 @@ def test_of_pilots_with_half_of_the_parameters_those_with_the_narrowest_interval
 
 
 def test_rejects_a_width_without_narrower_students(floor: FloorPrediction, bridge: Any) -> None:
-    with pytest.raises(InputError, match="measure with smaller --widths, or train the student itself"):
+    with pytest.raises(InputError, match="measure with smaller widths=, or train the student itself"):
         choose_pilots(floor, bridge, width=4)
 
 
 def test_rejects_a_prediction_without_an_expected_loss(floor: FloorPrediction, bridge: Any) -> None:
-    with pytest.raises(InputError, match="without --no-head"):
+    with pytest.raises(InputError, match="without head=False"):
         choose_pilots(dataclasses.replace(floor, head=None), bridge, width=16)
 
 

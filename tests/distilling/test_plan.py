@@ -64,14 +64,14 @@ def test_a_plan_is_calibrated_by_the_students_that_it_uses(bridge: Any, losses: 
 @pytest.mark.parametrize(
     ("limits", "message"),
     [
-        ({}, "a plan needs a limit; set at least one of --max-loss, --max-width, --max-params, --max-memory, --min-sp"),
+        ({}, "a plan needs a limit; set at least one of max_loss=, max_width=, max_params=, max_memory=, min_sp"),
         ({"divisor": 8, "depth": 2}, "a plan needs a limit"),
         ({"max_loss": -0.1}, "the loss must be above 0, got -0.1"),
-        ({"max_width": 0}, "--max-width must be a finite number above 0, got 0"),
-        ({"max_memory": -1}, "--max-memory must be a finite number above 0"),
-        ({"min_speedup": float("nan")}, "--min-speedup must be a finite number above 0, got nan"),
+        ({"max_width": 0}, "max_width= must be a finite number above 0, got 0"),
+        ({"max_memory": -1}, "max_memory= must be a finite number above 0"),
+        ({"min_speedup": float("nan")}, "min_speedup= must be a finite number above 0, got nan"),
         ({"max_width": 8.5}, "max_width must be an integer, got 8.5"),
-        ({"max_width": 8, "divisor": 0}, "--divisor must be a finite number above 0, got 0"),
+        ({"max_width": 8, "divisor": 0}, "divisor= must be a finite number above 0, got 0"),
     ],
 )
 def test_rejects_no_limit_and_limits_out_of_range(floor: FloorPrediction, limits: Any, message: str) -> None:
@@ -152,7 +152,7 @@ def test_offers_only_widths_that_can_be_built(wide_heads: Any) -> None:
     narrowest = plan(floor, teacher, max_loss=float(floor.feature_floor[0]) * 1.5)
     assert narrowest.width % 8 == 0
     with pytest.raises(
-        InputError, match="wider than --max-width 7, and a Mamba2 student of width 7 cannot be configured"
+        InputError, match="wider than max_width=7, and a Mamba2 student of width 7 cannot be configured"
     ):
         plan(floor, teacher, max_width=7)
 
@@ -170,6 +170,6 @@ def test_names_the_reason_for_which_a_family_is_refused(wide_heads: Any, monkeyp
     teacher, floor = wide_heads["qwen3"], floor_of_width(32)
     reason = "Qwen3 models keeps its size of 64 when the width is halved"
     with pytest.raises(
-        InputError, match=rf"as small as that: [\d.]*mlp\.gate_proj.weight of {reason}.*; raise --max-width"
+        InputError, match=rf"as small as that: [\d.]*mlp\.gate_proj.weight of {reason}.*; raise max_width="
     ):
         plan(floor, teacher, max_width=31)

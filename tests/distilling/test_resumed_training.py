@@ -54,7 +54,7 @@ def test_resumed_training_ends_with_the_same_weights(
     options: dict[str, Any] = {"out": tmp_path / "killed", "config": QUICK, "checkpoint_seconds": 0.0}
     with pytest.raises(KilledError):
         distill_students(bridge, SPECS, ids, progress=kill_after, **options)
-    with pytest.raises(InputError, match="is of an interrupted training; add --resume"):
+    with pytest.raises(InputError, match="is of an interrupted training; add resume=True"):
         distill_students(bridge, SPECS, ids, **options)
     resumed = distill_students(bridge, SPECS, ids, resume=True, **options)
 

@@ -134,5 +134,5 @@ def test_a_student_with_larger_weights_than_its_teacher_is_refused(bridge: Any) 
     """It has twice as many neurons."""
     config = student_config(hugging_face_config(bridge), 16)
     config.intermediate_size = 2 * hugging_face_config(bridge).intermediate_size
-    with pytest.raises(InputError, match=r"has more rows or columns than the teacher's; .* --start random"):
+    with pytest.raises(InputError, match=r"has more rows or columns than the teacher's; .* start=.random"):
         inherit_weights(bridge, create_model(config), "teacher-slice")

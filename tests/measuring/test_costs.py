@@ -307,9 +307,9 @@ def with_changed_logits(model: Any, change: Callable[[Tensor], Tensor]) -> Any:
 
 
 def test_rejects_models_and_options_that_allow_no_cost(bridge: Any, sae: Any, ids: Tensor) -> None:
-    with pytest.raises(InputError, match=r"no logits.*--cost energy"):
+    with pytest.raises(InputError, match=r'no logits.*cost="energy"'):
         measure(with_changed_logits(bridge, lambda logits: logits[..., :8]), sae, ids, cost="fisher")
-    with pytest.raises(InputError, match=r"do not depend on blocks.1.hook_resid_post.*--cost energy"):
+    with pytest.raises(InputError, match=r'do not depend on blocks.1.hook_resid_post.*cost="energy"'):
         measure(with_changed_logits(bridge, torch.Tensor.detach), sae, ids, cost="fisher")
     with pytest.raises(InputError, match="one of fisher, energy, ablation"), without_type_checks():
         measure(bridge, sae, ids, cost="worth")  # type: ignore[arg-type]
@@ -321,7 +321,7 @@ def test_rejects_models_and_options_that_allow_no_cost(bridge: Any, sae: Any, id
 def test_a_hook_point_with_several_activations_is_refused(cost: Any, bridge: Any, sae: Any, ids: Tensor) -> None:
     """The second activation is that of other tokens, as in a model that runs a layer several times."""
     model = with_changed_logits(bridge, lambda logits: bridge(logits.argmax(-1)))
-    with pytest.raises(InputError, match=r"reaches blocks.1.hook_resid_post several times.*--cost energy"):
+    with pytest.raises(InputError, match=r'reaches blocks.1.hook_resid_post several times.*cost="energy"'):
         measure(model, sae, ids[:4], cost=cost)
 
 

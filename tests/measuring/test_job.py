@@ -76,7 +76,7 @@ def test_rejects_activations_that_are_not_finite(teacher_dir: Path, sae: Any, id
 def test_rejects_an_sae_of_another_layer_width_or_model(
     bridge: Any, sae: Any, ids: torch.Tensor, sae_dir: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(InputError, match="not layer 2; set --layer 1"):
+    with pytest.raises(InputError, match="not layer 2; set layer=1"):
         measure(bridge, sae, ids, layer=2)
     from sae_lens import StandardSAE, StandardSAEConfig
 
@@ -106,7 +106,7 @@ def test_asks_for_an_sae_of_a_model_in_memory_without_a_known_name(
 ) -> None:
     monkeypatch.setattr(bridge.cfg, "model_name", "custom")
     for model in (bridge, load_teacher(bridge)):
-        with pytest.raises(InputError, match="no SAE was named; give one with --sae"):
+        with pytest.raises(InputError, match="no SAE was named; give one with sae="):
             measure(model, None, ids, layer=1)
 
 

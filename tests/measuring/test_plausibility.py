@@ -83,7 +83,7 @@ def test_refuses_and_warns_at_the_thresholds(
     if refusal is None:
         check_plausible(sums, attached)
     else:
-        with pytest.raises(InputError, match=rf"does not fit the activations at {HOOK}: .*--force") as caught:
+        with pytest.raises(InputError, match=rf"does not fit the activations at {HOOK}: .*force=True") as caught:
             check_plausible(sums, attached)
         assert refusal in str(caught.value)
         check_plausible(
@@ -101,7 +101,7 @@ def test_compares_the_l0_with_the_k_of_the_sae(sae: Any) -> None:
 
 def test_refuses_before_the_long_part_of_the_work(bridge: Any, random_sae: Any, long_ids: torch.Tensor) -> None:
     read: list[int] = []
-    with pytest.raises(InputError, match=r"variance unexplained is .* --force"):
+    with pytest.raises(InputError, match=r"variance unexplained is .* force=True"):
         measure(bridge, random_sae, long_ids, cost="energy", progress=lambda done, _total: read.append(done))
     assert max(read) < 3000  # of 8,192
 

@@ -371,10 +371,10 @@ def test_rejects_bad_input_by_name(bridge: Any, ids: Tensor, monkeypatch: pytest
             head_floor(bridge, ids, **options)
     with pytest.raises(InputError, match=r"gave 1 sequence\(s\) of 32 tokens .* needs at least 2"):
         head_floor(bridge, ids[:1])
-    with pytest.raises(InputError, match=r"within 20 tokens, .*; give more text with --text, more --tokens"):
+    with pytest.raises(InputError, match=r"within 20 tokens, .*; give more text with text=, more n_tokens="):
         head_floor(bridge, ids, n_tokens=20)
     monkeypatch.setattr(head_floor_module.psutil, "virtual_memory", lambda: SimpleNamespace(available=1000))
-    with pytest.raises(InputError, match=r"GB are free; name fewer or narrower widths with --widths, or read"):
+    with pytest.raises(InputError, match=r"GB are free; name fewer or narrower widths with widths=, or read"):
         head_floor(bridge, ids)
 
 

@@ -46,8 +46,8 @@ TWO_CLASSES = [{"text": "a", "label": i % 2} for i in range(20)]
     ("labelled", "options", "message"),
     [
         ([], {}, "holds no rows"),
-        ([{"text": "a"}], {}, "row 1 has no 'label'; name the field that holds its label with --label"),
-        ([{"text": "a", "genre": "b"}], {}, "choose one of its labels with --label: genre"),
+        ([{"text": "a"}], {}, "row 1 has no 'label'; name the field that holds its label with label= or labels="),
+        ([{"text": "a", "genre": "b"}], {}, "choose one of its labels with label= or labels=: genre"),
         ([{"label": "a"}], {}, "row 1 has no text"),
         ([{"text": "a", "label": ["x"]}], {}, "the text has a list of labels 'label', expected one label"),
         ([{"words": ["a", "b"], "label": ["x"]}], {}, "1 labels 'label' for 2 words"),
@@ -97,8 +97,8 @@ def test_rejects_a_layer_that_does_not_exist(bridge: Any) -> None:
         ({"seed": -1}, "seed must be at least 0"),
         ({"seed": 1.5}, "seed must be an integer, got 1.5"),
         ({"n_feature_tokens": -1}, "n_feature_tokens must be at least 0"),
-        ({"bottleneck_steps": 1}, "the steps must be 0 or at least 2, got 1"),
-        ({"bottleneck_steps": -1}, "the steps must be 0 or at least 2, got -1"),
+        ({"bottleneck_steps": 1}, "the steps of the bottleneck students must be 0 or at least 2, got 1"),
+        ({"bottleneck_steps": -1}, "the steps of the bottleneck students must be 0 or at least 2, got -1"),
     ],
 )
 def test_config_rejects_values_out_of_range(options: dict[str, Any], message: str) -> None:

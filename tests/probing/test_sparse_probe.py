@@ -86,7 +86,7 @@ def test_students_are_probed_at_every_width(distilled: Path, floor: Any, bridge:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"k": 97}, "a probe cannot read 97 features, since only 96 are alive; set --sparse to at most 96"),
+        ({"k": 97}, "a probe cannot read 97 features, since only 96 are alive; set k=96 or less"),
         ({"labelled": [{"text": f"a {i}", "label": "x"} for i in range(9)]}, "needs two classes that occur in"),
         ({"labelled": [{"text": f"a {i}", "label": i % 2} for i in range(8)]}, "needs two classes that occur in"),
         ({"widths": [0]}, "widths must be integers above 0, in dimensions, got"),
@@ -123,7 +123,7 @@ def test_students_that_were_not_saved_are_named(floor: Any, bridge: Any, sae: An
         ({"k": 0}, "k must be at least 1, got 0"),
         ({"n_controls": 0}, "n_controls must be at least 1, got 0"),
         ({"n_splits": 0}, "n_splits must be at least 1, got 0"),
-        ({"bottleneck_steps": 1}, "the steps must be 0 or at least 2, got 1"),
+        ({"bottleneck_steps": 1}, "the steps of the bottleneck students must be 0 or at least 2, got 1"),
     ],
 )
 def test_config_rejects_options_out_of_range(options: dict[str, int], message: str) -> None:

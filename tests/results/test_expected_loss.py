@@ -200,9 +200,9 @@ def test_a_prediction_without_it_says_what_is_missing(floor: FloorPrediction) ->
     for without in (in_mse, dataclasses.replace(floor, head=None)):
         assert without.expected is None
         assert without.interval is None
-        with pytest.raises(InputError, match="measure with --cost fisher and --steps 8 or more, and without --no-head"):
+        with pytest.raises(InputError, match='measure with cost="fisher" and steps=8 or more, and without head=False'):
             without.expected_at(8)
-        with pytest.raises(InputError, match="measure with --cost fisher"):
+        with pytest.raises(InputError, match='measure with cost="fisher"'):
             without.width_for(0.1, confidence=0.9)
 
 

@@ -75,7 +75,7 @@ def test_resumed_training_gives_the_same_files(
 def test_rejects_the_checkpoint_of_another_training(teacher_dir: Path, prose_file: Path, tmp_path: Path) -> None:
     with pytest.raises(StoppedError):
         trained(teacher_dir, prose_file, tmp_path / "sae", progress=stop_after(2))
-    with pytest.raises(InputError, match=r"sae\.partial\.safetensors holds an interrupted training; add --resume"):
+    with pytest.raises(InputError, match=r"sae\.partial\.safetensors holds an interrupted training; add resume=True"):
         trained(teacher_dir, prose_file, tmp_path / "sae")
     with pytest.raises(InputError, match=r"of a training with another k, lr;"):
         trained(teacher_dir, prose_file, tmp_path / "sae", k=5, lr=1e-4, resume=True)
@@ -113,7 +113,7 @@ def test_metadata_say_whether_sequences_begin_with_bos(
 
 
 def test_saves_nothing_if_the_loss_is_not_finite(teacher_dir: Path, prose_file: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"not finite at step \d; delete sae\.partial.* and set a smaller --lr"):
+    with pytest.raises(InputError, match=r"not finite at step \d; delete sae\.partial.* and set a smaller lr="):
         trained(teacher_dir, prose_file, tmp_path / "sae", lr=1e30)
     assert not (tmp_path / "sae").exists()
 
@@ -200,14 +200,14 @@ def test_rejects_ids_beyond_the_vocabulary(bridge: Any, ids: torch.Tensor, tmp_p
         ({"architecture": "gated"}, "architecture must be one of batchtopk, topk, got 'gated'"),
         ({"dtype": "int4"}, "dtype must be one of fp32, bf16, got 'int4'"),
         ({"k": 0}, "k must be at least 1, got 0"),
-        ({"k": 33}, "k must be at most 32, the number of features, got 33; set --k"),
+        ({"k": 33}, "k must be at most 32, the number of features, got 33; set k="),
         ({"d_sae": 0}, "d_sae must be at least 1, got 0"),
         ({"context_size": 1}, "context_size must be at least 2, got 1"),
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
         ({"seed": -1}, "seed must be at least 0, got -1"),
-        ({"lr": 0.0}, "lr must be a positive number, got 0.0; set --lr"),
-        ({"lr": float("nan")}, "lr must be a positive number, got nan; set --lr"),
-        ({"lr": "1e-3"}, "lr must be a positive number, got '1e-3'; set --lr"),
+        ({"lr": 0.0}, "lr must be a positive number, got 0.0; set lr="),
+        ({"lr": float("nan")}, "lr must be a positive number, got nan; set lr="),
+        ({"lr": "1e-3"}, "lr must be a positive number, got '1e-3'; set lr="),
         ({"n_tokens": "1e6"}, "n_tokens must be an integer, got '1e6'"),
     ],
 )

@@ -25,7 +25,7 @@ def test_searches_a_repository_for_its_sae(hub, tmp_path, x):
     two = {f"layer_{layer}/{file.name}": file for layer in (3, 11) for file in (config, weights)}
     add_to_cache(hub, "me/two", two)
     assert (
-        "me/two has 2 SAEs, give one of them with --sae or a layer with --layer: me/two:layer_11, me/two:layer_3"
+        "me/two has 2 SAEs, give one of them with sae= or a layer with layer=: me/two:layer_11, me/two:layer_3"
         in refusal("me/two")
     )
     assert load_sae("me/two", layer=11).name == "me/two:layer_11"

@@ -49,7 +49,7 @@ def test_loads_a_dataset_row_by_row(monkeypatch: pytest.MonkeyPatch) -> None:
     labelled = load_labels("owner/name:config")
     assert (labelled.name, labelled.texts, labelled.tasks[0].of_text) == ("owner/name:config", ("a", "b"), ("1", "0"))
     assert calls == [(("owner/name", "config"), {"split": "train", "streaming": True})]
-    with pytest.raises(InputError, match="row 1 has no 'topic'; choose one of its labels with --label"):
+    with pytest.raises(InputError, match="row 1 has no 'topic'; choose one of its labels with label= or labels="):
         load_labels("owner/name", ["topic"])
 
 

@@ -71,7 +71,9 @@ def test_each_source_gives_the_same_labels(source: str, tmp_path: Path) -> None:
 def test_rejects_sources_without_labelled_rows(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="several splits: a, b"):
         load_labels(DatasetDict({"a": Dataset.from_dict(ROWS), "b": Dataset.from_dict(ROWS)}))
-    with pytest.raises(InputError, match="row 1 has no 'label'; choose one of its labels with --label: author, n"):
+    with pytest.raises(
+        InputError, match="row 1 has no 'label'; choose one of its labels with label= or labels=: author, n"
+    ):
         load_labels([{name: values[0] for name, values in ROWS.items()}])
     for missing in (tmp_path / "rows.jsonl", tmp_path / "rows.PARQUET", "no such file", "x" * 5000):
         with pytest.raises(InputError, match="there is no labelled text at"):

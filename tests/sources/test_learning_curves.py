@@ -57,14 +57,14 @@ def test_reads_the_evaluations_of_a_trainer_with_its_tokens(tmp_path: Path, name
 def test_tokens_per_step_are_demanded_and_never_guessed(tmp_path: Path) -> None:
     file = write_state(tmp_path, history(), train_batch_size=8)
     message = (
-        "counts steps \\('step'\\) and no tokens; set --tokens-per-step to 8 sequences per process × sequence length"
+        "counts steps \\('step'\\) and no tokens; set tokens_per_step= to 8 sequences per process × sequence length"
     )
     with pytest.raises(InputError, match=message):
         load_learning_curve(file)
     assert load_learning_curve(file, tokens_per_step=512).tokens == (5120, 10_240, 15_360)
     with pytest.raises(InputError, match="tokens per step must be above 0, got 0"):
         load_learning_curve(file, tokens_per_step=0)
-    with pytest.raises(InputError, match="counts tokens in 'num_tokens'; leave out --tokens-per-step"):
+    with pytest.raises(InputError, match="counts tokens in 'num_tokens'; leave out tokens_per_step="):
         load_learning_curve(write_state(tmp_path, history(num_tokens=90)), tokens_per_step=512)
 
 
@@ -147,7 +147,7 @@ def test_columns_of_tokens_in_different_rows_must_agree_by_step(tmp_path: Path) 
         if per_step == 100:
             assert load_learning_curve(file).tokens == (1000, 2000, 3000)
             continue
-        message = "counts tokens in several columns; name one with --tokens: train/num_tokens, eval/num_tokens"
+        message = "counts tokens in several columns; name one with tokens=COLUMN: train/num_tokens, eval/num_tokens"
         with pytest.raises(InputError, match=message):
             load_learning_curve(file)
         assert load_learning_curve(file, tokens="eval/num_tokens").tokens == (2000, 4000, 6000)
@@ -158,7 +158,7 @@ def test_columns_of_tokens_in_different_rows_must_agree_by_step(tmp_path: Path) 
 
 def test_tokens_and_steps_that_are_never_in_one_row_need_tokens_per_step(tmp_path: Path) -> None:
     file = write_csv(tmp_path, "step,tokens,eval_loss\n,1000,\n10,,0.9\n,2000,\n20,,0.7\n")
-    message = "has no row with both 'tokens' and 'step', .* set --tokens-per-step to the sequence length"
+    message = "has no row with both 'tokens' and 'step', .* set tokens_per_step= to the sequence length"
     with pytest.raises(InputError, match=message):
         load_learning_curve(file)
     with pytest.raises(InputError, match=message):
@@ -167,7 +167,7 @@ def test_tokens_and_steps_that_are_never_in_one_row_need_tokens_per_step(tmp_pat
     # Some losses have tokens, others have steps; and tokens that are known at step 0 only.
     with pytest.raises(InputError, match="has a loss without 'tokens' in the same row"):
         load_learning_curve(write_csv(tmp_path, "step,tokens,eval_loss\n,1000,0.9\n20,,0.7\n"))
-    with pytest.raises(InputError, match="set --tokens-per-step"):
+    with pytest.raises(InputError, match="set tokens_per_step="):
         load_learning_curve(write_csv(tmp_path, "step,tokens,eval_loss\n0,0,\n10,,0.9\n20,,0.7\n"))
 
 
@@ -268,11 +268,11 @@ def test_bits_become_nats(tmp_path: Path) -> None:
         ("", "is not a readable .csv file"),
         ("tokens,loss\n", "has no rows"),
         ("tokens,loss\nmany,low\n", "holds no numbers"),
-        ("a,b\n1,2\n", "no column of .* is called a loss; name it with --loss: a, b"),
-        ("a,loss\n1,2\n", "no column of .* counts tokens or steps; name one with --tokens: a, loss"),
-        ("tokens,eval_loss,eval_kl\n1,2,1\n", "several losses; name KL.* with --loss: eval_loss, eval_kl"),
+        ("a,b\n1,2\n", "no column of .* is called a loss; name it with loss=: a, b"),
+        ("a,loss\n1,2\n", "no column of .* counts tokens or steps; name one with tokens=COLUMN: a, loss"),
+        ("tokens,eval_loss,eval_kl\n1,2,1\n", "several losses; name KL.* with loss=: eval_loss, eval_kl"),
         ("tokens,r1 - eval/loss,r2 - eval/loss\n1,2,1\n", "several losses; .* r1 - eval/loss, r2 - eval/loss"),
-        ("tokens,num_tokens,loss\n1,2,1\n", "counts tokens in several columns; name one with --tokens"),
+        ("tokens,num_tokens,loss\n1,2,1\n", "counts tokens in several columns; name one with tokens=COLUMN"),
         ("tokens,loss\n10,0.9\n20,0.8\n5,0.7\n", "fall from 20 to 5 after point 2, so the training was restarted"),
         ("tokens,loss\n10,0.9\n20,nan\n", "is nan after 20 tokens, so the training diverged"),
         ("tokens,loss\n10,0.9\n20,inf\n", "is inf after 20 tokens"),
@@ -309,12 +309,12 @@ def test_bad_states_give_one_sentence(tmp_path: Path, content: str, message: str
 def test_names_that_do_not_exist_are_refused(tmp_path: Path) -> None:
     file = write_csv(tmp_path, "tokens,r1 - kl,r2 - kl\n1,2,3\n")
     with pytest.raises(
-        InputError, match="no column 'eval_kl' of numbers; set --loss to one of tokens, r1 - kl, r2 - kl"
+        InputError, match="no column 'eval_kl' of numbers; name one with loss=: tokens, r1 - kl, r2 - kl"
     ):
         load_learning_curve(file, loss="eval_kl")
-    with pytest.raises(InputError, match="has 'kl' of several runs; set --loss to one of r1 - kl, r2 - kl"):
+    with pytest.raises(InputError, match="has 'kl' of several runs; name one with loss=: r1 - kl, r2 - kl"):
         load_learning_curve(file, loss="kl")
-    with pytest.raises(InputError, match="no column 'steps' of numbers; set --tokens"):
+    with pytest.raises(InputError, match="no column 'steps' of numbers; name one with tokens=COLUMN: "):
         load_learning_curve(file, loss="r1 - kl", tokens="steps")
     with pytest.raises(InputError, match=r"there is no learning curve at .*missing"):
         load_learning_curve(tmp_path / "missing.csv")
@@ -372,17 +372,17 @@ def test_a_kl_of_a_language_model_is_a_kl(tmp_path: Path) -> None:
     ],
 )
 def test_scales_that_are_no_nats_are_refused(tmp_path: Path, name: str, message: str) -> None:
-    with pytest.raises(InputError, match=f"'{name}' {message} by its name; set --loss to a column of KL"):
+    with pytest.raises(InputError, match=f"'{name}' {message} by its name; set loss= to a column of KL"):
         load_learning_curve(write_csv(tmp_path, table(tokens=TOKENS, **{name: LOSSES})), loss=name)
 
 
 @pytest.mark.parametrize("name", ["eval_kl_bits", "kl (bit)", "kl_bpt"])
 def test_a_name_that_says_bits_needs_the_unit(tmp_path: Path, name: str) -> None:
     file = write_csv(tmp_path, table(tokens=TOKENS, **{name: LOSSES}))
-    with pytest.raises(InputError, match=f"'{re.escape(name)}' is in bits by its name; set --unit bits"):
+    with pytest.raises(InputError, match=f"'{re.escape(name)}' is in bits by its name; set unit=.bits"):
         load_learning_curve(file)
     assert load_learning_curve(file, unit="bits").losses == pytest.approx([math.log(2) * loss for loss in LOSSES])
-    with pytest.raises(InputError, match="'kl_nats' is in nats by its name; leave out --unit"):
+    with pytest.raises(InputError, match="'kl_nats' is in nats by its name; leave out unit="):
         load_learning_curve(write_csv(tmp_path, table(tokens=TOKENS, kl_nats=LOSSES)), unit="bits")
 
 

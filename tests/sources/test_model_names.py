@@ -102,17 +102,17 @@ def test_number_of_layers_is_unknown_without_a_readable_configuration(hub: Path,
 
 def test_rejects_a_layer_out_of_range(teacher_dir: Path) -> None:
     for layer in (-1, LAYERS):
-        with pytest.raises(InputError, match=f"tiny-neox has layers 0 to {LAYERS - 1}, got layer {layer}; set --layer"):
+        with pytest.raises(InputError, match=f"tiny-neox has layers 0 to {LAYERS - 1}, got layer {layer}; set layer="):
             choose_known_sae(str(teacher_dir), layer)
     check_layer(str(teacher_dir), LAYERS - 1)
 
 
 def test_says_at_which_layers_saes_are_known(hub: Path) -> None:
-    with pytest.raises(InputError, match="pythia-410m at layer 24, only at layers 0 to 23; set --layer to one"):
+    with pytest.raises(InputError, match="pythia-410m at layer 24, only at layers 0 to 23; set layer= to one"):
         choose_known_sae("pythia-410m", 24)
-    with pytest.raises(InputError, match="tiny-prose at layer 2, only at layer 1; set --layer to one of these"):
+    with pytest.raises(InputError, match="tiny-prose at layer 2, only at layer 1; set layer= to one of these"):
         choose_known_sae("tiny-prose", 2)
-    with pytest.raises(InputError, match=r"Llama-3\.3-70B-Instruct at layer 1, only at layer 50; set --layer"):
+    with pytest.raises(InputError, match=r"Llama-3\.3-70B-Instruct at layer 1, only at layer 50; set layer="):
         choose_known_sae("meta-llama/Llama-3.3-70B-Instruct", 1)
 
 

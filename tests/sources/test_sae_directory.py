@@ -175,10 +175,10 @@ def test_subprocess_reads_the_same_cache(hub, tmp_path):
 def test_without_a_name_takes_the_only_sae_or_lists_several(hub):
     message = refusal(None, model_name="gpt2", layer=8)
     assert "gpt2 at layer 8 has" in message
-    assert "with --sae: gpt2-small-res-jb:blocks.8.hook_resid_pre, gpt2" in message  # the residual stream first
+    assert "with sae=: gpt2-small-res-jb:blocks.8.hook_resid_pre, gpt2" in message  # the residual stream first
     assert message.endswith("more: tl-floor saes gpt2")
     message = refusal(None, model_name="pythia-410m")
-    assert "pythia-410m has 72 SAEs, give one of them with --sae or a layer with --layer: nileshsarkar-ai/" in message
+    assert "pythia-410m has 72 SAEs, give one of them with sae= or a layer with layer=: nileshsarkar-ai/" in message
     assert "tl-floor train-sae pythia-160m --layer 4" in refusal(None, model_name="pythia-160m", layer=4)
     assert "tl-floor train-sae pythia-160m --layer L" in refusal(None, model_name="pythia-160m")
     assert "no SAE was named" in refusal(None)

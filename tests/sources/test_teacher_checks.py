@@ -84,7 +84,7 @@ def test_keeps_the_tokenizer_that_transformer_lens_changes(teacher_dir: Path, to
 def test_rejects_losses_of_a_random_head(head: str, tmp_path: Path, tokenizer: Any, ids: torch.Tensor) -> None:
     save_family(tmp_path, tokenizer, "Llama", head=head)
     sae = sae_of(32)
-    sentence = r"has no language-modelling head \(lm_head.weight would be random\).* --cost energy"
+    sentence = r'has no language-modelling head \(lm_head.weight would be random\).* cost="energy"'
     for cost in ("fisher", "ablation"):
         with pytest.raises(InputError, match=sentence):
             measure(tmp_path, sae, ids, cost=cost)

@@ -79,7 +79,7 @@ def test_rejects_a_device_without_float64(teacher_dir: Path, bridge: Any, monkey
         return real_empty(*size, dtype=dtype, **options)
 
     monkeypatch.setattr(torch, "empty", empty_on_mps)
-    for teacher, advice in ((teacher_dir, "set --device cpu"), (bridge, r'move the model with model.to\("cpu"\)')):
+    for teacher, advice in ((teacher_dir, 'set device="cpu"'), (bridge, r'move the model with model.to\("cpu"\)')):
         with pytest.raises(InputError, match=f"has no float64, which sums need; {advice}"):
             load_teacher(teacher)
 
@@ -232,7 +232,7 @@ def test_says_what_to_do_if_a_teacher_does_not_fit_into_memory(
         raise error
 
     monkeypatch.setattr("transformer_lens.model_bridge.TransformerBridge.boot_transformers", boot_transformers)
-    with pytest.raises(InputError, match=r"memory.*\); set --dtype bf16 or another --device, or give a smaller"):
+    with pytest.raises(InputError, match=r'memory.*\); set dtype="bf16" or another device=, or give a smaller'):
         load_teacher(teacher_dir)
 
 

@@ -157,6 +157,6 @@ def test_a_file_in_place_of_a_directory_is_named(tmp_path: Path) -> None:
 
 def test_advice_on_a_new_directory_is_that_of_its_command(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    for advice in ("name another directory with --out", "name another directory"):
+    for advice in ("name another directory with out=", "name another directory"):
         with pytest.raises(InputError, match=f"{advice}$"), atomic_directory(tmp_path / "file" / "new", advice):
             pass

@@ -9,7 +9,7 @@ from typing import ParamSpec
 import typer
 
 from tl_distill_floor.display.escaping import escape_control
-from tl_distill_floor.errors import InputError
+from tl_distill_floor.errors import InputError, options_of_command_line
 
 P = ParamSpec("P")
 FAILED, INTERRUPTED = 2, 130
@@ -20,6 +20,7 @@ def report_errors(command: Callable[P, None]) -> Callable[P, None]:
     """Wrap a command so that it reports an error in one sentence."""
 
     @functools.wraps(command)
+    @options_of_command_line()
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
         try:
             command(*args, **kwargs)

@@ -11,6 +11,7 @@ from rich.text import Text
 from tl_distill_floor.display.floor_tables import STILL_COMPUTED
 from tl_distill_floor.display.tables import plain_table, warning_lines
 from tl_distill_floor.display.units import LONG_UNIT, SHORT_UNIT, STUDENT_LOSS
+from tl_distill_floor.errors import name_options
 from tl_distill_floor.measuring.hooks import canonical_name, resid_post
 from tl_distill_floor.results.floor_prediction import FeatureFloorPrediction
 
@@ -139,7 +140,9 @@ def _reason_of_differences(floors: Sequence[FeatureFloorPrediction]) -> str:
         same = "the same" if (order == order[:, :1]).all() else "not the same"
         return f"The order of the SAEs by floor is {same} at every width. These differences are due to the SAEs."
     if floors[0].unit == "mse":
-        return "Squared errors at different layers cannot be compared; use --cost fisher to find the layer that binds."
+        return name_options(
+            "Squared errors at different layers cannot be compared; use --cost fisher to find the layer that binds."
+        )
     if n_points < len(floors):
         return (
             "These differences are due to the SAEs and to their hook points; compare one SAE of each hook point to find"

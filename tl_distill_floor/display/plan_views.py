@@ -11,6 +11,7 @@ from rich.text import Text
 from tl_distill_floor.display.figure_style import COLOURS, CYCLE, add_curve, apply_style, escape_markup
 from tl_distill_floor.display.tables import command_text, key_value_table, plain_table, warning_lines
 from tl_distill_floor.display.units import AXIS_UNIT, SHORT_UNIT, STUDENT_LOSS
+from tl_distill_floor.errors import name_options
 from tl_distill_floor.results.byte_sizes import format_bytes
 from tl_distill_floor.results.plan import Candidate, Pilots, Plan
 from tl_distill_floor.theory.regression import PredictedLoss
@@ -149,12 +150,12 @@ def _rule(plan: Plan) -> str:
     memory = None if limits.max_memory is None else format_bytes(limits.max_memory)
     given = {
         "--max-width": limits.max_width,
-        "--max-params": None if limits.max_params is None else f"{limits.max_params:,}",
+        "--max-params": limits.max_params,
         "--max-memory": memory,
         "--min-speedup": None if limits.min_speedup is None else f"{limits.min_speedup:g}",
         "--divisor": limits.divisor,
     }
-    others = ", ".join(f"{option} {limit}" for option, limit in given.items() if limit is not None)
+    others = name_options(", ".join(f"{option} {limit}" for option, limit in given.items() if limit is not None))
     if plan.rule == "narrowest":
         within = f", within {others}" if others else ""
         if plan.upper_bound is None:

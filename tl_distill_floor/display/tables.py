@@ -11,6 +11,8 @@ from rich.measure import Measurement
 from rich.table import Column, Table
 from rich.text import Text
 
+from tl_distill_floor.errors import name_options
+
 GAP = 2
 """Spaces between two columns."""
 FOLDED = 16
@@ -116,7 +118,7 @@ def command_text(text: str, style: str = "") -> Text:
 
 def warning_lines(warnings: Iterable[str]) -> Group:
     """Return one yellow line per warning."""
-    return Group(*(Text(f"! {warning}", style="yellow") for warning in warnings))
+    return Group(*(Text(f"! {name_options(warning)}", style="yellow") for warning in warnings))
 
 
 def format_share(share: float) -> str:

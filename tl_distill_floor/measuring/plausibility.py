@@ -38,7 +38,7 @@ def check_plausible(sums: FeatureSums, attached: AttachedSae) -> None:
     if reasons and sums.n_tokens >= TOKENS_TO_CHECK:
         raise InputError(
             f"the SAE {attached.source.name} does not fit the activations at {attached.hook_name}:"
-            f" {'; '.join(reasons)}; {CAUSES}; name another SAE with --sae, or add --force (force=True) to go on"
+            f" {'; '.join(reasons)}; {CAUSES}; name another SAE with --sae, or add --force to go on"
         )
 
 

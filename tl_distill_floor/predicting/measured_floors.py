@@ -25,7 +25,7 @@ from tl_distill_floor.theory.allocation import rank_by_cost, remaining_costs
 from tl_distill_floor.theory.floors import held_ranks
 
 HALF_PRECISION_WARNING = (
-    "the teacher's logits are rounded to half precision: losses of some 1e-4 nats are rounding; use --dtype fp32"
+    "the teacher's logits are rounded to half precision: losses of some 1e-4 nats are rounding; run it in fp32"
 )
 SEQUENCES_PER_MEASURED_TWICE = 4
 """Held-out sequences of which one is run with the students of half of the training, too."""

@@ -92,4 +92,4 @@ class SparseProbeConfig:
 def _check_bottleneck_steps(steps: int) -> None:
     """Raise an InputError unless bottleneck students are trained for 0 steps, or for enough to extrapolate from."""
     if steps < 0 or steps == 1:
-        raise InputError(f"the steps must be 0 or at least 2, got {steps}; set --steps")
+        raise InputError(f"the steps of the bottleneck students must be 0 or at least 2, got {steps}")

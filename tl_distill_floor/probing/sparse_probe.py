@@ -90,8 +90,8 @@ def sparse_probe(
     floor, config = floor.with_features(), config or SparseProbeConfig()
     if config.k > floor.n_features:
         raise InputError(
-            f"a probe cannot read {config.k:,} features, since only {floor.n_features:,} are alive; set --sparse to at"
-            f" most {floor.n_features:,}"
+            f"a probe cannot read {config.k:,} features, since only {floor.n_features:,} are alive; set --sparse"
+            f" {floor.n_features} or less"
         )
     inputs = load_run_inputs(
         floor,

@@ -130,7 +130,7 @@ def columns_of_run(log: TrainingLog, loss: str, tokens: str | None) -> TrainingL
     names = [name for name in log.columns if _run_of(name) in ("", _run_of(loss))]
     if tokens in log.columns and tokens not in names:
         raise InputError(
-            f"{tokens!r} is of another run than the loss {loss!r}; set --tokens to a column of the same run"
+            f"{tokens!r} is of another run than the loss {loss!r}; set --tokens COLUMN to one of the same run"
         )
     rows = tuple(
         {name: row[name] for name in names if name in row and (name == loss or math.isfinite(row[name]))}
@@ -152,10 +152,10 @@ def token_column(log: TrainingLog, tokens: str | None, loss_rows: Sequence[Row])
         InputError: there is no column of that name, or several columns count tokens and do not agree.
     """
     if tokens is not None:
-        return _column_named(log, tokens, "--tokens")
+        return _column_named(log, tokens, "--tokens COLUMN")
     names = [name for name in log.columns if _last_part(name) in TOKEN_NAMES]
     if not all(_agree(log, first, second) for first, second in combinations(names, 2)):
-        raise InputError(f"{log.file} counts tokens in several columns; name one with --tokens: {listed(names)}")
+        raise InputError(f"{log.file} counts tokens in several columns; name one with --tokens COLUMN: {listed(names)}")
     return max(names, key=lambda name: (_count(loss_rows, name), _count(log.rows, name)), default=None)
 
 
@@ -249,9 +249,9 @@ def _column_named(log: TrainingLog, name: str, option: str) -> str:
     matches = [column for column in log.columns if column.endswith(f"{RUN_SEPARATOR}{name}")]
     matches = [name] if name in log.columns else matches
     if not matches:
-        raise InputError(f"{log.file} has no column {name!r} of numbers; set {option} to one of {listed(log.columns)}")
+        raise InputError(f"{log.file} has no column {name!r} of numbers; name one with {option}: {listed(log.columns)}")
     if len(matches) > 1:
-        raise InputError(f"{log.file} has {name!r} of several runs; set {option} to one of {listed(matches)}")
+        raise InputError(f"{log.file} has {name!r} of several runs; name one with {option}: {listed(matches)}")
     return matches[0]
 
 

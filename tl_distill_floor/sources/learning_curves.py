@@ -221,7 +221,7 @@ class _Positions:
             raise InputError(f"{log.file} counts tokens in {counted!r}; leave out --tokens-per-step")
         if counted is None and step is None:
             raise InputError(
-                f"no column of {log.file} counts tokens or steps; name one with --tokens: {listed(log.columns)}"
+                f"no column of {log.file} counts tokens or steps; name one with --tokens COLUMN: {listed(log.columns)}"
             )
         if counted is None and tokens_per_step is None:
             raise InputError(

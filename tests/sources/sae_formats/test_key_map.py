@@ -111,7 +111,7 @@ def test_format_of_a_saelens_sae_is_refused(tmp_path):
     sae = tiny_sae()
     sae.save_model(tmp_path / "sae")
     for spec in (sae, tmp_path / "sae"):
-        assert "leave out --sae-format" in refusal(spec, sae_format="sparsify")
+        assert "leave out load_sae's sae_format=" in refusal(spec, sae_format="sparsify")
     assert load_sae(tmp_path / "sae", sae_format="saelens").sae.cfg.d_sae == D_SAE
 
 

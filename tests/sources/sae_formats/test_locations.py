@@ -108,7 +108,7 @@ def test_a_directory_of_several_saes_needs_a_layer(tmp_path, state):
         save_tensors(tmp_path / state_of_training, {"step": torch.zeros(3)})
     assert load_sae(tmp_path, layer=12).hook_name == "blocks.12.hook_resid_post"
     message = refusal(tmp_path)
-    assert "has 2 SAEs, give one of them with --sae or a layer with --layer" in message
+    assert "has 2 SAEs, give one of them with sae= or a layer with layer=" in message
     assert str(tmp_path / "layers.3" / "sae.safetensors") in message
 
 

@@ -186,8 +186,8 @@ def _checked_width(curve: LearningCurve, head: HeadFloor, width: int | None) -> 
     is_of_teacher = bool(curve.width_file) and curve.width == head.d_model
     if width is None and is_of_teacher:
         raise InputError(
-            f"{curve.width_file} has the teacher's width, {head.d_model}, so it may be the teacher's; set --width to"
-            " that of the student"
+            f"{curve.width_file} has the teacher's width, {head.d_model}, so it may be the teacher's; give that of"
+            " the student with --width"
         )
     if width is None and curve.width is None:
         raise InputError(f"{curve.name} does not say how wide the student is; set --width")

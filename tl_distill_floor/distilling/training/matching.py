@@ -122,8 +122,8 @@ def kept_reconstruction(floor: FloorPrediction, sae: SaeModule, width: int) -> K
     measured_with = stats.settings.get("sae")
     if measured_with is not None and measured_with != sae_digest(sae):
         raise InputError(
-            f"the prediction was measured with {stats.sae_name}, and this SAE has other weights; set --sae to"
-            f" {stats.sae_name}"
+            f"the prediction was measured with {stats.sae_name}, and this SAE has other weights; name that"
+            " one with --sae"
         )
     return KeptReconstruction(sae, floor.kept(width), stats.error_weight)
 

@@ -26,8 +26,8 @@ def overlap_warnings(train: Int[Tensor, "train position"], heldout: Int[Tensor, 
     if share < LEAST_OVERLAP:
         return ()
     return (
-        f"{share:.0%} of the held-out text is also in the training text, so its losses are too low; give other text"
-        " with --heldout",
+        f"{share:.0%} of the held-out text is also in the training text, so its losses are too low; give other"
+        " held-out text",
     )
 
 

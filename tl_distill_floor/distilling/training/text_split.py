@@ -109,7 +109,7 @@ def read_text_split(
             )
     if len(train_ids) < config.batch_size:
         least = config.batch_size * stream.context_size
-        more = "give more text" if config.n_tokens >= least else f"set --tokens to at least {least}"
+        more = "give more text" if config.n_tokens >= least else f"set --tokens {least} or more"
         raise InputError(
             f"{len(train_ids)} training sequences of {stream.context_size} tokens were read from {stream.text.name},"
             f" fewer than a batch of {config.batch_size}; {more}, or a smaller --batch-size"
