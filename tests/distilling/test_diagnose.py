@@ -26,6 +26,7 @@ from tl_distill_floor import (
 from tl_distill_floor.theory.regression import fit_line
 
 TOKENS = np.geomspace(2e4, 1e6, 24)
+BETWEEN = "of them between 10 % and 80 % of its tokens, over a factor of"
 HEAD = made_head(expected=0.3, bound=0.1)
 
 
@@ -122,8 +123,24 @@ def test_warns_of_a_loss_that_is_below_the_interval_of_trained_students() -> Non
 @pytest.mark.parametrize(
     ("tokens", "losses", "reason"),
     [
-        ((1e5, 5e5, 1e6), (0.9, 0.5, 0.4), "the curve has 3 points over a factor of 10 in tokens"),
-        (TOKENS[-7:], [0.5] * 7, "the curve has 7 points over a factor of 2.77"),
+        (
+            (1e5, 5e5, 1e6),
+            (0.9, 0.5, 0.4),
+            f"the curve has 3 points, 2 {BETWEEN} 5 in tokens; at least 6 are needed there",
+        ),
+        (TOKENS[-7:], [0.5] * 7, f"the curve has 7 points, 5 {BETWEEN} 1.97 in tokens"),
+        # Of 200 averaged points, evenly spaced in the logarithm, ln 1.6 / ln 2 are below 80 %.
+        (
+            np.linspace(5e5, 1e6, 1000),
+            np.linspace(0.9, 0.5, 1000),
+            f"the curve has 200 averaged points, 135 {BETWEEN} 1.59",
+        ),
+        # There is no factor between the tokens of one point.
+        (
+            (5e5, 1e6),
+            (0.5, 0.4),
+            "the curve has 2 points, 1 of them between 10 % and 80 % of its tokens; at least 6 are",
+        ),
         (
             TOKENS,
             [*np.linspace(0.9, 0.4, 12), *np.linspace(0.41, 0.6, 12)],
@@ -150,7 +167,7 @@ def test_at_most_is_the_lower_end_of_the_interval() -> None:
 
 
 def test_says_that_points_count_by_the_learning_rate_before_them() -> None:
-    """Of ten points under a cosine only five are below 80 % of the sum of the rates."""
+    """Of ten points under a cosine only four are below 80 % of the sum of the rates."""
     share = np.arange(1, 11) / 10
     rates = (1 + np.cos(np.pi * share)) / 2
     losses = 0.5 + 0.1 * share**-0.5
@@ -158,6 +175,7 @@ def test_says_that_points_count_by_the_learning_rate_before_them() -> None:
                           learning_rates=tuple(rates.tolist()))  # fmt: skip
     diagnosed = diagnose(curve, made_head(0.5, 0.1))
     assert diagnosed.verdict == "not known"
+    assert diagnosed.reason.startswith(f"the curve has 10 points, 4 {BETWEEN} 3.58")
     assert diagnosed.reason.endswith("over a factor of 3, where tokens count by their learning rate")
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from jaxtyping import Float64
+from jaxtyping import Bool, Float64
 from scipy.special import log_ndtr
 from scipy.stats import t as student_t
 
@@ -129,7 +129,7 @@ def remaining_loss(
     """
     n, losses = (np.asarray(values, dtype=np.float64) for values in (n_tokens, loss))
     share, last = n / n[-1], float(losses[-1])
-    used = (share >= WARM_UP_SHARE) & (share <= DECAY_START)
+    used = is_fitted(n)
     most = last - bound
     if used.sum() < MIN_POINTS or share[used][-1] < MIN_SPAN * share[used][0] or most <= 0:
         return None
@@ -154,6 +154,16 @@ def remaining_loss(
     half_factor = float(np.interp(0.5, np.cumsum(weight.ravel()[order]), factors[order]))
     noise = math.sqrt(noise_variance)
     return RemainingLoss(amplitudes / last, np.array(cumulative), half_factor, noise, degrees_of_freedom)
+
+
+def is_fitted(n_tokens: Float64[np.ndarray, " point"]) -> Bool[np.ndarray, " point"]:
+    """Return which points are neither in the warm-up, the first tenth of the tokens, nor after 80 % of them.
+
+    Args:
+        n_tokens: tokens trained on, rising, above 0.
+    """
+    share = n_tokens / n_tokens[-1]
+    return (share >= WARM_UP_SHARE) & (share <= DECAY_START)
 
 
 def average_in_bins(

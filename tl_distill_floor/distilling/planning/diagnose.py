@@ -26,6 +26,7 @@ from tl_distill_floor.theory.remaining_loss import (
     MIN_SPAN,
     RemainingLoss,
     average_in_bins,
+    is_fitted,
     remaining_loss,
 )
 
@@ -143,11 +144,8 @@ def _end_of(curve: LearningCurve, losses: Float64[np.ndarray, " point"], bound: 
     reached = float(losses[-1])
     if reached <= ROUNDING or has_diverged(losses):
         return None
-    tokens: np.ndarray = np.array(curve.tokens)
-    rates = None if curve.learning_rates is None else np.array(curve.learning_rates)
-    if rates is not None:
-        tokens = tokens_by_rate(tokens, rates)
-        rates = average_in_bins(tokens, rates)[1]
+    tokens = _fitted_tokens(curve)
+    rates = None if curve.learning_rates is None else average_in_bins(tokens, np.array(curve.learning_rates))[1]
     left = remaining_loss(*average_in_bins(tokens, np.array(curve.losses)), bound, rates)
     if left is None:
         return None
@@ -156,6 +154,12 @@ def _end_of(curve: LearningCurve, losses: Float64[np.ndarray, " point"], bound: 
     interval, last = (max(reached * low, bound), reached * high), float(tokens[-1])
     most_left = max(1.0 - interval[0] / reached, 0.0)
     return _End(reached * share, interval, most_left, left, (left.half_factor - 1.0) * last, last)
+
+
+def _fitted_tokens(curve: LearningCurve) -> Float64[np.ndarray, " point"]:
+    """Return the tokens of each point to which a curve is fitted: by their learning rate, if it is known."""
+    tokens = np.array(curve.tokens)
+    return tokens if curve.learning_rates is None else tokens_by_rate(tokens, np.array(curve.learning_rates))
 
 
 def _loaded(curve: str | Path | LearningCurve | StudentResult) -> LearningCurve:
@@ -275,9 +279,13 @@ def _why_not_known(
         )
     if losses[-1] <= least:
         return "the loss is the least that the bound allows, so nothing is left to gain"
+    fitted = average_in_bins(_fitted_tokens(curve), np.array(curve.losses))[0]
+    fitted = fitted[is_fitted(fitted)]
+    span = f", over a factor of {fitted[-1] / fitted[0]:.3g} in tokens" if len(fitted) > 1 else ""
+    points = "points" if len(losses) == len(curve.losses) else "averaged points"
     return (
-        f"the curve has {len(losses)} points over a factor of {tokens[-1] / tokens[0]:.3g} in tokens; at least"
-        f" {MIN_POINTS} points between 10 % and 80 % of the tokens are needed, over a factor of {MIN_SPAN:g}"
+        f"the curve has {len(losses)} {points}, {len(fitted)} of them between 10 % and 80 % of its tokens{span}; at"
+        f" least {MIN_POINTS} are needed there, over a factor of {MIN_SPAN:g}"
         + ("" if curve.learning_rates is None else ", where tokens count by their learning rate")
     )
 
