@@ -99,11 +99,18 @@ def test_activations_may_be_left_out_of_the_comparison(stats: FeatureStats, teac
 def test_a_model_of_another_size_is_refused(stats: FeatureStats, tokenizer: Any, tmp_path: Path) -> None:
     for family, options in (("Llama", {}), ("GPT2", {"head": "LMHeadModel", "max_position_embeddings": 8})):
         other = load_teacher(save_family(tmp_path / family, tokenizer, family, **options))  # type: ignore[arg-type]
-        with pytest.raises(InputError, match="made with other weights of the teacher"):
+        with pytest.raises(InputError, match=r"made with other weights of the teacher .* \(they cannot be compared on"):
             check_measured_teacher(stats, other)
     assert stats.fingerprint is not None
     larger = dataclasses.replace(stats.fingerprint, tokens=stats.fingerprint.tokens + VOCABULARY)
-    assert compare_with_fingerprint(larger, load_teacher(stats.model_name).model, HOOK) == (np.inf, False)
+    difference, may_be_rounding = compare_with_fingerprint(larger, load_teacher(stats.model_name).model, HOOK)
+    assert np.isnan(difference)
+    assert not may_be_rounding
+
+
+def test_outputs_that_are_not_numbers_are_another_teacher(stats: FeatureStats, teacher_dir: Path) -> None:
+    with pytest.raises(InputError, match=r"its log-probabilities are infinite or not a number in one of the two\)"):
+        check_outputs(stats, scaled(teacher_dir, "gpt_neox.final_layer_norm", float("nan")))
 
 
 def test_rounding_in_half_precision_gives_a_warning(
@@ -227,6 +234,11 @@ def test_students_of_another_teacher_of_the_same_name_are_not_used(
     for use in (lambda: calibrate(floor, students), lambda: diagnose(students[0], floor)):
         with pytest.raises(InputError, match=message):
             use()
+    assert stats.fingerprint is not None
+    other_ids = dataclasses.replace(stats.fingerprint, ids=stats.fingerprint.ids + 1)
+    dataclasses.replace(stats, fingerprint=other_ids).save(tmp_path / "before")
+    with pytest.raises(InputError, match="they cannot be compared on the same tokens, since their vocabularies,"):
+        calibrate(floor, students)
     parts = load_run_parts(tmp_path / "now", students=tmp_path / "before")
     assert parts.students == ()
     assert "have other weights of the teacher" in parts.unreadable[0]

@@ -48,15 +48,15 @@ def compare_with_fingerprint(
 
     Returns:
         The difference as a share of the standard deviation, see `relative_difference`: that of the activations or of
-        the log-probabilities, whichever is larger; infinity if the teacher cannot read the token ids. 0 if the
-        fingerprint has a value that is not a number.
+        the log-probabilities, whichever is larger. 0 if the fingerprint has a value that is not a number; NaN if
+        the two cannot be compared, since their vocabularies, contexts or activations have other sizes.
 
     Raises:
         InputError: the model has no such hook point.
     """
     longest = max(fingerprint.ids.max(initial=0), fingerprint.tokens.max(initial=0))
     if longest >= int(model.cfg.d_vocab) or cut_to_context(len(fingerprint.ids), model) < len(fingerprint.ids):
-        return np.inf, False
+        return np.nan, False
     computed = _computed(model, None if outputs_only else hook_name, fingerprint.ids, fingerprint.tokens)
     return compare_fingerprints(fingerprint, computed, outputs_only=outputs_only)
 
@@ -66,7 +66,9 @@ def compare_fingerprints(
 ) -> tuple[float, bool]:
     """Return how far two fingerprints are apart, and whether this may be rounding; see `compare_with_fingerprint`."""
     if not (np.array_equal(expected.ids, computed.ids) and np.array_equal(expected.tokens, computed.tokens)):
-        return np.inf, False
+        return np.nan, False
+    if not outputs_only and expected.activation.shape != computed.activation.shape:
+        return np.nan, False
     difference = _difference(expected.log_prob, computed.log_prob)
     if not outputs_only:
         difference = max(difference, _difference(expected.activation, computed.activation))
@@ -102,8 +104,6 @@ def _as_float32(values: Tensor) -> np.ndarray:
 
 def _difference(expected: np.ndarray, computed: np.ndarray) -> float:
     """Return how far values are apart, as a share of their standard deviation."""
-    if expected.shape != computed.shape:
-        return np.inf
     if not expected.size or np.isnan(expected).any():
         return 0.0
     return relative_difference(torch.from_numpy(expected), torch.from_numpy(computed))

@@ -1,5 +1,6 @@
 """Load again the teacher and the SAE that statistics were measured with."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeAlias
@@ -18,6 +19,8 @@ from tl_distill_floor.sources.teacher import Teacher
 from tl_distill_floor.sources.teacher_checks import TOLERANCE
 from tl_distill_floor.sources.teachers import load_teacher
 
+LOG_PROBABILITIES = "log-probabilities"
+"""What is compared of two teachers, in messages."""
 Measured: TypeAlias = FloorPrediction | FeatureStats | HeadFloor
 """What names the teacher that was measured, and holds its fingerprint."""
 
@@ -133,9 +136,9 @@ def check_teacher_of_students(floor: FloorPrediction, students: Sequence[Student
         difference, is_same = compare_fingerprints(expected, fingerprint, outputs_only=True)
         if not is_same:
             raise InputError(
-                f"the students in {run} have other weights of the teacher {floor.model_name} than the prediction: on"
-                f" the same tokens its log-probabilities differ by {difference:.2g} of their standard deviation; give"
-                " students of the teacher that was measured, or measure it again"
+                f"the students in {run} have other weights of the teacher {floor.model_name} than the prediction:"
+                f" {_apart(difference, LOG_PROBABILITIES)}; give students of the teacher that was measured, or measure"
+                " it again"
             )
 
 
@@ -168,8 +171,8 @@ def _check(
     difference, may_be_rounding = compare_with_fingerprint(
         fingerprint, teacher.model, hook_name, outputs_only=hook_name is None
     )
-    compared = "log-probabilities" if hook_name is None else f"activations at {hook_name} or its log-probabilities"
-    apart = f"on the same tokens its {compared} differ by {difference:.2g} of their standard deviation"
+    compared = LOG_PROBABILITIES if hook_name is None else f"activations at {hook_name} or its {LOG_PROBABILITIES}"
+    apart = _apart(difference, compared)
     if not may_be_rounding:
         raise InputError(
             f"the prediction was made with other weights of the teacher {measured_name} than those of {teacher.name}"
@@ -178,6 +181,18 @@ def _check(
     if difference <= TOLERANCE:
         return ()
     return (f"whether the teacher is the one that was measured is not known: {apart}, which rounding can explain",)
+
+
+def _apart(difference: float, compared: str) -> str:
+    """Return how far two teachers are apart; `difference` is that of `compare_with_fingerprint`."""
+    if math.isnan(difference):
+        return (
+            "they cannot be compared on the same tokens, since their vocabularies, contexts or activations have other"
+            " sizes"
+        )
+    if math.isinf(difference):
+        return f"on the same tokens its {compared} are infinite or not a number in one of the two"
+    return f"on the same tokens its {compared} differ by {difference:.2g} of their standard deviation"
 
 
 def measured_dtype(stats: FeatureStats) -> Dtype:
