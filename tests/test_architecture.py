@@ -1,6 +1,7 @@
 """The subpackages import each other in one order only, and importing the package loads no heavy library."""
 
 import ast
+import re
 import subprocess
 import sys
 from graphlib import CycleError, TopologicalSorter
@@ -172,3 +173,11 @@ def test_types_are_checked_in_the_tests() -> None:
         resid_post("1")
     with pytest.raises(jaxtyping.TypeCheckError, match="activation"):
         check_finite(torch.ones(2, dtype=torch.int64), resid_post(1))
+
+
+def test_held_out_text_has_one_spelling() -> None:
+    """That of `distill(heldout=...)`. Only the field of `Simulation` has another one, which files hold."""
+    names = {name for file in DIRECTORY.rglob("*.py") for name in re.findall(r"\w*held_out\w*", file.read_text(), re.I)}
+    assert names == {"held_out_sequences"}
+    files = [file for file in DIRECTORY.rglob("*.py") if "held_out_sequences" in file.read_text()]
+    assert {file.stem for file in files} == {"simulation", "checks"}

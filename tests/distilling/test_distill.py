@@ -266,7 +266,7 @@ def test_a_student_stops_when_its_curve_has_saturated_and_others_continue(
     assert fitted == [*narrow.losses, *wide.losses]
 
 
-def test_a_process_without_held_out_sequences_runs_none(
+def test_a_process_without_heldout_sequences_runs_none(
     ids: torch.Tensor, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As the second of two processes has with one held-out sequence. Llama cannot run a batch of no sequence."""

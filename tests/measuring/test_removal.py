@@ -21,7 +21,7 @@ from tl_distill_floor.measuring.config import LoadConfig
 from tl_distill_floor.measuring.job import prepare_job
 from tl_distill_floor.measuring.removal import _select_sequences, measure_restored_loss, measure_tail_loss
 from tl_distill_floor.measuring.rerun import ALL_POSITIONS, Positions
-from tl_distill_floor.predicting.bottleneck_task import held_out_sequences
+from tl_distill_floor.predicting.bottleneck_task import heldout_sequences
 from tl_distill_floor.predicting.simulation import train_if_possible
 from tl_distill_floor.results.tail_loss import TailLoss, effective_number, rank_grid, ratio_standard_error
 from tl_distill_floor.theory.bootstrap import Z_95
@@ -223,7 +223,7 @@ def test_prediction_in_nats_uses_measured_losses(bridge: Any, sae: Any, ids: Ten
     assert floor.tail is not None
     assert floor.simulation is not None
     stats = measure(bridge, sae, ids)
-    assert floor.tail.sequences.tolist() == held_out_sequences(stats).tolist()
+    assert floor.tail.sequences.tolist() == heldout_sequences(stats).tolist()
     additive = floor_from_stats(stats, [2, 8], steps=0)
     assert floor.additive.tolist() == additive.theorem.tolist()
     np.testing.assert_allclose(floor.theorem, floor.tail.loss_of_cost(additive.theorem))
@@ -289,7 +289,7 @@ def test_what_the_second_half_of_the_training_gains_is_subtracted_once_more(brid
     floor = predict_floor(bridge, sae, ids, widths=[2, 8], steps=20, head=False)
     trained, _ = train_if_possible(floor.stats, np.array([2, 8]), steps=20)
     assert trained is not None
-    job, sequences = prepare_job(bridge, [sae], ids), held_out_sequences(floor.stats, 0)
+    job, sequences = prepare_job(bridge, [sae], ids), heldout_sequences(floor.stats, 0)
     longer, n_tokens = measure_restored_loss(job, trained.restore_functions(), sequences)
     shorter, _ = measure_restored_loss(job, trained.restore_functions(after_half=True), sequences[::4])
     reached = longer.sum(1) / n_tokens.sum()

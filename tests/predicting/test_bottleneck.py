@@ -234,7 +234,7 @@ def codes_loss(lost: list[float], cost: list[float]) -> CodesLoss:
 
 def test_floor_is_between_half_of_the_longer_loss_and_the_shorter_loss() -> None:
     task = BottleneckTask.from_stats(stats_with(some_codes(60)), np.ones(N, dtype=bool), 0, "cpu")
-    n = task.held_out.n_tokens
+    n = task.heldout.n_tokens
     model = Bottleneck(torch.zeros(N, 1), torch.zeros(N))
 
     def extrapolated(shorter: float, longer: float) -> float:
@@ -278,12 +278,12 @@ def test_a_range_of_a_batch_is_the_batch_of_its_tokens() -> None:
     assert (part.n_tokens, len(part.token_weight)) == (4, 4)
 
 
-def test_held_out_sequences_are_complete_and_not_trained_on() -> None:
+def test_heldout_sequences_are_complete_and_not_trained_on() -> None:
     sequence = np.repeat(np.arange(30), 20)
     task = BottleneckTask.from_stats(stats_with(some_codes(600), sequence), np.ones(N, dtype=bool), 0, "cpu")
-    assert len(np.unique(task.held_out.sequence)) == 5  # a sixth
-    assert not set(task.held_out.sequence) & set(task.training.sequence)
-    assert task.held_out.n_tokens + task.training.n_tokens == 600
+    assert len(np.unique(task.heldout.sequence)) == 5  # a sixth
+    assert not set(task.heldout.sequence) & set(task.training.sequence)
+    assert task.heldout.n_tokens + task.training.n_tokens == 600
 
 
 def test_features_below_min_count_are_left_out() -> None:

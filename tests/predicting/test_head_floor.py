@@ -141,7 +141,7 @@ def test_half_precision_does_not_round_large_common_logits() -> None:
         assert float((rounded - exact).norm()) < 0.05 * float(exact.norm()), name
 
 
-def test_held_out_tokens_are_spread_over_many_sequences(bridge: Any, ids: Tensor) -> None:
+def test_heldout_tokens_are_spread_over_many_sequences(bridge: Any, ids: Tensor) -> None:
     stream = open_token_stream(load_teacher(bridge), ids, CONTEXT, 8)
     tokens = read_head_tokens(stream, ids.numel(), n_train_tokens=10 * CONTEXT, n_heldout_tokens=20)
     assert 9 * CONTEXT < len(tokens.train) <= 10 * CONTEXT

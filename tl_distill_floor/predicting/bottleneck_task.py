@@ -20,7 +20,7 @@ from tl_distill_floor.results.codes import Codes
 from tl_distill_floor.results.feature_stats import FeatureStats
 from tl_distill_floor.results.tail_loss import effective_number, ratio_standard_error
 
-HELD_OUT_SHARE, MAX_HELD_OUT_TOKENS, MIN_HELD_OUT_SEQUENCES = 1 / 6, 16_384, 2
+HELDOUT_SHARE, MAX_HELDOUT_TOKENS, MIN_HELDOUT_SEQUENCES = 1 / 6, 16_384, 2
 """Share of the sequences that are held out, their approximate number of tokens at most, and their least number."""
 MIN_RANDOM_SEQUENCES = 32
 """Sequences that are chosen at random, if there are so many, where none need be held out from a training."""
@@ -109,8 +109,8 @@ class BottleneckTask:
     """Summed cost of the alive features."""
     decoder_norm: Float64[np.ndarray, " alive"]
     training: Codes
-    held_out: Codes
-    held_out_sequences: float
+    heldout: Codes
+    heldout_sequences: float
     """Effective number of held-out sequences, see `effective_number`."""
     weight: Float[Tensor, " alive"]
     """Cost of a squared error."""
@@ -133,13 +133,13 @@ class BottleneckTask:
         alive = np.flatnonzero(is_alive)
         norm, square = stats.decoder_norm[alive], stats.sum_act_sq[alive]
         codes = _select_features(stats.codes, is_alive, stats.decoder_norm)
-        held_out = _held_out_tokens(codes.sequence, seed)
+        heldout = _heldout_tokens(codes.sequence, seed)
         weight = stats.error_weight[alive]
         amplitude = np.sqrt(square / np.maximum(stats.firing_count[alive], 1)) * norm
-        parts = codes.select_tokens(~held_out), codes.select_tokens(held_out)
+        parts = codes.select_tokens(~heldout), codes.select_tokens(heldout)
         entry_costs = [part.value.astype(np.float64) ** 2 * weight[part.feature] for part in parts]
-        n_held_out = len(np.unique(parts[1].sequence))
-        if n_held_out < MIN_HELD_OUT_SEQUENCES or not all(cost.sum() > 0 for cost in entry_costs):
+        n_heldout = len(np.unique(parts[1].sequence))
+        if n_heldout < MIN_HELDOUT_SEQUENCES or not all(cost.sum() > 0 for cost in entry_costs):
             raise InputError(
                 f"codes of {codes.n_tokens} tokens are too few to train on some and hold out others; measure more"
                 " tokens, or set the steps to 0"
@@ -175,7 +175,7 @@ class BottleneckTask:
                 steps=steps, batch_size=min(batch_size, self.training.n_tokens), seed=seed, counter=counter, rate=rate,
             )  # fmt: skip
             for width, pair in zip(remaining, models, strict=True):
-                shorter, longer = (self.loss(model, self.held_out) for model in pair)
+                shorter, longer = (self.loss(model, self.heldout) for model in pair)
                 if shorter.has_converged and longer.has_converged:
                     trained[width] = self._extrapolate(pair, shorter, longer)
         diverged = [width for width in widths if width not in trained]
@@ -188,14 +188,14 @@ class BottleneckTask:
     ) -> TrainedBottleneck:
         """Extrapolate the held-out loss of a student to the end of training, and measure its loss on training codes."""
         gain = shorter.lost_share - longer.lost_share
-        n_compared = max(self.held_out.n_tokens, MIN_COMPARED_TOKENS)
+        n_compared = max(self.heldout.n_tokens, MIN_COMPARED_TOKENS)
         compared = self.training.select_tokens(spread_at_random(n_compared, self.training.n_tokens).numpy())
-        sampling_error = longer.standard_error(self.held_out.sequence)
+        sampling_error = longer.standard_error(self.heldout.sequence)
         return TrainedBottleneck(
             floor=extrapolate_loss(shorter.lost_share, longer.lost_share) * self.total_cost,
             reached=longer.lost_share * self.total_cost,
             standard_error=math.hypot(sampling_error, EXTRAPOLATION_ERROR * gain) * self.total_cost,
-            lost_share=longer.lost_shares(np.bincount(self.held_out.feature, minlength=len(self.alive))),
+            lost_share=longer.lost_shares(np.bincount(self.heldout.feature, minlength=len(self.alive))),
             on_training_text=self.loss(models[1], compared).lost_share * self.total_cost,
             models=models,
         )
@@ -258,7 +258,7 @@ def extrapolate_loss(shorter: float, longer: float) -> float:
     return longer - min(gain, longer / 2.0) if gain > 0 else shorter
 
 
-def held_out_sequences(stats: FeatureStats, seed: int = 0) -> Int64[np.ndarray, " sequence"]:
+def heldout_sequences(stats: FeatureStats, seed: int = 0) -> Int64[np.ndarray, " sequence"]:
     """Return the numbers of the text's sequences that bottleneck students of a seed are not trained on.
 
     If the statistics have no codes, as many sequences are chosen at random, at least 32 if there are so many.
@@ -270,12 +270,12 @@ def held_out_sequences(stats: FeatureStats, seed: int = 0) -> Int64[np.ndarray, 
     Returns:
         Sequence numbers, counted from 0, in rising order.
     """
-    if stats.codes is not None and len(np.unique(stats.codes.sequence)) > MIN_HELD_OUT_SEQUENCES:
-        return np.unique(stats.codes.sequence[_held_out_tokens(stats.codes.sequence, seed)])
+    if stats.codes is not None and len(np.unique(stats.codes.sequence)) > MIN_HELDOUT_SEQUENCES:
+        return np.unique(stats.codes.sequence[_heldout_tokens(stats.codes.sequence, seed)])
     size = stats.settings["context_size"]
     n = max(1, (stats.n_tokens + stats.n_masked) // size)
-    most = max(MIN_HELD_OUT_SEQUENCES, MAX_HELD_OUT_TOKENS // size)
-    n_chosen = min(most, max(MIN_RANDOM_SEQUENCES, round(n * HELD_OUT_SHARE)))
+    most = max(MIN_HELDOUT_SEQUENCES, MAX_HELDOUT_TOKENS // size)
+    n_chosen = min(most, max(MIN_RANDOM_SEQUENCES, round(n * HELDOUT_SHARE)))
     return np.sort(np.random.default_rng(seed).permutation(n)[:n_chosen]).astype(np.int64)
 
 
@@ -291,9 +291,9 @@ def _select_features(
     return Codes(int(alive.sum()), n_before[codes.row_start], new_index[feature], value, codes.sequence)
 
 
-def _held_out_tokens(sequence: Int64[np.ndarray, " token"], seed: int) -> Bool[np.ndarray, " token"]:
+def _heldout_tokens(sequence: Int64[np.ndarray, " token"], seed: int) -> Bool[np.ndarray, " token"]:
     """Return which tokens are in the held-out sequences, chosen at random; at least two sequences are held out."""
     numbers = np.random.default_rng(seed).permutation(np.unique(sequence))
-    share = min(HELD_OUT_SHARE, MAX_HELD_OUT_TOKENS / max(len(sequence), 1))
-    held_out: np.ndarray = np.isin(sequence, numbers[: max(MIN_HELD_OUT_SEQUENCES, round(len(numbers) * share))])
-    return held_out
+    share = min(HELDOUT_SHARE, MAX_HELDOUT_TOKENS / max(len(sequence), 1))
+    heldout: np.ndarray = np.isin(sequence, numbers[: max(MIN_HELDOUT_SEQUENCES, round(len(numbers) * share))])
+    return heldout

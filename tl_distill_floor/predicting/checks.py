@@ -21,7 +21,7 @@ MAX_CORRELATION_OF_BLOCKS = 0.4
 """Correlation of neighbouring blocks of text above which a prediction warns: they could not be joined any further."""
 MIN_TRAINING_GAIN = 0.1
 """If the loss on training text is lower than the held-out loss by more than this share, a prediction warns."""
-MIN_HELD_OUT_SEQUENCES = 10
+MIN_HELDOUT_SEQUENCES = 10
 """Effective number of held-out sequences below which a prediction warns."""
 MAX_SIMULATED_RATIO = 1.1
 """Ratio of the simulated and the independent floor above which a prediction warns."""
@@ -171,15 +171,15 @@ def simulation_warnings(
             f"simulated is above independent at width {_join(simulation.widths[undertrained])}: its students were not"
             " trained long enough; raise the steps, or measure more tokens"
         )
-    held_out, on_training_text = simulation.reached.mean(1), simulation.on_training_text.mean(1)
-    ratio = np.divide(on_training_text, held_out, out=np.ones_like(held_out), where=held_out > 0)
+    heldout, on_training_text = simulation.reached.mean(1), simulation.on_training_text.mean(1)
+    ratio = np.divide(on_training_text, heldout, out=np.ones_like(heldout), where=heldout > 0)
     overfitted = ratio < 1.0 - MIN_TRAINING_GAIN
     if overfitted.any():
         warnings.append(
             f"simulated students of width {_join(simulation.widths[overfitted])} lost less on their training text"
             f" (down to {ratio.min():.0%} of the held-out loss): more tokens would lower simulated there"
         )
-    if simulation.held_out_sequences < MIN_HELD_OUT_SEQUENCES:
+    if simulation.held_out_sequences < MIN_HELDOUT_SEQUENCES:
         warnings.append(
             "the held-out cost is concentrated in few sequences (equivalent to"
             f" {simulation.held_out_sequences:.1f} of equal cost): simulated and its interval depend on them; measure"

@@ -155,8 +155,8 @@ def read_head_tokens(
     hidden, of_heldout, numbers = (torch.cat(columns) for columns in zip(*parts, strict=True))
     if not of_heldout.any() or of_heldout.all():
         raise InputError(f"{stream.text.name} has no tokens that count apart from special ones; give more text")
-    train, held_out = (torch.where(selected)[0] for selected in (~of_heldout, of_heldout))
-    kept = held_out[spread_at_random(n_heldout_tokens, len(held_out))]
+    train, heldout = (torch.where(selected)[0] for selected in (~of_heldout, of_heldout))
+    kept = heldout[spread_at_random(n_heldout_tokens, len(heldout))]
     return HeadTokens(head, hidden[train.to(hidden.device)], hidden[kept.to(hidden.device)], numbers[kept])
 
 

@@ -9,7 +9,7 @@ from jaxtyping import Int64
 from tl_distill_floor.annotations import ProgressCallback
 from tl_distill_floor.measuring.job import AttachedSae, MeasurementJob
 from tl_distill_floor.measuring.removal import measure_restored_loss, measure_tail_loss
-from tl_distill_floor.predicting.bottleneck_task import held_out_sequences
+from tl_distill_floor.predicting.bottleneck_task import heldout_sequences
 from tl_distill_floor.predicting.checks import check_alive
 from tl_distill_floor.predicting.config import PredictConfig
 from tl_distill_floor.predicting.floors import floor_from_stats, student_widths, widths_to_train
@@ -72,7 +72,7 @@ def predict_measured(
     if stats.cost_unit == "nats" and job.teacher is not None:
         if torch.finfo(next(job.model.parameters()).dtype).bits < 32:
             stats = dataclasses.replace(stats, warnings=(*stats.warnings, HALF_PRECISION_WARNING))
-        sequences = held_out_sequences(stats, predicting.seed)
+        sequences = heldout_sequences(stats, predicting.seed)
         with make_bar("sequences", "removing features") as progress:
             tail = _measure_tail(job, stats, sizes, predicting.min_count, sequences, progress)
         if trained is not None:

@@ -84,7 +84,7 @@ class TrainedBottlenecks:
             standard_error=self._column("standard_error"),
             lost_cost=lost_cost,
             on_training_text=self._column("on_training_text")[:, None],
-            held_out_sequences=float(self.task.held_out_sequences),
+            held_out_sequences=float(self.task.heldout_sequences),
             steps=self.steps,
             **({} if restored_loss is None else self._losses_in_nats(restored_loss)),
         )
