@@ -1,6 +1,7 @@
 """Test the application: help, version, errors, progress, and the parsing of options."""
 
 import math
+import re
 import shlex
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from tl_distill_floor.cli.options import default_run_directory
 from tl_distill_floor.cli.output import print_json, print_result
 from tl_distill_floor.cli.processes import is_first_process, local_device
 from tl_distill_floor.cli.progress import Bar, StagedProgress, progress_bar
+from tl_distill_floor.display.tables import key_value_table
 from tl_distill_floor.errors import options_of_command_line
 
 COMMANDS = (
@@ -226,6 +228,19 @@ def test_names_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) -> No
     print_result(Group(table, "runs/:heart:"), ":key: [bold]")
     output = capsys.readouterr().out
     assert [name in output for name in (":on:", "owner/data:on:train", "runs/:heart:", ":key: [bold]")] == [True] * 4
+
+
+def test_lines_do_not_end_with_spaces(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """rich fills up the lines of tables, and the last column of a row may be empty."""
+    table = key_value_table([("F", "2,002"), ("SAE", "tiny-prose-sae"), ("empty", "")], "title")
+    for terminal in ("", "1"):  # with colours, a space may be in front of an escape sequence
+        monkeypatch.setenv("FORCE_COLOR", terminal)
+        print_result(Group(table, Text(), "word " * 30), "Saved  ")
+        lines = re.sub(r"\x1b\[[\d;]*m", "", capsys.readouterr().out).split("\n")
+        assert lines[:5] == ["title", "F      2,002", "SAE    tiny-prose-sae", "empty", ""]
+        assert lines[-2:] == ["Saved", ""]
+        assert len(lines) == 9
+        assert [line for line in lines if line != line.rstrip()] == []
 
 
 def test_control_characters_of_names_do_not_reach_the_terminal(
