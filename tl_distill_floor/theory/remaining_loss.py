@@ -163,7 +163,8 @@ def is_fitted(n_tokens: Float64[np.ndarray, " point"]) -> Bool[np.ndarray, " poi
         n_tokens: tokens trained on, rising, above 0.
     """
     share = n_tokens / n_tokens[-1]
-    return (share >= WARM_UP_SHARE) & (share <= DECAY_START)
+    fitted: np.ndarray = (share >= WARM_UP_SHARE) & (share <= DECAY_START)
+    return fitted
 
 
 def average_in_bins(
