@@ -1,5 +1,6 @@
 """Tests of where the layers of a model are, and of models of text and images in a Trainer."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -104,3 +105,21 @@ def test_the_residual_stream_is_that_after_the_layer() -> None:
             model(ids)
         states = model(ids, output_hidden_states=True).hidden_states
     assert torch.equal(captured[0], states[1])
+
+
+def test_the_residual_stream_of_a_compiled_model_is_captured() -> None:
+    """`torch.compile` does not look for hooks that are added to a model after its first forward pass."""
+    model, captured = plain_model("Llama"), list[torch.Tensor]()
+    ids = torch.tensor([[5, 6, 7]])
+    compiled = torch.compile(model, backend="eager")
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # those of the compiler about the type checks of the tests
+        states = compiled(ids, output_hidden_states=True).hidden_states
+        compiled(ids)
+        for layer in (0, 1, 0):
+            with capture_residual_stream(model, layer, captured):
+                compiled(ids)
+    torch.testing.assert_close(captured[0], states[1])
+    assert len(captured) == 3
+    assert torch.equal(captured[0], captured[2])
+    assert "forward" not in vars(model.model.layers[0])

@@ -1,5 +1,6 @@
 """Settings of the caller's process change no result: torch's and NumPy's modes, the terminal, the home directory."""
 
+import copy
 import os
 import subprocess
 import sys
@@ -13,8 +14,18 @@ import numpy as np
 import pytest
 import torch
 
+from tests.helpers.measurements import load_as
 from tests.helpers.models import CONTEXT, VOCABULARY
-from tl_distill_floor import InputError, build_student, distill, load_sae, load_teacher, predict_floor, train_sae
+from tl_distill_floor import (
+    InputError,
+    build_student,
+    distill,
+    load_sae,
+    load_teacher,
+    measure,
+    predict_floor,
+    train_sae,
+)
 from tl_distill_floor.distilling.students import axis_maps
 from tl_distill_floor.predicting import toy
 from tl_distill_floor.sources.torch_state import neutral_torch_state
@@ -133,6 +144,32 @@ def test_a_prediction_does_not_depend_on_the_state(
     assert settings() == outside
     for number, expected in zip(numbers, baseline, strict=True):
         assert (number == expected).all()
+
+
+@pytest.mark.parametrize(
+    "compiled", ["HookedTransformer", "HookedTransformer in place", "TransformerBridge", "model in a bridge", "SAE"]
+)
+def test_compiled_models_are_measured_as_others(compiled: str, teacher_dir: Path, sae: Any, ids: torch.Tensor) -> None:
+    """`torch.compile` does not look for hooks that are added to a model after its first forward pass."""
+    name = compiled.split()[0] if compiled.startswith("Hooked") else "TransformerBridge"
+    model, own_sae = load_as(name, teacher_dir), copy.deepcopy(sae)
+    options: dict[str, Any] = {"cost": "ablation", "n_codes": 0, "force": True}
+    expected = measure(model, own_sae, ids[:8], **options)
+    compile_it = partial(torch.compile, backend="eager")
+    match compiled:
+        case "HookedTransformer" | "TransformerBridge":
+            model = compile_it(model)
+        case "HookedTransformer in place":
+            model.compile(backend="eager")
+        case "model in a bridge":
+            model.original_model = compile_it(model.original_model)
+        case "SAE":
+            own_sae = compile_it(own_sae)
+    with torch.no_grad():
+        model(ids[:8])
+    stats = measure(model, own_sae, ids[:8], **options)
+    np.testing.assert_array_equal(stats.firing_count, expected.firing_count)
+    np.testing.assert_allclose(stats.cost, expected.cost, rtol=1e-5, atol=1e-9)
 
 
 @pytest.fixture(scope="module")

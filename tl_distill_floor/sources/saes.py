@@ -39,7 +39,7 @@ from tl_distill_floor.sources.sae_formats.file_names import (
 )
 from tl_distill_floor.sources.sae_formats.hook_names import MODULE_NAME
 from tl_distill_floor.sources.sae_source import SaeSource, check_architecture, checked_source
-from tl_distill_floor.sources.torch_state import neutral_torch_state
+from tl_distill_floor.sources.torch_state import neutral_torch_state, without_compilation
 
 __all__ = ["SaeDtype", "SaeSource", "load_sae", "sae_digest"]
 OWN_READERS = ("llama_scope", "llama_scope_r1_distill")
@@ -326,6 +326,7 @@ def _from_memory(sae: object) -> SaeSource:
 
     from tl_distill_floor.sources.sae_formats.building import inference_form
 
+    sae = without_compilation(sae)
     if not isinstance(sae, sae_lens.SAE):
         raise InputError(
             f"the SAE is of type {type(sae).__name__}, expected a SAELens SAE; give one, a name such as"

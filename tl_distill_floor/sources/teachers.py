@@ -35,7 +35,7 @@ from tl_distill_floor.sources.packing import DEFAULT_CONTEXT_SIZE
 from tl_distill_floor.sources.process_memory import return_freed_memory
 from tl_distill_floor.sources.teacher import Teacher
 from tl_distill_floor.sources.teacher_checks import PlainModelLoader, check_against_plain, knows_text
-from tl_distill_floor.sources.torch_state import neutral_torch_state
+from tl_distill_floor.sources.torch_state import neutral_torch_state, without_compilation
 
 PROCESSING_OPTIONS = ("fold_ln", "center_writing_weights", "center_unembed", "fold_value_biases")
 """Options of TransformerLens that process the weights."""
@@ -95,6 +95,7 @@ def load_teacher(
     """
     if isinstance(model, Teacher):
         return model
+    model = without_compilation(model)
     if isinstance(model, HookedModel) and hasattr(model, "hook_dict"):
         check_device(str(device_of(model)), 'move the model with model.to("cpu")')
         if any(weight.is_meta for weight in model.parameters()):

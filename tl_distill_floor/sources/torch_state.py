@@ -1,12 +1,17 @@
 """One state of torch and NumPy in which everything is computed, whatever the caller has set."""
 
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import numpy as np
 
 from tl_distill_floor.sources.process_memory import keep_freed_memory
+
+COMPILER = "torch._dynamo"
+"""Module of `torch.compile`; as long as nothing has imported it, no model is compiled."""
 
 
 @contextmanager
@@ -14,8 +19,9 @@ def neutral_torch_state() -> Iterator[None]:
     """Compute as in a new Python process during the context, then restore the caller's settings.
 
     Neutral are: the default dtype and device, autocast, inference mode, grad mode, deterministic algorithms, the
-    precision of matrix products, and NumPy's treatment of floating-point errors. Each of them would change results, or
-    end a measurement with an error of torch. Freed memory stays in the process until the end, which saves time; see
+    precision of matrix products, NumPy's treatment of floating-point errors, and `torch.compile`, whose models do not
+    see new hooks and run as they were before. Each of them would change results, or end a measurement with an error of
+    torch. Freed memory stays in the process until the end, which saves time; see
     `keep_freed_memory`. Every public function that computes with torch enters this context, also as a decorator.
 
     Example:
@@ -41,6 +47,8 @@ def neutral_torch_state() -> Iterator[None]:
         for device_type in ("cpu", *_accelerators()):
             if torch.is_autocast_enabled(device_type):
                 stack.enter_context(torch.autocast(device_type, enabled=False))
+        if COMPILER in sys.modules:
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.set_grad_enabled(True))
         yield
@@ -76,6 +84,12 @@ def quiet_sparse() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Sparse", category=UserWarning)
         yield
+
+
+def without_compilation(model: Any) -> Any:
+    """Return the model that `torch.compile` has wrapped; any other object as it is."""
+    compiler = sys.modules.get(COMPILER)
+    return model._orig_mod if compiler and isinstance(model, compiler.OptimizedModule) else model
 
 
 def _accelerators() -> list[str]:

@@ -31,7 +31,7 @@ from tl_distill_floor.sources.devices import device_of
 from tl_distill_floor.sources.model_names import MODEL_CHOICES
 from tl_distill_floor.sources.teacher_checks import check_head
 from tl_distill_floor.sources.teachers import load_teacher
-from tl_distill_floor.sources.torch_state import neutral_torch_state
+from tl_distill_floor.sources.torch_state import neutral_torch_state, without_compilation
 
 if TYPE_CHECKING:
     TrainerTeacher: TypeAlias = TeacherLike | PreTrainedModel
@@ -62,6 +62,7 @@ class FrozenTeacher:
             raise InputError(
                 f"a DistillationTrainer needs a teacher; set teacher to a model in memory, {MODEL_CHOICES}"
             )
+        teacher = without_compilation(teacher)
         check_merged(teacher, "teacher")
         self.model: nn.Module
         """The teacher as it was given or loaded."""

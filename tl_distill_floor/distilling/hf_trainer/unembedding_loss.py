@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers.modeling_outputs import CausalLMOutput
 
-from tl_distill_floor.distilling.students.layers import capture_residual_stream
+from tl_distill_floor.distilling.students.layers import capture_residual_stream, replaced_forward
 from tl_distill_floor.errors import InputError
 
 HiddenStates: TypeAlias = Float[Tensor, "batch position width"]
@@ -78,18 +78,5 @@ def loss_at_unembedding(model: nn.Module, loss: UnembeddingLoss, layer: int | No
         stack.enter_context(capture_residual_stream(model, layer, matched))
         # Before the hook of FSDP, which has to see the output that is differentiated.
         stack.callback(model.register_forward_hook(return_loss, prepend=True).remove)
-        stack.enter_context(_replaced_forward(unembed, compute_loss))
+        stack.enter_context(replaced_forward(unembed, compute_loss))
         yield
-
-
-@contextmanager
-def _replaced_forward(module: nn.Module, forward: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """Replace the forward pass of one module during the context."""
-    own = vars(module).get("forward")  # set by libraries that have replaced it too
-    module.forward = forward
-    try:
-        yield
-    finally:
-        del module.forward
-        if own is not None:
-            module.forward = own

@@ -1,7 +1,7 @@
 """Find the layers of a model, and match the layers of a student with those of its teacher."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from torch import Tensor, nn
@@ -111,7 +111,11 @@ def capture_residual_stream(model: nn.Module, layer: int | None, captured: list[
         yield
         return
 
-    def capture(_module: nn.Module, _inputs: object, output: Tensor | tuple[Tensor, ...]) -> None:
+    module = layers_of(model)[layer]
+    forward = module.forward
+
+    def capture(*inputs: object, **options: object) -> Tensor | tuple[Tensor, ...]:
+        output: Tensor | tuple[Tensor, ...] = forward(*inputs, **options)
         stream = output if isinstance(output, Tensor) else output[0]
         if stream.ndim != 3:
             raise InputError(
@@ -119,9 +123,27 @@ def capture_residual_stream(model: nn.Module, layer: int | None, captured: list[
                 " matching compares [batch, position, width]; train without hook matching"
             )
         captured.append(stream)
+        return output
 
-    handle = layers_of(model)[layer].register_forward_hook(capture)
+    with replaced_forward(module, capture):
+        yield
+
+
+@contextmanager
+def replaced_forward(module: nn.Module, forward: Callable[..., object]) -> Iterator[None]:
+    """Replace the forward pass of one module during the context.
+
+    Unlike a hook, it is also seen by a model that was compiled before: `torch.compile` does not look for new hooks.
+
+    Args:
+        module: the module.
+        forward: what is called instead.
+    """
+    own = vars(module).get("forward")  # set by libraries that have replaced it too
+    module.forward = forward
     try:
         yield
     finally:
-        handle.remove()
+        del module.forward
+        if own is not None:
+            module.forward = own
