@@ -114,12 +114,12 @@ def test_the_residual_stream_of_a_compiled_model_is_captured() -> None:
     compiled = torch.compile(model, backend="eager")
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # those of the compiler about the type checks of the tests
-        states = compiled(ids, output_hidden_states=True).hidden_states
-        compiled(ids)
+        compiled(ids, use_cache=False)
         for layer in (0, 1, 0):
             with capture_residual_stream(model, layer, captured):
-                compiled(ids)
-    torch.testing.assert_close(captured[0], states[1])
+                compiled(ids, use_cache=False)
+        states = model(ids, output_hidden_states=True).hidden_states
     assert len(captured) == 3
+    torch.testing.assert_close(captured[0], states[1])
     assert torch.equal(captured[0], captured[2])
     assert "forward" not in vars(model.model.layers[0])
