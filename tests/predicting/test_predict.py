@@ -1,5 +1,6 @@
 """Tests of `predict_floor`: invalid options are rejected before anything is loaded; stages have progress bars."""
 
+import copy
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -144,6 +145,29 @@ def test_an_activation_of_another_width_is_not_the_students_width(
     assert ["has 48 dimensions, and the teacher 24" in "".join(f.warnings) for f in floors] == [True, False]
     floor.save(tmp_path)
     np.testing.assert_array_equal(FloorPrediction.load(tmp_path).expected, from_head)
+
+
+@pytest.mark.parametrize(
+    ("hook_name", "predictor"),
+    [
+        ("blocks.1.hook_mlp_out", "encoded"),
+        ("blocks.1.attn.hook_z", "encoded"),
+        ("blocks.2.hook_resid_pre", "encoded and simulated"),
+        ("blocks.1.hook_out", "encoded and simulated"),
+    ],
+)
+def test_trained_students_are_expected_to_lose_what_the_residual_stream_loses(
+    hook_name: str, predictor: str, bridge: Any, sae: Any, ids: Tensor
+) -> None:
+    """The fit of the expected loss is to simulated floors of the residual stream; others are much smaller."""
+    sae = copy.deepcopy(sae)
+    sae.cfg.metadata.hook_name = hook_name
+    floor = predict_floor(bridge, sae, ids, widths=[8, 16], steps=20, force=True)
+    assert floor.simulation is not None
+    assert floor.loss_predictor == predictor
+    from_head = FloorPrediction.from_head(floor.head_floor).expected_at(16)
+    assert (floor.expected_at(16) == from_head) == (predictor == "encoded")
+    assert any("is not the residual stream" in warning for warning in floor.warnings) == (predictor == "encoded")
 
 
 @pytest.mark.parametrize(("dtype", "is_rounded"), [(torch.float64, False), (torch.float16, True)])

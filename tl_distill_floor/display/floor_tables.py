@@ -12,7 +12,6 @@ from tl_distill_floor.display.head_views import SHOWN_LEVEL, calibration_sentenc
 from tl_distill_floor.display.measurement_views import format_l0
 from tl_distill_floor.display.tables import key_value_table, plain_table, warning_lines
 from tl_distill_floor.display.units import LONG_UNIT, SHORT_UNIT, STUDENT_LOSS
-from tl_distill_floor.results.expected_loss import LossPredictor
 from tl_distill_floor.results.floor_prediction import FeatureFloorPrediction
 from tl_distill_floor.sources.sae_directory import SaeEntry
 from tl_distill_floor.theory.bootstrap import Interval
@@ -105,8 +104,7 @@ def expected_sentences(floor: FeatureFloorPrediction) -> list[str]:
     """Return sentences about the expected loss and the bound; none if no loss is expected."""
     if floor.expected is None or floor.head is None:
         return []
-    predictor: LossPredictor = "encoded" if floor.simulation is None else "encoded and simulated"
-    sentences = [expected_sentence(predictor, floor.head), *calibration_sentences(floor)]
+    sentences = [expected_sentence(floor.loss_predictor, floor.head), *calibration_sentences(floor)]
     return [*sentences, "Bound is the head floor: the least that a student can lose, estimated from above."]
 
 

@@ -18,6 +18,7 @@ from tl_distill_floor.measuring.hooks import canonical_name, resid_post
 from tl_distill_floor.measuring.module_outputs import hook_point_of_module
 from tl_distill_floor.measuring.processing import loading_warnings
 from tl_distill_floor.measuring.token_stream import CachedActivationStream, TokenStream
+from tl_distill_floor.results.feature_stats import RESIDUAL_STREAM
 from tl_distill_floor.results.teacher_fingerprint import TeacherFingerprint
 from tl_distill_floor.sources.context_lengths import teacher_context
 from tl_distill_floor.sources.devices import check_device, main_device
@@ -156,6 +157,11 @@ class MeasurementJob:
                 f"{attached.hook_name} has {source.sae.cfg.d_in:,} dimensions, and the teacher {width:,}: a feature"
                 " floor is that of a bottleneck of so many dimensions there, not that of a student of this width, and"
                 " what trained students are expected to lose is not predicted from it"
+            )
+        elif teacher and self.settings.get("cost") != "energy" and not RESIDUAL_STREAM.fullmatch(attached.hook_name):
+            warnings.append(
+                f"{attached.hook_name} is not the residual stream, which a student narrows: what trained students are"
+                " expected to lose is not predicted from its features"
             )
         if source.context_size and self.stream.context_size > source.context_size:
             warnings.append(

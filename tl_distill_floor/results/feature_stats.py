@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -27,8 +28,8 @@ RECORDS = ("blocks", "codes", "contexts", "fingerprint")
 """Fields of `FeatureStats` that are records of arrays."""
 WARN_FVU = 0.5
 """Fraction of variance unexplained above which a measurement warns that the SAE may not fit."""
-
-
+RESIDUAL_STREAM = re.compile(r"blocks\.\d+\.hook_(in|out|resid_pre|resid_mid|resid_post)")
+"""Names of the hook points of the residual stream."""
 PRIOR_FIRINGS = 4
 """Tokens on which a feature must fire for its own costs to count as much as those of all features together."""
 
@@ -130,6 +131,11 @@ class FeatureStats(Displayable):
     def width(self) -> int:
         """Width of the teacher; that of its activation if it is not known."""
         return self.teacher_width or self.d_model
+
+    @property
+    def reads_residual_stream(self) -> bool:
+        """Whether the SAE reads the residual stream, which a student narrows, in all of the teacher's dimensions."""
+        return self.d_model == self.width and RESIDUAL_STREAM.fullmatch(self.hook_name) is not None
 
     @property
     def sums(self) -> FeatureSums:

@@ -9,7 +9,13 @@ from jaxtyping import Float64
 from tl_distill_floor.annotations import CostUnit, Predictor
 from tl_distill_floor.errors import InputError, check_choice
 from tl_distill_floor.results.calibration import Calibration
-from tl_distill_floor.results.expected_loss import expected_loss_at, expected_loss_fit, narrowest, upper_bound
+from tl_distill_floor.results.expected_loss import (
+    LossPredictor,
+    expected_loss_at,
+    expected_loss_fit,
+    narrowest,
+    upper_bound,
+)
 from tl_distill_floor.results.feature_floors import FeatureFloors
 from tl_distill_floor.results.feature_stats import FeatureStats
 from tl_distill_floor.results.head_floor import HEAD_ADVICE, HeadFloor
@@ -55,6 +61,13 @@ class StudentFloors(FeatureFloors):
         if self.head is None or not self._has_head_at(int(self.widths[0])):
             return None
         return np.array([self.head.floor_at(int(width)) for width in self.widths])
+
+    @property
+    def loss_predictor(self) -> LossPredictor:
+        """What `expected` is computed from. The fit is to simulated floors of the residual stream: those of another
+        activation are not those of students as wide."""
+        has_simulated = self.simulation is not None and self.stats is not None and self.stats.reads_residual_stream
+        return "encoded and simulated" if has_simulated else "encoded"
 
     @cached_property
     def expected(self) -> Float64[np.ndarray, " width"] | None:
@@ -145,12 +158,11 @@ class StudentFloors(FeatureFloors):
         if float(width) >= head.d_model:  # the student can be its teacher
             return PredictedLoss(0.0, 0.0, 0.0)
         narrower = {seen_width: loss for seen_width, loss in seen.items() if seen_width < head.d_model}
-        # Simulated floors of an activation with another width are not those of students as wide.
-        uses_simulated = self.simulation is not None and self.stats is not None and self.stats.d_model == self.d_model
-        fit = expected_loss_fit("encoded and simulated" if uses_simulated else "encoded", head.known_share)
+        fit = expected_loss_fit(self.loss_predictor, head.known_share)
 
         def x_at(x_width: float) -> float:
-            return head.encoded_at(x_width) + (self.floor_at(x_width) if uses_simulated else 0.0)
+            simulated = self.floor_at(x_width) if self.loss_predictor == "encoded and simulated" else 0.0
+            return head.encoded_at(x_width) + simulated
 
         return expected_loss_at(fit, x_at, float(width), level, narrower, head.floor_at(width), head.vocab_size)
 

@@ -253,10 +253,7 @@ def _known(floor: FloorPrediction, width: int) -> tuple[str, ...]:
     stats = floor.stats
     measured = f"{floor.n_features:,} features of {stats.sae_name} at {stats.hook_name}, on {stats.n_tokens:,} tokens"
     if floor.expected is not None and floor.head is not None:
-        known = _known_of_students(
-            floor.head, "encoded" if floor.simulation is None else "encoded and simulated", width
-        )
-        return measured, *known, *own
+        return measured, *_known_of_students(floor.head, floor.loss_predictor, width), *own
     if calibration is None:
         return measured, "no trained student: the loss is the feature floor, and a trained student tends to lose more"
     fit = calibration.fit
