@@ -111,7 +111,9 @@ def test_growth_critical_widths_and_comparison(floor: FloorPrediction) -> None:
     other = floor_from_stats(stats_of(COST[:20], rate=0.02), [2, 8])
     (widths,) = critical_widths_figure([floor, other], ["a", "b"]).data
     assert (list(widths.x), list(widths.y)) == (["a", "b"], [floor.critical_width, other.critical_width])
-    traces = compared_floors_figure([floor, other], ["a", "b"]).data
+    compared = compared_floors_figure([floor, other], ["a", "b"])
+    assert compared.layout.title.text == "Feature floors (bars: sampling, 95 %)"
+    traces = compared.data
     assert [list(trace.x) for trace in traces] == [[1, 2, 4], [2, 8]]
     assert list(traces[1].y) == other.feature_floor.tolist()
     low, high = floor.sampling_interval.T

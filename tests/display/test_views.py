@@ -159,6 +159,7 @@ def test_one_feature_figure_shows_capacity_and_loss(floor: FloorPrediction) -> N
 
 def test_tail_loss_figure_shows_measured_losses() -> None:
     measured, summed = tail_loss().plot().data
+    assert measured.name == "measured (± standard error)"
     assert (list(measured.x), list(measured.y)) == ([0, 4], [0.8, 0.3])  # 80 / 100 and 30 / 100 nats per token
     assert list(summed.y) == [0.5, 0.2]
 

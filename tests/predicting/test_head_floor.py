@@ -350,7 +350,7 @@ def test_a_head_floor_is_saved_loaded_and_displayed(head: HeadFloor, tmp_path: P
     assert HeadFloor.load(head.save(tmp_path)) == head
     assert "widths 4 to 30" in repr(head)
     assert "Least and expected loss of a student" in head._repr_html_()
-    (bound,) = (trace for trace in head.plot().data if trace.name == "head floor")
+    (bound,) = (trace for trace in head.plot().data if trace.name == "head floor (95 %)")
     assert list(bound.x) == [4, 8, 16]
 
 

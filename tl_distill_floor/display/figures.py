@@ -173,7 +173,7 @@ def critical_widths_figure(floors: Sequence[FeatureFloorPrediction], labels: Seq
         figure.add_hline(floors[0].d_model, line_dash="dot", annotation_text="teacher's width")
     figure.update_yaxes(rangemode="tozero")
     teachers = ", ".join(dict.fromkeys(floor.stats.model_name for floor in floors))
-    return apply_style(figure, f"Critical width of {escape_markup(teachers)}", "", "d* (dimensions)")
+    return apply_style(figure, f"Critical width of {escape_markup(teachers)}", "", "d* (dimensions; bars: 95 %)")
 
 
 def compared_floors_figure(floors: Sequence[FeatureFloorPrediction], labels: Sequence[str]) -> go.Figure:
@@ -185,4 +185,4 @@ def compared_floors_figure(floors: Sequence[FeatureFloorPrediction], labels: Seq
         add_curve(figure, floor.widths, floor.feature_floor, escape_markup(label), colour, error_y=bars)
     units = {floor.unit for floor in floors}
     unit = loss_with_unit(floors[0].unit) if len(units) == 1 else "each in its own unit"
-    return apply_style(figure, "Feature floors", "student width (dimensions)", unit)
+    return apply_style(figure, "Feature floors (bars: sampling, 95 %)", "student width (dimensions)", unit)

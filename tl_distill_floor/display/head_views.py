@@ -110,7 +110,7 @@ def prediction_figure(floor: FloorPrediction) -> go.Figure:
     expected = [floor.expected_at(width, SHOWN_LEVEL) for width in widths]
     add_expected(figure, widths, expected)
     bars = error_bars(bound, bound - error, bound + error)
-    add_curve(figure, widths, bound, "head floor", COLOURS["head"], error_y=bars)
+    add_curve(figure, widths, bound, "head floor (95 %)", COLOURS["head"], error_y=bars)
     if floor.calibration is not None:
         add_students(figure, floor.calibration)
     figure.add_vline(head.d_model, line_dash="dot", annotation_text="teacher", annotation_position="top left")

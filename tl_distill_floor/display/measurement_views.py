@@ -106,7 +106,7 @@ def simulation_figure(simulation: Simulation) -> go.Figure:
     """Return the simulated floor against the width with its standard error, and the loss on the training text."""
     widths, floor, error = simulation.widths, simulation.floor.mean(1), simulation.standard_error
     figure, bars = go.Figure(), error_bars(floor, floor - error, floor + error)
-    add_curve(figure, widths, floor, "floor, held-out text", COLOURS["simulated"], error_y=bars)
+    add_curve(figure, widths, floor, "floor, held-out text (± standard error)", COLOURS["simulated"], error_y=bars)
     on_training_text = simulation.on_training_text.mean(1)
     add_curve(figure, widths, on_training_text, "after training, training text", "grey", dash="dot")
     figure.update_yaxes(rangemode="tozero")
@@ -117,7 +117,7 @@ def tail_loss_figure(tail: TailLoss) -> go.Figure:
     """Return the measured loss of removing all features beyond a rank, and the sum of their costs."""
     loss, error = tail.mean, ratio_standard_error(tail.loss, tail.n_tokens)
     figure, bars = go.Figure(), error_bars(loss, loss - error, loss + error)
-    add_curve(figure, tail.ranks, loss, "measured", COLOURS["simulated"], error_y=bars)
+    add_curve(figure, tail.ranks, loss, "measured (± standard error)", COLOURS["simulated"], error_y=bars)
     add_curve(figure, tail.ranks, tail.additive, "sum of the costs", "grey", dash="dot")
     title = "Tail loss: KL(teacher ‖ teacher without the features beyond a rank)"
     return apply_style(figure, title, "features kept", LONG_UNIT["nats"])
