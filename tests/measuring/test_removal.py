@@ -15,6 +15,7 @@ from torch import Tensor
 
 from tests.helpers.forward_passes import activation_of, logits_with
 from tests.helpers.models import CONTEXT, FEATURES
+from tests.helpers.records import stats_of
 from tl_distill_floor import FloorPrediction, InputError, floor_from_stats, measure, predict_floor
 from tl_distill_floor.measuring import active_codes, removal
 from tl_distill_floor.measuring.config import LoadConfig
@@ -160,6 +161,20 @@ def test_curve_passes_through_measured_losses_and_is_linear_below() -> None:
     # A power of the costs is a straight line in the logarithms, and is reproduced exactly.
     power = tail_loss_of([4.0, 1.0, 0.25], [4.0, 2.0, 1.0])
     assert power.loss_of_cost(3.0) == pytest.approx(2.25)
+
+
+def test_features_of_cost_0_lose_what_was_measured() -> None:
+    """They do not fire on the tokens on which costs were measured, but on those on which the tail loss was."""
+    ranks, losses = np.array([0, 2, 4]), np.array([[8.0], [0.3], [0.1]])
+    tail = TailLoss(ranks, np.array([2.0, 0.0, 0.0]), losses, np.array([1]), np.array([0]))
+    at_ranks = [tail.loss_at_rank(rank, cost) for rank, cost in enumerate([2.0, 1.0, 0.0, 0.0, 0.0, 0.0])]
+    assert at_ranks == pytest.approx([8.0, 4.0, 0.3, 0.1, 0.1, 0.0])
+    # Of eight features that fire on 31.9 % of the tokens, g(α) = 2.745 or two are held at width 1, five at width 2.
+    stats = stats_of(np.array([1.5, 0.5, 0, 0, 0, 0, 0, 0]), rate=0.319, cost_unit="nats")
+    floor = floor_from_stats(stats, [1, 2], tail=tail)
+    assert (
+        floor.theorem.tolist() == [floor.predicted("theorem", width) for width in (1, 2)] == pytest.approx([0.3, 0.0])
+    )
 
 
 @given(st.lists(st.tuples(st.floats(1e-6, 10), st.floats(1e-6, 10)), min_size=1, max_size=8))

@@ -15,6 +15,7 @@ from tl_distill_floor.predicting.checks import (
 from tl_distill_floor.predicting.config import STEPS
 from tl_distill_floor.predicting.intervals import add_intervals
 from tl_distill_floor.results.feature_stats import FeatureStats
+from tl_distill_floor.results.floor_curve import FloorCurve
 from tl_distill_floor.results.floor_prediction import FeatureFloorPrediction
 from tl_distill_floor.results.simulation import Simulation
 from tl_distill_floor.results.tail_loss import TailLoss
@@ -100,6 +101,7 @@ def floor_from_stats(
     n_features, alpha = int(alive.sum()), 1.0 - float(stats.firing_rate[alive].mean())
     ranked = rank_by_cost(stats.cost, alive)
     theorem_cost = ranked_theorem_floor(stats.cost[ranked], stats.firing_rate[ranked], sizes)
+    curve = FloorCurve(stats, min_count, capacity(alpha), simulation, tail)
     independent_cost = independent_floor(*stats.costs_and_rates(alive), sizes)
     prediction = FeatureFloorPrediction(
         stats=stats,
@@ -112,8 +114,8 @@ def floor_from_stats(
         alpha_interval=UNKNOWN,
         critical_width_interval=UNKNOWN,
         widths=sizes,
-        theorem=theorem_cost if tail is None else tail.loss_of_cost(theorem_cost),
-        independent=independent_cost if tail is None else tail.loss_of_cost(independent_cost),
+        theorem=np.array([curve.theorem_at(int(width)) for width in sizes]),
+        independent=curve.loss_of_cost(independent_cost),
         additive=theorem_cost,
         sampling_interval=np.full((len(sizes), 2), np.nan),
         theorem_interval=np.full((len(sizes), 2), np.nan),

@@ -66,7 +66,8 @@ class FloorCurve:
     def theorem_at(self, width: Number) -> float:
         """Return Theorem 1's floor at a width."""
         rank = n_features_held(width, self.capacity, len(self.ranked_features))
-        return self.loss_of_cost(float(remaining_costs(self.stats.cost[self.ranked_features])[rank]))
+        cost = float(remaining_costs(self.stats.cost[self.ranked_features])[rank])
+        return cost if self.tail is None else self.tail.loss_at_rank(rank, cost)
 
     def independent_at(self, width: Number) -> float:
         """Return the water-filling floor at a width."""

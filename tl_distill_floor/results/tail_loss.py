@@ -90,6 +90,25 @@ class TailLoss(ArrayRecord):
             return losses
         return float(losses)
 
+    def loss_at_rank(self, rank: int, cost: float) -> float:
+        """Return the loss of removing all features beyond a rank.
+
+        Features that do not fire on the tokens on which costs were measured have the cost 0, but lose something: no
+        less than what is lost beyond the next rank that was measured.
+
+        Args:
+            rank: number of most costly features that are kept.
+            cost: summed cost of the others in nats per token.
+
+        Returns:
+            Loss in nats per token; the measured one at a measured rank.
+
+        Example:
+            >>> floor.tail.loss_at_rank(1_000, cost=0.05)  # doctest: +SKIP
+        """
+        means = [*self.mean.tolist(), 0.0]
+        return max(self.loss_of_cost(cost), means[int(np.searchsorted(self.ranks, rank))])
+
     def relative_error(self, cost: float) -> float:
         """Return the relative standard error of `loss_of_cost`, taken from the measured rank with the nearest cost.
 
