@@ -1,4 +1,7 @@
-"""The teachers of the atlas: architecture, tokenizer, text, training, and the widths of their students."""
+"""The teachers of the atlas: architecture, tokenizer, text, training, and the widths of their students.
+
+Most are trained here. A recipe with a `teacher` takes a model that is available already.
+"""
 
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -31,10 +34,25 @@ class Recipe:
     """Training tokens of every student."""
     student_batch_size: int = 8
     """Sequences per training step of the students."""
+    student_lr: float = 1e-2
+    """Peak learning rate of the students."""
+    student_heldout_tokens: int = 32_768
+    """Held-out tokens that the losses of the students are measured on."""
     generated_tokens: int = 0
     """Tokens that the teacher generates for its students, in addition to the text of the sources."""
     sae_tokens: int = 2_000_000
     """Training tokens of every SAE."""
+    prediction_tokens: int = 200_000
+    """Held-out tokens that predictions are made from, at most."""
+    prediction_steps: int = 1000
+    """Training steps of the bottleneck students; the head floor takes a fifth of them."""
+    teacher: str | None = None
+    """Name of a teacher that is not trained here, for `load_teacher`; None for one that is. Its architecture is that of
+    the other fields."""
+    middle_sae: str | None = None
+    """Name of a known SAE after the middle layer; None to train one."""
+    is_shuffled: bool = False
+    """Whether the sequences of the text are shuffled, so that a part of it has every source."""
 
     @property
     def layers(self) -> tuple[int, int]:
@@ -97,6 +115,8 @@ RECIPES: dict[str, Recipe] = {
         student_widths=(16, 32, 64, 96, 128, 192),
         epochs=2.0,
         sae_tokens=800_000,
+        teacher="tiny-prose",
+        middle_sae="tiny-prose-sae",
     ),
     "gpt2-novels": Recipe(
         family="gpt2",
@@ -199,10 +219,32 @@ RECIPES: dict[str, Recipe] = {
         epochs=3.0,
         lr=2e-3,
     ),
+    "smollm2": Recipe(
+        family="llama",
+        n_layers=30,
+        d_model=576,
+        vocab_size=49_152,
+        tied=True,
+        sources=("sotu", "moby", "austen", "brown", "python"),
+        student_widths=(24, 48, 96, 144, 216, 288),
+        student_tokens=24_000_000,
+        student_batch_size=64,
+        sae_tokens=3_000_000,
+        teacher="smollm2-135m",
+        is_shuffled=True,
+    ),
 }
-"""The teachers by name. The last three are meant for a GPU."""
+"""The teachers by name. The last four are meant for a GPU."""
 
 
 def short(recipe: Recipe) -> Recipe:
     """Return a recipe of the same architecture with little training, to rehearse every step."""
-    return replace(recipe, epochs=0.05, student_tokens=40_000, sae_tokens=400_000)
+    return replace(
+        recipe,
+        epochs=0.05,
+        student_tokens=40_000,
+        student_heldout_tokens=2048,
+        sae_tokens=min(recipe.sae_tokens, 400_000),
+        prediction_tokens=4096,
+        prediction_steps=50,
+    )

@@ -24,6 +24,9 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 WARM_UP_STEPS, SHARE_OF_DECAY = 100, 0.6
 STEPS_BETWEEN_EVALUATIONS = 250
 END_OF_TEXT = "<|endoftext|>"
+SPLITS = ("train", "heldout")
+LOGITS_PER_BATCH = 2**27
+"""Logits of held-out tokens that are in memory at the same time."""
 
 
 def read_texts(path: Path, sources: tuple[str, ...]) -> list[str]:
@@ -69,7 +72,8 @@ def next_token_loss(model: PreTrainedModel, batch: Tensor) -> Tensor:
 @torch.no_grad()
 def heldout_loss(model: PreTrainedModel, rows: Tensor) -> float:
     """Return the mean next-token loss over all sequences, in nats per token."""
-    losses = [next_token_loss(model, batch).item() * len(batch) for batch in rows.split(64)]
+    size = max(1, min(64, LOGITS_PER_BATCH // (rows.shape[1] * model.config.vocab_size)))
+    losses = [next_token_loss(model, batch.to(model.device)).item() * len(batch) for batch in rows.split(size)]
     return sum(losses) / len(rows)
 
 
@@ -116,7 +120,7 @@ class Training:
                     "step": self.step,
                     "tokens": self.step * self.recipe.batch_size * self.recipe.context_size,
                     "train_loss": round(loss, 4),
-                    "heldout_loss": round(heldout_loss(self.model, self.heldout.to(self.device)), 4),
+                    "heldout_loss": round(heldout_loss(self.model, self.heldout), 4),
                     "seconds": round(self.seconds),
                 }
                 self.curve.append(row)
@@ -160,7 +164,7 @@ class Training:
 
 def save_texts(recipe: Recipe, corpus: Path, out: Path) -> dict[str, Path]:
     """Write the documents of a recipe's sources; return the path of each split."""
-    files = {split: out / f"{split}.jsonl.gz" for split in ("train", "heldout")}
+    files = {split: out / f"{split}.jsonl.gz" for split in SPLITS}
     for split, path in files.items():
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -173,7 +177,7 @@ def save_texts(recipe: Recipe, corpus: Path, out: Path) -> dict[str, Path]:
 def train_teacher(recipe: Recipe, corpus: Path, out: Path, device: str = "cpu", seed: int = 0) -> None:
     """Train the tokenizer and the model, and save both in `out` together with their text."""
     out.mkdir(parents=True, exist_ok=True)
-    texts = {split: read_texts(corpus / f"{split}.jsonl.gz", recipe.sources) for split in ("train", "heldout")}
+    texts = {split: read_texts(corpus / f"{split}.jsonl.gz", recipe.sources) for split in SPLITS}
     tokenizer = train_tokenizer(texts["train"], recipe)
     rows = {split: pack(tokenizer, texts[split], recipe.context_size) for split in texts}
     training = Training(recipe, rows["train"], rows["heldout"], out / "checkpoint.pt", device, seed)
