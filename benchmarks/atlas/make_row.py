@@ -10,9 +10,9 @@ are not trained, but taken as they are.
 
 On a GPU, several processes can work at the same time in one OUT once the teacher is made: `--only teacher`, which also
 prepares the text, then at the same time `--only head`, `--only middle`, `--only last` (together, `--only predictions`)
-and `--only students`, the last one also several times with different `--widths`; finally the command without `--only`,
-which writes the row. With `--stop-at`, the training of the students ends at a given time, and only their learning
-curves are kept.
+and `--only students`; finally the command without `--only`, which writes the row. With `--stop-at`, the training of
+the students ends at a given time, only their learning curves are kept, and `--only students` can also run several times
+at once, with different `--widths`.
 """
 
 import json
@@ -44,7 +44,7 @@ POINTS_OF_TIMED_CURVE = 32
 def train_students(
     recipe: Recipe, teacher: str, texts: dict[str, Text], out: Path, device: str, stop_at: float | None
 ) -> list[StudentResult]:
-    """Distil the students that are missing, all on the same batches; return the learning curves of all.
+    """Distil the students if some are missing, all on the same batches; return the learning curves of all.
 
     Args:
         recipe: the recipe.
@@ -55,8 +55,9 @@ def train_students(
         stop_at: time at which the training ends, in seconds since 1970; None to train on all tokens.
     """
     known = {student.width for student in load_students(out)}
-    specs = [StudentSpec(width) for width in recipe.student_widths if width not in known]
-    if specs:
+    specs = [StudentSpec(width) for width in recipe.student_widths]
+    missing = [spec for spec in specs if spec.width not in known]
+    if missing:
         loaded = load_teacher(teacher, device=device)
         text = student_text(recipe, loaded, texts["train"], out)
         config = DistillConfig(
@@ -84,7 +85,7 @@ def train_students(
             distill_until(
                 stop_at,
                 loaded,
-                specs,
+                missing,
                 text,
                 texts["heldout"],
                 replace(config, n_evaluations=POINTS_OF_TIMED_CURVE),
