@@ -229,6 +229,7 @@ RECIPES: dict[str, Recipe] = {
         student_widths=(24, 48, 96, 144, 216, 288),
         student_tokens=24_000_000,
         student_batch_size=64,
+        student_lr=5e-3,
         sae_tokens=3_000_000,
         teacher="smollm2-135m",
         is_shuffled=True,
