@@ -149,7 +149,7 @@ def test_leaves_out_all_students_of_a_width_together(floor: FloorPrediction) -> 
     """Two students of width 2 agree only with each other, and must not predict one another."""
     loss = {2: 9.0, 4: 1.5, 8: 1.0}
     one = calibrate(floor, [student(w, loss[w]) for w in (2, 4, 8)])
-    both = calibrate(floor, [*(student(w, loss[w]) for w in (2, 4, 8)), student(2, 9.0, name="again")])
+    both = calibrate(floor, [*(student(w, loss[w]) for w in (2, 4, 8)), student(2, 9.0, losses=(9.2,))])
     error = leave_one_out_error(np.array([3.0, 3.0, 2.0, 1.0]), np.array([9.0, 9.0, 1.5, 1.0]), [2, 2, 4, 8])
     # The fit through (2, 1.5) and (1, 1) predicts 2 for both students of width 2, an error of 7. The other two are
     # predicted 5 for 1.5, and -6 for 1. The mean loss is 20.5 / 4.
@@ -244,6 +244,18 @@ def test_students_of_another_depth_are_left_out_by_name(floor: FloorPrediction) 
     calibration = calibrate(floor, [*students, *shallow])
     assert (calibration.depth, calibration.widths) == (2, (2, 4, 8))
     assert calibration.warnings == ("left out because they have other numbers of layers than 2: shallow2, shallow4",)
+
+
+def test_a_copy_of_a_student_counts_once(floor: FloorPrediction) -> None:
+    """A copied directory is no second training, which would narrow the intervals."""
+    students = [student(w, loss) for w, loss in ((2, 0.5), (4, 0.3), (8, 0.2))]
+    expected = calibrate(floor, students)
+    copy = dataclasses.replace(students[1], path="runs/tiny/students/width4-backup")
+    calibration = calibrate(floor, [*students, copy])
+    assert (calibration.widths, calibration.predictors) == (expected.widths, expected.predictors)
+    assert calibration.warnings == ("left out because they are copies of others: width4",)
+    other_seed = dataclasses.replace(students[1], losses=(0.41,))
+    assert calibrate(floor, [*students, other_seed]).widths == (2, 4, 4, 8)
 
 
 def test_a_student_that_equals_its_teacher_is_left_out_by_name(floor: FloorPrediction) -> None:

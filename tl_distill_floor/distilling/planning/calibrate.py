@@ -59,8 +59,8 @@ def calibrate(
     Args:
         floor: prediction for the students' teacher.
         students: results of `distill`; or {width: loss in nats per token}, numbers or `StudentLoss`. Of results, those
-            that diverged, lose nothing or less than their width allows, or have another depth than most are left out
-            with a warning.
+            that diverged, lose nothing or less than their width allows, have another depth than most, or are copies of
+            others are left out with a warning.
 
     Returns:
         The fit of every predictor, and the errors of the null models. Losses that do not fall with the width are
@@ -198,9 +198,11 @@ def _usable(floor: FloorPrediction, students: Sequence[StudentResult]) -> tuple[
     """Return (the students that a fit can use, in ascending order of width; warnings about the others)."""
     depth = _depth_of(students)
     reasons: dict[str, list[str]] = {}
-    used = []
+    used: list[StudentResult] = []
     for student in sorted(map(fitted_with_rates, students), key=lambda student: student.width):
         reason = _reason_to_leave_out(floor, student, depth)
+        if any(_are_copies(student, other) for other in used):
+            reason = "they are copies of others"
         if reason is None:
             used.append(student)
         else:
@@ -221,6 +223,11 @@ def _reason_to_leave_out(floor: FloorPrediction, student: StudentResult, depth: 
     if student.loss < _least_loss(floor, student.width):
         return "they lose less than their width allows (is the held-out text part of their training?)"
     return None
+
+
+def _are_copies(student: StudentResult, other: StudentResult) -> bool:
+    """Return whether two students have the same learning curve, as a directory and its copy have."""
+    return (student.width, student.tokens, student.losses) == (other.width, other.tokens, other.losses)
 
 
 def _depth_of(students: Sequence[StudentResult]) -> int:
