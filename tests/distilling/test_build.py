@@ -117,6 +117,20 @@ def test_slice_of_full_width_equals_the_teacher(family: str, request: pytest.Fix
         torch.testing.assert_close(student(ids).logits, teacher(ids), atol=1e-4, rtol=1e-4)
 
 
+def test_a_teacher_in_training_mode_has_no_dropout(gpt2: Any) -> None:
+    """GPT-2 has dropout by default; the mode is restored."""
+    expected = build_student(gpt2, 16).state_dict()
+    gpt2.original_model.train()
+    try:
+        student = build_student(gpt2, 16)
+        dropouts = [module for module in gpt2.original_model.modules() if isinstance(module, torch.nn.Dropout)]
+        assert any(module.p > 0 for module in dropouts)
+        assert all(module.training for module in dropouts)
+    finally:
+        gpt2.original_model.eval()
+    assert all(torch.equal(weight, expected[name]) for name, weight in student.state_dict().items())
+
+
 @pytest.mark.parametrize("family", ["llama", "gpt2", "bridge"])
 def test_projection_to_the_full_width_keeps_the_teacher_output(family: str, request: pytest.FixtureRequest) -> None:
     """Scales of norms other than 1 included: all directions are kept, so that no rotation is needed."""

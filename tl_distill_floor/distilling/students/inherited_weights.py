@@ -22,6 +22,7 @@ from tl_distill_floor.distilling.students.layers import evenly_spaced_layers, la
 from tl_distill_floor.distilling.students.narrowing import check_rotation, leading_directions, narrow
 from tl_distill_floor.distilling.students.student_config import hugging_face_config, student_config
 from tl_distill_floor.errors import InputError
+from tl_distill_floor.measuring.hooks import eval_mode
 
 BRIDGE_SUFFIX = "._original_component"
 """Part that TransformerBridge adds to the names of the weights that it wraps."""
@@ -161,7 +162,8 @@ def check_teacher(teacher: HookedModel, start: StudentStart) -> None:
 
 def _teacher_logits(teacher: HookedModel, ids: Tensor) -> Tensor:
     try:
-        logits: Tensor = teacher(ids)  # type: ignore[operator]
+        with eval_mode(teacher):
+            logits: Tensor = teacher(ids)  # type: ignore[operator]
     except Exception as error:  # the code of a family can raise anything
         raise InputError(
             f"the forward pass of the teacher fails ({short_reason(error)}), so no student can be distilled from it;"
