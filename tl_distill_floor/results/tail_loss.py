@@ -106,8 +106,9 @@ class TailLoss(ArrayRecord):
         Example:
             >>> floor.tail.loss_at_rank(1_000, cost=0.05)  # doctest: +SKIP
         """
-        means = [*self.mean.tolist(), 0.0]
-        return max(self.loss_of_cost(cost), means[int(np.searchsorted(self.ranks, rank))])
+        position = int(np.searchsorted(self.ranks, rank))
+        at_next_rank = float(self.mean[position]) if position < len(self.ranks) else 0.0
+        return max(self.loss_of_cost(cost), at_next_rank)
 
     def relative_error(self, cost: float) -> float:
         """Return the relative standard error of `loss_of_cost`, taken from the measured rank with the nearest cost.
