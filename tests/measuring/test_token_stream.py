@@ -10,7 +10,17 @@ from transformers import BatchEncoding
 
 from tests.helpers.measurements import save_cache
 from tests.helpers.models import CONTEXT, HOOK, VOCABULARY, save_family
-from tl_distill_floor import InputError, head_floor, load_teacher, load_text, measure, predict_floor, train_sae
+from tl_distill_floor import (
+    InputError,
+    head_floor,
+    load_sae,
+    load_teacher,
+    load_text,
+    measure,
+    predict_floor,
+    predict_floors,
+    train_sae,
+)
 from tl_distill_floor.measuring.hooks import activation_reader
 from tl_distill_floor.measuring.replacement import differentiable_forward
 from tl_distill_floor.measuring.sampling import score_gradient
@@ -164,6 +174,34 @@ def test_counts_only_the_positions_that_the_sae_was_trained_on(bridge: Any, sae:
     assert stats.n_tokens == len(counted)
     assert (stats.firing_count == (codes > 0).sum(0).numpy()).all()
     assert "positions outside [4, 20]" in stats.settings["not_counted"]
+
+
+def test_tokens_that_the_sae_was_not_trained_on_are_not_counted(
+    bridge: Any, sae: Any, ids: torch.Tensor, tmp_path: Path
+) -> None:
+    """SAELens takes a list of token ids in place of True, for example those of a chat template."""
+    excluding = copy.deepcopy(sae)
+    excluding.cfg.metadata.exclude_special_tokens = [17, 5]
+    stats = measure(bridge, excluding, ids, cost="energy", force=True)
+    with activation_reader(bridge, [HOOK]) as read:
+        (activation,) = read(ids)
+    is_counted = ~torch.isin(ids, torch.tensor([0, 5, 17]))
+    is_counted[:, 0] = False
+    codes = torch.relu((activation[is_counted] - sae.b_dec) @ sae.W_enc + sae.b_enc)
+    assert stats.n_tokens == len(codes) < measure(bridge, sae, ids, cost="energy", force=True).n_tokens
+    assert (stats.firing_count == (codes > 0).sum(0).numpy()).all()
+    assert stats.settings["not_counted"] == "special token ids and first position, token ids [5, 17]"
+    cached = measure(None, excluding, save_cache(tmp_path / "cache", bridge, ids), force=True)
+    assert (cached.n_tokens, cached.firing_count.tolist()) == (stats.n_tokens, stats.firing_count.tolist())
+    assert cached.settings["not_counted"] == "token 0 and first position, token ids [5, 17]"
+    with pytest.raises(InputError, match="other separators, positions or excluded tokens"):
+        predict_floors(bridge, [sae, excluding], ids, widths=[4])
+    for value in (True, False, None, []):
+        excluding.cfg.metadata.exclude_special_tokens = value
+        assert load_sae(excluding).excluded_ids == ()
+    excluding.cfg.metadata.exclude_special_tokens = ["<|im_start|>"]
+    with pytest.raises(InputError, match="exclude_special_tokens in the SAE's configuration is"):
+        load_sae(excluding)
 
 
 @pytest.mark.parametrize("length", [1, 65])

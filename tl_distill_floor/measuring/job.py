@@ -266,16 +266,17 @@ def _cached_stream(
         raise InputError("several SAEs need a teacher, not cached activations; name one, or measure them one by one")
     cached, module_name = loaded.cached.hook_names, sources[0].module_name
     hook_name = module_name if module_name in cached and hooks[0] not in cached else hooks[0]
-    return CachedActivationStream(loaded, hook_name, batch_size, sources[0].counted_positions)
+    return CachedActivationStream(loaded, hook_name, batch_size, sources[0].counted_positions, sources[0].excluded_ids)
 
 
 def _not_counted(stream: TokenStream | CachedActivationStream) -> str:
     """Return which tokens are not counted."""
+    excluded = f", token ids {list(stream.excluded_ids)}" if stream.excluded_ids else ""
     if isinstance(stream, CachedActivationStream):
         token = stream.cached.first_token
-        return "first position" if token is None else f"token {token} and first position"
+        return ("first position" if token is None else f"token {token} and first position") + excluded
     outside = "" if stream.positions is None else f", positions outside {list(stream.positions)}"
-    return f"special token ids and first position{outside}"
+    return f"special token ids and first position{outside}{excluded}"
 
 
 def _stream_for(
@@ -285,15 +286,18 @@ def _stream_for(
     check_context(teacher.model, loading.context_size)
     if len({source.prepend_bos is not False for source in sources}) > 1:
         raise InputError("some of the SAEs were trained with a beginning-of-text token; measure them one by one")
-    if len({(packing_of(source), source.counted_positions) for source in sources}) > 1:
-        raise InputError("the SAEs were trained on text with other separators or positions; measure them one by one")
+    if len({(packing_of(source), source.counted_positions, source.excluded_ids) for source in sources}) > 1:
+        raise InputError(
+            "the SAEs were trained on text with other separators, positions or excluded tokens; measure them one by one"
+        )
     trained_on = min(source.context_size or 256 for source in sources)
     tokenizer = tokenizer_of(teacher.model)
     has_bos = tokenizer is not None and tokenizer.bos_token_id is not None
     prepend_bos = has_bos and sources[0].prepend_bos is not False
     size = loading.context_size or min(trained_on, teacher_context(teacher.model))
     loaded = load_text(text, tokenizer, context_size=size, prepend_bos=prepend_bos, packing=packing_of(sources[0]))
-    return TokenStream(teacher, loaded, loading.batch_size, prepend_bos, sources[0].counted_positions)
+    first = sources[0]
+    return TokenStream(teacher, loaded, loading.batch_size, prepend_bos, first.counted_positions, first.excluded_ids)
 
 
 def _shared_model_kwargs(sources: Sequence[SaeSource]) -> dict[str, Any]:

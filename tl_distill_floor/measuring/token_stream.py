@@ -43,6 +43,8 @@ class TokenStream:
     """Whether every sequence begins with the beginning-of-sequence token."""
     positions: tuple[int | None, ...] | None = None
     """Arguments of the `slice` of positions that are counted; all but the first if None."""
+    excluded_ids: tuple[int, ...] = ()
+    """Token ids that are not counted, besides special tokens."""
     depends_on_padding: bool = field(init=False, default=False)
     """Whether the padding after the tokens of a row would change their activations."""
 
@@ -152,7 +154,7 @@ class TokenStream:
     @cached_property
     def _not_counted_ids(self) -> Int[Tensor, " id"]:
         """Token ids that are not counted."""
-        return torch.tensor([NO_TOKEN_ID, *special_token_ids(self.teacher.model)])
+        return torch.tensor([NO_TOKEN_ID, *special_token_ids(self.teacher.model), *self.excluded_ids])
 
     def _check_vocabulary(self, ids: Int[Tensor, "batch position"]) -> Int[Tensor, "batch position"]:
         largest, vocabulary = int(ids.max()), int(self.teacher.model.cfg.d_vocab)
@@ -179,6 +181,8 @@ class CachedActivationStream:
     """Sequences per batch."""
     positions: tuple[int | None, ...] | None = None
     """Arguments of the `slice` of positions whose activations were cached; None for all."""
+    excluded_ids: tuple[int, ...] = ()
+    """Token ids that are not counted where token ids are cached."""
 
     @property
     def context_size(self) -> int:
@@ -228,7 +232,10 @@ class CachedActivationStream:
         begins_later = self.positions is not None and bool(slice(*self.positions).indices(self.context_size)[0])
         counted = torch.ones(self.context_size, dtype=torch.bool)
         counted[0] = begins_later
-        return counted if ids is None or self.cached.first_token is None else counted & (ids != self.cached.first_token)
+        if ids is None:
+            return counted
+        first = () if self.cached.first_token is None else (self.cached.first_token,)
+        return counted & ~torch.isin(ids, torch.tensor([*first, *self.excluded_ids], dtype=ids.dtype))
 
 
 def open_token_stream(teacher: Teacher, text: TextLike | None, context_size: int, batch_size: int) -> TokenStream:

@@ -101,7 +101,9 @@ def decodability(
         prepend_bos=source.prepend_bos is not False,
         packing=packing_of(source),
     )
-    stream = TokenStream(teacher, loaded, batch_size, positions=source.counted_positions)
+    stream = TokenStream(
+        teacher, loaded, batch_size, positions=source.counted_positions, excluded_ids=source.excluded_ids
+    )
     encoded = _encode_text(stream, source, stats.hook_name, n_tokens)
     part = _assign_parts(encoded, seed)
     features = _decodable_features(encoded, part, stats.alive(floor.min_count), seed)

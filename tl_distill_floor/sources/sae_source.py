@@ -54,6 +54,9 @@ class SaeSource:
     counted_positions: tuple[int | None, ...] | None = None
     """Arguments of the `slice` of positions that the SAE was trained on, whose tokens are counted; None for all
     positions, or if not known."""
+    excluded_ids: tuple[int, ...] = ()
+    """Token ids that the SAE was not trained on, which are not counted, in rising order; special tokens are not counted
+    anyway."""
 
 
 def checked_source(sae: SaeModule, name: str, entry: SaeEntry | None = None) -> SaeSource:
@@ -91,6 +94,7 @@ def checked_source(sae: SaeModule, name: str, entry: SaeEntry | None = None) -> 
         concatenates_documents=None if concatenates is None else not concatenates,
         module_name=module_name,
         counted_positions=_counted_positions(metadata),
+        excluded_ids=_excluded_ids(metadata),
     )
 
 
@@ -136,6 +140,19 @@ def _counted_positions(metadata: Mapping[str, Any]) -> tuple[int | None, ...] | 
             " or give another --sae"
         )
     return None if slice(*bounds).indices(LONGEST) == (0, LONGEST, 1) else tuple(bounds)
+
+
+def _excluded_ids(metadata: Mapping[str, Any]) -> tuple[int, ...]:
+    """Return the token ids of `exclude_special_tokens`, which can also be True for the tokenizer's special tokens."""
+    excluded = metadata.get("exclude_special_tokens")
+    if excluded is None or isinstance(excluded, bool):
+        return ()
+    if not isinstance(excluded, list | tuple) or not all(type(token) is int and token >= 0 for token in excluded):
+        raise InputError(
+            f"exclude_special_tokens in the SAE's configuration is {excluded!r:.80}, which is not of the expected type;"
+            " correct it, or give another --sae"
+        )
+    return tuple(sorted(set(excluded)))
 
 
 def check_architecture(architecture: str, name: str) -> None:
