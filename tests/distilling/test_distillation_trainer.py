@@ -203,6 +203,31 @@ def test_metrics_are_computed_from_the_logits(plain: Any, student: Any, ids: Ten
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("match", [None, MATCH])
+def test_losses_do_not_depend_on_the_default_dtype(
+    match: Match | None, dtype: torch.dtype, plain: Any, ids: Tensor, tmp_path: Path
+) -> None:
+    """The Trainer itself rounds the training loss that it logs to the default dtype."""
+
+    def losses() -> list[float]:
+        trainer = DistillationTrainer(
+            args=arguments(tmp_path, max_steps=2, seed=0), teacher=plain, width=16, train_dataset=rows_of(ids),
+            eval_dataset=rows_of(ids[:8]), match=match,
+        )  # fmt: skip
+        trainer.train()
+        with torch.no_grad():
+            loss = trainer.compute_loss(trainer.model, trainer.data_collator(rows_of(ids[:8])))
+        return [float(loss), trainer.evaluate()["eval_loss"]]
+
+    expected = losses()
+    torch.set_default_dtype(dtype)
+    try:
+        assert losses() == pytest.approx(expected, rel=1e-6)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 @pytest.mark.parametrize("match", [None, MATCH])
 def test_resumed_training_ends_with_the_same_weights(
     plain: Any, ids: Tensor, tmp_path: Path, match: Match | None

@@ -13,6 +13,7 @@ from tl_distill_floor.distilling.hf_trainer.collator import following_tokens
 from tl_distill_floor.distilling.hf_trainer.frozen_teacher import FrozenTeacher
 from tl_distill_floor.distilling.training.losses import NO_LABEL
 from tl_distill_floor.distilling.training.matching import ActivationMatcher, KeptReconstruction, matching_target
+from tl_distill_floor.sources.torch_state import neutral_torch_state
 
 HOOK_MATCHING = "hook_matching"
 """Name of the module in the student."""
@@ -89,6 +90,7 @@ class HookMatching(nn.Module):
             self.load_state_dict(load_file(file))
 
 
+@neutral_torch_state()
 def add_hook_matching(student: nn.Module, d_target: int, seed: int) -> None:
     """Make a `HookMatching` a module of a student that is not saved with it.
 

@@ -15,6 +15,7 @@ from tl_distill_floor.measuring.causality import check_causal, check_decoder_onl
 from tl_distill_floor.measuring.hooks import eval_mode
 from tl_distill_floor.measuring.logit_map import LogitMap, ids_to_check, measure_logit_map
 from tl_distill_floor.sources.devices import check_device
+from tl_distill_floor.sources.torch_state import neutral_torch_state
 
 
 def check_arguments(args: TrainingArguments, students: list[bool], depth: int | None, width: int | None) -> None:
@@ -114,6 +115,7 @@ def check_student(student: PreTrainedModel, teacher: FrozenTeacher, match: Match
         raise InputError(f"the student has layers 0 to {n_layers - 1}, got layer {match.layer} to match")
 
 
+@neutral_torch_state()
 def checked_logit_map(student: PreTrainedModel, vocabulary: int, match: Match | None) -> LogitMap:
     """Check the forward pass of a student, and return the map from its unembedding to its logits.
 

@@ -154,7 +154,7 @@ def chunked_losses(
         hidden states and unembedding.
     """
     inputs = [(student.hidden, *_trained_weights(student)) for student in students]
-    losses = [torch.zeros((), device=student.hidden.device) for student in students]
+    losses = [torch.zeros((), dtype=torch.float32, device=student.hidden.device) for student in students]
     gradients = [[torch.zeros_like(tensor, dtype=torch.float32) for tensor in of_student] for of_student in inputs]
     for rows in _chunks(teacher):
         with torch.no_grad():
