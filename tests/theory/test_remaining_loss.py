@@ -108,6 +108,16 @@ def test_agrees_with_sums_over_a_grid_of_all_parameters(monkeypatch: pytest.Monk
         assert remaining.quantile(probability) == pytest.approx(by_grid, abs=0.005)
 
 
+def test_errors_of_floating_point_may_be_raised() -> None:
+    losses = curve(0.2, 0.6)
+    expected = remaining_loss(N_TOKENS, losses)
+    with np.errstate(all="raise"):
+        remaining = remaining_loss(N_TOKENS, losses)
+    assert remaining is not None
+    assert expected is not None
+    assert remaining.end_interval() == expected.end_interval()
+
+
 def test_short_curves_are_not_known() -> None:
     losses = curve(0.2, 0.5)
     assert remaining_loss(N_TOKENS[::4], losses[::4]) is None  # 2 points between 10 % and 80 %

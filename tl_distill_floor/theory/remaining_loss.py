@@ -93,6 +93,7 @@ class RemainingLoss:
         return float(1.0 - np.interp(share, self.shares, self.cumulative, right=1.0))
 
 
+@np.errstate(under="ignore")  # probabilities far from the maximum are 0, also where the caller raises errors
 def remaining_loss(
     n_tokens: npt.ArrayLike, loss: npt.ArrayLike, bound: float = 0.0, rates: npt.ArrayLike | None = None
 ) -> RemainingLoss | None:
