@@ -147,6 +147,18 @@ def test_an_activation_of_another_width_is_not_the_students_width(
     np.testing.assert_array_equal(FloorPrediction.load(tmp_path).expected, from_head)
 
 
+def test_the_head_floor_is_of_all_positions_if_the_sae_reads_some(bridge: Any, sae: Any, ids: Tensor) -> None:
+    """Students are trained on all positions, and so their losses are of all."""
+    of_first_tokens = copy.deepcopy(sae)
+    of_first_tokens.cfg.metadata.seqpos_slice = (0, 4)
+    some, every = (
+        predict_floor(bridge, each, ids, widths=[4, 8], steps=20, force=True) for each in (of_first_tokens, sae)
+    )
+    assert some.stats.n_tokens < 0.2 * every.stats.n_tokens
+    assert some.head_floor.n_train_tokens == every.head_floor.n_train_tokens
+    np.testing.assert_array_equal(some.bound, every.bound)
+
+
 @pytest.mark.parametrize(
     ("hook_name", "predictor"),
     [

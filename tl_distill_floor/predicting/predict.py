@@ -300,9 +300,12 @@ def _head_floor(
     """
     if predicting.steps < MIN_STEPS:
         return None, (f"the head floor was not computed: it needs at least {MIN_STEPS} steps",)
+    stream = job.token_stream
+    if stream.positions is not None:  # an SAE may read some positions only, but students are trained on all
+        stream = dataclasses.replace(stream, positions=None)
     try:
         head = head_floor_of_stream(
-            job.token_stream,
+            stream,
             widths,
             steps=head_steps(predicting.steps),
             n_tokens=min(n_tokens, N_TOKENS),
