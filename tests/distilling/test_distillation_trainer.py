@@ -190,6 +190,21 @@ def test_eval_loss_is_the_forward_kl_per_token_of_all_sequences(
     assert metrics["eval_first_loss"] == pytest.approx(float(kl[0].mean()), rel=1e-5)
 
 
+def test_every_row_is_evaluated_if_the_last_batch_of_a_training_is_dropped(
+    plain: Any, student: Any, ids: Tensor, tmp_path: Path
+) -> None:
+    args = arguments(tmp_path, dataloader_drop_last=True)
+    rows = {"several": rows_of(ids[:6]), "less than a batch": rows_of(ids[:3])}
+    trainer = DistillationTrainer(
+        student, args, teacher=plain, train_dataset=rows_of(ids[:6]), eval_dataset=rows["several"]
+    )
+    for name, n_rows in (("several", 6), ("less than a batch", 3)):
+        expected = float(kl_of_full_models(plain, student, ids[:n_rows]).mean())
+        assert trainer.evaluate(rows[name])["eval_loss"] == pytest.approx(expected, rel=1e-5)
+        assert trainer.predict(rows[name]).metrics["test_loss"] == pytest.approx(expected, rel=1e-5)
+    assert len(trainer.get_train_dataloader()) == 1
+
+
 def test_metrics_are_computed_from_the_logits(plain: Any, student: Any, ids: Tensor, tmp_path: Path) -> None:
     def accuracy(prediction: Any) -> dict[str, float]:
         return {"shape": prediction.predictions.shape[-1], "labels": float((prediction.label_ids != NO_LABEL).mean())}

@@ -1,6 +1,7 @@
 """Train a student with the Trainer of Hugging Face.
 
 - `distillation_trainer`: `DistillationTrainer`, the Trainer of Hugging Face with this package's losses.
+- `full_evaluation`: a Trainer that evaluates every row of its data sets, on which it is built.
 - `trainer_checks`: checks of what it is given.
 - `collator`: its batches.
 - `trainer_rows`: rows of its data sets.

@@ -13,7 +13,6 @@ from transformers import (
     EvalPrediction,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    Trainer,
     TrainerCallback,
     TrainingArguments,
 )
@@ -24,6 +23,7 @@ from transformers.utils import CONFIG_NAME
 from tl_distill_floor.annotations import Dtype, StudentStart
 from tl_distill_floor.distilling.hf_trainer.collator import Collator, DistillationCollator, following_tokens
 from tl_distill_floor.distilling.hf_trainer.frozen_teacher import FrozenTeacher, TrainerTeacher
+from tl_distill_floor.distilling.hf_trainer.full_evaluation import FullEvaluationTrainer
 from tl_distill_floor.distilling.hf_trainer.hook_matching import (
     HOOK_MATCHING,
     HookMatching,
@@ -50,7 +50,7 @@ TrainerDataset: TypeAlias = Dataset[Any] | datasets.Dataset | datasets.IterableD
 """Rows with `input_ids` and, if need be, `attention_mask` and `labels`."""
 
 
-class DistillationTrainer(Trainer):  # type: ignore[misc]
+class DistillationTrainer(FullEvaluationTrainer):
     """A `transformers.Trainer` whose loss is a divergence of a student from its teacher.
 
     All else is as in the Trainer: its arguments, FSDP, DeepSpeed, loggers, callbacks, checkpoints, resuming, the Hub.
