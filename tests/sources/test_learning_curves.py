@@ -402,6 +402,16 @@ def test_tokens_of_one_device_or_step_are_refused(tmp_path: Path, name: str) -> 
         load_learning_curve(file, tokens=name)
 
 
+@pytest.mark.parametrize("name", ["consumed_samples", "Step", "train/epoch"])
+def test_a_column_that_may_not_count_tokens_gives_a_warning(tmp_path: Path, name: str) -> None:
+    """It is not refused: some trainers log tokens in place of steps."""
+    curve = load_learning_curve(write_csv(tmp_path, table(**{name: TOKENS}, loss=LOSSES)), tokens=name)
+    assert curve.tokens == tuple(map(float, TOKENS))
+    assert curve.warnings[0].startswith(f"{name!r} is taken as the tokens trained on; if it counts something else")
+    named = load_learning_curve(write_csv(tmp_path, table(step_tokens=TOKENS, loss=LOSSES)), tokens="step_tokens")
+    assert named.warnings == ()
+
+
 def test_very_few_tokens_give_a_warning(tmp_path: Path) -> None:
     """They may be millions, with one step for each point, so that the steps do not show it."""
     (warning,) = load_learning_curve(write_csv(tmp_path, table(tokens=(1, 2, 3), loss=LOSSES))).warnings

@@ -50,6 +50,11 @@ TOKEN_UNITS = {
 """A column of tokens whose name has one of these words does not count single tokens."""
 PART_WORDS = {"per", "rank", "local", "device", "gpu", "worker", "process", "replica", "shard", "node"}
 """A column of tokens whose name has one of these words counts those of one device, or of one step or second."""
+OTHER_COUNTS = {
+    "step", "steps", "iter", "iters", "iteration", "iterations", "update", "updates", "batch", "batches", "epoch",
+    "epochs", "sample", "samples", "example", "examples", "sequence", "sequences", "time", "seconds", "hours",
+}  # fmt: skip
+"""A column whose name has such a word, and not "tokens", may count something else than tokens."""
 TRAINING_WORDS = {
     "run", "name", "id", "experiment", "trial", "job", "model", "student", "teacher", "width", "seed", "config",
     "dataset", "split",
@@ -164,6 +169,16 @@ def tokens_by_step(log: TrainingLog, tokens: str, step: str | None) -> tuple[np.
     known = {row[step]: row[tokens] for row in log.rows if step is not None and step in row and tokens in row}
     steps = sorted(at for at in known if at > 0)
     return np.array(steps), np.array([known[at] for at in steps])
+
+
+def may_count_others(tokens: str) -> bool:
+    """Return whether a column that the user named as that of the tokens counts something else by its name.
+
+    Example:
+        >>> may_count_others("consumed_samples"), may_count_others("step_tokens")
+        (True, False)
+    """
+    return bool(words(tokens) & OTHER_COUNTS) and not words(tokens) & {"token", "tokens"}
 
 
 def step_column(log: TrainingLog) -> str | None:

@@ -18,6 +18,7 @@ from tl_distill_floor.sources.curve_columns import (
     is_tensorboard,
     listed,
     loss_column,
+    may_count_others,
     rate_column,
     step_column,
     token_column,
@@ -232,6 +233,11 @@ class _Positions:
     @property
     def warnings(self) -> tuple[str, ...]:
         """What to keep in mind about the tokens."""
+        if self.token_column is not None and may_count_others(self.token_column):
+            return (
+                f"{self.token_column!r} is taken as the tokens trained on; if it counts something else, as its name"
+                " says, so do the tokens that are left",
+            )
         counts = [row[name] for row in self.log.rows for name in row if name == self.token_column]
         if counts and max(counts) < FEWEST_TOKENS:
             return (
