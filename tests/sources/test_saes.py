@@ -196,6 +196,10 @@ def test_rejects_weights_that_were_cast_without_the_dtype():
     assert "call sae.to(torch.float16)" in refusal(tiny_sae().half())
     assert load_sae(tiny_sae().to(torch.float16)).sae.dtype == torch.float16
     assert load_sae(tiny_sae().double()).sae.W_dec.dtype == torch.float64
+    mixed = tiny_sae()
+    mixed.W_enc.data = mixed.W_enc.data.bfloat16()
+    assert "has W_enc in torch.bfloat16 and W_dec in torch.float32; call sae.to(torch.float32)" in refusal(mixed)
+    assert load_sae(mixed.to(torch.float32)).sae.W_enc.dtype == torch.float32
 
 
 def test_rejects_an_sae_of_one_attention_head():

@@ -177,7 +177,9 @@ def _check_settings(sae: SaeModule, metadata: Mapping[str, Any], name: str) -> N
     head = metadata.get("hook_head_index")
     if head is not None:
         raise InputError(f"{name} reads only attention head {head} (hook_head_index); give an SAE of all heads")
-    stored = sae.W_dec.dtype
+    stored, of_encoder = sae.W_dec.dtype, getattr(sae, "W_enc", sae.W_dec).dtype
+    if of_encoder != stored:
+        raise InputError(f"{name} has W_enc in {of_encoder} and W_dec in {stored}; call sae.to({stored})")
     if torch.promote_types(stored, sae.dtype) != stored:  # half() and bfloat16() leave the dtype of the input
         raise InputError(f"{name} has weights in {stored} and encodes in {sae.dtype}; call sae.to({stored})")
     not_finite = [key for key, tensor in sae.state_dict().items() if not bool(torch.isfinite(tensor).all())]
