@@ -10,9 +10,10 @@ import pytest
 import torch
 from datasets import Array2D, Dataset, Features
 
-from tests.helpers.models import HOOK, WIDTH
+from tests.helpers.models import CONTEXT, HOOK, PROSE, VOCABULARY, WIDTH
+from tests.helpers.trainers import arguments
 from tests.helpers.type_checks import without_type_checks
-from tl_distill_floor import InputError, load_sae, load_teacher, measure
+from tl_distill_floor import DistillationTrainer, InputError, head_floor, load_sae, load_teacher, measure
 from tl_distill_floor.measuring.hooks import activation_reader
 from tl_distill_floor.measuring.job import AttachedSae
 
@@ -20,6 +21,36 @@ from tl_distill_floor.measuring.job import AttachedSae
 def test_rejects_ids_beyond_the_vocabulary(bridge: Any, sae: Any, ids: torch.Tensor) -> None:
     with pytest.raises(InputError, match="token id 5300, the teacher's vocabulary ends at 299"):
         measure(bridge, sae, ids + 5001)
+
+
+@pytest.mark.parametrize("n_added", [30, 0])
+def test_the_vocabulary_is_that_of_the_embedding(
+    n_added: int, teacher_dir: Path, sae: Any, ids: torch.Tensor, tmp_path: Path
+) -> None:
+    """TransformerBridge states that of a tokenizer which is set later: with tokens of its own, or of a padded model."""
+    from transformer_lens.model_bridge import TransformerBridge
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    plain = AutoModelForCausalLM.from_pretrained(teacher_dir)
+    if not n_added:
+        plain.resize_token_embeddings(VOCABULARY + 20)
+    plain.save_pretrained(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(teacher_dir)
+    tokenizer.save_pretrained(tmp_path)
+    model = TransformerBridge.boot_transformers(str(tmp_path), device="cpu")
+    vocabulary = int(model.cfg.d_vocab)
+    expected = measure(model, sae, [PROSE * 4], n_codes=0, force=True)
+    tokenizer.add_tokens([f"<x{number}>" for number in range(n_added)])
+    tokenizer.save_pretrained(tmp_path)
+    model.tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    assert model.cfg.d_vocab != vocabulary
+    stats = measure(model, sae, [PROSE * 4], n_codes=0, force=True)
+    assert stats.n_tokens == expected.n_tokens
+    np.testing.assert_array_equal(stats.cost, expected.cost)
+    assert head_floor(model, ids, widths=[4], steps=2).vocab_size == vocabulary
+    with pytest.raises(InputError, match=f"the teacher's vocabulary ends at {vocabulary - 1};"):
+        measure(model, sae, torch.full((4, CONTEXT), vocabulary))
+    DistillationTrainer(args=arguments(tmp_path), teacher=model, width=16, train_dataset=[{"input_ids": ids[0]}])
 
 
 def named_after_module(sae: Any) -> Any:

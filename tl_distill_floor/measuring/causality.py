@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tl_distill_floor.annotations import HookedModel
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.measuring.hooks import activation_reader, residual_points
-from tl_distill_floor.sources.context_lengths import cut_to_context
+from tl_distill_floor.sources.context_lengths import cut_to_context, teacher_vocabulary
 from tl_distill_floor.sources.devices import device_of
 from tl_distill_floor.sources.teacher_checks import ROUNDING_TOLERANCE, TOLERANCE, relative_difference
 
@@ -83,7 +83,7 @@ def depends_on_what_follows(model: HookedModel, hook_name: str | None = None) ->
     for point in points:
         try:
             with activation_reader(model, [point]) as read:
-                return bool(_dependence(model, int(model.cfg.d_vocab), partial(_read_flat, read), lambda x: x))
+                return bool(_dependence(model, teacher_vocabulary(model), partial(_read_flat, read), lambda x: x))
         except InputError:
             if hook_name is not None:
                 raise

@@ -8,7 +8,7 @@ from tl_distill_floor.annotations import HookedModel
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.measuring.hooks import activation_reader, eval_mode, forward_logits
 from tl_distill_floor.results.teacher_fingerprint import TeacherFingerprint
-from tl_distill_floor.sources.context_lengths import cut_to_context
+from tl_distill_floor.sources.context_lengths import cut_to_context, teacher_vocabulary
 from tl_distill_floor.sources.devices import device_of
 from tl_distill_floor.sources.teacher_checks import ROUNDING_TOLERANCE, TOLERANCE, relative_difference
 
@@ -28,7 +28,7 @@ def teacher_fingerprint(model: HookedModel, hook_name: str | None) -> TeacherFin
     Raises:
         InputError: the model has no such hook point, or its forward pass fails.
     """
-    vocabulary = int(model.cfg.d_vocab)
+    vocabulary = teacher_vocabulary(model)
     ids, tokens = (
         np.unique(np.arange(1, 1 + n) * STRIDE % vocabulary) for n in (cut_to_context(N_TOKENS, model), N_LOG_PROBS)
     )
@@ -55,7 +55,7 @@ def compare_with_fingerprint(
         InputError: the model has no such hook point.
     """
     longest = max(fingerprint.ids.max(initial=0), fingerprint.tokens.max(initial=0))
-    if longest >= int(model.cfg.d_vocab) or cut_to_context(len(fingerprint.ids), model) < len(fingerprint.ids):
+    if longest >= teacher_vocabulary(model) or cut_to_context(len(fingerprint.ids), model) < len(fingerprint.ids):
         return np.nan, False
     computed = _computed(model, None if outputs_only else hook_name, fingerprint.ids, fingerprint.tokens)
     return compare_fingerprints(fingerprint, computed, outputs_only=outputs_only)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from tl_distill_floor.annotations import HookedModel
 from tl_distill_floor.errors import InputError
+from tl_distill_floor.sources.context_lengths import teacher_vocabulary
 from tl_distill_floor.sources.teacher_checks import check_head, forward_errors
 
 # HookedTransformer's and TransformerBridge's name of the same point within a block.
@@ -147,8 +148,9 @@ def forward_logits(
 def check_logits(model: HookedModel, output: object) -> Float[Tensor, "batch position vocabulary"]:
     """Return the output of a forward pass, or raise an InputError if it is not logits over the vocabulary."""
     check_head(model)
-    d_out = int(getattr(model.cfg, "d_vocab_out", 0) or 0)  # toy models may predict fewer tokens than they read
-    n_outputs = d_out if d_out > 0 else int(model.cfg.d_vocab)
+    # Toy models may predict fewer tokens than they read. A bridge has the number of its tokenizer there.
+    d_out = 0 if "original_model" in vars(model) else int(getattr(model.cfg, "d_vocab_out", 0) or 0)
+    n_outputs = d_out if d_out > 0 else teacher_vocabulary(model)
     if not isinstance(output, Tensor) or output.ndim != 3 or output.shape[-1] < n_outputs:
         raise InputError("the model returns no logits, so no loss in nats can be measured; use --cost energy")
     return output

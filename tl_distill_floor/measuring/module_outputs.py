@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tl_distill_floor.annotations import HookedModel
 from tl_distill_floor.errors import InputError
 from tl_distill_floor.measuring.hooks import ALIASES, POST_NORM, activation_reader, eval_mode, resolve_hook_name
-from tl_distill_floor.sources.context_lengths import cut_to_context
+from tl_distill_floor.sources.context_lengths import cut_to_context, teacher_vocabulary
 from tl_distill_floor.sources.devices import device_of
 from tl_distill_floor.sources.teacher_checks import forward_errors
 
@@ -88,7 +88,7 @@ def _module_at(original: nn.Module, path: str) -> nn.Module | None:
 def _sample(model: HookedModel) -> Tensor:
     """Return the token ids of a short sequence."""
     n_tokens = cut_to_context(N_TOKENS, model)
-    return torch.arange(1, n_tokens + 1, device=device_of(model))[None] % int(model.cfg.d_vocab)
+    return torch.arange(1, n_tokens + 1, device=device_of(model))[None] % teacher_vocabulary(model)
 
 
 def _value_of(model: HookedModel, module: nn.Module, *, is_input: bool) -> Tensor | None:

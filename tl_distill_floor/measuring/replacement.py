@@ -24,6 +24,7 @@ from tl_distill_floor.measuring.hooks import (
     split_name,
 )
 from tl_distill_floor.measuring.logit_map import ids_to_check
+from tl_distill_floor.sources.context_lengths import teacher_vocabulary
 from tl_distill_floor.sources.teacher_checks import forward_errors
 
 START, MIDDLE, END = "hook_resid_pre", "hook_resid_mid", "hook_resid_post"
@@ -150,7 +151,7 @@ def _end_of_skipped_part(model: HookedModel, hook_name: str) -> str | None:
         return None
     get_hook_point(model, hook_name)
     start, end = prefix + START, prefix + END
-    ids = ids_to_check(model, None, int(model.cfg.d_vocab))
+    ids = ids_to_check(model, None, teacher_vocabulary(model))
     random = torch.Generator().manual_seed(0)
 
     def run(changed: str, change: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:

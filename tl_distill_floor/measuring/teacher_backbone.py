@@ -21,6 +21,7 @@ from tl_distill_floor.measuring.logit_map import (
     ids_to_check,
     measure_logit_map,
 )
+from tl_distill_floor.sources.context_lengths import teacher_vocabulary
 
 
 class ReachedUnembeddingError(Exception):
@@ -84,7 +85,7 @@ class TeacherBackbone:
             InputError: it is neither a scale nor a cap, a logit is NaN or Inf, or the teacher is no causal language
                 model.
         """
-        ids = ids_to_check(self._model, ids, int(self._model.cfg.d_vocab))
+        ids = ids_to_check(self._model, ids, teacher_vocabulary(self._model))
 
         def full_logits(some_ids: Int[Tensor, "sequence position"]) -> Float[Tensor, "..."]:
             logits: Tensor = self._model(some_ids)
@@ -93,7 +94,7 @@ class TeacherBackbone:
                 raise InputError(OUTPUTS_NOT_FINITE)
             return logits
 
-        check_causal(self._model, "teacher", int(self._model.cfg.d_vocab), full_logits)
+        check_causal(self._model, "teacher", teacher_vocabulary(self._model), full_logits)
         self.logit_map = measure_logit_map(self._model, self.unembed, full_logits, ids)
         check_same_logits(self._model, self.logit_map(self.unembed(self(ids).last_hidden)), full_logits(ids))
 

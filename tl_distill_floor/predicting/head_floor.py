@@ -32,6 +32,7 @@ from tl_distill_floor.predicting.processor import ForEach, product_dtype, thread
 from tl_distill_floor.predicting.progress import ProgressBarFactory, no_progress_bar
 from tl_distill_floor.results.head_floor import HeadFloor
 from tl_distill_floor.results.tail_loss import ratio_standard_error
+from tl_distill_floor.sources.context_lengths import teacher_vocabulary
 from tl_distill_floor.sources.devices import check_device, main_device
 from tl_distill_floor.sources.model_names import warn_of_missing_layers
 from tl_distill_floor.sources.process_memory import return_freed_memory
@@ -174,7 +175,7 @@ def head_floor_of_stream(
     make_bar = progress_bar or no_progress_bar
     narrower = [width for width in all_widths if width < d_model]
     _check_memory(model, narrower, n_tokens)
-    by_vocabulary = max(MIN_HELDOUT_TOKENS, min(N_HELDOUT_TOKENS, MAX_HELDOUT_LOGITS // int(model.cfg.d_vocab)))
+    by_vocabulary = max(MIN_HELDOUT_TOKENS, min(N_HELDOUT_TOKENS, MAX_HELDOUT_LOGITS // teacher_vocabulary(model)))
     n_heldout_tokens = by_vocabulary if n_heldout_tokens is None else n_heldout_tokens
     with make_bar("tokens", "reading last hidden states") as reading:
         # Twice what the warning of little text asks for, since some tokens do not count.
@@ -359,7 +360,7 @@ def _free_memory(device: torch.device) -> int:
 def _check_memory(model: HookedModel, widths: Sequence[int], n_tokens: int) -> None:
     """Raise an InputError if hidden states, the weights of all widths and a step's logits do not fit into memory."""
     weight = next(iter(model.parameters()))
-    vocabulary, d_model = int(model.cfg.d_vocab), int(model.cfg.d_model)
+    vocabulary, d_model = teacher_vocabulary(model), int(model.cfg.d_model)
     hidden = HIDDEN_COPIES * n_tokens * d_model * weight.element_size()
     needed = hidden + vocabulary * (BYTES_PER_WEIGHT * sum(widths) + 4 * LOGIT_ARRAYS * TOKENS_PER_STEP)
     free = _free_memory(weight.device)

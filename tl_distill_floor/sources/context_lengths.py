@@ -1,4 +1,4 @@
-"""Find out how long the sequences are that a model reads, from its configuration."""
+"""Find out how long the sequences are that a model reads, and of how many token ids, from its configuration."""
 
 from torch import nn
 
@@ -38,6 +38,20 @@ def teacher_context(model: HookedModel) -> int:
     plain = vars(model).get("original_model")
     stated = int(model.cfg.n_ctx)
     return min(stated, (None if plain is None else longest_sequence(plain)) or stated)
+
+
+def teacher_vocabulary(model: HookedModel) -> int:
+    """Return the number of token ids that a model with hook points reads.
+
+    A TransformerBridge states that of its tokenizer as soon as another one is set: fewer where the embedding is padded,
+    and more where tokens were added to the tokenizer only.
+
+    Args:
+        model: a HookedTransformer or a TransformerBridge.
+    """
+    config = getattr(vars(model).get("original_model"), "config", None)
+    own = None if config is None else getattr(config.get_text_config(decoder=True), "vocab_size", None)
+    return own if isinstance(own, int) else int(model.cfg.d_vocab)
 
 
 def longest_of_config(config: object) -> int | None:

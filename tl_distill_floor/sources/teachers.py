@@ -18,7 +18,7 @@ import torch
 from tl_distill_floor.annotations import Dtype, HookedModel, TeacherLike
 from tl_distill_floor.errors import InputError, check_choice, reason_of
 from tl_distill_floor.sources.bridges import ShellLoader, text_bridge
-from tl_distill_floor.sources.context_lengths import teacher_context
+from tl_distill_floor.sources.context_lengths import teacher_context, teacher_vocabulary
 from tl_distill_floor.sources.devices import AUTO_DEVICE, TORCH_DTYPES, check_device, device_of, main_device
 from tl_distill_floor.sources.hub import MAX_REASON_CHARACTERS
 from tl_distill_floor.sources.model_names import (
@@ -209,7 +209,7 @@ def tokenizer_of(model: HookedModel) -> Any:
     tokenizer = getattr(model, "tokenizer", None)
     if hasattr(tokenizer, "get_vocab") and not knows_text(tokenizer):
         return None
-    vocabulary = int(model.cfg.d_vocab)
+    vocabulary = teacher_vocabulary(model)
     ids = {name: getattr(tokenizer, f"{name}_id", None) for name in ("bos_token", "eos_token")}
     outside = [name for name, token_id in ids.items() if token_id is not None and token_id >= vocabulary]
     if not outside:

@@ -27,6 +27,7 @@ from tl_distill_floor.measuring.causality import check_causal, check_decoder_onl
 from tl_distill_floor.measuring.hooks import eval_mode, forward_hooks
 from tl_distill_floor.measuring.logit_map import LazyLogits
 from tl_distill_floor.measuring.teacher_backbone import BackboneOutput, TeacherBackbone
+from tl_distill_floor.sources.context_lengths import teacher_vocabulary
 from tl_distill_floor.sources.devices import device_of
 from tl_distill_floor.sources.model_names import MODEL_CHOICES
 from tl_distill_floor.sources.teacher_checks import check_head
@@ -100,7 +101,7 @@ class FrozenTeacher:
     def vocabulary(self) -> int:
         """Number of tokens of the vocabulary."""
         if self._hooked is not None:
-            return int(self._hooked.cfg.d_vocab)
+            return teacher_vocabulary(self._hooked)
         return int(self.model.config.get_text_config().vocab_size)  # type: ignore[union-attr, operator]
 
     @property
