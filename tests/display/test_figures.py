@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import plotly.graph_objects as go
 import pytest
 
 from tests.helpers.records import made_head_floor, stats_of
@@ -194,6 +195,16 @@ def test_save_figure_writes_the_file_or_names_what_is_missing(
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot write"):
         save_figure(figure, tmp_path / "file" / "growth.html")
+
+
+def test_saved_images_have_no_buttons(floor: FloorPrediction, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def draw(figure: go.Figure, *_args: Any, **_options: Any) -> bytes:
+        return str(len(figure.layout.updatemenus)).encode()
+
+    monkeypatch.setattr("plotly.graph_objects.Figure.to_image", draw)
+    figure = floor.plot()
+    assert save_figure(figure, tmp_path / "floor.svg").read_text() == "0"
+    assert len(figure.layout.updatemenus) == 1
 
 
 def test_save_figure_keeps_the_old_file_if_the_disk_is_full(

@@ -58,7 +58,8 @@ def save_figure(figure: go.Figure, path: str | Path) -> Path:
         if suffix == ".html":
             content = figure.to_html().encode()
         else:
-            without_buttons = go.Figure(figure).update_layout(updatemenus=[])
+            without_buttons = go.Figure(figure)
+            without_buttons.layout.updatemenus = ()  # plotly's update_layout would keep them
             content = without_buttons.to_image(suffix.removeprefix("."), width=800, height=500, scale=2)
     except Exception as error:  # kaleido and its browser raise errors of many types
         reason = reason_of(error).rstrip(" ,.:")
