@@ -13,7 +13,7 @@ from datasets import Array2D, Dataset, Features
 from tests.helpers.models import CONTEXT, HOOK, PROSE, VOCABULARY, WIDTH
 from tests.helpers.trainers import arguments
 from tests.helpers.type_checks import without_type_checks
-from tl_distill_floor import DistillationTrainer, InputError, head_floor, load_sae, load_teacher, measure
+from tl_distill_floor import DistillationTrainer, InputError, head_floor, load_sae, load_teacher, measure, probe
 from tl_distill_floor.measuring.hooks import activation_reader
 from tl_distill_floor.measuring.job import AttachedSae
 
@@ -50,6 +50,10 @@ def test_the_vocabulary_is_that_of_the_embedding(
     assert head_floor(model, ids, widths=[4], steps=2).vocab_size == vocabulary
     with pytest.raises(InputError, match=f"the teacher's vocabulary ends at {vocabulary - 1};"):
         measure(model, sae, torch.full((4, CONTEXT), vocabulary))
+    if n_added:
+        labelled = [{"text": f"{PROSE[: 20 + i]} <x3>", "label": "ab"[i % 2]} for i in range(20)]
+        with pytest.raises(InputError, match=f"holds token id {vocabulary + 3}, the teacher's vocabulary ends"):
+            probe(model, HOOK, labelled, label="label")
     DistillationTrainer(args=arguments(tmp_path), teacher=model, width=16, train_dataset=[{"input_ids": ids[0]}])
 
 

@@ -16,7 +16,7 @@ from tl_distill_floor.errors import InputError
 from tl_distill_floor.measuring.causality import depends_on_what_follows
 from tl_distill_floor.results.feature_sums import DIGEST_MODULUS
 from tl_distill_floor.sources.cached_activations import CachedActivations
-from tl_distill_floor.sources.context_lengths import teacher_context, teacher_vocabulary
+from tl_distill_floor.sources.context_lengths import check_vocabulary, teacher_context
 from tl_distill_floor.sources.devices import copy_to_device, device_of
 from tl_distill_floor.sources.items import Replayed
 from tl_distill_floor.sources.teacher import Teacher
@@ -157,17 +157,12 @@ class TokenStream:
         return torch.tensor([NO_TOKEN_ID, *special_token_ids(self.teacher.model), *self.excluded_ids])
 
     def _check_vocabulary(self, ids: Int[Tensor, "batch position"]) -> Int[Tensor, "batch position"]:
-        largest, vocabulary = int(ids.max()), teacher_vocabulary(self.teacher.model)
         if int(ids.min()) == NO_TOKEN_ID and self.depends_on_padding:
             raise InputError(
                 f"{self.text.name} holds padded rows, and the teacher's tokens attend to later ones; give rows of one"
                 " length without padding"
             )
-        if largest >= vocabulary or int(ids.min()) < NO_TOKEN_ID:
-            raise InputError(
-                f"the text holds token id {largest}, the teacher's vocabulary ends at {vocabulary - 1};"
-                " use the teacher's own tokenizer"
-            )
+        check_vocabulary(self.teacher.model, int(ids.max()))
         return ids
 
 

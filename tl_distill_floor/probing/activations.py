@@ -13,6 +13,7 @@ from tl_distill_floor.errors import InputError
 from tl_distill_floor.measuring.causality import depends_on_what_follows
 from tl_distill_floor.measuring.hooks import activation_reader
 from tl_distill_floor.probing.examples import MEAN_POSITION, TaskExamples, TokenizedExamples
+from tl_distill_floor.sources.context_lengths import check_vocabulary
 from tl_distill_floor.sources.devices import device_of
 
 
@@ -64,7 +65,7 @@ def collect_activations(
         For each view, one array [example, dimension] per task; the number of examples differs between tasks.
 
     Raises:
-        InputError: the model has no such hook point, or an activation is not finite.
+        InputError: the model has no such hook point, an activation is not finite, or a token is not in the vocabulary.
     """
     collected: dict[str, list[np.ndarray]] = {}
     for pooled in pooled_batches(model, hook_name, examples, views, batch_size=batch_size):
@@ -88,7 +89,7 @@ def pooled_batches(
         batch_size: texts per forward pass.
 
     Raises:
-        InputError: the model has no such hook point, or an activation is not finite.
+        InputError: the model has no such hook point, an activation is not finite, or a token is not in the vocabulary.
 
     Example:
         >>> for batch in pooled_batches(model, hook_name, examples, PLAIN_ACTIVATION, batch_size=16):  # doctest: +SKIP
@@ -99,6 +100,7 @@ def pooled_batches(
     if depends_on_what_follows(model, hook_name):
         batch_size = 1
     rows_of_text = [_rows_by_text(task) for task in examples.tasks]
+    check_vocabulary(model, max((int(ids.max()) for ids in examples.ids if len(ids)), default=0))
     with activation_reader(model, [hook_name]) as read:
         for first in range(0, len(by_length), batch_size):
             texts = by_length[first : first + batch_size]

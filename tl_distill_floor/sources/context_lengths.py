@@ -3,6 +3,7 @@
 from torch import nn
 
 from tl_distill_floor.annotations import HookedModel
+from tl_distill_floor.errors import InputError
 
 CONTEXT_FIELDS = (
     "n_positions",
@@ -52,6 +53,21 @@ def teacher_vocabulary(model: HookedModel) -> int:
     config = getattr(vars(model).get("original_model"), "config", None)
     own = None if config is None else getattr(config.get_text_config(decoder=True), "vocab_size", None)
     return own if isinstance(own, int) else int(model.cfg.d_vocab)
+
+
+def check_vocabulary(model: HookedModel, largest: int) -> None:
+    """Raise an InputError if the largest token id of a text is outside a model's vocabulary.
+
+    Args:
+        model: a HookedTransformer or a TransformerBridge.
+        largest: the token id.
+    """
+    vocabulary = teacher_vocabulary(model)
+    if largest >= vocabulary:
+        raise InputError(
+            f"the text holds token id {largest}, the teacher's vocabulary ends at {vocabulary - 1}; use the teacher's"
+            " own tokenizer"
+        )
 
 
 def longest_of_config(config: object) -> int | None:
