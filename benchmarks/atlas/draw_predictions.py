@@ -14,12 +14,11 @@ import typer
 from judge import EXPECTED, FORM_OF_EXPECTED, LeftOut, fit_form, observations_of, predict_left_out
 from students import Student, read_students
 
-from tl_distill_floor.display.figure_style import CYCLE, apply_style, error_bars
+from tl_distill_floor.display.figure_style import apply_style, colour_and_symbol, error_bars
 from tl_distill_floor.display.figures import save_figure
 
 LEVEL = 0.8
 """Probability of the intervals that are drawn."""
-SYMBOLS = ("circle", "square", "diamond")
 
 
 def draw_predictions(students: list[Student], new: list[Student]) -> go.Figure:
@@ -53,13 +52,14 @@ def add_students(figure: go.Figure, students: list[Student], predicted: LeftOut)
     """Add one set of points per teacher."""
     names = np.array(teachers(students))
     for name in dict.fromkeys(names):
-        own, number = names == name, len(figure.data) - 1
+        own = names == name
+        colour, symbol = colour_and_symbol(len(figure.data) - 1)
         figure.add_scatter(
             x=[student.loss for student in students if student.teacher == name],
             y=predicted.value[own],
             error_y=error_bars(predicted.value[own], predicted.low[0, own], predicted.high[0, own]) | {"thickness": 1},
             mode="markers",
-            marker={"size": 8, "color": CYCLE[number % len(CYCLE)], "symbol": SYMBOLS[number // len(CYCLE)]},
+            marker={"size": 8, "color": colour, "symbol": symbol},
             name=name,
         )
 

@@ -26,8 +26,20 @@ SAMPLING_BAND = "rgba(0, 114, 178, 0.15)"
 """Colour of the sampling interval of the feature floor."""
 CYCLE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#8a6d00", "#56b4e9", "#000000")
 """Colours of curves that are not predictors."""
+SYMBOLS = ("circle", "square", "diamond", "cross")
+"""Markers of curves that share a colour."""
 MAX_POINTS = 400
 """Points of a curve over many thousands of features."""
+
+
+def colour_and_symbol(number: int) -> tuple[str, str]:
+    """Return the colour and the marker of one of many curves.
+
+    Example:
+        >>> colour_and_symbol(0), colour_and_symbol(7)
+        (('#0072b2', 'circle'), ('#0072b2', 'square'))
+    """
+    return CYCLE[number % len(CYCLE)], SYMBOLS[number // len(CYCLE) % len(SYMBOLS)]
 
 
 def escape_markup(name: str) -> str:

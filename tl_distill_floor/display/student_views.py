@@ -8,7 +8,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from tl_distill_floor.display.figure_style import COLOURS, CYCLE, apply_style, escape_markup
+from tl_distill_floor.display.figure_style import COLOURS, apply_style, colour_and_symbol, escape_markup
 from tl_distill_floor.display.tables import plain_table, warning_lines
 from tl_distill_floor.display.units import AXIS_UNIT, SHORT_UNIT, STUDENT_LOSS, loss_with_unit
 from tl_distill_floor.results.calibration import Calibration
@@ -76,13 +76,13 @@ def learning_figure(students: Sequence[StudentResult]) -> go.Figure:
     """Return the held-out loss of each student against its training tokens, and the limit of its curve if known."""
     figure = go.Figure()
     for number, student in enumerate(student for student in students if student.tokens):
-        colour = CYCLE[number % len(CYCLE)]
+        colour, symbol = colour_and_symbol(number)
         figure.add_scatter(
             x=list(student.tokens),
             y=list(student.losses),
             mode="lines+markers",
             line={"color": colour},
-            marker={"size": 5},
+            marker={"size": 5, "symbol": symbol},
             name=escape_markup(f"{student.name} ({student.status})"),
         )
         if student.floor_is_known:
