@@ -107,6 +107,7 @@ def test_the_residual_stream_is_that_after_the_layer() -> None:
     assert torch.equal(captured[0], states[1])
 
 
+@pytest.mark.slow
 def test_the_residual_stream_of_a_compiled_model_is_captured() -> None:
     """`torch.compile` does not look for hooks that are added to a model after its first forward pass."""
     model, captured = plain_model("Llama"), list[torch.Tensor]()

@@ -146,6 +146,7 @@ def test_a_prediction_does_not_depend_on_the_state(
         assert (number == expected).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "compiled", ["HookedTransformer", "HookedTransformer in place", "TransformerBridge", "model in a bridge", "SAE"]
 )
