@@ -152,15 +152,14 @@ def _sampled_gradients(
 
     The sum is over the positions t that have a loss.
     """
-    n_positions = logits.shape[1]
+    n_positions, without_loss = logits.shape[1], (~has_loss).nonzero(as_tuple=True)
     # One generator per sequence of the text, so that the samples do not depend on the batch size.
     random = [torch.Generator().manual_seed(number) for number in numbers.tolist()]
     samples = []
     for number in range(n_samples):
         uniform = torch.stack([torch.rand(n_positions, generator=of_sequence) for of_sequence in random])
         score = score_gradient(logits.detach(), uniform)
-        if not has_loss.all():
-            score.masked_fill_(copy_to_device(~has_loss, score.device)[:, :, None], 0)
+        score[tuple(copy_to_device(index, score.device) for index in without_loss)] = 0
         keep_graph = number + 1 < n_samples
         gradients = torch.autograd.grad(logits, acts, score, retain_graph=keep_graph, allow_unused=True)
         for gradient, hook_name in zip(gradients, hook_names, strict=True):
