@@ -14,7 +14,7 @@ import torch
 
 from tl_distill_floor.annotations import CostMethod
 from tl_distill_floor.errors import InputError
-from tl_distill_floor.measuring import processes, summed_batches
+from tl_distill_floor.measuring import batch_loop, processes
 from tl_distill_floor.measuring.batch_sums import batch_sums
 from tl_distill_floor.measuring.config import LoadConfig, MeasureConfig
 from tl_distill_floor.measuring.costs import COST_METHODS
@@ -57,15 +57,15 @@ def test_files_do_not_depend_on_the_number_of_processes(
 SCRIPT_THAT_DIES = """
 import os, sys, torch
 torch.set_num_threads(1)
-from tl_distill_floor.measuring import summed_batches
+from tl_distill_floor.measuring import batch_loop
 if os.environ.get("RANK") == "1":
-    batch_sums, n_calls_left = summed_batches.batch_sums, [3]
+    batch_sums, n_calls_left = batch_loop.batch_sums, [3]
     def batch_sums_until_death(*args):
         n_calls_left[0] -= 1
         if not n_calls_left[0]:
             os._exit(9)
         return batch_sums(*args)
-    summed_batches.batch_sums = batch_sums_until_death
+    batch_loop.batch_sums = batch_sums_until_death
 from tl_distill_floor.cli.app import main
 sys.argv = ["tl-floor", *sys.argv[1:]]
 main()
@@ -145,9 +145,9 @@ def test_results_are_the_same_if_the_next_batch_is_read_first(
     config = MeasureConfig(cost=cost, n_tokens=ids.numel(), n_cost_tokens=ids.numel() // 4)
     expected = measure_job(job, config)
     order: list[str] = []
-    monkeypatch.setattr(summed_batches, "is_gpu", lambda _device: True)
+    monkeypatch.setattr(batch_loop, "is_gpu", lambda _device: True)
     for name in ("encode_batch", "batch_sums"):
-        monkeypatch.setattr(summed_batches, name, recorded(order, getattr(summed_batches, name)))
+        monkeypatch.setattr(batch_loop, name, recorded(order, getattr(batch_loop, name)))
     for one, other in zip(measure_job(job, config), expected, strict=True):
         np.testing.assert_array_equal(one.firing_count, other.firing_count)
         np.testing.assert_array_equal(one.sums.sum_cost, other.sums.sum_cost)

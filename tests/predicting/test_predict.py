@@ -147,8 +147,8 @@ def test_an_activation_of_another_width_is_not_the_students_width(
     np.testing.assert_array_equal(FloorPrediction.load(tmp_path).expected, from_head)
 
 
-def test_the_head_floor_is_of_all_positions_if_the_sae_reads_some(bridge: Any, sae: Any, ids: Tensor) -> None:
-    """Students are trained on all positions, and so their losses are of all."""
+def test_the_head_floor_is_of_all_tokens_if_the_sae_reads_some(bridge: Any, sae: Any, ids: Tensor) -> None:
+    """Students are trained on all tokens, and so their losses are of all."""
     of_first_tokens = copy.deepcopy(sae)
     of_first_tokens.cfg.metadata.seqpos_slice = (0, 4)
     some, every = (
@@ -156,6 +156,11 @@ def test_the_head_floor_is_of_all_positions_if_the_sae_reads_some(bridge: Any, s
     )
     assert some.stats.n_tokens < 0.2 * every.stats.n_tokens
     assert some.head_floor.n_train_tokens == every.head_floor.n_train_tokens
+    np.testing.assert_array_equal(some.bound, every.bound)
+    of_some_tokens = copy.deepcopy(sae)
+    of_some_tokens.cfg.metadata.exclude_special_tokens = list(range(100))
+    some = predict_floor(bridge, of_some_tokens, ids, widths=[4, 8], steps=20, force=True)
+    assert some.stats.n_tokens < 0.8 * every.stats.n_tokens
     np.testing.assert_array_equal(some.bound, every.bound)
 
 

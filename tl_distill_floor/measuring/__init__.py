@@ -12,7 +12,7 @@
 - `costs`: the cost of removing a feature: energy, fisher, ablation.
 - `sampling`: outputs sampled from the teacher.
 - `batch_sums`: sums over one batch.
-- `summed_batches`: the sums of all batches of a text.
+- `batch_loop`: reads the batches of a text one after the other, and yields the sums of each.
 - `module_outputs`: the hook point that holds what a module of a `transformers` model returns.
 - `causality`: whether a model predicts each token from those before it.
 - `hooks`: names of hook points, and activations there.

@@ -17,7 +17,7 @@ class ActivationBatch(NamedTuple):
     """Activations of the counted tokens of a batch, as the SAE reads them."""
 
     activation: Float[Tensor, "token *d_in"]
-    """What the SAE reads, on its device; the other tensors of integers are on the CPU."""
+    """What the SAE reads, on its device. Token ids, numbers and masks are on the CPU."""
     sequence: Int[Tensor, " token"]
     """Number of the token's sequence in the text, counted from 0."""
     position: Int[Tensor, " token"]

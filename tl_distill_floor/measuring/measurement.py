@@ -13,6 +13,7 @@ from pathlib import Path
 
 from tl_distill_floor.annotations import CostMethod, Dtype, ProgressCallback, SaeLike, TeacherLike, TextLike
 from tl_distill_floor.errors import InputError
+from tl_distill_floor.measuring.batch_loop import open_summed_batches
 from tl_distill_floor.measuring.config import LoadConfig, MeasureConfig
 from tl_distill_floor.measuring.costs import COST_METHODS
 from tl_distill_floor.measuring.fingerprints import teacher_fingerprint
@@ -20,7 +21,6 @@ from tl_distill_floor.measuring.job import AttachedSae, MeasurementJob, prepare_
 from tl_distill_floor.measuring.plausibility import TOKENS_TO_CHECK, check_plausible, plausibility_warnings
 from tl_distill_floor.measuring.processes import SINGLE_PROCESS, ProcessGroup
 from tl_distill_floor.measuring.strongest_contexts import RunningContexts, describe_contexts
-from tl_distill_floor.measuring.summed_batches import open_summed_batches
 from tl_distill_floor.measuring.token_stream import MAX_KEPT_TOKENS
 from tl_distill_floor.results.block_sums import MAX_BLOCKS, BlockSums
 from tl_distill_floor.results.feature_stats import STATS_FILE, FeatureStats, different_settings

@@ -144,7 +144,7 @@ class TokenStream:
         return mask_positions(ids.shape, self.positions) & self.has_loss(ids)
 
     def has_loss(self, ids: Int[Tensor, "batch position"]) -> Bool[Tensor, "batch position"]:
-        """Return at which positions a loss is measured: all but special tokens and padding.
+        """Return at which positions a loss is measured: all but padding and the ids that are not counted.
 
         The first position of a sequence has none when features are removed, since they stay there. Positions that the
         SAE does not read have one: features that are removed before them change it.

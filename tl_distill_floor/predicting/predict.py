@@ -301,8 +301,8 @@ def _head_floor(
     if predicting.steps < MIN_STEPS:
         return None, (f"the head floor was not computed: it needs at least {MIN_STEPS} steps",)
     stream = job.token_stream
-    if stream.positions is not None:  # an SAE may read some positions only, but students are trained on all
-        stream = dataclasses.replace(stream, positions=None)
+    if stream.positions is not None or stream.excluded_ids:  # an SAE may read some tokens only, students read all
+        stream = dataclasses.replace(stream, positions=None, excluded_ids=())
     try:
         head = head_floor_of_stream(
             stream,

@@ -58,7 +58,7 @@ def copy_to_device(values: Tensor, device: torch.device) -> Tensor:
         values: the tensor, which must not be changed before the copy is used.
         device: the device.
     """
-    if device.type == "cuda" and values.device.type == "cpu":
+    if is_gpu(device) and values.device.type == "cpu":
         return values.pin_memory().to(device, non_blocking=True)
     return values.to(device)
 
@@ -70,7 +70,7 @@ def copy_to_cpu(tensors: Sequence[Tensor]) -> list[Tensor]:
         tensors: tensors of one device.
     """
     copies = [tensor.to("cpu", non_blocking=True) for tensor in tensors]
-    if not tensors or tensors[0].device.type != "cuda":
+    if not tensors or not is_gpu(tensors[0].device):
         return copies
     torch.cuda.current_stream(tensors[0].device).synchronize()
     # Copied once more, since they are in page-locked memory, which is scarce.
